@@ -1,0 +1,118 @@
+//! Who is asking: bearer keys of merchants and of operators.
+//!
+//! A merchant's key is `sk_test_`, the merchant's id and a secret, 32 hexadecimal digits each. That the
+//! key names its merchant lets the lookup start with `merchant_id`, like every other access to a
+//! merchant's rows. The database holds only the SHA-256 of a key; with 128 random bits in it there is
+//! nothing to guess, so a slow password hash would only slow the service down.
+
+use actix_web::dev::Payload;
+use actix_web::http::header::AUTHORIZATION;
+use actix_web::{FromRequest, HttpRequest, web};
+use diesel::prelude::*;
+use futures_util::future::LocalBoxFuture;
+use secrecy::SecretString;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::db::Db;
+use crate::error::Error;
+use crate::ids::MerchantId;
+use crate::schema::{api_keys, operator_keys};
+
+/// What a merchant's key starts with.
+pub const API_KEY_PREFIX: &str = "sk_test_";
+/// What an operator's key starts with.
+pub const OPERATOR_KEY_PREFIX: &str = "ok_";
+
+/// SHA-256 of a key: all that is stored of it.
+pub fn key_sha256(key: &str) -> Vec<u8> {
+    Sha256::digest(key.as_bytes()).to_vec()
+}
+
+/// Draws a new API key for `merchant`.
+pub fn new_api_key(merchant: MerchantId) -> String {
+    format!("{API_KEY_PREFIX}{}{}", merchant.0.as_simple(), secret())
+}
+
+/// Draws a new operator key.
+pub fn new_operator_key() -> String {
+    format!("{OPERATOR_KEY_PREFIX}{}", secret())
+}
+
+/// 128 bits from the operating system's generator, in hexadecimal.
+fn secret() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
+}
+
+/// A password that needs no escaping in a connection string.
+pub fn new_password() -> SecretString {
+    secret().into()
+}
+
+/// The merchant whose valid key came with the request.
+///
+/// Errors, in the order checked: `api_key_missing`, `operator_key_not_allowed`, `api_key_invalid`,
+/// `api_key_revoked`, `database_unavailable`.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthenticatedMerchant(pub MerchantId);
+
+impl AuthenticatedMerchant {
+    /// Authenticates `req`.
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
+        let key = bearer(req)?.to_owned();
+        db.run(move |conn| authenticate(conn, &key)).await.map(Self)
+    }
+}
+
+impl FromRequest for AuthenticatedMerchant {
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let req = req.clone();
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
+/// The token of the `Authorization` header (RFC 6750). The scheme's name is case-insensitive.
+fn bearer(req: &HttpRequest) -> Result<&str, Error> {
+    let mut headers = req.headers().get_all(AUTHORIZATION);
+    let header = headers.next().ok_or(Error::ApiKeyMissing)?;
+    if headers.next().is_some() {
+        return Err(Error::ApiKeyInvalid);
+    }
+    let (scheme, token) =
+        header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Error::ApiKeyMissing)?;
+    if scheme.eq_ignore_ascii_case("Bearer") { Ok(token.trim()) } else { Err(Error::ApiKeyMissing) }
+}
+
+fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
+    if key.starts_with(OPERATOR_KEY_PREFIX) {
+        // Only somebody who holds a real one learns that it was recognised.
+        let known = operator_keys::table
+            .filter(operator_keys::key_sha256.eq(key_sha256(key)))
+            .filter(operator_keys::revoked_at.is_null())
+            .select(operator_keys::id)
+            .first::<Uuid>(conn)
+            .optional()?;
+        return Err(if known.is_some() { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
+    }
+    let merchant = key
+        .strip_prefix(API_KEY_PREFIX)
+        .and_then(|rest| rest.get(..32))
+        .and_then(|digits| Uuid::parse_str(digits).ok())
+        .map(MerchantId)
+        .ok_or(Error::ApiKeyInvalid)?;
+    let revoked = api_keys::table
+        .filter(api_keys::merchant_id.eq(merchant))
+        .filter(api_keys::key_sha256.eq(key_sha256(key)))
+        .select(api_keys::revoked_at.is_not_null())
+        .first::<bool>(conn)
+        .optional()?;
+    match revoked {
+        None => Err(Error::ApiKeyInvalid),
+        Some(true) => Err(Error::ApiKeyRevoked),
+        Some(false) => Ok(merchant),
+    }
+}

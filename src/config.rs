@@ -1,0 +1,70 @@
+//! Configuration: one struct, read from flags and from `ONCEPAY_*` variables.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// Settings of a running service. `oncepay serve --help` prints them with their variables.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Connection string of the database, as the role `oncepay_app`
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Database connections, and threads that use them
+    #[arg(long, env = "ONCEPAY_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub pool_size: u32,
+
+    /// Longest wait for a database connection, in milliseconds; then 503
+    #[arg(long, env = "ONCEPAY_POOL_TIMEOUT_MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub pool_timeout_ms: u64,
+
+    /// How long an attempt has a request to itself, in milliseconds. After that another attempt may
+    /// take over, so it should be longer than the slowest call to the processor
+    #[arg(long, env = "ONCEPAY_LEASE_MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub lease_ms: u64,
+
+    /// Longest wait for an answer of the payment processor, in milliseconds
+    #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub processor_timeout_ms: u64,
+
+    /// File to which the sandbox processor appends each call as a line of JSON
+    #[arg(long, env = "ONCEPAY_SANDBOX_JOURNAL")]
+    pub sandbox_journal: Option<PathBuf>,
+}
+
+impl Config {
+    /// The settings of a service on `database_url` with everything else as by default, on a free port.
+    pub fn for_database(database_url: SecretString) -> Self {
+        Self {
+            database_url,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            pool_size: 8,
+            pool_timeout_ms: 2_000,
+            lease_ms: 30_000,
+            processor_timeout_ms: 10_000,
+            sandbox_journal: None,
+        }
+    }
+
+    /// See [`pool_timeout_ms`](Self::pool_timeout_ms).
+    pub fn pool_timeout(&self) -> Duration {
+        Duration::from_millis(self.pool_timeout_ms)
+    }
+
+    /// See [`lease_ms`](Self::lease_ms).
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
+    /// See [`processor_timeout_ms`](Self::processor_timeout_ms).
+    pub fn processor_timeout(&self) -> Duration {
+        Duration::from_millis(self.processor_timeout_ms)
+    }
+}

@@ -1,0 +1,89 @@
+//! Makes a database with its two roles: the owner, who migrates, and the role of the service, which may
+//! only do what the migrations grant.
+
+use diesel::sql_types::{Bool, Text};
+use diesel::{PgConnection, RunQueryDsl};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::db;
+
+/// Owner of the database and of everything in it.
+pub const OWNER: &str = "oncepay_owner";
+/// Role that the service connects as.
+pub const APP: &str = "oncepay_app";
+
+/// Creates the two roles, or gives them new passwords, and allows them to log in. `conn` must be a
+/// superuser.
+pub fn ensure_roles(
+    conn: &mut PgConnection,
+    owner_password: &SecretString,
+    app_password: &SecretString,
+) -> Result<(), String> {
+    ensure_role(conn, OWNER, owner_password)?;
+    ensure_role(conn, APP, app_password)
+}
+
+/// Creates a role that can do nothing but log in, or gives it a new password.
+pub fn ensure_role(conn: &mut PgConnection, role: &str, password: &SecretString) -> Result<(), String> {
+    let exists = exists(conn, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role)?;
+    let verb = if exists { "ALTER" } else { "CREATE" };
+    // Both come from this program: names are constants, passwords hexadecimal.
+    execute(
+        conn,
+        &format!(
+            "{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD '{}'",
+            password.expose_secret()
+        ),
+    )
+}
+
+/// Creates a database of the owner, unless it exists. `conn` must be a superuser.
+pub fn ensure_database(conn: &mut PgConnection, name: &str) -> Result<(), String> {
+    if !exists(conn, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name)? {
+        execute(conn, &format!("CREATE DATABASE {name} OWNER {OWNER}"))?;
+    }
+    // Before Postgres 15 everybody may create objects in the schema public.
+    execute(conn, &format!("REVOKE CREATE ON DATABASE {name} FROM PUBLIC"))
+}
+
+/// Brings the database that `owner_url` names up to date. Returns what was run.
+pub fn migrate(owner_url: &SecretString) -> Result<Vec<String>, String> {
+    db::migrate(&mut db::connect(owner_url)?)
+}
+
+/// `url` with another role, password and database.
+pub fn url_as(
+    url: &str,
+    role: &str,
+    password: &SecretString,
+    database: Option<&str>,
+) -> Result<SecretString, String> {
+    let mut url = Url::parse(url).map_err(|error| format!("The database URL can't be read: {error}."))?;
+    let set = url.set_username(role).and_then(|()| url.set_password(Some(password.expose_secret())));
+    set.map_err(|()| "The database URL has no host.".to_owned())?;
+    if let Some(database) = database {
+        url.set_path(database);
+    }
+    Ok(String::from(url).into())
+}
+
+fn exists(conn: &mut PgConnection, query: &str, name: &str) -> Result<bool, String> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        exists: bool,
+    }
+    diesel::sql_query(query)
+        .bind::<Text, _>(name)
+        .get_result::<Row>(conn)
+        .map(|row| row.exists)
+        .map_err(|error| format!("Can't read the database's catalog: {error}."))
+}
+
+fn execute(conn: &mut PgConnection, statement: &str) -> Result<(), String> {
+    diesel::sql_query(statement)
+        .execute(conn)
+        .map(|_| ())
+        .map_err(|error| format!("Can't prepare the database: {error}."))
+}

@@ -1,0 +1,227 @@
+//! `oncepay dev`: everything that it takes to try the service, with one command.
+//!
+//! Starts a Postgres of its own in a data folder, with the settings that production would have, makes
+//! the two roles, migrates, seeds a merchant, and serves. Every step can be repeated, so whenever it's
+//! killed, the next start goes on from there.
+//!
+//! Order: the port is taken first, since that is what most likely fails and leaves nothing behind; then
+//! the folder, its lock, Postgres, the rest.
+
+pub mod database;
+pub mod postgres;
+pub mod seed;
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
+
+use crate::auth::new_password;
+use crate::config::Config;
+use crate::db;
+use crate::server::Bound;
+
+use self::seed::Keys;
+
+/// Name of the database.
+const DATABASE: &str = "oncepay";
+/// Name of the seeded merchant.
+const MERCHANT: &str = "Development merchant";
+
+/// Options of the `dev` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Port to serve on, at 127.0.0.1
+    #[arg(long, env = "ONCEPAY_PORT", default_value_t = 8080)]
+    port: u16,
+
+    /// Folder for the database and for dev.env
+    #[arg(long, env = "ONCEPAY_DATA_DIR", default_value = ".oncepay")]
+    data_dir: PathBuf,
+
+    /// Use this database instead of starting a Postgres: a URL of its owner, who may create roles
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<SecretString>,
+}
+
+/// Runs until SIGINT or SIGTERM. An error is a sentence or two that say what to do.
+pub fn run(options: &Options) -> Result<(), String> {
+    let bound = Bound::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)))
+        .map_err(|error| format!("{error} (--port)"))?;
+    let folder = DataFolder::open(&options.data_dir)?;
+
+    let (server, owner_url, app_url) = match &options.database_url {
+        Some(url) => {
+            let (owner_url, app_url) = prepare_given(url)?;
+            (None, owner_url, app_url)
+        }
+        None => {
+            println!("Starting Postgres in {} …", folder.cluster().display());
+            let settings =
+                postgres::Settings { cluster_dir: &folder.cluster(), durable: true, max_connections: 100 };
+            let server = postgres::Server::start(&settings).map_err(|error| error.to_string())?;
+            let (owner_url, app_url) = prepare_own(&server)?;
+            (Some(server), owner_url, app_url)
+        }
+    };
+    for migration in database::migrate(&owner_url)? {
+        println!("Migrated: {migration}");
+    }
+    let keys = seed::ensure(&mut db::connect(&owner_url)?, MERCHANT, folder.known_keys())
+        .map_err(|error| format!("Can't seed the database: {error}."))?;
+
+    let url = format!("http://{}", bound.address());
+    folder.write_env(&[
+        ("ONCEPAY_URL", &url),
+        ("ONCEPAY_API_KEY", &keys.api_key),
+        ("ONCEPAY_OPERATOR_KEY", &keys.operator_key),
+        ("DATABASE_URL", app_url.expose_secret()),
+        ("ONCEPAY_OWNER_DATABASE_URL", owner_url.expose_secret()),
+    ])?;
+    folder.keep();
+
+    let config = Config::for_database(app_url);
+    let served = crate::serve(bound, &config, || print_welcome(&url, &keys, &folder.path));
+    if let Some(server) = server {
+        println!("Stopping Postgres …");
+        server.stop().map_err(|error| error.to_string())?;
+    }
+    served
+}
+
+/// Makes roles and database on a server of our own. Passwords are drawn anew at each start, so none has
+/// to be kept but in dev.env.
+fn prepare_own(server: &postgres::Server) -> Result<(SecretString, SecretString), String> {
+    let (owner_password, app_password) = (new_password(), new_password());
+    let superuser = server.superuser_url("postgres");
+    let conn = &mut db::connect(&superuser.clone().into())?;
+    database::ensure_roles(conn, &owner_password, &app_password)?;
+    database::ensure_database(conn, DATABASE)?;
+    Ok((
+        database::url_as(&superuser, database::OWNER, &owner_password, Some(DATABASE))?,
+        database::url_as(&superuser, database::APP, &app_password, Some(DATABASE))?,
+    ))
+}
+
+/// Makes the service's role on a server that the user runs.
+fn prepare_given(owner_url: &SecretString) -> Result<(SecretString, SecretString), String> {
+    let app_password = new_password();
+    database::ensure_role(&mut db::connect(owner_url)?, database::APP, &app_password).map_err(|error| {
+        format!("{error} DATABASE_URL must name a role that owns the database and may create roles.")
+    })?;
+    let app_url = database::url_as(owner_url.expose_secret(), database::APP, &app_password, None)?;
+    Ok((owner_url.clone(), app_url))
+}
+
+fn print_welcome(url: &str, keys: &Keys, folder: &Path) {
+    println!(
+        "
+Oncepay is running; Ctrl-C stops it.
+
+  API       {url}
+  API docs  {url}/docs
+  Settings  {env}
+
+Make a charge. Then paste the same line again, and see that it isn't charged twice:
+
+curl -i {url}/v1/charges \\
+  -H 'Authorization: Bearer {api_key}' \\
+  -H 'Idempotency-Key: {key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{\"amount\":\"12.50\",\"currency\":\"USD\",\"payment_method\":\"pm_card_visa\"}}'
+",
+        env = folder.join("dev.env").display(),
+        api_key = keys.api_key,
+        key = Uuid::new_v4(),
+    );
+}
+
+/// The folder of one development environment, locked against a second `dev`.
+struct DataFolder {
+    path: PathBuf,
+    /// Holds the lock for as long as it's open.
+    _lock: File,
+    /// Whether this start made the folder, so that a failing one can remove it again.
+    made: std::cell::Cell<bool>,
+}
+
+impl DataFolder {
+    fn open(path: &Path) -> Result<Self, String> {
+        let unusable = |error: std::io::Error| {
+            format!("The data folder {} can't be used: {error}. Choose another one with --data-dir.", path.display())
+        };
+        let made = !path.exists();
+        fs::create_dir_all(path).map_err(unusable)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("dev.lock"))
+            .inspect_err(|_| {
+                if made {
+                    let _ = fs::remove_dir(path);
+                }
+            })
+            .map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(format!(
+                    "Another `oncepay dev` uses the data folder {}. Stop it, or choose another folder with --data-dir.",
+                    path.display()
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock, made: std::cell::Cell::new(made) })
+    }
+
+    fn cluster(&self) -> PathBuf {
+        self.path.join("postgres")
+    }
+
+    /// From now on the folder stays, whatever happens.
+    fn keep(&self) {
+        self.made.set(false);
+    }
+
+    /// Keys that an earlier start wrote.
+    fn known_keys(&self) -> Option<Keys> {
+        let text = fs::read_to_string(self.path.join("dev.env")).ok()?;
+        let value = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+        };
+        Some(Keys { api_key: value("ONCEPAY_API_KEY")?, operator_key: value("ONCEPAY_OPERATOR_KEY")? })
+    }
+
+    /// Writes dev.env, readable by us only. Whole or not at all: it's renamed into place.
+    fn write_env(&self, settings: &[(&str, &str)]) -> Result<(), String> {
+        let write = || {
+            let new = self.path.join("dev.env.new");
+            let mut file =
+                File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            for (name, value) in settings {
+                writeln!(file, "{name}={value}")?;
+            }
+            file.sync_all()?;
+            fs::rename(new, self.path.join("dev.env"))
+        };
+        write().map_err(|error| format!("Can't write dev.env in {}: {error}.", self.path.display()))
+    }
+}
+
+impl Drop for DataFolder {
+    fn drop(&mut self) {
+        if self.made.get() {
+            // Postgres' own start removes what it has left half-made. What is complete may stay: then the
+            // folder isn't empty and isn't removed.
+            let _ = fs::remove_file(self.path.join("dev.lock"));
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Reads JSON bodies at the door: syntax first, then every field at once.
+//!
+//! `serde` stops at the first field that doesn't fit. A client that corrects one error only to meet
+//! the next is badly served, so bodies are read field by field through [`Fields`], which notes all
+//! errors, unknown fields among them, with JSON pointers (RFC 6901).
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::error::{Error, FieldError};
+use crate::money::{Currency, Money};
+
+/// Parses a JSON text. Beside what the grammar forbids, member names that repeat are refused (which of
+/// the two would have been meant?), and so is nesting deeper than 128 levels.
+pub fn parse_json(bytes: &[u8]) -> Result<Value, Error> {
+    if bytes.is_empty() {
+        return Err(Error::JsonMalformed("it is empty".to_owned()));
+    }
+    // The parser's messages name positions and expected characters, nothing internal.
+    serde_json::from_slice::<Strict>(bytes)
+        .map(|strict| strict.0)
+        .map_err(|error| Error::JsonMalformed(error.to_string()))
+}
+
+/// A [`Value`] that was read with repeated member names refused.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(Value::Bool(v))
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Value, E> {
+        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Strict(item)) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if members.contains_key(&name) {
+                return Err(de::Error::custom("a member name repeats"));
+            }
+            let Strict(value) = map.next_value()?;
+            members.insert(name, value);
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+/// Most characters of a text field, unless said otherwise.
+pub const TEXT_MAX: usize = 500;
+/// Most entries of `metadata`.
+pub const METADATA_ENTRIES_MAX: usize = 50;
+/// Most characters of a name in `metadata`.
+pub const METADATA_NAME_MAX: usize = 40;
+
+/// Free-form texts that a merchant attaches to an object.
+pub type Metadata = BTreeMap<String, String>;
+
+/// A field of a merge patch (RFC 7396): left out, `null`, or a new value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Patch<T> {
+    /// The field isn't in the body and stays as it is.
+    #[default]
+    Keep,
+    /// `null`: the field is removed.
+    Remove,
+    /// The new value.
+    Set(T),
+}
+
+/// The members of a JSON object, taken one by one. Every method notes an error and returns `None` (or
+/// a default) when its field isn't valid, so that reading can go on.
+pub struct Fields<'a> {
+    members: &'a Map<String, Value>,
+    known: HashSet<&'static str>,
+    errors: Vec<FieldError>,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads a whole body with `read`. All errors together, or the value that `read` made.
+    pub fn read<T>(body: &'a Value, read: impl FnOnce(&mut Self) -> Option<T>) -> Result<T, Error> {
+        let Value::Object(members) = body else {
+            return Err(Error::ValidationFailed(vec![FieldError {
+                pointer: String::new(),
+                detail: "must be a JSON object".to_owned(),
+            }]));
+        };
+        let mut fields = Fields { members, known: HashSet::new(), errors: Vec::new() };
+        let value = read(&mut fields);
+        let unknown: Vec<_> =
+            members.keys().filter(|name| !fields.known.contains(name.as_str())).cloned().collect();
+        for name in unknown {
+            fields.error(&name, "is not a known field");
+        }
+        match value {
+            Some(value) if fields.errors.is_empty() => Ok(value),
+            _ => Err(Error::ValidationFailed(fields.errors)),
+        }
+    }
+
+    /// Notes that `name` isn't valid.
+    pub fn error(&mut self, name: &str, detail: impl Into<String>) {
+        self.errors.push(FieldError { pointer: pointer(&[name]), detail: detail.into() });
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.known.insert(name);
+        self.members.get(name)
+    }
+
+    /// The field, or a note that it's missing.
+    fn required(&mut self, name: &'static str) -> Option<&'a Value> {
+        let value = self.take(name);
+        if value.is_none() {
+            self.error(name, "is required");
+        }
+        value
+    }
+
+    /// `amount` and `currency`, both required. The amount is checked even if the currency isn't valid,
+    /// as far as that is possible.
+    pub fn money(&mut self) -> Option<Money> {
+        let currency = self.required("currency").and_then(|value| {
+            match value.as_str().map(str::parse::<Currency>) {
+                Some(Ok(currency)) => Some(currency),
+                Some(Err(error)) => {
+                    self.error("currency", error.to_string());
+                    None
+                }
+                None => {
+                    self.error("currency", "must be a string");
+                    None
+                }
+            }
+        });
+        let amount = self.required("amount")?;
+        let Some(text) = amount.as_str() else {
+            self.error("amount", "must be a decimal string such as \"12.50\", not a JSON number or other value");
+            return None;
+        };
+        // Without a valid currency, one with many decimals stands in, so that only what is wrong
+        // in any currency is reported.
+        let stand_in = || "CLF".parse().expect("CLF is a currency of ISO 4217");
+        match Money::parse(text, currency.unwrap_or_else(stand_in)) {
+            Ok(money) => currency.map(|_| money),
+            Err(error) => {
+                self.error("amount", error.to_string());
+                None
+            }
+        }
+    }
+
+    /// A required text of 1 to `max` characters.
+    pub fn text(&mut self, name: &'static str, max: usize) -> Option<String> {
+        let value = self.required(name)?;
+        self.check_text(&[name], value, max)
+    }
+
+    /// A text of 1 to `max` characters that may be left out or `null`.
+    pub fn optional_text(&mut self, name: &'static str, max: usize) -> Option<String> {
+        match self.take(name) {
+            None | Some(Value::Null) => None,
+            Some(value) => self.check_text(&[name], value, max),
+        }
+    }
+
+    /// A boolean that may be left out.
+    pub fn boolean_or(&mut self, name: &'static str, default: bool) -> bool {
+        match self.take(name) {
+            None => default,
+            Some(Value::Bool(value)) => *value,
+            Some(_) => {
+                self.error(name, "must be true or false");
+                default
+            }
+        }
+    }
+
+    /// `metadata`: an object of texts that may be left out or `null`.
+    pub fn metadata(&mut self) -> Metadata {
+        match self.patch_metadata() {
+            Patch::Keep | Patch::Remove => Metadata::new(),
+            // On creation there is nothing to remove, so that a null is most likely a mistake.
+            Patch::Set(entries) => {
+                let mut metadata = Metadata::new();
+                for (name, value) in entries {
+                    match value {
+                        Some(value) => {
+                            metadata.insert(name, value);
+                        }
+                        None => self.errors.push(FieldError {
+                            pointer: pointer(&["metadata", &name]),
+                            detail: "must be a string".to_owned(),
+                        }),
+                    }
+                }
+                metadata
+            }
+        }
+    }
+
+    /// A text as a merge patch has it.
+    pub fn patch_text(&mut self, name: &'static str, max: usize) -> Patch<String> {
+        match self.take(name) {
+            None => Patch::Keep,
+            Some(Value::Null) => Patch::Remove,
+            Some(value) => self.check_text(&[name], value, max).map_or(Patch::Keep, Patch::Set),
+        }
+    }
+
+    /// `metadata` as a merge patch has it: entries that are `null` (here `None`) are to be removed.
+    pub fn patch_metadata(&mut self) -> Patch<BTreeMap<String, Option<String>>> {
+        let entries = match self.take("metadata") {
+            None => return Patch::Keep,
+            Some(Value::Null) => return Patch::Remove,
+            Some(Value::Object(entries)) => entries,
+            Some(_) => {
+                self.error("metadata", "must be an object of strings");
+                return Patch::Keep;
+            }
+        };
+        if entries.len() > METADATA_ENTRIES_MAX {
+            self.error("metadata", format!("must have at most {METADATA_ENTRIES_MAX} entries"));
+        }
+        let mut patch = BTreeMap::new();
+        for (name, value) in entries {
+            if name.is_empty() || name.chars().count() > METADATA_NAME_MAX || name.contains('\0') {
+                self.errors.push(FieldError {
+                    pointer: pointer(&["metadata", name]),
+                    detail: format!("must have a name of 1 to {METADATA_NAME_MAX} characters without U+0000"),
+                });
+            }
+            let value = match value {
+                Value::Null => Some(None),
+                // Unlike other texts, a value in metadata may be empty.
+                Value::String(text) if text.is_empty() => Some(Some(String::new())),
+                value => self.check_text(&["metadata", name], value, TEXT_MAX).map(Some),
+            };
+            if let Some(value) = value {
+                patch.insert(name.clone(), value);
+            }
+        }
+        Patch::Set(patch)
+    }
+
+    fn check_text(&mut self, path: &[&str], value: &Value, max: usize) -> Option<String> {
+        let detail = match value.as_str() {
+            None => "must be a string".to_owned(),
+            Some(text) if text.is_empty() || text.chars().count() > max => {
+                format!("must have 1 to {max} characters")
+            }
+            // Postgres has no such character, neither in text nor in jsonb.
+            Some(text) if text.contains('\0') => "must not contain the character U+0000".to_owned(),
+            Some(text) => return Some(text.to_owned()),
+        };
+        self.errors.push(FieldError { pointer: pointer(path), detail });
+        None
+    }
+}
+
+/// The JSON pointer (RFC 6901) to a member.
+fn pointer(path: &[&str]) -> String {
+    path.iter().map(|name| format!("/{}", name.replace('~', "~0").replace('/', "~1"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn repeated_names_are_refused_at_any_depth() {
+        for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"b":2,"a":3}]}"#, r#"{"a":1,"\u0061":2}"#] {
+            let Err(Error::JsonMalformed(detail)) = parse_json(text.as_bytes()) else {
+                panic!("{text} was taken")
+            };
+            assert!(detail.starts_with("a member name repeats"), "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_json_text_is_read_as_it_is() {
+        let text = br#"{"a": [1, -2, 1.5, true, null, "x"], "b": {"c": "\u00e9"}}"#;
+        let expected = json!({"a": [1, -2, 1.5, true, null, "x"], "b": {"c": "é"}});
+        assert_eq!(parse_json(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn pointers_are_escaped() {
+        assert_eq!(pointer(&["metadata", "a/b~c"]), "/metadata/a~1b~0c");
+    }
+}

@@ -1,0 +1,346 @@
+//! The state machine: replay, refuse or execute.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use actix_web::HttpResponse;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use diesel::{Connection, PgConnection};
+use futures_util::FutureExt;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::db::Db;
+use crate::error::Error;
+use crate::faults;
+use crate::ids::MerchantId;
+use crate::processor::{Processor, ProcessorCall};
+use crate::request::log_cause;
+
+use super::policy::Policy;
+use super::reply::Reply;
+use super::request::{Envelope, IdempotentRequest, Operation};
+use super::store::{self, Answer, Claim, Found};
+
+/// How often the engine looks again when the row changes between looking and claiming.
+const LOOKS_MAX: u32 = 5;
+
+/// What an operation gets to know about its execution.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    envelope: &'a Envelope,
+    claim: &'a Claim,
+    now: DateTime<Utc>,
+}
+
+impl Context<'_> {
+    /// Whose request it is.
+    pub fn merchant(&self) -> MerchantId {
+        self.envelope.merchant
+    }
+
+    /// When the key was first claimed: the same in every attempt.
+    pub fn claimed_at(&self) -> DateTime<Utc> {
+        self.claim.created_at
+    }
+
+    /// Time of the effects, by the database's clock.
+    pub fn now(&self) -> DateTime<Utc> {
+        self.now
+    }
+
+    /// Id of the resource, allocated with the first claim and the same in every attempt.
+    pub fn resource_id(&self) -> Option<Uuid> {
+        self.claim.resource_id
+    }
+
+    /// `error` as an answer to this request.
+    pub fn problem(&self, error: &Error) -> Result<Reply, Error> {
+        Reply::problem(error, &self.envelope.request_id, &self.envelope.path)
+    }
+
+    /// Names one step of this request towards the processor: the same in every attempt, another for
+    /// every other request.
+    ///
+    /// The processor's key is derived rather than passed through, so that two merchants with the same
+    /// key stay apart. The time of the first claim is part of it: when a key is used again after it has
+    /// been forgotten, that is a new payment for the processor too.
+    pub fn processor_call(&self, step: &str) -> ProcessorCall {
+        let mut hash = Sha256::new();
+        hash.update(self.claim.merchant.0.as_bytes());
+        hash.update(self.claim.created_at.timestamp_micros().to_be_bytes());
+        hash.update(self.claim.key.as_str());
+        ProcessorCall {
+            key: format!("{}:{step}", hex::encode(&hash.finalize()[..16])),
+            attempt: self.claim.attempt,
+        }
+    }
+}
+
+/// An operation that changes only our own database.
+pub trait LocalOperation: Operation {
+    /// Does the work, inside the engine's transaction. A final error (see [`Error::is_final`]) undoes
+    /// what was written and is kept as the answer; any other undoes the claim as well.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error>;
+}
+
+/// An operation that calls the payment processor.
+#[async_trait]
+pub trait ExternalOperation: Operation {
+    /// What the processor said, as far as finishing needs it.
+    type Outcome: Send + Sync + 'static;
+
+    /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
+    /// out under a key from [`Context::processor_call`]. A decline is an outcome; an error means that
+    /// there is none yet.
+    async fn perform(
+        &self,
+        processor: &dyn Processor,
+        context: &Context<'_>,
+    ) -> Result<Self::Outcome, Error>;
+
+    /// Writes what follows from the outcome, inside the engine's transaction, which holds a lock on the
+    /// key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
+    fn finish(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        outcome: &Self::Outcome,
+    ) -> Result<Reply, Error>;
+}
+
+/// Executes requests at most once per (merchant, key). Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    db: Db,
+    processor: Arc<dyn Processor>,
+    policy: Policy,
+}
+
+/// What became of the attempt to begin.
+enum Begun {
+    Claimed(Claim),
+    Answered(Answer),
+}
+
+impl Engine {
+    /// An engine on `db` whose external operations call `processor`.
+    pub fn new(db: Db, processor: Arc<dyn Processor>, policy: Policy) -> Self {
+        Self { db, processor, policy }
+    }
+
+    /// Runs a local operation: claim, work and answer in one transaction.
+    ///
+    /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
+    /// `idempotency_request_in_progress`, those of the operation that aren't final,
+    /// `transient_conflict`.
+    ///
+    /// Locks: an advisory lock on (merchant, key), then what the operation locks.
+    pub async fn run_local<O: LocalOperation>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, Error> {
+        let request = Arc::new(request);
+        let policy = self.policy;
+        let work = Arc::clone(&request);
+        let (answer, replayed) = self
+            .db
+            .run_retrying(move |conn| execute_local(conn, &work, &policy))
+            .await?;
+        Ok(respond(&request.envelope, answer, replayed))
+    }
+
+    /// Runs an external operation: committed claim, processor, finish in one fenced transaction.
+    ///
+    /// It goes on when the client hangs up, so that the client's retry finds an answer.
+    ///
+    /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
+    /// `idempotency_request_in_progress`, `processor_unavailable`, those of the operation that aren't
+    /// final, `transient_conflict`. After each of them the same request can be sent again and goes on
+    /// where this one stopped.
+    ///
+    /// Locks, in the finishing transaction: the key's row, then what the operation locks.
+    pub async fn run_external<O: ExternalOperation>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, Error> {
+        let engine = self.clone();
+        actix_web::rt::spawn(async move { engine.execute_external(request).await })
+            .await
+            .unwrap_or_else(|error| Err(Error::internal(error)))
+    }
+
+    async fn execute_external<O: ExternalOperation>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, Error> {
+        let request = Arc::new(request);
+        let envelope = &request.envelope;
+        let claim = match self.begin(&request).await? {
+            Begun::Answered(answer) => return Ok(respond(envelope, answer, true)),
+            Begun::Claimed(claim) => claim,
+        };
+        faults::reach("after_claim");
+        match self.attempt(&request, &claim).await {
+            Ok(answer) => {
+                faults::reach("after_commit");
+                Ok(respond(envelope, answer, false))
+            }
+            // The lease ran out and another attempt was faster. What we did here was rolled back, and
+            // the client gets the winner's answer, if there is one yet.
+            Err(Error::ClaimLost) => self.winners_answer(&request).await,
+            Err(error) => {
+                let release = move |conn: &mut PgConnection| store::release(conn, &claim);
+                if let Err(error) = self.db.run(release).await {
+                    // Then the lease has to run out by itself.
+                    log_cause(&error, &envelope.request_id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the answer or claims the key.
+    async fn begin<O: ExternalOperation>(
+        &self,
+        request: &Arc<IdempotentRequest<O>>,
+    ) -> Result<Begun, Error> {
+        let request = Arc::clone(request);
+        let policy = self.policy;
+        self.db
+            .run_retrying(move |conn| {
+                let envelope = &request.envelope;
+                for _ in 0..LOOKS_MAX {
+                    let claim = match store::find(conn, envelope)? {
+                        Found::Completed(answer) => return Ok(Begun::Answered(answer)),
+                        Found::Mismatch => return Err(Error::IdempotencyKeyReused),
+                        Found::Running => return Err(Error::IdempotencyRequestInProgress),
+                        Found::Nothing => {
+                            let resource = request.operation.resource();
+                            store::claim(conn, envelope, O::NAME, resource, &policy)?
+                        }
+                        Found::Abandoned => store::take_over(conn, envelope, &policy)?,
+                    };
+                    if let Some(claim) = claim {
+                        return Ok(Begun::Claimed(claim));
+                    }
+                }
+                // Somebody holds the advisory lock in a transaction that hasn't ended.
+                Err(Error::IdempotencyRequestInProgress)
+            })
+            .await
+    }
+
+    /// Calls the processor and writes what follows.
+    async fn attempt<O: ExternalOperation>(
+        &self,
+        request: &Arc<IdempotentRequest<O>>,
+        claim: &Claim,
+    ) -> Result<Answer, Error> {
+        let context = Context { envelope: &request.envelope, claim, now: claim.created_at };
+        let calls = request.operation.perform(&*self.processor, &context);
+        // A panic is caught here, so that the lease is given up like after any other failure.
+        let outcome = tokio::time::timeout(self.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
+            .await
+            .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
+            .map_err(|_| Error::internal("the operation panicked"))??;
+        faults::reach("after_processor");
+
+        let request = Arc::clone(request);
+        let claim = claim.clone();
+        self.db
+            .run_retrying(move |conn| {
+                conn.transaction(|conn| {
+                    let now = store::lock(conn, &claim)?;
+                    let context = Context { envelope: &request.envelope, claim: &claim, now };
+                    let reply =
+                        settle(conn, &context, |conn| request.operation.finish(conn, &context, &outcome))?;
+                    store::complete(conn, &claim, &reply)?;
+                    faults::reach("in_finish");
+                    Ok(answer(&request.envelope, &claim, reply))
+                })
+            })
+            .await
+    }
+
+    /// What the attempt that took our claim over has made of the request.
+    async fn winners_answer<O: ExternalOperation>(
+        &self,
+        request: &Arc<IdempotentRequest<O>>,
+    ) -> Result<HttpResponse, Error> {
+        let looking = Arc::clone(request);
+        match self.db.run(move |conn| store::find(conn, &looking.envelope)).await? {
+            Found::Completed(answer) => Ok(respond(&request.envelope, answer, true)),
+            _ => Err(Error::IdempotencyRequestInProgress),
+        }
+    }
+}
+
+/// One try of a local request: its answer, and whether that is a replay.
+fn execute_local<O: LocalOperation>(
+    conn: &mut PgConnection,
+    request: &IdempotentRequest<O>,
+    policy: &Policy,
+) -> Result<(Answer, bool), Error> {
+    let envelope = &request.envelope;
+    for _ in 0..LOOKS_MAX {
+        match store::find(conn, envelope)? {
+            Found::Completed(answer) => return Ok((answer, true)),
+            Found::Mismatch => return Err(Error::IdempotencyKeyReused),
+            // Local operations never commit an unfinished claim, so this row is another operation's
+            // with the same fingerprint, which can't be; refusing is the safe answer.
+            Found::Running | Found::Abandoned => return Err(Error::IdempotencyRequestInProgress),
+            Found::Nothing => {}
+        }
+        let executed = conn.transaction(|conn| {
+            let resource = request.operation.resource();
+            let Some(claim) = store::claim(conn, envelope, O::NAME, resource, policy)? else {
+                return Ok(None);
+            };
+            faults::reach("local_after_claim");
+            let context = Context { envelope, claim: &claim, now: claim.created_at };
+            let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
+            store::complete(conn, &claim, &reply)?;
+            faults::reach("local_before_commit");
+            Ok::<_, Error>(Some(answer(envelope, &claim, reply)))
+        })?;
+        if let Some(answer) = executed {
+            faults::reach("local_after_commit");
+            return Ok((answer, false));
+        }
+    }
+    Err(Error::IdempotencyRequestInProgress)
+}
+
+/// Runs the domain's part in a savepoint: a final error undoes what it wrote and becomes the answer.
+fn settle(
+    conn: &mut PgConnection,
+    context: &Context<'_>,
+    work: impl FnOnce(&mut PgConnection) -> Result<Reply, Error>,
+) -> Result<Reply, Error> {
+    match conn.transaction(work) {
+        Err(error) if error.is_final() => context.problem(&error),
+        result => result,
+    }
+}
+
+fn answer(envelope: &Envelope, claim: &Claim, reply: Reply) -> Answer {
+    Answer { reply, request_id: envelope.request_id.clone(), expires_at: claim.expires_at }
+}
+
+fn respond(envelope: &Envelope, answer: Answer, replayed: bool) -> HttpResponse {
+    let mut response = HttpResponse::build(answer.reply.status);
+    for (name, value) in answer.reply.headers {
+        response.insert_header((name, value));
+    }
+    response.insert_header(("Idempotency-Key", envelope.key.as_str()));
+    response.insert_header(("Idempotent-Replayed", if replayed { "true" } else { "false" }));
+    // An HTTP date, as in `Expires` (RFC 9110, section 5.6.7).
+    let expires = answer.expires_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    response.insert_header(("Idempotency-Expires", expires));
+    if replayed {
+        response.insert_header(("Original-Request-Id", answer.request_id));
+    }
+    response.body(answer.reply.body)
+}

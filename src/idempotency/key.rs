@@ -1,0 +1,125 @@
+//! The `Idempotency-Key` header.
+
+use std::fmt;
+
+use actix_web::http::header::HeaderMap;
+use sfv::{BareItem, Item, Parser};
+
+use crate::error::Error;
+
+/// Name of the header.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Most characters of a key.
+pub const KEY_LENGTH_MAX: usize = 255;
+
+/// What names an intended operation of a merchant: 1 to 255 visible ASCII characters.
+///
+/// A client may send it bare (`8e03978e-…`), as is common, or as a structured-field string
+/// (`"8e03978e-…"`), as the IETF draft has it (RFC 9651). Both are the same key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// Reads the key from a request's headers. Errors, in the order checked:
+    /// `idempotency_key_missing`, then `idempotency_key_invalid` for a repeated header, bytes outside
+    /// ASCII, malformed quoting, parameters, a wrong length, other characters.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Self, Error> {
+        let mut sent = headers.get_all(IDEMPOTENCY_KEY);
+        let value = sent.next().ok_or(Error::IdempotencyKeyMissing)?;
+        if sent.next().is_some() {
+            return Err(Error::IdempotencyKeyInvalid("must be sent once, not repeated"));
+        }
+        let text = value
+            .to_str()
+            .map_err(|_| Error::IdempotencyKeyInvalid("must consist of ASCII characters"))?
+            .trim();
+        Self::parse(text)
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        let invalid = |why| Err(Error::IdempotencyKeyInvalid(why));
+        let key = if text.starts_with('"') {
+            match Parser::new(text).parse::<Item>() {
+                Ok(Item { bare_item: BareItem::String(_), params }) if !params.is_empty() => {
+                    return invalid("must not have parameters");
+                }
+                Ok(Item { bare_item: BareItem::String(key), .. }) => String::from(key),
+                _ => return invalid("has malformed quotes"),
+            }
+        } else if looks_parametrised(text) {
+            return invalid("must not have parameters");
+        } else {
+            text.to_owned()
+        };
+        if key.is_empty() || key.len() > KEY_LENGTH_MAX {
+            return invalid("must have 1 to 255 characters");
+        }
+        if !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return invalid("must consist of visible ASCII characters");
+        }
+        Ok(Self(key))
+    }
+
+    /// The key without quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether a bare key ends in what a structured-field parser would take for a parameter (`;name` or
+/// `;name=…`). A semicolon that starts no parameter is an ordinary character of a bare key.
+fn looks_parametrised(text: &str) -> bool {
+    text.match_indices(';').any(|(at, _)| {
+        text[at + 1..].trim_start().starts_with(|c: char| c.is_ascii_lowercase() || c == '*')
+    })
+}
+
+impl fmt::Display for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Option<String> {
+        IdempotencyKey::parse(text).ok().map(|key| key.0)
+    }
+
+    #[test]
+    fn bare_and_quoted_spellings_are_the_same_key() {
+        let uuid = "8e03978e-40d5-43dd-bc93-6894a57f9324";
+        assert_eq!(parse(uuid).as_deref(), Some(uuid));
+        assert_eq!(parse(&format!("\"{uuid}\"")).as_deref(), Some(uuid));
+        assert_eq!(parse(r#""a\"b\\c""#).as_deref(), Some(r#"a"b\c"#));
+    }
+
+    #[test]
+    fn every_visible_ascii_character_is_allowed() {
+        let all: String = ('!'..='~').filter(|&c| c != '"').collect();
+        assert_eq!(parse(&all).as_deref(), Some(all.as_str()));
+    }
+
+    #[test]
+    fn lengths_are_counted_after_unquoting() {
+        let longest = "k".repeat(255);
+        assert!(parse(&longest).is_some());
+        assert!(parse(&format!("\"{longest}\"")).is_some());
+        assert!(parse(&format!("{longest}k")).is_none());
+        assert!(parse(&format!("\"{longest}k\"")).is_none());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let cases = [
+            "", "\"\"", "\"", "\"abc", "abc def", "\"abc def\"", "\"abc\";a=1", "\"abc\"; a",
+            "abc;a=1", "abc; a=1", "\"abc\" x", "\"a\\b\"", "a\tb", "caf\u{e9}",
+        ];
+        for text in cases {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Identifiers: a prefix that says what kind of object it is, and a time-ordered UUID (RFC 9562,
+//! version 7) in 32 hexadecimal digits, as in `ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b`.
+//!
+//! Each kind is a type of its own, so that a refund's id can't be passed where a charge's is wanted.
+//! In the database they are plain `uuid` columns.
+
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+/// The text isn't an identifier of the wanted kind.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an identifier of this kind")]
+pub struct ParseIdError;
+
+fn parse(prefix: &str, text: &str) -> Result<Uuid, ParseIdError> {
+    let digits = text.strip_prefix(prefix).ok_or(ParseIdError)?;
+    // One spelling per id: the uuid parser alone would also take hyphens, braces and upper case.
+    if digits.len() != 32 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(ParseIdError);
+    }
+    Uuid::parse_str(digits).map_err(|_| ParseIdError)
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord,
+            diesel::expression::AsExpression, diesel::deserialize::FromSqlRow,
+        )]
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// What each identifier of this kind starts with.
+            pub const PREFIX: &'static str = $prefix;
+
+            /// A new one, later in order than all that this process made before.
+            #[expect(clippy::new_without_default, reason = "a default id would be a surprise")]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}{}", Self::PREFIX, self.0.as_simple())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                parse(Self::PREFIX, text).map(Self)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl diesel::serialize::ToSql<diesel::sql_types::Uuid, diesel::pg::Pg> for $name {
+            fn to_sql<'b>(
+                &'b self,
+                out: &mut diesel::serialize::Output<'b, '_, diesel::pg::Pg>,
+            ) -> diesel::serialize::Result {
+                diesel::serialize::ToSql::<diesel::sql_types::Uuid, diesel::pg::Pg>::to_sql(&self.0, out)
+            }
+        }
+
+        impl diesel::deserialize::FromSql<diesel::sql_types::Uuid, diesel::pg::Pg> for $name {
+            fn from_sql(bytes: diesel::pg::PgValue<'_>) -> diesel::deserialize::Result<Self> {
+                diesel::deserialize::FromSql::<diesel::sql_types::Uuid, diesel::pg::Pg>::from_sql(bytes)
+                    .map(Self)
+            }
+        }
+    };
+}
+
+id!(
+    /// A merchant: the tenant that owns everything else.
+    MerchantId, "mer_"
+);
+id!(
+    /// A charge.
+    ChargeId, "ch_"
+);
+id!(
+    /// A journal entry of the ledger.
+    JournalEntryId, "je_"
+);
+id!(
+    /// An event: a recorded state change.
+    EventId, "evt_"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_printing_and_parsing() {
+        let id = ChargeId::new();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(id.to_string().len(), 3 + 32);
+    }
+
+    #[test]
+    fn other_spellings_are_refused() {
+        let id = ChargeId::new();
+        let hyphenated = format!("ch_{}", id.0.as_hyphenated());
+        let upper = id.to_string().to_uppercase();
+        let other_kind = id.to_string().replace("ch_", "mer_");
+        for text in [hyphenated.as_str(), &upper, &other_kind, "ch_", "", "ch_é", "ch_00"] {
+            assert_eq!(text.parse::<ChargeId>(), Err(ParseIdError), "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_are_in_the_order_of_their_making() {
+        let ids: Vec<_> = (0..1000).map(|_| ChargeId::new()).collect();
+        assert!(ids.is_sorted());
+    }
+}

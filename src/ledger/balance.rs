@@ -1,0 +1,109 @@
+//! Balances, and the checkpoints that keep reading them cheap.
+
+use diesel::prelude::*;
+use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::error::Error;
+use crate::ids::MerchantId;
+use crate::money::Currency;
+use crate::schema::ledger_accounts;
+use crate::sql::statement;
+
+use super::AccountKind;
+
+/// What a merchant has, per currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Balance {
+    /// One entry per currency in which there has been anything, by code.
+    pub balances: Vec<CurrencyBalance>,
+}
+
+/// What a merchant has in one currency.
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CurrencyBalance {
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    pub currency: Currency,
+    /// Ours to pay out or refund from: captured, less fees, refunds, disputes and payouts. Negative only
+    /// after a dispute.
+    #[schema(example = "118.20")]
+    pub available: String,
+    /// Authorized and not captured yet, before fees. In no journal entry, since no money has moved.
+    #[schema(example = "40.00")]
+    pub pending: String,
+    /// In payouts that haven't arrived yet.
+    #[schema(example = "0.00")]
+    pub in_transit: String,
+}
+
+/// All balances of a merchant, from one snapshot. Locks nothing.
+pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance, Error> {
+    let rows = statement::<(Text, Numeric, Numeric, Numeric)>(
+        "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
+             SELECT currency, \
+                 CASE kind WHEN 'merchant_payable' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS available, \
+                 0 AS pending, \
+                 CASE kind WHEN 'payouts_in_transit' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS in_transit \
+             FROM ledger_accounts WHERE merchant_id = {} \
+             UNION ALL \
+             SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status = 'requires_capture' \
+         ) AS part GROUP BY currency ORDER BY currency",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(merchant)
+    .load::<(String, Decimal, Decimal, Decimal)>(conn)?;
+
+    let balances = rows
+        .into_iter()
+        .map(|(code, available, pending, in_transit)| {
+            let currency: Currency = code.parse().map_err(Error::internal)?;
+            Ok(CurrencyBalance {
+                currency,
+                available: currency.format(available),
+                pending: currency.format(pending),
+                in_transit: currency.format(in_transit),
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Balance { balances })
+}
+
+/// The balance of one account, debits positive; zero if it was never posted to. Locks nothing.
+pub fn balance(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    kind: AccountKind,
+    currency: Currency,
+) -> Result<Decimal, Error> {
+    let balance = statement::<Numeric>(
+        "SELECT ledger_balance(merchant_id, id) FROM ledger_accounts \
+         WHERE merchant_id = {} AND kind = {} AND currency = {}",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(kind.as_str())
+    .bind::<Text, _>(currency.code())
+    .get_result::<Decimal>(conn)
+    .optional()?;
+    Ok(balance.unwrap_or_default())
+}
+
+/// Moves the checkpoints of a merchant's accounts as far as is safe: up to the oldest transaction that
+/// is still running, since that one may yet commit postings. Safe to run at any time, by anybody, any
+/// number of times. Locks the checkpoint rows, for which neither postings nor reads wait.
+pub fn roll_up(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Error> {
+    let accounts = ledger_accounts::table
+        .filter(ledger_accounts::merchant_id.eq(merchant))
+        .order(ledger_accounts::id)
+        .select(ledger_accounts::id)
+        .load::<uuid::Uuid>(conn)?;
+    for account in accounts {
+        statement::<()>("SELECT ledger_roll_up({}, {})")
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<SqlUuid, _>(account)
+            .execute(conn)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The double-entry ledger: what is owed to whom, and why.
+//!
+//! Every account belongs to one merchant and one currency. Every event that moves money is one journal
+//! entry, whose postings sum to zero, and which is posted once per *source* (such as `ch_…:capture`).
+//! Entries and postings are never changed or deleted.
+//!
+//! The *database* guards all of that: the service's role can't write the tables, only call the function
+//! `ledger_post`, which checks each rule (see the migration that creates it). This module is the
+//! service's side of it.
+//!
+//! # Balances
+//!
+//! No balance is stored as a number that each posting updates: such a row would make all charges of a
+//! merchant wait for each other. A balance is the account's checkpoint plus the postings after it. Only
+//! what could overdraw an account locks it.
+
+mod balance;
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Numeric, Text, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+
+use crate::error::Error;
+use crate::ids::{JournalEntryId, MerchantId};
+use crate::money::Money;
+use crate::sql::statement;
+
+pub use balance::{Balance, CurrencyBalance, balance, balances, roll_up};
+
+/// Kinds of accounts; each merchant has at most one of each per currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountKind {
+    /// Asset: what the acquirer owes us.
+    AcquirerClearing,
+    /// Asset: what we hold.
+    Bank,
+    /// Liability: what we owe the merchant. Below zero only through a dispute.
+    MerchantPayable,
+    /// Liability: on its way to the merchant's bank.
+    PayoutsInTransit,
+    /// Liability: held back while a dispute is open.
+    DisputesHeld,
+    /// Income: our fees.
+    FeeRevenue,
+}
+
+impl AccountKind {
+    /// Its name in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AcquirerClearing => "acquirer_clearing",
+            Self::Bank => "bank",
+            Self::MerchantPayable => "merchant_payable",
+            Self::PayoutsInTransit => "payouts_in_transit",
+            Self::DisputesHeld => "disputes_held",
+            Self::FeeRevenue => "fee_revenue",
+        }
+    }
+}
+
+/// A journal entry before it's posted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalEntry {
+    source: String,
+    kinds: Vec<&'static str>,
+    currencies: Vec<&'static str>,
+    amounts: Vec<Decimal>,
+}
+
+impl JournalEntry {
+    /// An entry for `source`, without lines yet.
+    pub fn new(source: impl Into<String>) -> Self {
+        Self { source: source.into(), kinds: Vec::new(), currencies: Vec::new(), amounts: Vec::new() }
+    }
+
+    /// Adds a debit. A line of zero is left out.
+    pub fn debit(self, account: AccountKind, money: Money) -> Self {
+        self.line(account, money, money.amount())
+    }
+
+    /// Adds a credit. A line of zero is left out.
+    pub fn credit(self, account: AccountKind, money: Money) -> Self {
+        self.line(account, money, -money.amount())
+    }
+
+    fn line(mut self, account: AccountKind, money: Money, signed_amount: Decimal) -> Self {
+        if !signed_amount.is_zero() {
+            self.kinds.push(account.as_str());
+            self.currencies.push(money.currency().code());
+            self.amounts.push(signed_amount);
+        }
+        self
+    }
+}
+
+/// Posts `entry`.
+///
+/// Errors: `internal` if the entry breaks a rule of the ledger (unbalanced, source posted before): for
+/// the entries posted so far that would be a bug of ours.
+///
+/// Locks: those of the function `ledger_post`: none, unless the entry debits `merchant_payable`.
+pub fn post(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    entry: &JournalEntry,
+) -> Result<JournalEntryId, Error> {
+    let id = JournalEntryId::new();
+    statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})")
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<SqlUuid, _>(id)
+        .bind::<Text, _>(&entry.source)
+        .bind::<Array<Text>, _>(&entry.kinds)
+        .bind::<Array<Text>, _>(&entry.currencies)
+        .bind::<Array<Numeric>, _>(&entry.amounts)
+        .execute(conn)?;
+    Ok(id)
+}

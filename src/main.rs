@@ -1,0 +1,65 @@
+//! The commands.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use oncepay::config::Config;
+use oncepay::server::{self, Bound};
+use oncepay::{db, dev};
+use secrecy::SecretString;
+
+/// A payments API that charges once, however often the client retries.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything for development: a Postgres, the schema, a merchant, the API
+    Dev(dev::Options),
+    /// Serve the API
+    Serve(Box<Config>),
+    /// Bring the database's schema up to date
+    Migrate {
+        /// Connection string of the database, as its owner
+        #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
+        owner_database_url: SecretString,
+    },
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Dev(options) => dev::run(&options),
+        Command::Serve(config) => {
+            let bound = Bound::new(config.listen)?;
+            let address = bound.address();
+            oncepay::serve(bound, &config, || println!("Serving on http://{address}"))
+        }
+        Command::Migrate { owner_database_url } => {
+            let run = db::migrate(&mut db::connect(&owner_database_url)?)?;
+            println!("{} migrations run.", run.len());
+            Ok(())
+        }
+        Command::Openapi => {
+            let document = server::document().to_pretty_json().map_err(|error| error.to_string())?;
+            println!("{document}");
+            Ok(())
+        }
+    }
+}

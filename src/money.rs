@@ -1,0 +1,252 @@
+//! Amounts of money: a decimal number together with its currency.
+//!
+//! Floats never touch an amount. Inside it is a [`Decimal`] with checked arithmetic, in the database
+//! a `numeric`, and on the wire a decimal *string* at exactly the currency's ISO 4217 scale
+//! (`"12.50"` USD, `"1250"` JPY, `"12.500"` KWD).
+
+use std::fmt;
+use std::str::FromStr;
+
+use rust_decimal::{Decimal, RoundingStrategy};
+
+/// Most integer digits that an amount may have: just under a trillion units.
+pub const INTEGER_DIGITS_MAX: usize = 12;
+
+/// An ISO 4217 currency that has a minor unit, such as `USD`. Precious metals, funds without a
+/// scale and test codes are no currencies to be paid in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Currency(iso_currency::Currency);
+
+impl Currency {
+    /// Number of decimals of an amount: 2 for USD, 0 for JPY, 3 for KWD.
+    pub fn scale(self) -> u32 {
+        u32::from(self.0.exponent().expect("checked when parsed"))
+    }
+
+    /// The three-letter code.
+    pub fn code(self) -> &'static str {
+        self.0.code()
+    }
+
+    /// `amount` as text at this currency's scale.
+    pub fn format(self, amount: Decimal) -> String {
+        let mut amount = amount;
+        amount.rescale(self.scale());
+        amount.to_string()
+    }
+}
+
+/// The code names no currency that can be paid in.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be an ISO 4217 currency code in upper case, such as USD, EUR, GBP, JPY, KWD or BHD")]
+pub struct UnknownCurrency;
+
+impl FromStr for Currency {
+    type Err = UnknownCurrency;
+    fn from_str(code: &str) -> Result<Self, UnknownCurrency> {
+        iso_currency::Currency::from_code(code)
+            .filter(|currency| currency.code() == code && currency.exponent().is_some())
+            .map(Self)
+            .ok_or(UnknownCurrency)
+    }
+}
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+impl serde::Serialize for Currency {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.code())
+    }
+}
+
+/// A positive amount in a currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Money {
+    amount: Decimal,
+    currency: Currency,
+}
+
+/// Why a text is no amount. The sentence is meant for the client.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AmountError {
+    /// Sign, exponent, white space, separators, or no digits at all.
+    #[error("must be a decimal string of digits with at most one point, such as \"12.50\"")]
+    Syntax,
+    /// More integer digits than [`INTEGER_DIGITS_MAX`].
+    #[error("must have at most {INTEGER_DIGITS_MAX} digits before the decimal point")]
+    TooLarge,
+    /// More decimals than the currency has.
+    #[error("must have at most {scale} decimals in {currency}")]
+    TooManyDecimals {
+        /// Decimals of the currency.
+        scale: u32,
+        /// Its code.
+        currency: &'static str,
+    },
+    /// Zero.
+    #[error("must be greater than zero")]
+    NotPositive,
+}
+
+impl Money {
+    /// Parses `amount` as a client wrote it. Errors in the order checked: syntax, integer digits,
+    /// decimals, zero.
+    pub fn parse(amount: &str, currency: Currency) -> Result<Self, AmountError> {
+        let (integer, fraction) = match amount.split_once('.') {
+            Some((integer, fraction)) => (integer, Some(fraction)),
+            None => (amount, None),
+        };
+        let is_digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !is_digits(integer) || fraction.is_some_and(|f| !is_digits(f)) {
+            return Err(AmountError::Syntax);
+        }
+        if integer.len() > INTEGER_DIGITS_MAX {
+            return Err(AmountError::TooLarge);
+        }
+        let decimals = fraction.map_or(0, str::len);
+        if decimals > currency.scale() as usize {
+            return Err(AmountError::TooManyDecimals {
+                scale: currency.scale(),
+                currency: currency.code(),
+            });
+        }
+        let amount = Decimal::from_str_exact(amount).map_err(|_| AmountError::Syntax)?;
+        if amount.is_zero() {
+            return Err(AmountError::NotPositive);
+        }
+        Ok(Self { amount, currency })
+    }
+
+    /// An amount that the database holds; it was checked on its way in.
+    pub fn from_stored(amount: Decimal, currency: Currency) -> Self {
+        Self { amount, currency }
+    }
+
+    /// The number.
+    pub fn amount(self) -> Decimal {
+        self.amount
+    }
+
+    /// The currency.
+    pub fn currency(self) -> Currency {
+        self.currency
+    }
+}
+
+impl fmt::Display for Money {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.currency.format(self.amount), self.currency)
+    }
+}
+
+/// What a merchant pays per capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pricing {
+    /// Share of the captured amount, 0 to 1.
+    pub rate: Decimal,
+    /// Added to that, in the currency of the charge, at least 0.
+    pub fixed: Decimal,
+}
+
+impl Pricing {
+    /// The fee for capturing `captured`: rate × amount + fixed, rounded half-even to the currency's
+    /// scale (so that the roundings of many charges don't add up in anybody's favour), and never more
+    /// than the amount. May be zero.
+    pub fn fee(self, captured: Money) -> Decimal {
+        // At most 16 + 5 digits, far from the 28 that a Decimal holds.
+        (self.rate * captured.amount + self.fixed)
+            .round_dp_with_strategy(captured.currency.scale(), RoundingStrategy::MidpointNearestEven)
+            .min(captured.amount)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn currency(code: &str) -> Currency {
+        code.parse().unwrap()
+    }
+
+    #[test]
+    fn amounts_are_parsed_and_printed_at_the_scale_of_their_currency() {
+        let cases = [
+            ("12.50", "USD", Ok("12.50 USD")),
+            ("12.5", "USD", Ok("12.50 USD")),
+            ("12", "USD", Ok("12.00 USD")),
+            ("0.01", "USD", Ok("0.01 USD")),
+            ("1250", "JPY", Ok("1250 JPY")),
+            ("1.005", "KWD", Ok("1.005 KWD")),
+            ("999999999999.99", "USD", Ok("999999999999.99 USD")),
+            ("1.005", "USD", Err(AmountError::TooManyDecimals { scale: 2, currency: "USD" })),
+            ("1.0", "JPY", Err(AmountError::TooManyDecimals { scale: 0, currency: "JPY" })),
+            ("1000000000000", "USD", Err(AmountError::TooLarge)),
+            ("999999999999999999", "USD", Err(AmountError::TooLarge)),
+            ("0", "USD", Err(AmountError::NotPositive)),
+            ("0.00", "USD", Err(AmountError::NotPositive)),
+        ];
+        for (amount, code, expected) in cases {
+            let money = Money::parse(amount, currency(code)).map(|m| m.to_string());
+            assert_eq!(money, expected.map(str::to_owned), "{amount} {code}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_plain_decimal_is_refused() {
+        for text in ["", ".", "5.", ".5", "-1", "+1", "1e3", "1E3", "NaN", "inf", " 1", "1 ", "1,000", "1_0", "1.2.3", "٣", "0x1"] {
+            assert_eq!(Money::parse(text, currency("USD")), Err(AmountError::Syntax), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn currencies_without_a_scale_and_other_spellings_are_unknown() {
+        for code in ["usd", "Usd", "US", "USDX", "", "XXX", "XAU", "XTS", "ZZZ"] {
+            assert_eq!(code.parse::<Currency>(), Err(UnknownCurrency), "{code}");
+        }
+        for (code, scale) in [("USD", 2), ("EUR", 2), ("GBP", 2), ("JPY", 0), ("KWD", 3), ("BHD", 3)] {
+            assert_eq!(currency(code).scale(), scale, "{code}");
+        }
+    }
+
+    #[test]
+    fn fees_are_rounded_half_even_and_never_exceed_the_amount() {
+        let pricing = |rate: &str, fixed: &str| Pricing {
+            rate: rate.parse().unwrap(),
+            fixed: fixed.parse().unwrap(),
+        };
+        let cases = [
+            ("0.029", "0.30", "12.50", "USD", "0.66"), // 0.6625
+            ("0.01", "0", "0.50", "USD", "0.00"),      // 0.005: a tie goes to the even 0
+            ("0.01", "0", "1.50", "USD", "0.02"),      // 0.015: a tie goes to the even 2
+            ("0.01", "0", "2.50", "USD", "0.02"),      // 0.025: a tie goes to the even 2
+            ("0.029", "0.30", "0.10", "USD", "0.10"),  // 0.3029, more than the amount
+            ("0.029", "0", "1250", "JPY", "36"),       // 36.25
+            ("0.029", "0", "1.234", "KWD", "0.036"),   // 0.035786
+            ("1", "5", "3.00", "USD", "3.00"),
+            ("0", "0", "3.00", "USD", "0"),
+        ];
+        for (rate, fixed, amount, code, expected) in cases {
+            let captured = Money::parse(amount, currency(code)).unwrap();
+            let expected: Decimal = expected.parse().unwrap();
+            assert_eq!(pricing(rate, fixed).fee(captured), expected, "{rate} {fixed} {amount} {code}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_fee_is_within_zero_and_the_amount_at_the_currencys_scale(
+            units in 1u64..99_999_999_999, rate in 0u32..=100_000, fixed in 0u32..100_000, which in 0usize..3,
+        ) {
+            let currency = currency(["USD", "JPY", "KWD"][which]);
+            let captured = Money::from_stored(Decimal::new(units as i64, currency.scale()), currency);
+            let pricing = Pricing { rate: Decimal::new(rate.into(), 5), fixed: Decimal::new(fixed.into(), 4) };
+            let fee = pricing.fee(captured);
+            proptest::prop_assert!(fee >= Decimal::ZERO && fee <= captured.amount());
+            proptest::prop_assert!(fee.normalize().scale() <= currency.scale());
+        }
+    }
+}

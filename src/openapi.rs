@@ -1,0 +1,244 @@
+//! The OpenAPI document.
+//!
+//! Operations describe themselves next to their handlers. What is the same for all (error answers,
+//! security, the idempotency headers) is added here, once.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use utoipa::OpenApi;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Ref, RefOr, Required};
+
+use crate::error::{CatalogueEntry, Code};
+
+/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for what goes through the
+/// idempotency engine, `problems!(Name, reading: …)` for what doesn't. Only the operation's own codes
+/// are listed.
+macro_rules! problems {
+    ($name:ident, $common:ident: $($code:ident),*) => {
+        struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<
+                String,
+                utoipa::openapi::RefOr<utoipa::openapi::response::Response>,
+            > {
+                #[allow(unused_imports, reason = "some operations have no codes of their own")]
+                use $crate::error::Code;
+                $crate::openapi::problem_responses(
+                    $crate::openapi::$common,
+                    &[$(Code::$code),*],
+                )
+            }
+        }
+    };
+}
+pub(crate) use problems;
+
+/// What every authenticated operation can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const reading: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyNotAllowed,
+    Code::DatabaseUnavailable,
+    Code::Internal,
+];
+
+/// What every operation that goes through the idempotency engine can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const mutating: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyNotAllowed,
+    Code::BodyTimeout,
+    Code::BodyTooLarge,
+    Code::MediaTypeUnsupported,
+    Code::IdempotencyKeyMissing,
+    Code::IdempotencyKeyInvalid,
+    Code::JsonMalformed,
+    Code::ValidationFailed,
+    Code::IdempotencyKeyReused,
+    Code::IdempotencyRequestInProgress,
+    Code::DatabaseUnavailable,
+    Code::TransientConflict,
+    Code::Internal,
+];
+
+/// Responses for `common` and `own` codes: one per status, with an example per code.
+pub(crate) fn problem_responses(common: &[Code], own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<&'static CatalogueEntry>> = BTreeMap::new();
+    for code in common.iter().chain(own) {
+        let entry = code.entry();
+        by_status.entry(entry.status).or_default().push(entry);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, entries)| (status.to_string(), RefOr::T(problem_response(&entries))))
+        .collect()
+}
+
+fn problem_response(entries: &[&'static CatalogueEntry]) -> Response {
+    let description: Vec<_> =
+        entries.iter().map(|entry| format!("`{}`: {}", entry.code, entry.meaning)).collect();
+    let mut content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
+    for entry in entries {
+        content = content.examples_from_iter([(
+            entry.code,
+            ExampleBuilder::new().summary(entry.title).value(Some(example(entry))).build(),
+        )]);
+    }
+    let mut response = ResponseBuilder::new()
+        .description(description.join("\n\n"))
+        .content("application/problem+json", content.build())
+        .build();
+    if entries.iter().any(|entry| entry.retryable && entry.status != 500) {
+        let header = string_header("Seconds to wait before sending the same request again.");
+        response.headers.insert("Retry-After".to_owned(), header.into());
+    }
+    response
+}
+
+/// An example problem for a code.
+fn example(entry: &CatalogueEntry) -> serde_json::Value {
+    let mut problem = json!({
+        "type": entry.path(),
+        "title": entry.title,
+        "status": entry.status,
+        "detail": entry.meaning,
+        "instance": "/v1/charges",
+        "code": entry.code,
+        "retryable": entry.retryable,
+        "request_id": "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+    });
+    let declined = |problem: &mut serde_json::Value, reason: &str| {
+        problem["decline_code"] = reason.into();
+        problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into();
+    };
+    match entry.code {
+        "validation_failed" => {
+            problem["errors"] =
+                json!([{"pointer": "/amount", "detail": "must have at most 2 decimals in USD"}]);
+        }
+        "card_declined" => declined(&mut problem, "generic_decline"),
+        "insufficient_funds" => declined(&mut problem, "insufficient_funds"),
+        _ => {}
+    }
+    problem
+}
+
+fn string_header(description: &str) -> utoipa::openapi::header::Header {
+    HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .description(Some(description))
+        .build()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Oncepay",
+        description = "A payments API that charges once, however often the client retries.\n\n\
+            Every request that changes something carries an `Idempotency-Key`. Sending it again with the same \
+            key never does it again: it gets the first answer, byte for byte. So after a timeout, a dropped \
+            connection or a 5xx, simply send the same request again.\n\n\
+            Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
+            problems whose `code` has one cause each and whose `type` leads to an explanation.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    components(schemas(crate::error::Problem, crate::error::FieldError)),
+    tags(
+        (name = "Charges", description = "Payments from a customer to the merchant."),
+        (name = "Balance", description = "What the merchant has."),
+    ),
+)]
+struct Base;
+
+/// The document without paths.
+pub fn base() -> utoipa::openapi::OpenApi {
+    Base::openapi()
+}
+
+/// Adds to `document`, whose paths are complete, what all operations share.
+pub fn finish(document: &mut utoipa::openapi::OpenApi) {
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(
+        "api_key",
+        SecurityScheme::Http(
+            HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("A merchant's secret key, `sk_test_…`."))
+                .build(),
+        ),
+    );
+    document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
+    for item in document.paths.paths.values_mut() {
+        let operations = [
+            (HttpMethod::Get, &mut item.get),
+            (HttpMethod::Post, &mut item.post),
+            (HttpMethod::Put, &mut item.put),
+            (HttpMethod::Patch, &mut item.patch),
+            (HttpMethod::Delete, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation {
+                finish_operation(operation, method != HttpMethod::Get);
+            }
+        }
+    }
+}
+
+fn finish_operation(operation: &mut Operation, is_mutating: bool) {
+    operation.security = Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new())]);
+    let parameters = operation.parameters.get_or_insert_default();
+    parameters.push(
+        header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")
+            .build().into(),
+    );
+    if is_mutating {
+        parameters.push(
+            header_parameter(
+                "Idempotency-Key",
+                "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
+                 structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
+            )
+            .required(Required::True)
+            .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
+            .build().into(),
+        );
+    }
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        let header = string_header("Names the request in our log.");
+        response.headers.insert("X-Request-Id".to_owned(), header.into());
+        let is_success = status.starts_with('2');
+        if is_mutating && (is_success || status == "402" || status == "404") {
+            for (name, description) in [
+                ("Idempotency-Key", "The key, without quotes."),
+                ("Idempotent-Replayed", "`true` when this is the stored answer of an earlier request."),
+                ("Idempotency-Expires", "HTTP date until which the answer is kept."),
+                ("Original-Request-Id", "On a replay: the request that the answer was made for."),
+            ] {
+                response.headers.insert(name.to_owned(), string_header(description).into());
+            }
+        }
+    }
+}
+
+fn header_parameter(name: &str, description: &str) -> ParameterBuilder {
+    Parameter::builder()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+}

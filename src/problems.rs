@@ -1,0 +1,78 @@
+//! Pages that explain error codes: where the `type` of a problem leads.
+
+use std::fmt::Write;
+
+use actix_web::{HttpResponse, get, web};
+
+use crate::error::{CatalogueEntry, Code, Error};
+
+/// Index of all error codes.
+#[get("/problems")]
+pub async fn index() -> HttpResponse {
+    let mut rows = String::new();
+    for entry in Code::ALL.iter().map(|code| code.entry()) {
+        let CatalogueEntry { code, status, title, .. } = entry;
+        let _ = write!(
+            rows,
+            "<tr><td><a href=\"{}\"><code>{code}</code></a></td><td>{status}</td><td>{title}</td></tr>",
+            entry.path()
+        );
+    }
+    page("Problems", &format!("<table><tr><th>Code</th><th>Status</th><th>Meaning</th></tr>{rows}</table>"))
+}
+
+/// Page of one code, with dashes or underscores.
+#[get("/problems/{code}")]
+pub async fn show(code: web::Path<String>) -> Result<HttpResponse, Error> {
+    let code = code.replace('-', "_");
+    let entry = Code::ALL
+        .iter()
+        .map(|code| code.entry())
+        .find(|entry| entry.code == code)
+        .ok_or(Error::RouteNotFound)?;
+    let kept = if entry.is_final {
+        "This answer settles the request. It is stored, and every retry with the same idempotency key gets it again."
+    } else {
+        "This answer is not stored with the idempotency key."
+    };
+    let retryable = if entry.retryable {
+        "Sending the very same request again, with the same idempotency key, can succeed and is safe."
+    } else {
+        "Sending the very same request again won't help."
+    };
+    Ok(page(
+        entry.title,
+        &format!(
+            "<p><code>{}</code>, HTTP status {}</p><h2>What happened</h2><p>{}</p><h2>What to do</h2><p>{}</p>\
+             <h2>Retries</h2><p>{retryable} {kept}</p><p><a href=\"/problems\">All problems</a></p>",
+            entry.code,
+            entry.status,
+            code_spans(entry.meaning),
+            code_spans(entry.remedy),
+        ),
+    ))
+}
+
+/// Renders the catalogue's `backquotes` as code.
+fn code_spans(text: &str) -> String {
+    let mut html = String::new();
+    for (number, piece) in text.split('`').enumerate() {
+        let piece = piece.replace('&', "&amp;").replace('<', "&lt;");
+        if number % 2 == 1 {
+            let _ = write!(html, "<code>{piece}</code>");
+        } else {
+            html.push_str(&piece.replace("*new*", "<em>new</em>"));
+        }
+    }
+    html
+}
+
+fn page(title: &str, content: &str) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{title} · Oncepay</title>\
+         <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}\
+         td,th{{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}}</style>\
+         <h1>{title}</h1>{content}</html>"
+    ))
+}

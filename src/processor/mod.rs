@@ -1,0 +1,80 @@
+//! The payment processor: who moves the money between cardholder and us.
+
+mod payment_method;
+mod sandbox;
+
+use async_trait::async_trait;
+
+use crate::money::Money;
+
+pub use payment_method::{PaymentMethod, UnknownPaymentMethod};
+pub use sandbox::{CallRecord, Sandbox};
+
+/// A payment processor. Each call is idempotent under its key: repeating it has no further effect and
+/// tells the same outcome.
+#[async_trait]
+pub trait Processor: Send + Sync {
+    /// Asks the issuer for `amount`. The money is held for us, not yet moved.
+    async fn authorize(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        payment_method: &PaymentMethod,
+    ) -> Result<Authorization, ProcessorError>;
+
+    /// Moves `amount` of an authorization to us; what is left of it is released.
+    async fn capture(
+        &self,
+        call: &ProcessorCall,
+        authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError>;
+}
+
+/// Names a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessorCall {
+    /// Idempotency key towards the processor.
+    pub key: String,
+    /// Which attempt of the request makes the call, from 1. Real processors don't care; the sandbox plays
+    /// its faults by it.
+    pub attempt: u32,
+}
+
+/// The issuer's decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authorization {
+    /// Money is held.
+    Approved {
+        /// The processor's name for it.
+        authorization_id: String,
+    },
+    /// It is not, and asking again under the same key won't change that.
+    Declined(Decline),
+}
+
+/// Why an issuer declined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decline {
+    /// Without telling.
+    Generic,
+    /// The account doesn't hold enough.
+    InsufficientFunds,
+}
+
+/// There is no outcome: the call may or may not have taken effect.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// No answer in time, or the connection broke.
+    #[error("the processor's answer was lost")]
+    AnswerLost,
+    /// The processor said that it failed.
+    #[error("the processor failed")]
+    Failed,
+}
+
+impl From<ProcessorError> for crate::error::Error {
+    fn from(error: ProcessorError) -> Self {
+        Self::ProcessorUnavailable(error.into())
+    }
+}

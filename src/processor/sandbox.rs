@@ -1,0 +1,141 @@
+//! A processor inside our own process, for development, tests and benchmarks.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::money::Money;
+
+use super::{Authorization, Decline, PaymentMethod, Processor, ProcessorCall, ProcessorError};
+
+/// Plays a processor whose answers are a pure function of the call, attempt number included, so that it
+/// has no state to lose in a crash and any number of instances agree.
+pub struct Sandbox {
+    journal: Journal,
+}
+
+/// Where calls are noted.
+enum Journal {
+    Off,
+    Memory(Mutex<Vec<CallRecord>>),
+    File(Mutex<File>),
+}
+
+/// A call as the processor saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CallRecord {
+    /// `authorize` or `capture`.
+    pub call: &'static str,
+    /// Our idempotency key towards the processor.
+    pub key: String,
+    /// Attempt of the request.
+    pub attempt: u32,
+    /// Amount with currency.
+    pub amount: String,
+    /// Whether money was held or moved (for the first call with this key) or the earlier effect was
+    /// confirmed (for a repetition).
+    pub took_effect: bool,
+}
+
+/// How long `pm_card_slow` takes.
+const SLOW: Duration = Duration::from_secs(2);
+
+impl Sandbox {
+    /// One that notes nothing.
+    pub fn new() -> Self {
+        Self { journal: Journal::Off }
+    }
+
+    /// One that remembers every call, for tests in the same process.
+    pub fn recording() -> Self {
+        Self { journal: Journal::Memory(Mutex::new(Vec::new())) }
+    }
+
+    /// One that appends every call to a file as a line of JSON.
+    pub fn with_journal(path: &Path) -> std::io::Result<Self> {
+        let file = File::options().create(true).append(true).open(path)?;
+        Ok(Self { journal: Journal::File(Mutex::new(file)) })
+    }
+
+    /// The calls so far, of a [`recording`](Self::recording) sandbox.
+    pub fn calls(&self) -> Vec<CallRecord> {
+        match &self.journal {
+            Journal::Memory(calls) => calls.lock().expect("no holder panics").clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn note(&self, name: &'static str, call: &ProcessorCall, amount: Money, took_effect: bool) {
+        let record = || CallRecord {
+            call: name,
+            key: call.key.clone(),
+            attempt: call.attempt,
+            amount: amount.to_string(),
+            took_effect,
+        };
+        match &self.journal {
+            Journal::Off => {}
+            Journal::Memory(calls) => calls.lock().expect("no holder panics").push(record()),
+            Journal::File(file) => {
+                let line = serde_json::to_string(&record()).expect("a record is plain data");
+                // One write per line, so that lines of several processes don't mix.
+                let written = file.lock().expect("no holder panics").write_all(format!("{line}\n").as_bytes());
+                if let Err(error) = written {
+                    log::error!("the sandbox can't write its journal: {error}");
+                }
+            }
+        }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Processor for Sandbox {
+    async fn authorize(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        payment_method: &PaymentMethod,
+    ) -> Result<Authorization, ProcessorError> {
+        if *payment_method == PaymentMethod::Slow {
+            tokio::time::sleep(SLOW).await;
+        }
+        let first = call.attempt == 1;
+        let approved =
+            || Ok(Authorization::Approved { authorization_id: format!("auth_{}", call.key) });
+        let (took_effect, answer) = match payment_method {
+            PaymentMethod::Declined => (false, Ok(Authorization::Declined(Decline::Generic))),
+            PaymentMethod::InsufficientFunds => {
+                (false, Ok(Authorization::Declined(Decline::InsufficientFunds)))
+            }
+            PaymentMethod::Timeout if first => (true, Err(ProcessorError::AnswerLost)),
+            PaymentMethod::ErrorOnce if first => (false, Err(ProcessorError::Failed)),
+            PaymentMethod::Visa
+            | PaymentMethod::Slow
+            | PaymentMethod::Timeout
+            | PaymentMethod::ErrorOnce => (true, approved()),
+        };
+        self.note("authorize", call, amount, took_effect);
+        answer
+    }
+
+    async fn capture(
+        &self,
+        call: &ProcessorCall,
+        _authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError> {
+        self.note("capture", call, amount, true);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! What surrounds every request: its id, its log line, and error answers in one form.
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::{HttpMessage, HttpRequest};
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// Name of the header that carries the request id.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Most characters of a request id that a client sends.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Identifies one request in answers and in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(pub String);
+
+impl RequestId {
+    /// The client's id when it's sane (1 to 128 letters, digits, `.`, `_` or `-`), else a new one.
+    fn of(req: &ServiceRequest) -> Self {
+        let mut sent = req.headers().get_all(&X_REQUEST_ID);
+        let sane = |id: &&str| {
+            (1..=REQUEST_ID_MAX).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        match (sent.next().and_then(|value| value.to_str().ok()).filter(sane), sent.next()) {
+            (Some(id), None) => Self(id.to_owned()),
+            _ => Self(format!("req_{}", Uuid::now_v7().as_simple())),
+        }
+    }
+
+    /// The id of a request that passed through [`context`].
+    pub fn from_request(req: &HttpRequest) -> Self {
+        req.extensions().get::<Self>().cloned().expect("the middleware sets it on every request")
+    }
+}
+
+/// Middleware: gives the request its id, builds the answer for an [`Error`], logs one line.
+pub async fn context(
+    req: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let started = std::time::Instant::now();
+    let id = RequestId::of(&req);
+    req.extensions_mut().insert(id.clone());
+
+    // No clone of the request may be alive here: the router wants it to itself. Errors of handlers and
+    // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
+    let mut response = next.call(req).await?.map_into_boxed_body();
+    let answer = response.response().error().map(|error| {
+        let path = response.request().path();
+        // What isn't ours comes from actix-web itself and can only be a bug.
+        let foreign;
+        let error = match error.as_error::<Error>() {
+            Some(error) => error,
+            None => {
+                foreign = Error::internal(error.to_string());
+                &foreign
+            }
+        };
+        log_cause(error, &id.0);
+        error.to_response(&id.0, path)
+    });
+    if let Some(answer) = answer {
+        response = response.into_response(answer);
+    }
+
+    let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
+    response.headers_mut().insert(X_REQUEST_ID, header);
+    log::info!(
+        request_id = id.0.as_str(), status = response.status().as_u16(),
+        duration_us = started.elapsed().as_micros() as u64;
+        "{} {}", response.request().method(), response.request().path()
+    );
+    Ok(response)
+}
+
+/// Writes the technical cause of an error to the log, at the level that it deserves.
+pub fn log_cause(error: &Error, request_id: &str) {
+    match (error, error.cause()) {
+        (Error::Internal(_), Some(cause)) => log::error!(request_id; "internal error: {cause}"),
+        (_, Some(cause)) => log::warn!(request_id; "{}: {cause}", error.code().as_str()),
+        (_, None) => {}
+    }
+}

@@ -1,0 +1,69 @@
+//! The tables as Diesel sees them; the migrations are the source and say what each column is for.
+//!
+//! Only tables that are queried through the DSL are here; the others are written and read by
+//! [statements](crate::sql) of their modules.
+
+diesel::table! {
+    merchants (merchant_id) {
+        merchant_id -> Uuid,
+        name -> Text,
+        fee_rate -> Numeric,
+        fee_fixed -> Numeric,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    api_keys (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        name -> Text,
+        key_sha256 -> Bytea,
+        created_at -> Timestamptz,
+        revoked_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    operator_keys (id) {
+        id -> Uuid,
+        name -> Text,
+        key_sha256 -> Bytea,
+        created_at -> Timestamptz,
+        revoked_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    charges (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        status -> Text,
+        currency -> Text,
+        amount -> Numeric,
+        amount_captured -> Numeric,
+        amount_refunded -> Numeric,
+        fee -> Numeric,
+        payment_method -> Text,
+        description -> Nullable<Text>,
+        reference -> Nullable<Text>,
+        metadata -> Jsonb,
+        failure_code -> Nullable<Text>,
+        failure_decline_code -> Nullable<Text>,
+        failure_message -> Nullable<Text>,
+        authorization_id -> Nullable<Text>,
+        created_at -> Timestamptz,
+        captured_at -> Nullable<Timestamptz>,
+        canceled_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    ledger_accounts (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        kind -> Text,
+        currency -> Text,
+        created_at -> Timestamptz,
+    }
+}

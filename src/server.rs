@@ -1,0 +1,164 @@
+//! The HTTP server: what is served, and with what.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use utoipa::openapi::OpenApi;
+use utoipa_actix_web::AppExt;
+use utoipa_actix_web::service_config::ServiceConfig;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::config::Config;
+use crate::db::Db;
+use crate::error::Error;
+use crate::idempotency::{Engine, Policy};
+use crate::processor::{Processor, Sandbox};
+use crate::{balance, charges, health, openapi, problems, request};
+
+/// How long a stopping server waits for requests that are being handled.
+const SHUTDOWN_TIMEOUT_S: u64 = 30;
+
+/// The operations of the API, each described next to its handler.
+fn api(config: &mut ServiceConfig) {
+    config
+        .service(charges::create)
+        .service(charges::get)
+        .service(charges::update)
+        .service(balance::get);
+}
+
+/// The OpenAPI document of the API.
+pub fn document() -> OpenApi {
+    let (_, mut document) =
+        App::new().into_utoipa_app().openapi(openapi::base()).configure(api).split_for_parts();
+    openapi::finish(&mut document);
+    document
+}
+
+/// A server that has its port but doesn't serve yet.
+pub struct Bound {
+    listener: TcpListener,
+}
+
+impl Bound {
+    /// Takes the port. The error is a sentence.
+    pub fn new(listen: SocketAddr) -> Result<Self, String> {
+        let listener = TcpListener::bind(listen).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "Port {} is taken by another program. Stop that program or choose another port.",
+                listen.port()
+            ),
+            _ => format!("Can't listen on {listen}: {error}."),
+        })?;
+        Ok(Self { listener })
+    }
+
+    /// Where it will be reached.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("a bound socket has an address")
+    }
+
+    /// Starts serving. Must be called inside an actix system. `processor` is the sandbox unless given.
+    pub fn serve(
+        self,
+        config: &Config,
+        processor: Option<Arc<dyn Processor>>,
+    ) -> Result<(Server, ServerHandle), String> {
+        let processor = match (processor, &config.sandbox_journal) {
+            (Some(processor), _) => processor,
+            (None, None) => Arc::new(Sandbox::new()),
+            (None, Some(path)) => Arc::new(
+                Sandbox::with_journal(path)
+                    .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
+            ),
+        };
+        let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout());
+        let policy = Policy {
+            ttl: Policy::TTL,
+            lease: config.lease(),
+            processor_timeout: config.processor_timeout(),
+        };
+        let engine = Engine::new(db.clone(), processor, policy);
+        let document = document();
+        let methods = Arc::new(methods_by_path(&document));
+
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        // Blocking threads only ever run database work, so more than connections would be idle.
+        let blocking_threads = (config.pool_size as usize).div_ceil(workers).max(1);
+        let server = HttpServer::new(move || {
+            let methods = Arc::clone(&methods);
+            App::new()
+                .app_data(web::Data::new(db.clone()))
+                .app_data(web::Data::new(engine.clone()))
+                .wrap(from_fn(request::context))
+                .into_utoipa_app()
+                .configure(api)
+                .into_app()
+                .service(health::live)
+                .service(health::ready)
+                .service(problems::index)
+                .service(problems::show)
+                .service(web::redirect("/docs", "/docs/"))
+                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
+                .default_service(web::to(move |req: HttpRequest| {
+                    let error = unmatched(&req, &methods);
+                    async move { Err::<HttpResponse, Error>(error) }
+                }))
+        })
+        .workers(workers)
+        .worker_max_blocking_threads(blocking_threads)
+        .client_request_timeout(Duration::from_secs(10))
+        .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
+        // Signals are the commands' business: `dev` has more to stop than this server.
+        .disable_signals()
+        .listen(self.listener)
+        .map_err(|error| format!("Can't start the server: {error}."))?
+        .run();
+        let handle = server.handle();
+        Ok((server, handle))
+    }
+}
+
+/// Path templates and the methods that each has, as `GET, POST`.
+fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
+    document
+        .paths
+        .paths
+        .iter()
+        .map(|(path, item)| {
+            let methods = [
+                ("GET", item.get.is_some()),
+                ("POST", item.post.is_some()),
+                ("PUT", item.put.is_some()),
+                ("PATCH", item.patch.is_some()),
+                ("DELETE", item.delete.is_some()),
+            ];
+            let allowed: Vec<_> =
+                methods.iter().filter(|(_, exists)| *exists).map(|(name, _)| *name).collect();
+            (path.clone(), allowed.join(", "))
+        })
+        .collect()
+}
+
+/// Why no route matched: the path is unknown, or it has other methods.
+fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
+    let matches = |template: &str| {
+        let mut path = req.path().split('/');
+        let mut pieces = template.split('/');
+        loop {
+            match (path.next(), pieces.next()) {
+                (None, None) => return true,
+                (Some(part), Some(piece)) if piece == part || (piece.starts_with('{') && !part.is_empty()) => {}
+                _ => return false,
+            }
+        }
+    };
+    match methods.iter().find(|(template, _)| matches(template)) {
+        Some((_, allow)) => Error::MethodNotAllowed { allow: allow.clone() },
+        None => Error::RouteNotFound,
+    }
+}
