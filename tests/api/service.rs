@@ -1,0 +1,133 @@
+//! What surrounds the API: request ids, health, error pages, documentation.
+
+use oncepay::error::Code;
+
+use crate::support::*;
+
+#[test]
+fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let longest = "r".repeat(128);
+    for sane in ["abc", "A.b_c-9", longest.as_str()] {
+        let response = app.client.request("GET", "/healthz").header("X-Request-Id", sane).send();
+        assert_eq!(response.header("X-Request-Id"), Some(sane));
+    }
+    let too_long = "r".repeat(129);
+    for insane in ["", "a b", "a\tb", "<script>", "ä", too_long.as_str()] {
+        let response =
+            app.client.request("GET", "/healthz").header_bytes("X-Request-Id", insane.as_bytes()).send();
+        assert!(response.header("X-Request-Id").unwrap().starts_with("req_"), "{insane}");
+    }
+    let repeated = app.client.request("GET", "/healthz").header("X-Request-Id", "a").header("X-Request-Id", "b");
+    assert!(repeated.send().header("X-Request-Id").unwrap().starts_with("req_"));
+    let problem = app.client.request("GET", "/v1/nothing").header("X-Request-Id", "mine").send();
+    assert_eq!(problem.field("request_id"), "mine");
+}
+
+#[test]
+fn unknown_paths_and_methods_are_problems() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    for path in ["/", "/v1", "/v1/nothing", "/v1/charges/", "/v2/charges", "/v1/charges/x/y", "/problems/none"] {
+        let problem = app.client.get(path).expect_problem(404, "route_not_found");
+        assert_eq!(problem.field("instance"), path);
+    }
+    for (method, path, allow) in [
+        ("DELETE", "/v1/charges", "POST"),
+        ("PUT", "/v1/charges/ch_1", "GET, PATCH"),
+        ("POST", "/v1/balance", "GET"),
+    ] {
+        let problem = app.client.request(method, path).send().expect_problem(405, "method_not_allowed");
+        assert_eq!(problem.header("Allow"), Some(allow));
+    }
+}
+
+#[test]
+fn every_error_code_has_a_page() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let index = app.client.get("/problems").expect(200).text();
+    for entry in Code::ALL.iter().map(|code| code.entry()) {
+        let page = app.client.get(&entry.path()).expect(200);
+        assert_eq!(page.header("Content-Type"), Some("text/html; charset=utf-8"));
+        assert!(page.text().contains(entry.code) && page.text().contains(entry.title), "{}", entry.code);
+        assert!(index.contains(&format!("href=\"{}\"", entry.path())), "{}", entry.code);
+        app.client.get(&format!("/problems/{}", entry.code)).expect(200);
+    }
+}
+
+#[test]
+fn health_and_readiness_tell_apart_a_live_process_and_a_usable_one() {
+    let mut database = TestDatabase::new();
+    database.skip_audit();
+    let app = App::start_with(&database, |config| config.pool_timeout_ms = 300);
+    app.client.get("/healthz").expect(200);
+    app.client.get("/readyz").expect(200);
+
+    cut_off(&database, true);
+    app.client.get("/healthz").expect(200);
+    app.client.get("/readyz").expect_problem(503, "database_unavailable");
+
+    cut_off(&database, false);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while app.client.get("/readyz").status != 200 {
+        assert!(std::time::Instant::now() < deadline, "it doesn't recover");
+    }
+}
+
+/// Ends all connections to the database and refuses new ones, or lets them in again.
+fn cut_off(database: &TestDatabase, off: bool) {
+    let mut url = url::Url::parse(support_url(database)).unwrap();
+    url.set_path("postgres");
+    let conn = &mut oncepay::db::connect(&String::from(url).into()).unwrap();
+    let name = database.name();
+    execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {}", !off));
+    if off {
+        execute(conn, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+    }
+}
+
+fn support_url(database: &TestDatabase) -> &str {
+    crate::support::database::exposed(&database.superuser_url)
+}
+
+#[test]
+fn a_request_during_an_outage_does_nothing_and_its_retry_succeeds() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.pool_timeout_ms = 300);
+    let client = app.client.as_merchant(&database.merchant());
+    cut_off(&database, true);
+    let refused = client.charge("k", &visa()).expect_problem(503, "database_unavailable");
+    assert!(refused.header("Retry-After").is_some());
+    cut_off(&database, false);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while client.charge("k", &visa()).status != 201 {
+        assert!(std::time::Instant::now() < deadline, "it doesn't recover");
+    }
+    assert_eq!(app.runs(), 1);
+    assert_eq!(database.rows("charges"), 1);
+}
+
+#[test]
+fn the_documentation_is_served_with_nothing_from_outside() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let document = app.client.get("/openapi.json").expect(200).json();
+    assert_eq!(document, serde_json::to_value(oncepay::server::document()).unwrap());
+
+    app.client.get("/docs").expect(307);
+    let page = app.client.get("/docs/").expect(200).text();
+    let sources: Vec<_> = page
+        .split(['"', '\''])
+        .filter(|text| text.ends_with(".js") || text.ends_with(".css") || text.contains("://"))
+        .collect();
+    assert!(sources.len() >= 4, "{sources:?}");
+    for source in sources {
+        let path = source.strip_prefix("./").unwrap_or(source);
+        assert!(!path.contains("//"), "{source} comes from outside");
+        app.client.get(&format!("/docs/{path}")).expect(200);
+    }
+    let initializer = app.client.get("/docs/swagger-initializer.js").expect(200).text();
+    assert!(initializer.contains("/openapi.json"), "{initializer}");
+}

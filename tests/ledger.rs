@@ -1,0 +1,260 @@
+//! The guards that the database itself puts around the ledger, tried as the role of the service.
+
+use diesel::{PgConnection, QueryResult, RunQueryDsl};
+use oncepay::ledger::{self, AccountKind, JournalEntry};
+use oncepay::money::{Currency, Money};
+
+use crate::support::*;
+
+fn usd() -> Currency {
+    "USD".parse().unwrap()
+}
+
+fn money(amount: &str) -> Money {
+    Money::parse(amount, usd()).unwrap()
+}
+
+/// A capture of `amount` without fee.
+fn capture(source: &str, amount: &str) -> JournalEntry {
+    JournalEntry::new(source)
+        .debit(AccountKind::AcquirerClearing, money(amount))
+        .credit(AccountKind::MerchantPayable, money(amount))
+}
+
+/// A refund of `amount`.
+fn refund(source: &str, amount: &str) -> JournalEntry {
+    JournalEntry::new(source)
+        .debit(AccountKind::MerchantPayable, money(amount))
+        .credit(AccountKind::AcquirerClearing, money(amount))
+}
+
+fn payable(conn: &mut PgConnection, merchant: &Merchant) -> String {
+    (-ledger::balance(conn, merchant.id, AccountKind::MerchantPayable, usd()).unwrap()).normalize().to_string()
+}
+
+/// Calls `ledger_post` as psql would.
+fn post_sql(conn: &mut PgConnection, merchant: &Merchant, source: &str, lines: &str) -> QueryResult<usize> {
+    diesel::sql_query(format!(
+        "SELECT ledger_post('{}', gen_random_uuid(), '{source}', {lines})",
+        merchant.id.0
+    ))
+    .execute(conn)
+}
+
+#[test]
+fn the_services_role_cannot_break_the_ledger() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    ledger::post(&mut conn, merchant.id, &capture("a", "10.00")).unwrap();
+
+    let id = merchant.id.0;
+    let statements = [
+        ("UPDATE postings SET amount = amount * 2", "permission denied"),
+        ("DELETE FROM postings", "permission denied"),
+        ("TRUNCATE postings", "permission denied"),
+        ("UPDATE journal_entries SET source = 'x'", "permission denied"),
+        ("DELETE FROM journal_entries", "permission denied"),
+        ("TRUNCATE journal_entries CASCADE", "permission denied"),
+        ("DELETE FROM ledger_accounts", "permission denied"),
+        ("UPDATE ledger_checkpoints SET balance = 1", "permission denied"),
+        ("ALTER TABLE postings DISABLE TRIGGER ALL", "must be owner"),
+        ("DROP TABLE postings CASCADE", "must be owner"),
+        ("CREATE TABLE mine (id int)", "permission denied"),
+        ("UPDATE charges SET amount = 1", "permission denied"),
+        ("DELETE FROM charges", "permission denied"),
+        ("DELETE FROM idempotency_keys", "permission denied"),
+        ("UPDATE merchants SET fee_rate = 0", "permission denied"),
+        ("INSERT INTO api_keys (merchant_id, name, key_sha256) VALUES (gen_random_uuid(), 'x', sha256('x'))", "permission denied"),
+    ]
+    .map(|(statement, error)| (statement.to_owned(), error));
+    let inserts = [
+        (format!("INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount) SELECT merchant_id, entry_id, 9, account_id, currency, 5 FROM postings WHERE merchant_id = '{id}' LIMIT 1"), "permission denied"),
+        (format!("INSERT INTO journal_entries (merchant_id, id, source) VALUES ('{id}', gen_random_uuid(), 'b')"), "permission denied"),
+    ];
+    for (statement, expected) in statements.into_iter().chain(inserts) {
+        let error = diesel::sql_query(&statement).execute(&mut conn).expect_err(&statement).to_string();
+        assert!(error.contains(expected), "{statement}: {error}");
+    }
+
+    let entries = [
+        ("ARRAY['bank','merchant_payable'], ARRAY['USD','USD'], ARRAY[5.00,-4.99]", "must sum to zero"),
+        ("ARRAY['bank','merchant_payable'], ARRAY['USD','EUR'], ARRAY[5.00,-5.00]", "must sum to zero"),
+        ("ARRAY['bank','merchant_payable','fee_revenue'], ARRAY['USD','USD','USD'], ARRAY[0.0001,-0.00005,-0.00005]", "must sum to zero"),
+        ("ARRAY['bank'], ARRAY['USD'], ARRAY[0]", "at least two lines"),
+        ("ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::numeric[]", "at least two lines"),
+        ("NULL, NULL, NULL", "at least two lines"),
+        ("ARRAY['bank','bank'], ARRAY['USD'], ARRAY[1,-1]", "at least two lines"),
+        ("ARRAY['bank','bank'], ARRAY['USD','USD'], ARRAY[1,NULL]", "at least two lines"),
+        ("ARRAY['bank','bank'], ARRAY['USD','USD'], ARRAY[0,0]", "postings_amount"),
+        ("ARRAY['bank','slush_fund'], ARRAY['USD','USD'], ARRAY[5,-5]", "ledger_accounts_kind"),
+        ("ARRAY['bank','merchant_payable'], ARRAY['usd','usd'], ARRAY[5,-5]", "ledger_accounts_currency_code"),
+        ("ARRAY['merchant_payable','bank'], ARRAY['USD','USD'], ARRAY[10.01,-10.01]", "does not cover"),
+    ];
+    for (number, (lines, expected)) in entries.into_iter().enumerate() {
+        let error = post_sql(&mut conn, &merchant, &format!("bad-{number}"), lines).expect_err(lines).to_string();
+        assert!(error.contains(expected), "{lines}: {error}");
+    }
+    let again = ledger::post(&mut conn, merchant.id, &capture("a", "10.00"));
+    assert!(again.is_err(), "a source is posted once");
+    assert_eq!(database.rows("journal_entries"), 1);
+    assert_eq!(payable(&mut conn, &merchant), "10");
+}
+
+#[test]
+fn not_even_the_owner_changes_a_posting() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    ledger::post(&mut database.as_app(), merchant.id, &capture("a", "10.00")).unwrap();
+    let mut owner = database.as_owner();
+    for statement in [
+        "UPDATE postings SET amount = amount * 2",
+        "DELETE FROM postings",
+        "TRUNCATE postings",
+        "UPDATE journal_entries SET source = 'x'",
+        "DELETE FROM journal_entries",
+        "TRUNCATE journal_entries CASCADE",
+        "DELETE FROM ledger_accounts",
+        "TRUNCATE ledger_accounts CASCADE",
+    ] {
+        let error = diesel::sql_query(statement).execute(&mut owner).expect_err(statement).to_string();
+        assert!(error.contains("append-only"), "{statement}: {error}");
+    }
+    let one_sided = "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount) \
+                     SELECT merchant_id, entry_id, 9, account_id, currency, 5 FROM postings LIMIT 1";
+    let error = diesel::sql_query(one_sided).execute(&mut owner).expect_err(one_sided).to_string();
+    assert!(error.contains("must sum to zero"), "{error}");
+}
+
+#[test]
+fn merchant_payable_goes_below_zero_only_by_a_dispute() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    ledger::post(&mut conn, merchant.id, &capture("a", "10.00")).unwrap();
+    ledger::post(&mut conn, merchant.id, &refund("b", "10.00")).unwrap();
+    assert!(ledger::post(&mut conn, merchant.id, &refund("c", "0.01")).is_err());
+    let dispute = JournalEntry::new("d")
+        .debit(AccountKind::MerchantPayable, money("10.00"))
+        .credit(AccountKind::DisputesHeld, money("10.00"));
+    ledger::post(&mut conn, merchant.id, &dispute).unwrap();
+    assert_eq!(payable(&mut conn, &merchant), "-10");
+    let won = JournalEntry::new("e")
+        .debit(AccountKind::DisputesHeld, money("10.00"))
+        .credit(AccountKind::MerchantPayable, money("10.00"));
+    ledger::post(&mut conn, merchant.id, &won).unwrap();
+}
+
+#[test]
+fn credits_do_not_wait_and_debits_do() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let [mut one, mut two] = [database.as_app(), database.as_app()];
+    ledger::post(&mut one, merchant.id, &capture("a", "10.00")).unwrap();
+
+    execute(&mut one, "BEGIN");
+    ledger::post(&mut one, merchant.id, &capture("b", "1.00")).unwrap();
+    execute(&mut two, "SET lock_timeout = '200ms'");
+    ledger::post(&mut two, merchant.id, &capture("c", "1.00")).expect("credits don't wait for each other");
+    ledger::post(&mut two, merchant.id, &refund("d", "1.00")).expect("nor a debit for a credit");
+    // 11.00 are committed, 10.00 of them left; what isn't committed yet doesn't count.
+    assert!(ledger::post(&mut two, merchant.id, &refund("e", "10.01")).is_err());
+    execute(&mut one, "COMMIT");
+    ledger::post(&mut two, merchant.id, &refund("e", "10.01")).expect("now it does");
+
+    execute(&mut one, "BEGIN");
+    ledger::post(&mut one, merchant.id, &refund("f", "0.50")).unwrap();
+    let error = ledger::post(&mut two, merchant.id, &refund("g", "0.50")).expect_err("debits wait");
+    assert_eq!(error.code().as_str(), "transient_conflict");
+    ledger::post(&mut two, merchant.id, &capture("h", "1.00")).expect("credits don't wait for a debit");
+    execute(&mut one, "COMMIT");
+}
+
+#[test]
+fn simultaneous_debits_never_overdraw() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    ledger::post(&mut database.as_app(), merchant.id, &capture("a", "10.00")).unwrap();
+    let threads: Vec<_> = (0..20)
+        .map(|number| {
+            let mut conn = database.as_app();
+            let merchant = merchant.id;
+            std::thread::spawn(move || ledger::post(&mut conn, merchant, &refund(&format!("r{number}"), "1.50")).is_ok())
+        })
+        .collect();
+    let succeeded = threads.into_iter().map(|thread| thread.join().unwrap()).filter(|ok| *ok).count();
+    assert_eq!(succeeded, 6);
+    assert_eq!(payable(&mut database.as_app(), &merchant), "1");
+}
+
+#[test]
+fn a_roll_up_never_loses_a_posting_that_commits_late() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let [mut late, mut conn] = [database.as_app(), database.as_app()];
+    ledger::post(&mut conn, merchant.id, &capture("before", "1.00")).unwrap();
+
+    execute(&mut late, "BEGIN");
+    ledger::post(&mut late, merchant.id, &capture("late", "10.00")).unwrap();
+    // Later in order, earlier to commit.
+    ledger::post(&mut conn, merchant.id, &capture("after", "100.00")).unwrap();
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    let checkpoint = "SELECT coalesce(sum(-balance), 0) FROM ledger_checkpoints c JOIN ledger_accounts a \
+                      ON (a.merchant_id, a.id) = (c.merchant_id, c.account_id) WHERE a.kind = 'merchant_payable'";
+    assert_eq!(database.count(checkpoint), 1, "up to the oldest running transaction and not further");
+    assert_eq!(payable(&mut conn, &merchant), "101");
+
+    execute(&mut late, "COMMIT");
+    assert_eq!(payable(&mut conn, &merchant), "111");
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    assert_eq!(database.count(checkpoint), 111);
+    assert_eq!(payable(&mut conn, &merchant), "111");
+    ledger::post(&mut conn, merchant.id, &refund("refund", "111.00")).expect("checkpoints count for debits");
+    assert!(ledger::post(&mut conn, merchant.id, &refund("more", "0.01")).is_err());
+}
+
+#[test]
+fn roll_ups_and_postings_at_once_keep_every_balance() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let mut conn = database.as_app();
+            let merchant = merchant.id;
+            std::thread::spawn(move || {
+                for number in 0..50 {
+                    ledger::post(&mut conn, merchant, &capture(&format!("{writer}-{number}"), "1.00")).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut conn = database.as_app();
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        ledger::roll_up(&mut conn, merchant.id).unwrap();
+    }
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    assert_eq!(payable(&mut conn, &merchant), "200");
+    assert_eq!(database.count("SELECT count(*) FROM ledger_checkpoints WHERE abs(balance) = 200"), 2);
+}
+
+#[test]
+fn balances_survive_a_restore_into_a_younger_cluster() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    ledger::post(&mut conn, merchant.id, &capture("a", "10.00")).unwrap();
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    // A dump keeps the numbers of transactions that the new cluster hasn't reached yet.
+    let restored = "UPDATE ledger_checkpoints SET horizon = '9000000000'";
+    execute(&mut database.as_superuser(), restored);
+    ledger::post(&mut conn, merchant.id, &capture("b", "1.00")).unwrap();
+    assert_eq!(payable(&mut conn, &merchant), "10", "the new posting is hidden, which is why migrate looks");
+    oncepay::db::migrate(&mut database.as_owner()).unwrap();
+    assert_eq!(payable(&mut conn, &merchant), "11");
+    ledger::roll_up(&mut conn, merchant.id).unwrap();
+    assert_eq!(payable(&mut conn, &merchant), "11");
+}

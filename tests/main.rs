@@ -1,0 +1,12 @@
+//! The integration tests: through HTTP, against a real Postgres, each with a database of its own.
+
+mod support;
+
+mod api;
+mod contract_table;
+mod crashes;
+mod dev_command;
+mod ledger;
+mod migrations;
+mod openapi;
+mod races;

@@ -1,0 +1,106 @@
+//! The OpenAPI document: current, complete, and true to the routes.
+
+use serde_json::Value;
+
+use crate::support::*;
+
+fn document() -> Value {
+    serde_json::to_value(oncepay::server::document()).unwrap()
+}
+
+/// Every operation with its method and path.
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            operations.push((method.clone(), path.clone(), operation.clone()));
+        }
+    }
+    operations
+}
+
+#[test]
+fn the_checked_in_document_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
+    let checked_in = std::fs::read_to_string(path).unwrap_or_default();
+    let current = format!("{}\n", oncepay::server::document().to_pretty_json().unwrap());
+    assert!(
+        checked_in == current,
+        "openapi/openapi.json is stale. Renew it: cargo run -- openapi > openapi/openapi.json"
+    );
+}
+
+#[test]
+fn every_operation_is_described_in_full() {
+    let document = document();
+    assert_eq!(document["openapi"], "3.1.0");
+    let operations = operations(&document);
+    assert!(operations.len() >= 4);
+    for (method, path, operation) in operations {
+        let name = format!("{method} {path}");
+        for text in ["operationId", "summary", "description"] {
+            assert!(operation[text].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {text}");
+        }
+        assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name} has no tag");
+        assert_eq!(operation["security"][0]["api_key"], serde_json::json!([]), "{name}");
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            assert!(!response["description"].as_str().unwrap().is_empty(), "{name} {status}");
+            for (media_type, content) in response["content"].as_object().unwrap() {
+                let in_place = content["example"].is_object() || content["examples"].is_object();
+                let by_schema = has_example(&document, &content["schema"]);
+                assert!(in_place || by_schema, "{name} {status} {media_type} has no example");
+            }
+        }
+        if let Some(body) = operation.get("requestBody") {
+            for (media_type, content) in body["content"].as_object().unwrap() {
+                assert!(has_example(&document, &content["schema"]), "{name} {media_type} has no example");
+            }
+        }
+    }
+}
+
+/// Whether the referenced schema, or each of its properties, has an example.
+fn has_example(document: &Value, schema: &Value) -> bool {
+    let schema = match schema["$ref"].as_str() {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => schema,
+    };
+    !schema["example"].is_null()
+        || schema["properties"].as_object().is_some_and(|properties| {
+            properties.iter().all(|(_, property)| {
+                property.get("example").is_some()
+                    || property["$ref"].is_string()
+                    || property["oneOf"].is_array()
+            })
+        })
+}
+
+#[test]
+fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    for (method, path, operation) in operations(&document()) {
+        if method == "get" {
+            continue;
+        }
+        let parameters = operation["parameters"].as_array().unwrap();
+        let key = parameters.iter().find(|parameter| parameter["name"] == "Idempotency-Key");
+        assert_eq!(key.unwrap_or_else(|| panic!("{method} {path} hides it"))["required"], true);
+
+        let concrete: Vec<_> =
+            path.split('/').map(|part| if part.starts_with('{') { "some_id" } else { part }).collect();
+        let request = client.request(&method.to_uppercase(), &concrete.join("/"));
+        let refused = request.json(&serde_json::json!({})).send();
+        refused.expect_problem(400, "idempotency_key_missing");
+    }
+}
+
+#[test]
+fn unknown_fields_are_refused_by_the_schemas_too() {
+    for (name, schema) in document()["components"]["schemas"].as_object().unwrap() {
+        if name.starts_with("Create") || name.starts_with("Update") {
+            assert_eq!(schema["additionalProperties"], false, "{name}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Many at once.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oncepay::processor::Sandbox;
+use serde_json::json;
+
+use crate::support::*;
+
+/// Runs all at the same moment, each on a thread of its own.
+fn at_once<T: Send + 'static>(tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+    let barrier = Arc::new(Barrier::new(tasks.len()));
+    let threads: Vec<_> = tasks
+        .into_iter()
+        .map(|task| {
+            let barrier = Arc::clone(&barrier);
+            thread::spawn(move || {
+                barrier.wait();
+                task()
+            })
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// `count` identical requests at once, spread over `clients`.
+fn duplicates(clients: &[Client], count: usize, key: &str, body: &serde_json::Value) -> Vec<Response> {
+    let tasks = (0..count)
+        .map(|number| {
+            let (client, key, body) = (clients[number % clients.len()].clone(), key.to_owned(), body.clone());
+            Box::new(move || client.charge(&key, &body)) as Box<dyn FnOnce() -> Response + Send>
+        })
+        .collect();
+    at_once(tasks)
+}
+
+/// Checks that duplicates saw only one charge, or were told that it's being made.
+fn assert_one_charge(responses: &[Response]) {
+    let mut bodies = Vec::new();
+    for response in responses {
+        match response.status {
+            201 => bodies.push(response.body.clone()),
+            409 => assert_eq!(response.code(), "idempotency_request_in_progress"),
+            other => panic!("{other}: {}", response.text()),
+        }
+    }
+    assert!(!bodies.is_empty(), "somebody must have won");
+    bodies.dedup();
+    assert_eq!(bodies.len(), 1, "two different charges were shown");
+    let executed = responses.iter().filter(|r| r.status == 201 && !r.is_replay()).count();
+    assert_eq!(executed, 1);
+}
+
+#[test]
+fn fifty_duplicates_at_once_make_one_charge() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let clients = [app.client.as_merchant(&database.merchant())];
+    for round in 1..=20 {
+        let key = format!("round-{round}");
+        assert_one_charge(&duplicates(&clients, 50, &key, &visa()));
+        assert_eq!(database.rows("charges"), round);
+        assert_eq!(database.rows("journal_entries"), round);
+        assert_eq!(app.runs() as i64, round);
+        assert!(clients[0].charge(&key, &visa()).expect(201).is_replay());
+    }
+}
+
+#[test]
+fn fifty_duplicates_at_once_on_two_instances_make_one_charge() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let instances = [(), ()].map(|()| App::start_sharing(&database, Arc::clone(&sandbox), |_| {}));
+    let merchant = database.merchant();
+    let clients: Vec<_> = instances.iter().map(|app| app.client.as_merchant(&merchant)).collect();
+    for round in 1..=20 {
+        assert_one_charge(&duplicates(&clients, 50, &format!("round-{round}"), &visa()));
+        assert_eq!(database.rows("charges"), round);
+        assert_eq!(database.rows("journal_entries"), round);
+        assert_eq!(instances[0].runs() as i64, round);
+    }
+}
+
+#[test]
+fn fifty_duplicates_of_a_local_operation_at_once_run_it_once() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let path = format!("/v1/charges/{}", client.charge("create", &visa()).expect(201).field("id"));
+    for round in 1..=20 {
+        let tasks = (0..50)
+            .map(|_| {
+                let (client, path) = (client.clone(), path.clone());
+                let patch = json!({"description": format!("round {round}")});
+                Box::new(move || client.send("PATCH", &path, &format!("round-{round}"), &patch))
+                    as Box<dyn FnOnce() -> Response + Send>
+            })
+            .collect();
+        let responses = at_once(tasks);
+        let executed = responses.iter().filter(|r| r.status == 200 && !r.is_replay()).count();
+        assert_eq!(executed, 1);
+        assert!(responses.iter().all(|r| matches!(r.status, 200 | 409)));
+        let updates = database.count("SELECT count(*) FROM events WHERE type = 'charge.updated'");
+        assert_eq!(updates, round);
+    }
+}
+
+#[test]
+fn different_bodies_at_once_under_one_key_commit_one_and_write_nothing_else() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    for round in 1..=10 {
+        let key = format!("round-{round}");
+        let tasks = (1..=20)
+            .map(|number| {
+                let (client, key) = (client.clone(), key.clone());
+                let body = json!({"amount": number.to_string(), "currency": "USD", "payment_method": "pm_card_visa"});
+                Box::new(move || client.charge(&key, &body)) as Box<dyn FnOnce() -> Response + Send>
+            })
+            .collect();
+        let responses = at_once(tasks);
+        let won = responses.iter().filter(|response| response.status == 201).count();
+        assert_eq!(won, 1);
+        for response in responses.into_iter().filter(|response| response.status != 201) {
+            response.expect_problem(422, "idempotency_key_reused");
+        }
+        assert_eq!(database.rows("charges"), round);
+        assert_eq!(database.rows("journal_entries"), round);
+        assert_eq!(database.rows("idempotency_keys"), round);
+        assert_eq!(app.runs() as i64, round);
+    }
+}
+
+#[test]
+fn duplicates_of_a_slow_request_do_not_starve_others() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.pool_size = 4);
+    let storm = app.client.as_merchant(&database.merchant());
+    let other = app.client.as_merchant(&database.merchant());
+    let slow = with_method("pm_card_slow");
+
+    let first = thread::spawn({
+        let (storm, slow) = (storm.clone(), slow.clone());
+        move || storm.charge("slow", &slow)
+    });
+    while database.rows("idempotency_keys") == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let duplicates = thread::spawn({
+        let (storm, slow) = (storm.clone(), slow.clone());
+        move || duplicates(&[storm], 40, "slow", &slow)
+    });
+    let mut served = 0;
+    while !first.is_finished() {
+        other.charge(&fresh_key(), &visa()).expect(201);
+        served += 1;
+    }
+    assert!(served >= 10, "only {served} requests of another merchant were served meanwhile");
+    let responses = duplicates.join().unwrap();
+    assert!(responses.iter().all(|response| response.status == 409), "all came while it ran");
+    first.join().unwrap().expect(201);
+    assert!(storm.charge("slow", &slow).expect(201).is_replay());
+}
+
+#[test]
+fn a_local_loser_does_not_wait_for_the_winners_transaction() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let path = format!("/v1/charges/{}", client.charge("create", &visa()).expect(201).field("id"));
+    // Another session holds the charge, so that the winner waits inside its transaction, claim in hand.
+    let mut blocker = database.as_superuser();
+    execute(&mut blocker, "BEGIN");
+    execute(&mut blocker, "SELECT FROM charges FOR UPDATE");
+    let winner = thread::spawn({
+        let (client, path) = (client.clone(), path.clone());
+        move || client.send("PATCH", &path, "k", &json!({"description": "x"}))
+    });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    while database.count(waiting) == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let loser = client.send("PATCH", &path, "k", &json!({"description": "x"}));
+    loser.expect_problem(409, "idempotency_request_in_progress");
+    assert_eq!(database.count(waiting), 1, "the winner still waits, and nobody else does");
+    execute(&mut blocker, "COMMIT");
+    winner.join().unwrap().expect(200);
+}
+
+#[test]
+fn a_client_that_hangs_up_finds_its_answer_later() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let body = with_method("pm_card_slow");
+    let text = body.to_string();
+    let mut stream = TcpStream::connect(app.client.base().strip_prefix("http://").unwrap()).unwrap();
+    write!(
+        stream,
+        "POST /v1/charges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
+        merchant.key,
+        text.len()
+    )
+    .unwrap();
+    while database.rows("idempotency_keys") == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(stream);
+
+    let client = app.client.as_merchant(&merchant);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let answer = loop {
+        let response = client.charge("k", &body);
+        if response.status == 201 {
+            break response;
+        }
+        response.expect_problem(409, "idempotency_request_in_progress");
+        assert!(Instant::now() < deadline, "the request wasn't finished without its client");
+        thread::sleep(Duration::from_millis(50));
+    };
+    assert!(answer.is_replay(), "the first attempt was carried on, not a second one begun");
+    assert_eq!(app.runs(), 1);
+}
+
+#[test]
+fn an_owner_that_outlives_its_lease_commits_nothing_and_tells_the_winners_answer() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.lease_ms = 300);
+    let client = app.client.as_merchant(&database.merchant());
+    let body = with_method("pm_card_slow");
+    let slow = thread::spawn({
+        let (client, body) = (client.clone(), body.clone());
+        move || client.charge("k", &body)
+    });
+    while database.rows("idempotency_keys") == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    thread::sleep(Duration::from_millis(500));
+    // The takeover is slow too, so by the time that the first owner finishes, its claim is gone.
+    let second = client.charge("k", &body).expect(201);
+    let first = slow.join().unwrap();
+    match first.status {
+        201 => assert_eq!(first.body, second.body),
+        _ => drop(first.expect_problem(409, "idempotency_request_in_progress")),
+    }
+    assert!(!second.is_replay());
+    assert_eq!(database.rows("charges"), 1);
+    assert_eq!(database.rows("journal_entries"), 1);
+    let keys: std::collections::HashSet<_> = app.sandbox.calls().into_iter().map(|call| call.key).collect();
+    assert_eq!(keys.len(), 2, "one authorization and one capture for the processor");
+}

@@ -1,0 +1,111 @@
+//! The service, inside the test process or as a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use actix_web::dev::ServerHandle;
+use oncepay::config::Config;
+use oncepay::processor::Sandbox;
+use oncepay::server::Bound;
+
+use super::client::Client;
+use super::database::{TestDatabase, exposed};
+
+/// A server in this process, on a free port.
+pub struct App {
+    pub client: Client,
+    /// The processor, which notes every call. Shared by the instances of a test.
+    pub sandbox: Arc<Sandbox>,
+    handle: ServerHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl App {
+    /// Starts one on `database` with default settings.
+    pub fn start(database: &TestDatabase) -> Self {
+        Self::start_with(database, |_| {})
+    }
+
+    /// Starts one with other settings.
+    pub fn start_with(database: &TestDatabase, adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::start_sharing(database, Arc::new(Sandbox::recording()), adjust)
+    }
+
+    /// Starts one whose processor is `sandbox`.
+    pub fn start_sharing(
+        database: &TestDatabase,
+        sandbox: Arc<Sandbox>,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = Config::for_database(database.app_url.clone());
+        adjust(&mut config);
+        let bound = Bound::new(config.listen).unwrap();
+        let client = Client::new(format!("http://{}", bound.address()));
+        let processor = Arc::clone(&sandbox);
+        let (started, handle) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let (server, handle) = bound.serve(&config, Some(processor)).unwrap();
+                started.send(handle).unwrap();
+                server.await.unwrap();
+            });
+        });
+        Self { client, sandbox, handle: handle.recv().unwrap(), thread: Some(thread) }
+    }
+
+    /// How often the processor was asked to authorize: once per run of the handler.
+    pub fn runs(&self) -> usize {
+        self.sandbox.calls().iter().filter(|call| call.call == "authorize").count()
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        // The command is sent by the call; the future only waits for its end, as we do.
+        drop(self.handle.stop(false));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A server in a process of its own, for tests that kill it.
+pub struct Process {
+    child: Child,
+    pub client: Client,
+}
+
+impl Process {
+    /// Starts `oncepay serve` on `database` with further environment variables.
+    pub fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+            .arg("serve")
+            .env("DATABASE_URL", exposed(&database.app_url))
+            .env("ONCEPAY_LISTEN", "127.0.0.1:0")
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim().strip_prefix("Serving on ").unwrap_or_else(|| panic!("it said {line:?}"));
+        Self { client: Client::new(url), child }
+    }
+
+    /// Waits until it has died by itself, and tells whether that was by SIGKILL.
+    pub fn was_killed(mut self) -> bool {
+        use std::os::unix::process::ExitStatusExt;
+        self.child.wait().unwrap().signal() == Some(libc::SIGKILL)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

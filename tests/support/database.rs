@@ -1,0 +1,327 @@
+//! A Postgres for the whole run, and a database of its own for each test.
+//!
+//! The server is, in this order: `TEST_DATABASE_URL` (a superuser's); a container, when a Docker engine
+//! answers; server binaries on this machine. `ONCEPAY_TEST_POSTGRES` = `container` or `binaries` insists.
+
+use std::sync::{Mutex, OnceLock};
+
+use diesel::{PgConnection, RunQueryDsl};
+use oncepay::dev::{database, postgres, seed};
+use oncepay::ids::MerchantId;
+use oncepay::{auth, db};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use testcontainers_modules::postgres::Postgres as PostgresImage;
+use testcontainers_modules::testcontainers::runners::SyncRunner;
+use testcontainers_modules::testcontainers::{Container, ImageExt};
+
+/// Image of the container, unless `ONCEPAY_TEST_POSTGRES_IMAGE` names another.
+const IMAGE: &str = "postgres:17-alpine";
+/// Several tests run at a time, each with a pool or two.
+const CONNECTIONS_MAX: u32 = 300;
+
+/// The server, with its template database ready.
+struct TestServer {
+    superuser_url: String,
+    owner_password: SecretString,
+    app_password: SecretString,
+    template: String,
+    /// Keeps a server of our own alive until the process ends: then its supervisor stops it and removes
+    /// its files, even if we're killed.
+    _own: Option<postgres::Server>,
+}
+
+fn server() -> &'static TestServer {
+    static SERVER: OnceLock<TestServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let (superuser_url, own) = start_server();
+        // The same in every process that shares the server, so that they don't lock each other out.
+        let password = || SecretString::from("oncepay-test");
+        let conn = &mut db::connect(&superuser_url.clone().into()).unwrap();
+        database::ensure_roles(conn, &password(), &password()).unwrap();
+        let mut server = TestServer {
+            superuser_url,
+            owner_password: password(),
+            app_password: password(),
+            template: String::new(),
+            _own: own,
+        };
+        server.template = make_template(&server, conn);
+        server
+    })
+}
+
+fn start_server() -> (String, Option<postgres::Server>) {
+    if let Ok(url) = std::env::var("TEST_DATABASE_URL") {
+        say("the server that TEST_DATABASE_URL names");
+        return (url, None);
+    }
+    let wanted = std::env::var("ONCEPAY_TEST_POSTGRES").unwrap_or_default();
+    if wanted != "binaries" {
+        match start_container() {
+            Ok(url) => return (url, None),
+            Err(error) if wanted == "container" => panic!("no Postgres container: {error}"),
+            Err(_) => {}
+        }
+    }
+    let folder = std::env::temp_dir().join(format!("oncepay-test-{}", std::process::id()));
+    let settings = postgres::Settings {
+        cluster_dir: &folder,
+        durable: false,
+        max_connections: CONNECTIONS_MAX,
+    };
+    let server = postgres::Server::start(&settings).unwrap_or_else(|error| panic!("{error}"));
+    say("server binaries of this machine");
+    (server.superuser_url("postgres"), Some(server))
+}
+
+fn start_container() -> Result<String, String> {
+    static CONTAINER: Mutex<Option<Container<PostgresImage>>> = Mutex::new(None);
+
+    /// Containers outlive the process, and values in statics are never dropped.
+    extern "C" fn remove_container() {
+        // On a thread of its own: this one's thread-local values are gone by now.
+        let _ = std::thread::spawn(|| {
+            let container = CONTAINER.lock().ok().and_then(|mut container| container.take());
+            container.map(|container| container.rm())
+        })
+        .join();
+    }
+
+    let image = std::env::var("ONCEPAY_TEST_POSTGRES_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
+    let (name, tag) = image.rsplit_once(':').ok_or("the image name needs a tag")?;
+    let container = PostgresImage::default()
+        .with_name(name)
+        .with_tag(tag)
+        .with_cmd(["postgres", "-c", "fsync=off", "-c", &format!("max_connections={CONNECTIONS_MAX}")])
+        .start()
+        .map_err(|error| error.to_string())?;
+    let host = container.get_host().map_err(|error| error.to_string())?;
+    let port = container.get_host_port_ipv4(5432).map_err(|error| error.to_string())?;
+    *CONTAINER.lock().unwrap() = Some(container);
+    // SAFETY: the handler only uses what is sound at exit: statics and a new thread.
+    unsafe { libc::atexit(remove_container) };
+    say(&format!("a container of {image}"));
+    Ok(format!("postgres://postgres:postgres@{host}:{port}/postgres"))
+}
+
+fn say(what: &str) {
+    // Not through the test harness's capture, so that it shows on success too.
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "test database: {what}");
+}
+
+/// One migrated database that all others are copied from, named by what's in the migrations.
+fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
+    let mut hash = Sha256::new();
+    let mut folders: Vec<_> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    for folder in folders {
+        hash.update(std::fs::read(folder.join("up.sql")).unwrap());
+    }
+    let template = format!("oncepay_template_{}", hex::encode(&hash.finalize()[..8]));
+    // Processes that share a server must not both make it.
+    execute(conn, "SELECT pg_advisory_lock(7261)");
+    let unfinished = format!("{template}_unfinished");
+    if !exists(conn, &template) {
+        execute(conn, &format!("DROP DATABASE IF EXISTS {unfinished}"));
+        database::ensure_database(conn, &unfinished).unwrap();
+        let owner_url = server.url(database::OWNER, &server.owner_password, &unfinished);
+        database::migrate(&owner_url).unwrap();
+        execute(conn, &format!("ALTER DATABASE {unfinished} RENAME TO {template}"));
+    }
+    execute(conn, "SELECT pg_advisory_unlock(7261)");
+    template
+}
+
+fn exists(conn: &mut PgConnection, database: &str) -> bool {
+    use diesel::sql_types::{Bool, Text};
+    diesel::select(
+        diesel::dsl::sql::<Bool>("EXISTS (SELECT FROM pg_database WHERE datname = ")
+            .bind::<Text, _>(database)
+            .sql(")"),
+    )
+    .get_result(conn)
+    .unwrap()
+}
+
+impl TestServer {
+    fn url(&self, role: &str, password: &SecretString, database: &str) -> SecretString {
+        database::url_as(&self.superuser_url, role, password, Some(database)).unwrap()
+    }
+}
+
+/// Runs a statement whose result doesn't matter.
+pub fn execute(conn: &mut PgConnection, statement: &str) {
+    diesel::sql_query(statement)
+        .execute(conn)
+        .unwrap_or_else(|error| panic!("{statement}: {error}"));
+}
+
+/// A migrated, empty database that vanishes with this value.
+pub struct TestDatabase {
+    name: String,
+    /// As the role of the service.
+    pub app_url: SecretString,
+    /// As the owner.
+    pub owner_url: SecretString,
+    /// As a superuser.
+    pub superuser_url: SecretString,
+    audited: bool,
+}
+
+impl TestDatabase {
+    pub fn new() -> Self {
+        // Postgres copies a template for one at a time.
+        static COPYING: Mutex<()> = Mutex::new(());
+        let server = server();
+        let name = format!("oncepay_test_{}", uuid::Uuid::new_v4().as_simple());
+        {
+            let _one = COPYING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let conn = &mut db::connect(&server.superuser_url.clone().into()).unwrap();
+            execute(
+                conn,
+                &format!("CREATE DATABASE {name} TEMPLATE {} OWNER {}", server.template, database::OWNER),
+            );
+        }
+        let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
+        superuser_url.set_path(&name);
+        Self {
+            app_url: server.url(database::APP, &server.app_password, &name),
+            owner_url: server.url(database::OWNER, &server.owner_password, &name),
+            superuser_url: String::from(superuser_url).into(),
+            name,
+            audited: true,
+        }
+    }
+
+    /// Name of the database.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For tests that damage the data or the server on purpose.
+    pub fn skip_audit(&mut self) {
+        self.audited = false;
+    }
+
+    pub fn as_app(&self) -> PgConnection {
+        db::connect(&self.app_url).unwrap()
+    }
+
+    pub fn as_owner(&self) -> PgConnection {
+        db::connect(&self.owner_url).unwrap()
+    }
+
+    pub fn as_superuser(&self) -> PgConnection {
+        db::connect(&self.superuser_url).unwrap()
+    }
+
+    /// A new merchant with a key.
+    pub fn merchant(&self) -> Merchant {
+        let (id, key) = seed::create_merchant(&mut self.as_owner(), "Test merchant").unwrap();
+        Merchant { id, key }
+    }
+
+    /// A new operator key.
+    pub fn operator_key(&self) -> String {
+        seed::create_operator_key(&mut self.as_owner()).unwrap()
+    }
+
+    /// Revokes an API key.
+    pub fn revoke(&self, key: &str) {
+        let digest = hex::encode(auth::key_sha256(key));
+        execute(
+            &mut self.as_owner(),
+            &format!("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE key_sha256 = '\\x{digest}'"),
+        );
+    }
+
+    /// The single number that a query gives.
+    pub fn count(&self, query: &str) -> i64 {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            count: i64,
+        }
+        diesel::sql_query(format!("SELECT ({query})::bigint AS count"))
+            .get_result::<Row>(&mut self.as_superuser())
+            .unwrap_or_else(|error| panic!("{query}: {error}"))
+            .count
+    }
+
+    /// Rows of a table.
+    pub fn rows(&self, table: &str) -> i64 {
+        self.count(&format!("SELECT count(*) FROM {table}"))
+    }
+
+    /// Fails unless the books are in order. Every test ends with this, by dropping the database.
+    pub fn assert_audit_is_clean(&self) {
+        let checks = [
+            (
+                "unbalanced entries",
+                "SELECT count(*) FROM (SELECT FROM postings GROUP BY merchant_id, entry_id, currency HAVING sum(amount) <> 0) x",
+            ),
+            (
+                "entries without postings",
+                "SELECT count(*) FROM journal_entries e WHERE NOT EXISTS (SELECT FROM postings p WHERE (p.merchant_id, p.entry_id) = (e.merchant_id, e.id))",
+            ),
+            (
+                "balances that differ from their postings",
+                "SELECT count(*) FROM ledger_accounts a WHERE ledger_balance(a.merchant_id, a.id) <> coalesce((SELECT sum(amount) FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id), 0)",
+            ),
+            (
+                "merchant_payable below zero",
+                "SELECT count(*) FROM ledger_accounts a WHERE kind = 'merchant_payable' AND ledger_balance(a.merchant_id, a.id) > 0",
+            ),
+            (
+                "captured charges without exactly one journal entry of that amount",
+                "SELECT count(*) FROM charges c WHERE amount_captured <> coalesce((SELECT sum(p.amount) FROM journal_entries e JOIN postings p ON (p.merchant_id, p.entry_id) = (e.merchant_id, e.id) \
+                 WHERE e.merchant_id = c.merchant_id AND e.source = 'ch_' || replace(c.id::text, '-', '') || ':capture' AND p.amount > 0), 0)",
+            ),
+            (
+                "completed keys without their charge",
+                "SELECT count(*) FROM idempotency_keys k WHERE state = 'completed' AND operation = 'charges.create' AND NOT EXISTS (SELECT FROM charges c WHERE (c.merchant_id, c.id) = (k.merchant_id, k.resource_id))",
+            ),
+            (
+                "charges without a completed key",
+                "SELECT count(*) FROM charges c WHERE 1 <> (SELECT count(*) FROM idempotency_keys k WHERE (k.merchant_id, k.resource_id) = (c.merchant_id, c.id) AND operation = 'charges.create' AND state = 'completed')",
+            ),
+            (
+                "charges without exactly one event of their creation",
+                "SELECT count(*) FROM charges c WHERE 1 <> (SELECT count(*) FROM events e WHERE e.merchant_id = c.merchant_id AND e.type <> 'charge.updated' AND e.data->>'id' = 'ch_' || replace(c.id::text, '-', ''))",
+            ),
+        ];
+        for (what, query) in checks {
+            assert_eq!(self.count(query), 0, "{what}");
+        }
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        // A second panic would abort the whole run.
+        if !std::thread::panicking() && self.audited {
+            self.assert_audit_is_clean();
+        }
+        if let Ok(mut conn) = db::connect(&server().superuser_url.clone().into()) {
+            let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))
+                .execute(&mut conn);
+        }
+    }
+}
+
+/// A merchant and its API key.
+#[derive(Clone, Debug)]
+pub struct Merchant {
+    pub id: MerchantId,
+    pub key: String,
+}
+
+/// Exposes a connection string to a child process.
+pub fn exposed(url: &SecretString) -> &str {
+    url.expose_secret()
+}

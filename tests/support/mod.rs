@@ -1,0 +1,26 @@
+//! What the tests are made of.
+
+pub mod app;
+pub mod client;
+pub mod database;
+
+use serde_json::{Value, json};
+
+pub use app::{App, Process};
+pub use client::{Client, Response};
+pub use database::{Merchant, TestDatabase, execute};
+
+/// A charge of 12.50 USD on a card that approves.
+pub fn visa() -> Value {
+    with_method("pm_card_visa")
+}
+
+/// A charge of 12.50 USD with another payment method.
+pub fn with_method(payment_method: &str) -> Value {
+    json!({"amount": "12.50", "currency": "USD", "payment_method": payment_method})
+}
+
+/// A key that nobody has used.
+pub fn fresh_key() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
