@@ -142,9 +142,11 @@ build() {
     ) || die 'docker import failed.'
     # Import knows no stop signal, but a container passes its own on. With the
     # default one the server would wait for its clients to leave before it stops.
-    { container=$(docker create --stop-signal SIGINT "$id") &&
-        docker commit "$container" "$image" >/dev/null &&
-        docker rm -v "$container" >/dev/null; } || die "could not name the image $image."
+    if ! { container=$(docker create --stop-signal SIGINT "$id") &&
+        docker commit "$container" "$image" && docker rm -v "$container"; } >"$work/log" 2>&1; then
+        tail -n 20 "$work/log" >&2
+        die "could not name the image $image; the engine's answer is above."
+    fi
 }
 
 if [ "${1:-}" = --build ]; then

@@ -99,7 +99,7 @@ start_engine() {
         --pidfile "$run/dockerd.pid" --config-file "$run/daemon.json" \
         --bridge "$bridge" --ip "$publish" --iptables=false --ip-forward=false \
         --ip-masq=false --userland-proxy=true --exec-opt native.cgroupdriver=cgroupfs \
-        --shutdown-timeout 5 "$@" >"$run/dockerd.log" 2>&1)
+        --log-level warn --shutdown-timeout 5 "$@" >"$run/dockerd.log" 2>&1)
     engine=$!
 
     local deadline=$((SECONDS + 60))

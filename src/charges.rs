@@ -236,9 +236,12 @@ impl Operation for CreateCharge {
         let fields = &mut *input.fields;
         let amount = fields.money();
         let payment_method = fields.text("payment_method", TEXT_MAX).and_then(|token| {
-            token.parse().map_err(|error: crate::processor::UnknownPaymentMethod| {
-                fields.error("payment_method", error.to_string());
-            }).ok()
+            token
+                .parse()
+                .map_err(|error: crate::processor::UnknownPaymentMethod| {
+                    fields.error("payment_method", error.to_string());
+                })
+                .ok()
         });
         let capture = fields.boolean_or("capture", true);
         let description = fields.optional_text("description", TEXT_MAX);
@@ -360,9 +363,7 @@ impl ExternalOperation for CreateCharge {
 
 fn declined(decline: Decline, charge_id: ChargeId) -> Error {
     match decline {
-        Decline::Generic => {
-            Error::CardDeclined { decline_code: decline_code(decline).to_owned(), charge_id }
-        }
+        Decline::Generic => Error::CardDeclined { decline_code: decline_code(decline).to_owned(), charge_id },
         Decline::InsufficientFunds => Error::InsufficientFunds { charge_id },
     }
 }

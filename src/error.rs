@@ -206,7 +206,9 @@ pub enum Error {
     DatabaseUnavailable(Cause),
     #[error("The request collided with others; nothing was changed.")]
     TransientConflict(Cause),
-    #[error("The payment processor didn't answer; retry with the same idempotency key to resume this payment.")]
+    #[error(
+        "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
+    )]
     ProcessorUnavailable(Cause),
     #[error("Something went wrong on our side.")]
     Internal(Cause),
@@ -471,7 +473,12 @@ mod tests {
         for entry in Code::ALL.iter().map(|code| code.entry()) {
             assert!(!(entry.is_final && entry.retryable), "{}", entry.code);
             assert!(!(entry.is_final && entry.status >= 500), "{}", entry.code);
-            assert_eq!(entry.retryable, entry.status >= 500 || matches!(entry.status, 408 | 409), "{}", entry.code);
+            assert_eq!(
+                entry.retryable,
+                entry.status >= 500 || matches!(entry.status, 408 | 409),
+                "{}",
+                entry.code
+            );
         }
     }
 }

@@ -157,8 +157,8 @@ impl<'a> Fields<'a> {
     /// `amount` and `currency`, both required. The amount is checked even if the currency isn't valid,
     /// as far as that is possible.
     pub fn money(&mut self) -> Option<Money> {
-        let currency = self.required("currency").and_then(|value| {
-            match value.as_str().map(str::parse::<Currency>) {
+        let currency =
+            self.required("currency").and_then(|value| match value.as_str().map(str::parse::<Currency>) {
                 Some(Ok(currency)) => Some(currency),
                 Some(Err(error)) => {
                     self.error("currency", error.to_string());
@@ -168,11 +168,13 @@ impl<'a> Fields<'a> {
                     self.error("currency", "must be a string");
                     None
                 }
-            }
-        });
+            });
         let amount = self.required("amount")?;
         let Some(text) = amount.as_str() else {
-            self.error("amount", "must be a decimal string such as \"12.50\", not a JSON number or other value");
+            self.error(
+                "amount",
+                "must be a decimal string such as \"12.50\", not a JSON number or other value",
+            );
             return None;
         };
         // Without a valid currency, one with many decimals stands in, so that only what is wrong

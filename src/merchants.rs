@@ -9,9 +9,7 @@ use crate::schema::merchants;
 
 /// What the merchant pays per capture.
 pub fn pricing(conn: &mut PgConnection, merchant: MerchantId) -> Result<Pricing, Error> {
-    let (rate, fixed) = merchants::table
-        .find(merchant)
-        .select((merchants::fee_rate, merchants::fee_fixed))
-        .first(conn)?;
+    let (rate, fixed) =
+        merchants::table.find(merchant).select((merchants::fee_rate, merchants::fee_fixed)).first(conn)?;
     Ok(Pricing { rate, fixed })
 }

@@ -109,10 +109,7 @@ impl Money {
         }
         let decimals = fraction.map_or(0, str::len);
         if decimals > currency.scale() as usize {
-            return Err(AmountError::TooManyDecimals {
-                scale: currency.scale(),
-                currency: currency.code(),
-            });
+            return Err(AmountError::TooManyDecimals { scale: currency.scale(), currency: currency.code() });
         }
         let amount = Decimal::from_str_exact(amount).map_err(|_| AmountError::Syntax)?;
         if amount.is_zero() {
@@ -197,7 +194,10 @@ mod tests {
 
     #[test]
     fn what_is_no_plain_decimal_is_refused() {
-        for text in ["", ".", "5.", ".5", "-1", "+1", "1e3", "1E3", "NaN", "inf", " 1", "1 ", "1,000", "1_0", "1.2.3", "٣", "0x1"] {
+        for text in [
+            "", ".", "5.", ".5", "-1", "+1", "1e3", "1E3", "NaN", "inf", " 1", "1 ", "1,000", "1_0", "1.2.3",
+            "٣", "0x1",
+        ] {
             assert_eq!(Money::parse(text, currency("USD")), Err(AmountError::Syntax), "{text:?}");
         }
     }
@@ -214,10 +214,8 @@ mod tests {
 
     #[test]
     fn fees_are_rounded_half_even_and_never_exceed_the_amount() {
-        let pricing = |rate: &str, fixed: &str| Pricing {
-            rate: rate.parse().unwrap(),
-            fixed: fixed.parse().unwrap(),
-        };
+        let pricing =
+            |rate: &str, fixed: &str| Pricing { rate: rate.parse().unwrap(), fixed: fixed.parse().unwrap() };
         let cases = [
             ("0.029", "0.30", "12.50", "USD", "0.66"), // 0.6625
             ("0.01", "0", "0.50", "USD", "0.00"),      // 0.005: a tie goes to the even 0

@@ -24,11 +24,7 @@ const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
 /// The operations of the API, each described next to its handler.
 fn api(config: &mut ServiceConfig) {
-    config
-        .service(charges::create)
-        .service(charges::get)
-        .service(charges::update)
-        .service(balance::get);
+    config.service(charges::create).service(charges::get).service(charges::update).service(balance::get);
 }
 
 /// The OpenAPI document of the API.
@@ -77,11 +73,8 @@ impl Bound {
             ),
         };
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout());
-        let policy = Policy {
-            ttl: Policy::TTL,
-            lease: config.lease(),
-            processor_timeout: config.processor_timeout(),
-        };
+        let policy =
+            Policy { ttl: Policy::TTL, lease: config.lease(), processor_timeout: config.processor_timeout() };
         let engine = Engine::new(db.clone(), processor, policy);
         let document = document();
         let methods = Arc::new(methods_by_path(&document));
@@ -152,7 +145,8 @@ fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
         loop {
             match (path.next(), pieces.next()) {
                 (None, None) => return true,
-                (Some(part), Some(piece)) if piece == part || (piece.starts_with('{') && !part.is_empty()) => {}
+                (Some(part), Some(piece))
+                    if piece == part || (piece.starts_with('{') && !part.is_empty()) => {}
                 _ => return false,
             }
         }

@@ -87,7 +87,14 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let case = |situation, before, request, status, code, kept, header, effects| Case {
-        situation, before, request, status, code, kept, header, effects,
+        situation,
+        before,
+        request,
+        status,
+        code,
+        kept,
+        header,
+        effects,
     };
     let first = |body: Value| post("k", body);
     let unknown = "/v1/charges/ch_00000000000070008000000000000000";
@@ -120,7 +127,9 @@ fn cases() -> Vec<Case> {
                 "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS \
                  $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$",
             );
-            scene.owner("CREATE TRIGGER collide BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION collide()");
+            scene.owner(
+                "CREATE TRIGGER collide BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION collide()",
+            );
             let response = request(scene);
             scene.owner("DROP FUNCTION collide CASCADE");
             response
@@ -130,72 +139,461 @@ fn cases() -> Vec<Case> {
 
     vec![
         // An operation that calls the processor.
-        case("first run", nothing_before(), first(visa()), 201, "", Some(false), "Idempotency-Expires", CAPTURED),
-        case("retry after completion", first(visa()), first(visa()), 201, "", Some(true), "Original-Request-Id", NOTHING),
-        case("retry with the quoted spelling", first(visa()), raw(Some(b"\"k\"")), 201, "", Some(true), "Location", NOTHING),
-        case("retry in another order and spacing", first(visa()), Box::new(move |scene| {
-            scene.client.request("POST", "/v1/charges").idempotency_key("k").body("application/json", other_order).send()
-        }), 201, "", Some(true), "Location", NOTHING),
-        case("key missing", nothing_before(), raw(None), 400, "idempotency_key_missing", None, "Link", NOTHING),
-        case("key empty", nothing_before(), raw(Some(b"")), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key quoted and empty", nothing_before(), raw(Some(b"\"\"")), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key with a space", nothing_before(), raw(Some(b"a b")), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key outside ASCII", nothing_before(), raw(Some("schlüssel".as_bytes())), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key with parameters", nothing_before(), raw(Some(b"\"k\";a=1")), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("bare key with parameters", nothing_before(), raw(Some(b"k;a=1")), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key of 256 characters", nothing_before(), raw(Some(&[b'k'; 256])), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("key of 255 characters", nothing_before(), raw(Some(&[b'k'; 255])), 201, "", Some(false), "Location", CAPTURED),
-        case("key repeated", nothing_before(), Box::new(|scene| {
-            let request = scene.client.request("POST", "/v1/charges").json(&visa());
-            request.idempotency_key("k").idempotency_key("k").send()
-        }), 400, "idempotency_key_invalid", None, "Link", NOTHING),
-        case("same key, other body", first(visa()), first(with_method("pm_card_slow")), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("same key, other value of an optional field", first(visa()), Box::new(|scene| {
-            let mut body = visa();
-            body["capture"] = json!(true);
-            scene.client.charge("k", &body)
-        }), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("same key, other query", first(visa()), Box::new(|scene| {
-            scene.client.send("POST", "/v1/charges?x=1", "k", &visa())
-        }), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("same key, other path", patch("k", new_text()), Box::new(move |scene| {
-            scene.client.send("PATCH", unknown, "k", &new_text())
-        }), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("same key, other method and path", first(visa()), patch("k", new_text()), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("first request still running", running, first(with_method("pm_card_timeout")), 409, "idempotency_request_in_progress", None, "Retry-After", NOTHING),
-        case("declined", nothing_before(), first(with_method("pm_card_declined")), 402, "card_declined", Some(false), "Idempotency-Expires", DECLINED),
-        case("retry after a decline", first(with_method("pm_card_declined")), first(with_method("pm_card_declined")), 402, "card_declined", Some(true), "Original-Request-Id", NOTHING),
-        case("no funds", nothing_before(), first(with_method("pm_card_insufficient_funds")), 402, "insufficient_funds", Some(false), "Idempotency-Expires", DECLINED),
-        case("retry after no funds", first(with_method("pm_card_insufficient_funds")), first(with_method("pm_card_insufficient_funds")), 402, "insufficient_funds", Some(true), "Original-Request-Id", NOTHING),
-        case("processor's answer lost", nothing_before(), first(with_method("pm_card_timeout")), 503, "processor_unavailable", None, "Retry-After", CLAIM_ONLY),
-        case("retry after a lost answer resumes", first(with_method("pm_card_timeout")), first(with_method("pm_card_timeout")), 201, "", Some(false), "Location", RESUMED),
-        case("processor failed", nothing_before(), first(with_method("pm_card_error_once")), 503, "processor_unavailable", None, "Retry-After", CLAIM_ONLY),
-        case("retry after a failure resumes", first(with_method("pm_card_error_once")), first(with_method("pm_card_error_once")), 201, "", Some(false), "Location", RESUMED),
-        case("other body after a lost answer", first(with_method("pm_card_timeout")), first(visa()), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("our own bug", nothing_before(), buggy(first(visa())), 500, "internal", None, "X-Request-Id", CLAIM_ONLY),
-        case("retry after our own bug", buggy(first(visa())), first(visa()), 201, "", Some(false), "Location", RESUMED),
-        case("collision", nothing_before(), colliding(first(visa())), 503, "transient_conflict", None, "Retry-After", CLAIM_ONLY),
-        case("retry after a collision", colliding(first(visa())), first(visa()), 201, "", Some(false), "Location", RESUMED),
-        case("field validation", nothing_before(), first(json!({})), 422, "validation_failed", None, "X-Request-Id", NOTHING),
-        case("corrected after field validation", first(json!({})), first(visa()), 201, "", Some(false), "Location", CAPTURED),
+        case(
+            "first run",
+            nothing_before(),
+            first(visa()),
+            201,
+            "",
+            Some(false),
+            "Idempotency-Expires",
+            CAPTURED,
+        ),
+        case(
+            "retry after completion",
+            first(visa()),
+            first(visa()),
+            201,
+            "",
+            Some(true),
+            "Original-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "retry with the quoted spelling",
+            first(visa()),
+            raw(Some(b"\"k\"")),
+            201,
+            "",
+            Some(true),
+            "Location",
+            NOTHING,
+        ),
+        case(
+            "retry in another order and spacing",
+            first(visa()),
+            Box::new(move |scene| {
+                scene
+                    .client
+                    .request("POST", "/v1/charges")
+                    .idempotency_key("k")
+                    .body("application/json", other_order)
+                    .send()
+            }),
+            201,
+            "",
+            Some(true),
+            "Location",
+            NOTHING,
+        ),
+        case(
+            "key missing",
+            nothing_before(),
+            raw(None),
+            400,
+            "idempotency_key_missing",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key empty",
+            nothing_before(),
+            raw(Some(b"")),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key quoted and empty",
+            nothing_before(),
+            raw(Some(b"\"\"")),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key with a space",
+            nothing_before(),
+            raw(Some(b"a b")),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key outside ASCII",
+            nothing_before(),
+            raw(Some("schlüssel".as_bytes())),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key with parameters",
+            nothing_before(),
+            raw(Some(b"\"k\";a=1")),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "bare key with parameters",
+            nothing_before(),
+            raw(Some(b"k;a=1")),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key of 256 characters",
+            nothing_before(),
+            raw(Some(&[b'k'; 256])),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "key of 255 characters",
+            nothing_before(),
+            raw(Some(&[b'k'; 255])),
+            201,
+            "",
+            Some(false),
+            "Location",
+            CAPTURED,
+        ),
+        case(
+            "key repeated",
+            nothing_before(),
+            Box::new(|scene| {
+                let request = scene.client.request("POST", "/v1/charges").json(&visa());
+                request.idempotency_key("k").idempotency_key("k").send()
+            }),
+            400,
+            "idempotency_key_invalid",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "same key, other body",
+            first(visa()),
+            first(with_method("pm_card_slow")),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "same key, other value of an optional field",
+            first(visa()),
+            Box::new(|scene| {
+                let mut body = visa();
+                body["capture"] = json!(true);
+                scene.client.charge("k", &body)
+            }),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "same key, other query",
+            first(visa()),
+            Box::new(|scene| scene.client.send("POST", "/v1/charges?x=1", "k", &visa())),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "same key, other path",
+            patch("k", new_text()),
+            Box::new(move |scene| scene.client.send("PATCH", unknown, "k", &new_text())),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "same key, other method and path",
+            first(visa()),
+            patch("k", new_text()),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "first request still running",
+            running,
+            first(with_method("pm_card_timeout")),
+            409,
+            "idempotency_request_in_progress",
+            None,
+            "Retry-After",
+            NOTHING,
+        ),
+        case(
+            "declined",
+            nothing_before(),
+            first(with_method("pm_card_declined")),
+            402,
+            "card_declined",
+            Some(false),
+            "Idempotency-Expires",
+            DECLINED,
+        ),
+        case(
+            "retry after a decline",
+            first(with_method("pm_card_declined")),
+            first(with_method("pm_card_declined")),
+            402,
+            "card_declined",
+            Some(true),
+            "Original-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "no funds",
+            nothing_before(),
+            first(with_method("pm_card_insufficient_funds")),
+            402,
+            "insufficient_funds",
+            Some(false),
+            "Idempotency-Expires",
+            DECLINED,
+        ),
+        case(
+            "retry after no funds",
+            first(with_method("pm_card_insufficient_funds")),
+            first(with_method("pm_card_insufficient_funds")),
+            402,
+            "insufficient_funds",
+            Some(true),
+            "Original-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "processor's answer lost",
+            nothing_before(),
+            first(with_method("pm_card_timeout")),
+            503,
+            "processor_unavailable",
+            None,
+            "Retry-After",
+            CLAIM_ONLY,
+        ),
+        case(
+            "retry after a lost answer resumes",
+            first(with_method("pm_card_timeout")),
+            first(with_method("pm_card_timeout")),
+            201,
+            "",
+            Some(false),
+            "Location",
+            RESUMED,
+        ),
+        case(
+            "processor failed",
+            nothing_before(),
+            first(with_method("pm_card_error_once")),
+            503,
+            "processor_unavailable",
+            None,
+            "Retry-After",
+            CLAIM_ONLY,
+        ),
+        case(
+            "retry after a failure resumes",
+            first(with_method("pm_card_error_once")),
+            first(with_method("pm_card_error_once")),
+            201,
+            "",
+            Some(false),
+            "Location",
+            RESUMED,
+        ),
+        case(
+            "other body after a lost answer",
+            first(with_method("pm_card_timeout")),
+            first(visa()),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "our own bug",
+            nothing_before(),
+            buggy(first(visa())),
+            500,
+            "internal",
+            None,
+            "X-Request-Id",
+            CLAIM_ONLY,
+        ),
+        case(
+            "retry after our own bug",
+            buggy(first(visa())),
+            first(visa()),
+            201,
+            "",
+            Some(false),
+            "Location",
+            RESUMED,
+        ),
+        case(
+            "collision",
+            nothing_before(),
+            colliding(first(visa())),
+            503,
+            "transient_conflict",
+            None,
+            "Retry-After",
+            CLAIM_ONLY,
+        ),
+        case(
+            "retry after a collision",
+            colliding(first(visa())),
+            first(visa()),
+            201,
+            "",
+            Some(false),
+            "Location",
+            RESUMED,
+        ),
+        case(
+            "field validation",
+            nothing_before(),
+            first(json!({})),
+            422,
+            "validation_failed",
+            None,
+            "X-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "corrected after field validation",
+            first(json!({})),
+            first(visa()),
+            201,
+            "",
+            Some(false),
+            "Location",
+            CAPTURED,
+        ),
         // An operation that changes only our own database.
-        case("local: first run", nothing_before(), patch("k", new_text()), 200, "", Some(false), "Idempotency-Expires", UPDATED),
-        case("local: retry", patch("k", new_text()), patch("k", new_text()), 200, "", Some(true), "Original-Request-Id", NOTHING),
-        case("local: other body", patch("k", new_text()), patch("k", json!({"description": "x"})), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("local: unknown charge", nothing_before(), Box::new(move |scene| {
-            scene.client.send("PATCH", unknown, "k", &new_text())
-        }), 404, "charge_not_found", Some(false), "Idempotency-Expires", KEY_ONLY),
-        case("local: retry on an unknown charge", Box::new(move |scene| {
-            scene.client.send("PATCH", unknown, "k", &new_text())
-        }), Box::new(move |scene| {
-            scene.client.send("PATCH", unknown, "k", &new_text())
-        }), 404, "charge_not_found", Some(true), "Original-Request-Id", NOTHING),
-        case("local: our own bug", nothing_before(), buggy(patch("k", new_text())), 500, "internal", None, "X-Request-Id", NOTHING),
-        case("local: retry after our own bug", buggy(patch("k", new_text())), patch("k", new_text()), 200, "", Some(false), "Idempotency-Expires", UPDATED),
-        case("local: collision", nothing_before(), colliding(patch("k", new_text())), 503, "transient_conflict", None, "Retry-After", NOTHING),
-        case("local: key missing", nothing_before(), Box::new(|scene| {
-            scene.client.request("PATCH", &scene.charge_path).json(&json!({})).send()
-        }), 400, "idempotency_key_missing", None, "Link", NOTHING),
+        case(
+            "local: first run",
+            nothing_before(),
+            patch("k", new_text()),
+            200,
+            "",
+            Some(false),
+            "Idempotency-Expires",
+            UPDATED,
+        ),
+        case(
+            "local: retry",
+            patch("k", new_text()),
+            patch("k", new_text()),
+            200,
+            "",
+            Some(true),
+            "Original-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "local: other body",
+            patch("k", new_text()),
+            patch("k", json!({"description": "x"})),
+            422,
+            "idempotency_key_reused",
+            None,
+            "Link",
+            NOTHING,
+        ),
+        case(
+            "local: unknown charge",
+            nothing_before(),
+            Box::new(move |scene| scene.client.send("PATCH", unknown, "k", &new_text())),
+            404,
+            "charge_not_found",
+            Some(false),
+            "Idempotency-Expires",
+            KEY_ONLY,
+        ),
+        case(
+            "local: retry on an unknown charge",
+            Box::new(move |scene| scene.client.send("PATCH", unknown, "k", &new_text())),
+            Box::new(move |scene| scene.client.send("PATCH", unknown, "k", &new_text())),
+            404,
+            "charge_not_found",
+            Some(true),
+            "Original-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "local: our own bug",
+            nothing_before(),
+            buggy(patch("k", new_text())),
+            500,
+            "internal",
+            None,
+            "X-Request-Id",
+            NOTHING,
+        ),
+        case(
+            "local: retry after our own bug",
+            buggy(patch("k", new_text())),
+            patch("k", new_text()),
+            200,
+            "",
+            Some(false),
+            "Idempotency-Expires",
+            UPDATED,
+        ),
+        case(
+            "local: collision",
+            nothing_before(),
+            colliding(patch("k", new_text())),
+            503,
+            "transient_conflict",
+            None,
+            "Retry-After",
+            NOTHING,
+        ),
+        case(
+            "local: key missing",
+            nothing_before(),
+            Box::new(|scene| scene.client.request("PATCH", &scene.charge_path).json(&json!({})).send()),
+            400,
+            "idempotency_key_missing",
+            None,
+            "Link",
+            NOTHING,
+        ),
     ]
 }
 
@@ -209,8 +607,18 @@ fn each_situation_has_its_answer_and_its_effects() {
         let after = scene.effects();
 
         let name = case.situation;
-        assert_eq!((response.status, response.code().as_str()), (case.status, case.code), "{name}: {}", response.text());
-        assert!(response.header(case.header).is_some(), "{name}: no {} in {:?}", case.header, response.headers);
+        assert_eq!(
+            (response.status, response.code().as_str()),
+            (case.status, case.code),
+            "{name}: {}",
+            response.text()
+        );
+        assert!(
+            response.header(case.header).is_some(),
+            "{name}: no {} in {:?}",
+            case.header,
+            response.headers
+        );
         let effects = Effects {
             keys: after.keys - before.keys,
             charges: after.charges - before.charges,
@@ -243,7 +651,11 @@ fn each_situation_has_its_answer_and_its_effects() {
         }
         if response.header("Link").is_some() {
             let page = format!("/problems/{}", case.code.replace('_', "-"));
-            assert_eq!(response.header("Link"), Some(format!("<{page}>; rel=\"describedby\"").as_str()), "{name}");
+            assert_eq!(
+                response.header("Link"),
+                Some(format!("<{page}>; rel=\"describedby\"").as_str()),
+                "{name}"
+            );
         }
     }
 }
@@ -274,7 +686,8 @@ fn a_resumed_charge_keeps_its_id_and_the_processor_sees_one_operation() {
 fn an_answer_is_kept_for_a_day() {
     let scene = Scene::new();
     let response = scene.client.charge("k", &visa()).expect(201);
-    let expires = chrono::DateTime::parse_from_rfc2822(response.header("Idempotency-Expires").unwrap()).unwrap();
+    let expires =
+        chrono::DateTime::parse_from_rfc2822(response.header("Idempotency-Expires").unwrap()).unwrap();
     let in_a_day = chrono::Utc::now() + chrono::Duration::days(1);
     assert!((in_a_day - expires.to_utc()).num_seconds().abs() < 60, "{expires}");
     let stored = scene.database.count(

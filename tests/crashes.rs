@@ -47,13 +47,17 @@ fn retry(send: impl Fn() -> Response) -> Response {
 fn a_charge_survives_a_kill_at_every_point() {
     // Point, whether the retry finds the answer rather than finishing the request, authorizations that
     // the processor saw.
-    for (point, replayed, calls) in
-        [("after_claim", false, 1), ("after_processor", false, 2), ("in_finish", false, 2), ("after_commit", true, 1)]
-    {
+    for (point, replayed, calls) in [
+        ("after_claim", false, 1),
+        ("after_processor", false, 2),
+        ("in_finish", false, 2),
+        ("after_commit", true, 1),
+    ] {
         let database = TestDatabase::new();
         let journal = SandboxJournal::new();
         let merchant = database.merchant();
-        let settings = [("ONCEPAY_LEASE_MS", "700"), ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap())];
+        let settings =
+            [("ONCEPAY_LEASE_MS", "700"), ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap())];
 
         let doomed = Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", point)]].concat());
         let request = doomed

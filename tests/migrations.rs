@@ -96,6 +96,7 @@ fn dump(database: &TestDatabase) -> Option<String> {
         .filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).unwrap();
     // Newer versions add a random token against injection.
-    let lines = text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+    let lines =
+        text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
     Some(lines.collect::<Vec<_>>().join("\n"))
 }

@@ -152,7 +152,10 @@ struct DataFolder {
 impl DataFolder {
     fn open(path: &Path) -> Result<Self, String> {
         let unusable = |error: std::io::Error| {
-            format!("The data folder {} can't be used: {error}. Choose another one with --data-dir.", path.display())
+            format!(
+                "The data folder {} can't be used: {error}. Choose another one with --data-dir.",
+                path.display()
+            )
         };
         let made = !path.exists();
         fs::create_dir_all(path).map_err(unusable)?;
@@ -202,8 +205,7 @@ impl DataFolder {
     fn write_env(&self, settings: &[(&str, &str)]) -> Result<(), String> {
         let write = || {
             let new = self.path.join("dev.env.new");
-            let mut file =
-                File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
             for (name, value) in settings {
                 writeln!(file, "{name}={value}")?;

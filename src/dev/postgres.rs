@@ -111,13 +111,11 @@ const PACKAGED: [(&str, &str); 7] = [
 
 /// What the log says when a start failed for a reason that goes away by itself: another program
 /// took the port, or processes of a killed server are still about.
-const TRANSIENT: [&str; 2] = [
-    "could not create any TCP/IP sockets",
-    "pre-existing shared memory block",
-];
+const TRANSIENT: [&str; 2] = ["could not create any TCP/IP sockets", "pre-existing shared memory block"];
 
 /// Why there is no server; says what to do about it.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages tell what each of them means")]
 pub enum PostgresError {
     #[error(
         "No Postgres server binaries found in PATH, /usr/lib/postgresql/*/bin and other usual \
@@ -138,11 +136,7 @@ pub enum PostgresError {
          to start afresh.",
         folder.display()
     )]
-    VersionMismatch {
-        folder: PathBuf,
-        data: u32,
-        installed: String,
-    },
+    VersionMismatch { folder: PathBuf, data: u32, installed: String },
     #[error(
         "{} can't be used for the database: {cause}. Put that right, or choose another --data-dir.",
         path.display()
@@ -181,10 +175,7 @@ fn unusable(path: &Path) -> impl FnOnce(io::Error) -> PostgresError {
 }
 
 fn unusable_as(path: &Path, cause: impl Into<String>) -> PostgresError {
-    PostgresError::Unusable {
-        path: path.into(),
-        cause: cause.into(),
-    }
+    PostgresError::Unusable { path: path.into(), cause: cause.into() }
 }
 
 /// A folder that holds `postgres` and `initdb`.
@@ -280,9 +271,8 @@ fn version_in(dir: &Path, account: Option<&Account>) -> Option<u32> {
 
 /// The 15 of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
 fn major_of(version: &str) -> Option<u32> {
-    let number = version
-        .split_whitespace()
-        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+    let number =
+        version.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
     let end = number.find(|digit: char| !digit.is_ascii_digit());
     number[..end.unwrap_or(number.len())].parse().ok()
 }
@@ -312,11 +302,7 @@ impl Account {
             None => ["postgres", "nobody"]
                 .iter()
                 .find_map(|name| User::from_name(name).ok().flatten())
-                .map(|user| Self {
-                    uid: user.uid.as_raw(),
-                    gid: user.gid.as_raw(),
-                    name: user.name,
-                })
+                .map(|user| Self { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name })
                 .ok_or_else(|| PostgresError::NoUser {
                     cause: "there is neither a user \"postgres\" nor \"nobody\"".into(),
                 })?,
@@ -350,14 +336,8 @@ fn command(program: impl AsRef<OsStr>, account: Option<&Account>) -> Command {
         }
     }
     // The time zone of the server's log and of new databases.
-    command
-        .env("LC_ALL", "C")
-        .env("LC_MESSAGES", "C")
-        .env("TZ", "UTC");
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .process_group(0);
+    command.env("LC_ALL", "C").env("LC_MESSAGES", "C").env("TZ", "UTC");
+    command.current_dir("/").stdin(Stdio::null()).process_group(0);
     if let Some(account) = account {
         // Gives up root's other groups as well.
         command.uid(account.uid).gid(account.gid);
@@ -446,10 +426,7 @@ impl Janitor {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self {
-            shell,
-            pipe: Some(writer),
-        })
+        Ok(Self { shell, pipe: Some(writer) })
     }
 }
 
@@ -566,11 +543,7 @@ impl Server {
         }?;
         let (process, port) = cluster.launch(settings, &binaries, account)?;
         made.0.clear();
-        Ok(Self {
-            process: Some(process),
-            cluster,
-            port,
-        })
+        Ok(Self { process: Some(process), cluster, port })
     }
 
     /// The address of a database for libpq, with the superuser's rights.
@@ -607,9 +580,7 @@ impl Server {
         // In case that somebody has killed the shell.
         stopped &= settle(data, &self.cluster.password);
         let path = data.clone();
-        stopped
-            .then_some(())
-            .ok_or(PostgresError::StopFailed { path })
+        stopped.then_some(()).ok_or(PostgresError::StopFailed { path })
     }
 }
 
@@ -649,10 +620,8 @@ impl Cluster {
         }
         sweep(&data);
         let (parent, prefix) = workshop_of(&data);
-        let workshop = tempfile::Builder::new()
-            .prefix(&prefix)
-            .tempdir_in(parent)
-            .map_err(unusable(parent))?;
+        let workshop =
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(unusable(parent))?;
         let workshop = workshop.path();
         let _workshop_lock = lock(workshop)?;
         made.0.push(Step::Tree(workshop.into()));
@@ -677,10 +646,7 @@ impl Cluster {
         let mut args: Vec<OsString> = vec!["-D".into(), fresh.clone().into()];
         args.extend(["--pwfile".into(), password_file.clone().into()]);
         args.extend(["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"].map(Into::into));
-        args.extend([
-            format!("--username={SUPERUSER}").into(),
-            "--no-instructions".into(),
-        ]);
+        args.extend([format!("--username={SUPERUSER}").into(), "--no-instructions".into()]);
         if !settings.durable {
             args.push("--no-sync".into());
         }
@@ -705,20 +671,11 @@ impl Cluster {
             }
             Err(error) => return Err(unusable(&data)(error)),
         }
-        Ok(Self {
-            data,
-            password,
-            janitor,
-            _lock: lock,
-        })
+        Ok(Self { data, password, janitor, _lock: lock })
     }
 
     /// Claims the cluster of an earlier start, and clears away what that left.
-    fn reopen(
-        named: &Path,
-        data: PathBuf,
-        account: Option<&Account>,
-    ) -> Result<Self, PostgresError> {
+    fn reopen(named: &Path, data: PathBuf, account: Option<&Account>) -> Result<Self, PostgresError> {
         if let Some(account) = account
             && !account.reaches(&data)?
         {
@@ -734,12 +691,7 @@ impl Cluster {
         let password_file = data.join(PASSWORD_FILE);
         let password = fs::read_to_string(&password_file).map_err(unusable(&password_file))?;
         settle(&data, &password);
-        Ok(Self {
-            data,
-            password,
-            janitor: None,
-            _lock: lock,
-        })
+        Ok(Self { data, password, janitor: None, _lock: lock })
     }
 
     /// Runs Postgres, and tries again while the remains of an earlier server are in the way.
@@ -774,8 +726,8 @@ impl Cluster {
 
             let (log, before) = open_log(&log_file, account).map_err(unusable(&log_file))?;
             let janitor = self.janitor.as_ref();
-            let mut process = Supervised::spawn(&postgres, &args, account, janitor, log)
-                .map_err(unusable(&postgres))?;
+            let mut process =
+                Supervised::spawn(&postgres, &args, account, janitor, log).map_err(unusable(&postgres))?;
             let Err(reason) = self.ready(&mut process, port) else {
                 return Ok((process, port));
             };
@@ -872,8 +824,7 @@ fn place(
     let ours = existed.uid() == geteuid().as_raw();
     if !linked && existing == parent && ours && empty(parent) {
         // Nothing can be seen by making it passable, which may be all that was missing.
-        made.0
-            .push(Step::Mode(parent.into(), existed.permissions()));
+        made.0.push(Step::Mode(parent.into(), existed.permissions()));
         set_mode(parent, 0o711)?;
         if account.reaches(parent)? {
             return Ok(data);
@@ -916,13 +867,9 @@ fn sweep(data: &Path) {
     let (parent, prefix) = workshop_of(data);
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = entry.path();
-        let ours = entry
-            .metadata()
-            .is_ok_and(|entry| entry.is_dir() && entry.uid() == geteuid().as_raw());
+        let ours = entry.metadata().is_ok_and(|entry| entry.is_dir() && entry.uid() == geteuid().as_raw());
         let name = entry.file_name();
-        let named_so = name
-            .as_encoded_bytes()
-            .starts_with(prefix.as_encoded_bytes());
+        let named_so = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
         // One that is locked is at work.
         if !ours || !named_so || lock(&path).is_err() {
             continue;
@@ -946,9 +893,7 @@ fn lock(folder: &Path) -> Result<fs::File, PostgresError> {
     // Not at once, because a child of this process has a copy of the file until it runs its program.
     while let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
         if Instant::now() > deadline {
-            return Err(PostgresError::InUse {
-                path: folder.into(),
-            });
+            return Err(PostgresError::InUse { path: folder.into() });
         }
         thread::sleep(Duration::from_millis(20));
     }
@@ -958,11 +903,7 @@ fn lock(folder: &Path) -> Result<fs::File, PostgresError> {
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

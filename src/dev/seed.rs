@@ -38,8 +38,7 @@ pub fn create_merchant(conn: &mut PgConnection, name: &str) -> QueryResult<(Merc
 /// earlier start, kept if they still work; else new ones are made, for the same merchant.
 pub fn ensure(conn: &mut PgConnection, merchant_name: &str, known: Option<Keys>) -> QueryResult<Keys> {
     conn.transaction(|conn| {
-        let (known_api, known_operator) =
-            known.map(|keys| (keys.api_key, keys.operator_key)).unzip();
+        let (known_api, known_operator) = known.map(|keys| (keys.api_key, keys.operator_key)).unzip();
         let api_key = match known_api {
             Some(key) if is_live_api_key(conn, &key)? => key,
             _ => {

@@ -94,11 +94,8 @@ pub trait ExternalOperation: Operation {
     /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
     /// out under a key from [`Context::processor_call`]. A decline is an outcome; an error means that
     /// there is none yet.
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-    ) -> Result<Self::Outcome, Error>;
+    async fn perform(&self, processor: &dyn Processor, context: &Context<'_>)
+    -> Result<Self::Outcome, Error>;
 
     /// Writes what follows from the outcome, inside the engine's transaction, which holds a lock on the
     /// key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
@@ -144,10 +141,8 @@ impl Engine {
         let request = Arc::new(request);
         let policy = self.policy;
         let work = Arc::clone(&request);
-        let (answer, replayed) = self
-            .db
-            .run_retrying(move |conn| execute_local(conn, &work, &policy))
-            .await?;
+        let (answer, replayed) =
+            self.db.run_retrying(move |conn| execute_local(conn, &work, &policy)).await?;
         Ok(respond(&request.envelope, answer, replayed))
     }
 
@@ -202,10 +197,7 @@ impl Engine {
     }
 
     /// Finds the answer or claims the key.
-    async fn begin<O: ExternalOperation>(
-        &self,
-        request: &Arc<IdempotentRequest<O>>,
-    ) -> Result<Begun, Error> {
+    async fn begin<O: ExternalOperation>(&self, request: &Arc<IdempotentRequest<O>>) -> Result<Begun, Error> {
         let request = Arc::clone(request);
         let policy = self.policy;
         self.db
@@ -241,10 +233,11 @@ impl Engine {
         let context = Context { envelope: &request.envelope, claim, now: claim.created_at };
         let calls = request.operation.perform(&*self.processor, &context);
         // A panic is caught here, so that the lease is given up like after any other failure.
-        let outcome = tokio::time::timeout(self.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
-            .await
-            .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
-            .map_err(|_| Error::internal("the operation panicked"))??;
+        let outcome =
+            tokio::time::timeout(self.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
+                .await
+                .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
+                .map_err(|_| Error::internal("the operation panicked"))??;
         faults::reach("after_processor");
 
         let request = Arc::clone(request);

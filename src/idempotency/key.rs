@@ -70,9 +70,8 @@ impl IdempotencyKey {
 /// Whether a bare key ends in what a structured-field parser would take for a parameter (`;name` or
 /// `;name=…`). A semicolon that starts no parameter is an ordinary character of a bare key.
 fn looks_parametrised(text: &str) -> bool {
-    text.match_indices(';').any(|(at, _)| {
-        text[at + 1..].trim_start().starts_with(|c: char| c.is_ascii_lowercase() || c == '*')
-    })
+    text.match_indices(';')
+        .any(|(at, _)| text[at + 1..].trim_start().starts_with(|c: char| c.is_ascii_lowercase() || c == '*'))
 }
 
 impl fmt::Display for IdempotencyKey {
@@ -115,8 +114,20 @@ mod tests {
     #[test]
     fn what_is_no_key_is_refused() {
         let cases = [
-            "", "\"\"", "\"", "\"abc", "abc def", "\"abc def\"", "\"abc\";a=1", "\"abc\"; a",
-            "abc;a=1", "abc; a=1", "\"abc\" x", "\"a\\b\"", "a\tb", "caf\u{e9}",
+            "",
+            "\"\"",
+            "\"",
+            "\"abc",
+            "abc def",
+            "\"abc def\"",
+            "\"abc\";a=1",
+            "\"abc\"; a",
+            "abc;a=1",
+            "abc; a=1",
+            "\"abc\" x",
+            "\"a\\b\"",
+            "a\tb",
+            "caf\u{e9}",
         ];
         for text in cases {
             assert_eq!(parse(text), None, "{text}");

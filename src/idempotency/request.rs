@@ -141,7 +141,8 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, E
     }
     let mut body = Vec::with_capacity(announced as usize);
     while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Error::JsonMalformed("it ended before its announced length".to_owned()))?;
+        let chunk =
+            chunk.map_err(|_| Error::JsonMalformed("it ended before its announced length".to_owned()))?;
         if body.len() + chunk.len() > BODY_BYTES_MAX {
             return Err(too_large);
         }
@@ -166,10 +167,6 @@ fn check_media_type(req: &HttpRequest) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::MediaTypeUnsupported {
-        expected: if patch {
-            "application/json or application/merge-patch+json"
-        } else {
-            "application/json"
-        },
+        expected: if patch { "application/json or application/merge-patch+json" } else { "application/json" },
     })
 }

@@ -22,14 +22,8 @@ pub enum PaymentMethod {
 
 impl PaymentMethod {
     /// All there are.
-    pub const ALL: [Self; 6] = [
-        Self::Visa,
-        Self::Declined,
-        Self::InsufficientFunds,
-        Self::Slow,
-        Self::Timeout,
-        Self::ErrorOnce,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Visa, Self::Declined, Self::InsufficientFunds, Self::Slow, Self::Timeout, Self::ErrorOnce];
 
     /// The token.
     pub fn as_str(self) -> &'static str {

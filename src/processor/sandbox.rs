@@ -84,7 +84,8 @@ impl Sandbox {
             Journal::File(file) => {
                 let line = serde_json::to_string(&record()).expect("a record is plain data");
                 // One write per line, so that lines of several processes don't mix.
-                let written = file.lock().expect("no holder panics").write_all(format!("{line}\n").as_bytes());
+                let written =
+                    file.lock().expect("no holder panics").write_all(format!("{line}\n").as_bytes());
                 if let Err(error) = written {
                     log::error!("the sandbox can't write its journal: {error}");
                 }
@@ -111,8 +112,7 @@ impl Processor for Sandbox {
             tokio::time::sleep(SLOW).await;
         }
         let first = call.attempt == 1;
-        let approved =
-            || Ok(Authorization::Approved { authorization_id: format!("auth_{}", call.key) });
+        let approved = || Ok(Authorization::Approved { authorization_id: format!("auth_{}", call.key) });
         let (took_effect, answer) = match payment_method {
             PaymentMethod::Declined => (false, Ok(Authorization::Declined(Decline::Generic))),
             PaymentMethod::InsufficientFunds => {
@@ -120,10 +120,9 @@ impl Processor for Sandbox {
             }
             PaymentMethod::Timeout if first => (true, Err(ProcessorError::AnswerLost)),
             PaymentMethod::ErrorOnce if first => (false, Err(ProcessorError::Failed)),
-            PaymentMethod::Visa
-            | PaymentMethod::Slow
-            | PaymentMethod::Timeout
-            | PaymentMethod::ErrorOnce => (true, approved()),
+            PaymentMethod::Visa | PaymentMethod::Slow | PaymentMethod::Timeout | PaymentMethod::ErrorOnce => {
+                (true, approved())
+            }
         };
         self.note("authorize", call, amount, took_effect);
         answer

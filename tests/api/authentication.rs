@@ -21,7 +21,6 @@ fn every_way_to_have_no_valid_key_has_its_own_answer() {
         (Some(format!("Basic {}", merchant.key)), 401, "api_key_missing"),
         (Some(bearer("")), 401, "api_key_missing"),
         (Some(bearer("sk_test_")), 401, "api_key_invalid"),
-        (Some(bearer("sk_test_é")), 401, "api_key_missing"),
         (Some(bearer(&"x".repeat(4000))), 401, "api_key_invalid"),
         (Some(bearer(&last_digit_changed)), 401, "api_key_invalid"),
         (Some(bearer(&merchant.key.to_uppercase())), 401, "api_key_invalid"),

@@ -60,20 +60,60 @@ fn every_field_is_checked() {
         body
     };
     let amounts = [
-        json!("1e3"), json!("1E3"), json!("-1"), json!("+1"), json!("0"), json!("0.00"), json!("1.005"),
-        json!("999999999999999999"), json!("1000000000000"), json!(""), json!(" 1"), json!("1 "), json!("1,00"),
-        json!("NaN"), json!("Infinity"), json!("0x10"), json!("١"), json!("1."), json!(".5"), json!("1.2.3"),
-        json!("1\u{0}"), json!(12.5), json!(12), json!(null), json!(true), json!(["1"]), json!({"value": "1"}),
+        json!("1e3"),
+        json!("1E3"),
+        json!("-1"),
+        json!("+1"),
+        json!("0"),
+        json!("0.00"),
+        json!("1.005"),
+        json!("999999999999999999"),
+        json!("1000000000000"),
+        json!(""),
+        json!(" 1"),
+        json!("1 "),
+        json!("1,00"),
+        json!("NaN"),
+        json!("Infinity"),
+        json!("0x10"),
+        json!("١"),
+        json!("1."),
+        json!(".5"),
+        json!("1.2.3"),
+        json!("1\u{0}"),
+        json!(12.5),
+        json!(12),
+        json!(null),
+        json!(true),
+        json!(["1"]),
+        json!({"value": "1"}),
         json!("9".repeat(5000)),
     ];
-    let currencies =
-        [json!("usd"), json!("XYZ"), json!("XXX"), json!("US"), json!(""), json!(840), json!(null), json!("USD ")];
-    let methods = [json!("pm_card_async"), json!("pm_card_VISA"), json!("4242424242424242"), json!(""), json!(1), json!(null)];
+    let currencies = [
+        json!("usd"),
+        json!("XYZ"),
+        json!("XXX"),
+        json!("US"),
+        json!(""),
+        json!(840),
+        json!(null),
+        json!("USD "),
+    ];
+    let methods = [
+        json!("pm_card_async"),
+        json!("pm_card_VISA"),
+        json!("4242424242424242"),
+        json!(""),
+        json!(1),
+        json!(null),
+    ];
     let captures = [json!("true"), json!(1), json!(null)];
     let texts = [json!(""), json!("x".repeat(501)), json!("a\u{0}b"), json!(1), json!([])];
     let metadata = [json!("x"), json!([]), json!(1)];
 
-    let cases = amounts.into_iter().map(|value| ("amount", value))
+    let cases = amounts
+        .into_iter()
+        .map(|value| ("amount", value))
         .chain(currencies.into_iter().map(|value| ("currency", value)))
         .chain(methods.into_iter().map(|value| ("payment_method", value)))
         .chain(captures.into_iter().map(|value| ("capture", value)))
@@ -82,7 +122,11 @@ fn every_field_is_checked() {
         .chain(metadata.into_iter().map(|value| ("metadata", value)));
     for (name, value) in cases {
         let response = client.charge("k", &changed(name, value.clone()));
-        assert_eq!((response.status, response.code().as_str()), (422, "validation_failed"), "{name}: {value}");
+        assert_eq!(
+            (response.status, response.code().as_str()),
+            (422, "validation_failed"),
+            "{name}: {value}"
+        );
         assert_eq!(response.pointers(), [format!("/{name}")], "{value}");
     }
 
@@ -113,7 +157,8 @@ fn all_errors_are_told_at_once() {
     let database = TestDatabase::new();
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
-    let body = json!({"amount": 1, "currency": "usd", "capture": "yes", "metadata": {"a": 1}, "amuont": "1.00"});
+    let body =
+        json!({"amount": 1, "currency": "usd", "capture": "yes", "metadata": {"a": 1}, "amuont": "1.00"});
     let response = client.charge("k", &body).expect_problem(422, "validation_failed");
     assert_eq!(
         response.pointers(),
@@ -147,7 +192,11 @@ fn large_bodies_are_refused_whether_announced_or_not() {
         format!("{}{body}", " ".repeat(length - body.len()))
     };
     let send = |key: &str, length: usize| {
-        client.request("POST", "/v1/charges").idempotency_key(key).body("application/json", padded(length)).send()
+        client
+            .request("POST", "/v1/charges")
+            .idempotency_key(key)
+            .body("application/json", padded(length))
+            .send()
     };
     send("exact", 64 * 1024).expect(201);
     send("over", 64 * 1024 + 1).expect_problem(413, "body_too_large");
@@ -178,11 +227,20 @@ fn other_media_types_and_compressed_bodies_are_refused() {
     let request = client.request("POST", "/v1/charges").idempotency_key("k");
     let body = visa().to_string();
     for media_type in [
-        "", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json",
-        "multipart/form-data; boundary=x", "application/merge-patch+json",
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonx",
+        "json",
+        "multipart/form-data; boundary=x",
+        "application/merge-patch+json",
     ] {
         let response = request.clone().body(media_type, body.clone()).send();
-        assert_eq!((response.status, response.code().as_str()), (415, "media_type_unsupported"), "{media_type}");
+        assert_eq!(
+            (response.status, response.code().as_str()),
+            (415, "media_type_unsupported"),
+            "{media_type}"
+        );
     }
     let bare = request.clone().body("x", body.clone()).without("Content-Type").send();
     bare.expect_problem(415, "media_type_unsupported");
@@ -212,7 +270,11 @@ fn the_first_violated_rule_decides_the_answer() {
         (known.clone().idempotency_key("a b").body("application/json", "["), 400, "idempotency_key_invalid"),
         (known.clone().idempotency_key(&used).body("application/json", "["), 400, "json_malformed"),
         (known.clone().idempotency_key(&used).json(&invalid), 422, "validation_failed"),
-        (known.clone().idempotency_key(&used).json(&with_method("pm_card_slow")), 422, "idempotency_key_reused"),
+        (
+            known.clone().idempotency_key(&used).json(&with_method("pm_card_slow")),
+            422,
+            "idempotency_key_reused",
+        ),
         (known.idempotency_key(&used).json(&visa()), 201, ""),
     ];
     for (request, status, code) in cases {

@@ -16,7 +16,8 @@ fn the_balance_follows_the_charges_per_currency() {
     client.charge("d", &yen).expect(201);
     let held = json!({"amount": "40", "currency": "USD", "payment_method": "pm_card_visa", "capture": false});
     client.charge("e", &held).expect(201);
-    let held_only = json!({"amount": "7", "currency": "EUR", "payment_method": "pm_card_visa", "capture": false});
+    let held_only =
+        json!({"amount": "7", "currency": "EUR", "payment_method": "pm_card_visa", "capture": false});
     client.charge("f", &held_only).expect(201);
 
     let expected = json!({"balances": [

@@ -19,7 +19,8 @@ fn a_sane_request_id_is_kept_and_any_other_replaced() {
             app.client.request("GET", "/healthz").header_bytes("X-Request-Id", insane.as_bytes()).send();
         assert!(response.header("X-Request-Id").unwrap().starts_with("req_"), "{insane}");
     }
-    let repeated = app.client.request("GET", "/healthz").header("X-Request-Id", "a").header("X-Request-Id", "b");
+    let repeated =
+        app.client.request("GET", "/healthz").header("X-Request-Id", "a").header("X-Request-Id", "b");
     assert!(repeated.send().header("X-Request-Id").unwrap().starts_with("req_"));
     let problem = app.client.request("GET", "/v1/nothing").header("X-Request-Id", "mine").send();
     assert_eq!(problem.field("request_id"), "mine");
@@ -29,7 +30,9 @@ fn a_sane_request_id_is_kept_and_any_other_replaced() {
 fn unknown_paths_and_methods_are_problems() {
     let database = TestDatabase::new();
     let app = App::start(&database);
-    for path in ["/", "/v1", "/v1/nothing", "/v1/charges/", "/v2/charges", "/v1/charges/x/y", "/problems/none"] {
+    for path in
+        ["/", "/v1", "/v1/nothing", "/v1/charges/", "/v2/charges", "/v1/charges/x/y", "/problems/none"]
+    {
         let problem = app.client.get(path).expect_problem(404, "route_not_found");
         assert_eq!(problem.field("instance"), path);
     }
@@ -84,7 +87,10 @@ fn cut_off(database: &TestDatabase, off: bool) {
     let name = database.name();
     execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {}", !off));
     if off {
-        execute(conn, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+        execute(
+            conn,
+            &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+        );
     }
 }
 

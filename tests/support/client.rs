@@ -226,7 +226,11 @@ fn assert_documented(method: &str, path: &str, response: &Response) {
     let documented = &operation["responses"][response.status.to_string()];
     let code = response.code();
     if code.is_empty() {
-        assert!(documented["content"]["application/json"].is_object(), "{method} {path}: {}", response.status);
+        assert!(
+            documented["content"]["application/json"].is_object(),
+            "{method} {path}: {}",
+            response.status
+        );
     } else {
         assert!(
             documented["content"]["application/problem+json"]["examples"][&code].is_object(),
@@ -248,7 +252,10 @@ fn operation(method: &str, path: &str) -> Option<&'static Value> {
     let (_, item) = document()["paths"].as_object().unwrap().iter().find(|(template, _)| {
         let pieces: Vec<_> = template.split('/').collect();
         pieces.len() == segments.len()
-            && pieces.iter().zip(&segments).all(|(piece, segment)| piece == segment || piece.starts_with('{'))
+            && pieces
+                .iter()
+                .zip(&segments)
+                .all(|(piece, segment)| piece == segment || (piece.starts_with('{') && !segment.is_empty()))
     })?;
     item.get(method.to_ascii_lowercase())
 }

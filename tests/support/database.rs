@@ -65,11 +65,8 @@ fn start_server() -> (String, Option<postgres::Server>) {
         }
     }
     let folder = std::env::temp_dir().join(format!("oncepay-test-{}", std::process::id()));
-    let settings = postgres::Settings {
-        cluster_dir: &folder,
-        durable: false,
-        max_connections: CONNECTIONS_MAX,
-    };
+    let settings =
+        postgres::Settings { cluster_dir: &folder, durable: false, max_connections: CONNECTIONS_MAX };
     let server = postgres::Server::start(&settings).unwrap_or_else(|error| panic!("{error}"));
     say("server binaries of this machine");
     (server.superuser_url("postgres"), Some(server))
@@ -156,9 +153,7 @@ impl TestServer {
 
 /// Runs a statement whose result doesn't matter.
 pub fn execute(conn: &mut PgConnection, statement: &str) {
-    diesel::sql_query(statement)
-        .execute(conn)
-        .unwrap_or_else(|error| panic!("{statement}: {error}"));
+    diesel::sql_query(statement).execute(conn).unwrap_or_else(|error| panic!("{statement}: {error}"));
 }
 
 /// A migrated, empty database that vanishes with this value.
