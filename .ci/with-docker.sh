@@ -79,6 +79,8 @@ start_engine() {
     # itself: there it uses the bridge's address, so ports must be open there too.
     local publish=127.0.0.1
     [ ! -e /.dockerenv ] || publish=0.0.0.0
+    # dockerd goes on with the storage it finds, except with this one.
+    [ ! -d "$cache/engine/vfs" ] || set -- --storage-driver vfs
 
     make_bridge
     # - Its own pid and mount namespace: when its first process ends, the kernel

@@ -1,4 +1,85 @@
-//! Oncepay
+//! Oncepay: a payments API that charges once, however often the client retries.
+//!
+//! These docs are the map of the code. The README says how to run it.
+//!
+//! # The problem
+//!
+//! A client sends a charge and gets no answer. Was the card charged? It can't know, so it sends the
+//! request again. Networks time out, load balancers retry, processes die between two writes, providers
+//! deliver a webhook twice; without help, each of these charges a customer twice or makes the books
+//! drift. Oncepay's answer: every request that changes something carries an *idempotency key*, and the
+//! service executes it at most once per key and answers every retry with the first answer's bytes.
+//!
+//! # A charge, from the socket to the commit
+//!
+//! ```text
+//! POST /v1/charges
+//!   request::context               gives it a request id, will log one line
+//!   IdempotentRequest<CreateCharge>
+//!     AuthenticatedMerchant        whose API key is it?
+//!     body, media type, key, JSON  refused here: nothing has been stored
+//!     CreateCharge::read           every field at once
+//!   Engine::run_external
+//!     store::find                  seen before? then replay or refuse, and that's all
+//!     store::claim                 one committed insert; the primary key decides who executes
+//!     CreateCharge::perform        calls the processor, no transaction open, key derived from ours
+//!     one transaction
+//!       store::lock                SELECT … FOR UPDATE: is the claim still ours? (the fence)
+//!       CreateCharge::finish       charge row, ledger::post, events::record
+//!       store::complete            the answer's bytes
+//! ```
+//!
+//! What if we die …
+//! * … before the claim commits: nothing has happened, the retry is a first request.
+//! * … after it: the key is in progress. When the lease has run out, the retry takes over: same charge
+//!   id, same processor keys, so whatever the processor has done is found rather than repeated.
+//! * … inside the finishing transaction: it's rolled back, and the same goes on as above.
+//! * … after it: the answer is stored, and the retry gets it.
+//!
+//! A `PATCH` of a charge changes only our own database, so claim, work and answer are one transaction
+//! ([`LocalOperation`](idempotency::LocalOperation)), and a crash leaves nothing to clean up.
+//!
+//! # Where things are
+//!
+//! | module | what it does | what it knows nothing of |
+//! |---|---|---|
+//! | [`idempotency`] | runs a request at most once per key | charges, money |
+//! | [`ledger`] | posts balanced entries, computes balances | charges, HTTP, keys |
+//! | [`charges`] | one resource in one file: types, handlers, domain | how keys work |
+//! | [`processor`] | who moves the money; the sandbox plays it | our database |
+//! | [`events`] | records state changes with the changes | who reads them |
+//! | [`auth`], [`merchants`] | whose request it is, what they pay | |
+//! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
+//! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
+//! | [`server`], [`openapi`], [`request`], [`problems`], [`health`], [`balance`] | the HTTP around it | |
+//! | [`db`], [`sql`], [`schema`] | the bounded pool, prepared statements, tables | the domain |
+//! | [`dev`], [`config`], [`faults`] | `oncepay dev`, settings, crash points for tests | |
+//!
+//! # Invariants
+//!
+//! * **Mutating handlers get their body only through
+//!   [`IdempotentRequest`](idempotency::IdempotentRequest).** A test asks every mutating operation of the
+//!   OpenAPI document for its key.
+//! * **No network call inside a transaction**, and transactions open in one place, the engine. Domain
+//!   functions take a `&mut PgConnection` and never begin, commit, spawn, sleep or call out.
+//! * **No connection is held while waiting** for anything but the database.
+//! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
+//!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
+//! * **Rows are locked in one order**: idempotency key, charge, ledger accounts by id. Money coming in
+//!   locks no account at all.
+//! * **Times that matter come from the database's clock**, so that instances needn't agree.
+//! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be
+//!   distributed by it. A test reads the catalog.
+//! * **Floats never touch an amount.**
+//!
+//! Deliberately absent: an object-relational layer over the tables, a repository trait to mock, a message
+//! broker, and any cache that could show a merchant something stale.
+//!
+//! # Adding an operation
+//!
+//! One file with its types, its handler and its [`Operation`](idempotency::Operation), one migration, one
+//! test file, one line in `server.rs`. The engine, the error answers, the OpenAPI headers and the tests
+//! of the idempotency rules apply by themselves.
 #![warn(missing_docs)]
 
 pub mod auth;

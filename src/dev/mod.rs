@@ -5,13 +5,14 @@
 //! killed, the next start goes on from there.
 //!
 //! Order: the port is taken first, since that is what most likely fails and leaves nothing behind; then
-//! the folder, its lock, Postgres, the rest.
+//! the folder, Postgres, the rest.
 
 pub mod database;
 pub mod postgres;
 pub mod seed;
 
-use std::fs::{self, File, TryLockError};
+use std::cell::Cell;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -140,47 +141,23 @@ curl -i {url}/v1/charges \\
     );
 }
 
-/// The folder of one development environment, locked against a second `dev`.
+/// The folder of one development environment. Postgres locks its part of it against a second `dev`.
 struct DataFolder {
     path: PathBuf,
-    /// Holds the lock for as long as it's open.
-    _lock: File,
     /// Whether this start made the folder, so that a failing one can remove it again.
-    made: std::cell::Cell<bool>,
+    made: Cell<bool>,
 }
 
 impl DataFolder {
     fn open(path: &Path) -> Result<Self, String> {
-        let unusable = |error: std::io::Error| {
+        let made = !path.exists();
+        fs::create_dir_all(path).map_err(|error| {
             format!(
                 "The data folder {} can't be used: {error}. Choose another one with --data-dir.",
                 path.display()
             )
-        };
-        let made = !path.exists();
-        fs::create_dir_all(path).map_err(unusable)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("dev.lock"))
-            .inspect_err(|_| {
-                if made {
-                    let _ = fs::remove_dir(path);
-                }
-            })
-            .map_err(unusable)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(format!(
-                    "Another `oncepay dev` uses the data folder {}. Stop it, or choose another folder with --data-dir.",
-                    path.display()
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(unusable(error)),
-        }
-        Ok(Self { path: path.to_owned(), _lock: lock, made: std::cell::Cell::new(made) })
+        })?;
+        Ok(Self { path: path.to_owned(), made: Cell::new(made) })
     }
 
     fn cluster(&self) -> PathBuf {
@@ -222,7 +199,6 @@ impl Drop for DataFolder {
         if self.made.get() {
             // Postgres' own start removes what it has left half-made. What is complete may stay: then the
             // folder isn't empty and isn't removed.
-            let _ = fs::remove_file(self.path.join("dev.lock"));
             let _ = fs::remove_dir(&self.path);
         }
     }
