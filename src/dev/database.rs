@@ -38,6 +38,21 @@ pub fn ensure_role(conn: &mut PgConnection, role: &str, password: &SecretString)
     )
 }
 
+/// Creates a role, unless it exists, and lets the current one change to it.
+pub fn ensure_role_to_change_to(conn: &mut PgConnection, role: &str) -> Result<(), String> {
+    if !exists(conn, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role)? {
+        execute(conn, &format!("CREATE ROLE {role}"))?;
+    }
+    if !exists(
+        conn,
+        "SELECT rolsuper AS exists FROM pg_roles WHERE rolname = current_user AND $1 <> ''",
+        role,
+    )? {
+        execute(conn, &format!("GRANT {role} TO CURRENT_USER"))?;
+    }
+    Ok(())
+}
+
 /// Creates a database of the owner, unless it exists. `conn` must be a superuser.
 pub fn ensure_database(conn: &mut PgConnection, name: &str) -> Result<(), String> {
     if !exists(conn, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name)? {
@@ -65,6 +80,17 @@ pub fn url_as(
     if let Some(database) = database {
         url.set_path(database);
     }
+    Ok(String::from(url).into())
+}
+
+/// `url`, whose sessions change to another role as soon as they are connected.
+pub fn url_changing_to(url: &SecretString, role: &str) -> Result<SecretString, String> {
+    let mut url = Url::parse(url.expose_secret())
+        .map_err(|error| format!("The database URL can't be read: {error}."))?;
+    // Not through `query_pairs_mut`: libpq doesn't take a plus for a space.
+    let options = format!("options=-c%20role%3D{role}");
+    let query = url.query().map_or(options.clone(), |query| format!("{query}&{options}"));
+    url.set_query(Some(&query));
     Ok(String::from(url).into())
 }
 

@@ -108,14 +108,13 @@ fn prepare_own(server: &postgres::Server) -> Result<(SecretString, SecretString)
     ))
 }
 
-/// Makes the service's role on a server that the user runs.
+/// Makes the service's role on a server that the user runs, unless it's there. Its password isn't touched,
+/// since a service may be using it: we log in as the owner and change to the role.
 fn prepare_given(owner_url: &SecretString) -> Result<(SecretString, SecretString), String> {
-    let app_password = new_password();
-    database::ensure_role(&mut db::connect(owner_url)?, database::APP, &app_password).map_err(|error| {
+    database::ensure_role_to_change_to(&mut db::connect(owner_url)?, database::APP).map_err(|error| {
         format!("{error} DATABASE_URL must name a role that owns the database and may create roles.")
     })?;
-    let app_url = database::url_as(owner_url.expose_secret(), database::APP, &app_password, None)?;
-    Ok((owner_url.clone(), app_url))
+    Ok((owner_url.clone(), database::url_changing_to(owner_url, database::APP)?))
 }
 
 fn print_welcome(url: &str, keys: &Keys, folder: &Path) {
