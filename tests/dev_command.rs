@@ -52,7 +52,7 @@ impl Dev {
         let mut child = command(folder, 0).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut welcome = String::new();
-        while !welcome.contains("\n  -d ") {
+        while !welcome.contains("\ncurl ") {
             if stdout.read_line(&mut welcome).unwrap() == 0 {
                 let mut error = String::new();
                 child.stderr.take().unwrap().read_to_string(&mut error).unwrap();

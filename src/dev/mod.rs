@@ -128,11 +128,8 @@ Oncepay is running; Ctrl-C stops it.
 
 Make a charge. Then paste the same line again, and see that it isn't charged twice:
 
-curl -i {url}/v1/charges \\
-  -H 'Authorization: Bearer {api_key}' \\
-  -H 'Idempotency-Key: {key}' \\
-  -H 'Content-Type: application/json' \\
-  -d '{{\"amount\":\"12.50\",\"currency\":\"USD\",\"payment_method\":\"pm_card_visa\"}}'
+curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Key: {key}' \
+         -H 'Content-Type: application/json' -d '{{\"amount\":\"12.50\",\"currency\":\"USD\",\"payment_method\":\"pm_card_visa\"}}'
 ",
         env = folder.join("dev.env").display(),
         api_key = keys.api_key,
