@@ -26,7 +26,6 @@ use diesel::prelude::*;
 use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::auth::AuthenticatedMerchant;
 use crate::db::Db;
@@ -35,7 +34,7 @@ use crate::events;
 use crate::fields::{METADATA_ENTRIES_MAX, Metadata, Patch, TEXT_MAX};
 use crate::idempotency::{
     Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation,
-    Reply,
+    Reply, Resource,
 };
 use crate::ids::{ChargeId, MerchantId};
 use crate::ledger::{self, AccountKind, JournalEntry};
@@ -259,8 +258,8 @@ impl Operation for CreateCharge {
         })
     }
 
-    fn resource(&self) -> Option<(&'static str, Uuid)> {
-        Some(("charge", ChargeId::new().0))
+    fn resource(&self) -> Resource {
+        Resource::New("charge")
     }
 }
 
@@ -487,8 +486,8 @@ impl Operation for UpdateCharge {
         })
     }
 
-    fn resource(&self) -> Option<(&'static str, Uuid)> {
-        self.id.map(|id| ("charge", id.0))
+    fn resource(&self) -> Resource {
+        self.id.map_or(Resource::None, |id| Resource::Existing("charge", id.0))
     }
 }
 

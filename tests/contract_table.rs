@@ -555,6 +555,16 @@ fn cases() -> Vec<Case> {
             NOTHING,
         ),
         case(
+            "local: malformed id",
+            nothing_before(),
+            Box::new(|scene| scene.client.send("PATCH", "/v1/charges/no_id", "k", &json!({}))),
+            404,
+            "charge_not_found",
+            Some(false),
+            "Idempotency-Expires",
+            KEY_ONLY,
+        ),
+        case(
             "local: our own bug",
             nothing_before(),
             buggy(patch("k", new_text())),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use diesel::{PgConnection, QueryResult, RunQueryDsl};
+use diesel::{Connection, PgConnection, QueryResult, RunQueryDsl};
 use oncepay::ledger::{self, AccountKind, JournalEntry};
 use oncepay::money::{Currency, Money};
 
@@ -75,7 +75,7 @@ fn the_services_role_cannot_break_the_ledger() {
     let inserts = [
         (
             format!(
-                "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount) SELECT merchant_id, entry_id, 9, account_id, currency, 5 FROM postings WHERE merchant_id = '{id}' LIMIT 1"
+                "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at) SELECT merchant_id, entry_id, 9, account_id, currency, 5, created_at FROM postings WHERE merchant_id = '{id}' LIMIT 1"
             ),
             "permission denied",
         ),
@@ -141,8 +141,8 @@ fn not_even_the_owner_changes_a_posting() {
         let error = diesel::sql_query(statement).execute(&mut owner).expect_err(statement).to_string();
         assert!(error.contains("append-only"), "{statement}: {error}");
     }
-    let one_sided = "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount) \
-                     SELECT merchant_id, entry_id, 9, account_id, currency, 5 FROM postings LIMIT 1";
+    let one_sided = "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at) \
+                     SELECT merchant_id, entry_id, 9, account_id, currency, 5, created_at FROM postings LIMIT 1";
     let error = diesel::sql_query(one_sided).execute(&mut owner).expect_err(one_sided).to_string();
     assert!(error.contains("must sum to zero"), "{error}");
 }
@@ -196,12 +196,18 @@ fn simultaneous_debits_never_overdraw() {
     let database = TestDatabase::new();
     let merchant = database.merchant();
     ledger::post(&mut database.as_app(), merchant.id, &capture("a", "10.00")).unwrap();
+    // Each takes a while to commit, so that all of them look at a balance that others are about to change.
     let threads: Vec<_> = (0..20)
         .map(|number| {
             let mut conn = database.as_app();
             let merchant = merchant.id;
             std::thread::spawn(move || {
-                ledger::post(&mut conn, merchant, &refund(&format!("r{number}"), "1.50")).is_ok()
+                conn.transaction(|conn| {
+                    ledger::post(conn, merchant, &refund(&format!("r{number}"), "1.50"))?;
+                    execute(conn, "SELECT pg_sleep(0.02)");
+                    Ok::<_, oncepay::error::Error>(())
+                })
+                .is_ok()
             })
         })
         .collect();

@@ -194,38 +194,43 @@ fn a_local_loser_does_not_wait_for_the_winners_transaction() {
 
 #[test]
 fn a_client_that_hangs_up_finds_its_answer_later() {
-    let database = TestDatabase::new();
-    let app = App::start(&database);
-    let merchant = database.merchant();
-    let body = with_method("pm_card_slow");
-    let text = body.to_string();
-    let mut stream = TcpStream::connect(app.client.base().strip_prefix("http://").unwrap()).unwrap();
-    write!(
-        stream,
-        "POST /v1/charges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
-        merchant.key,
-        text.len()
-    )
-    .unwrap();
-    while database.rows("idempotency_keys") == 0 {
-        thread::sleep(Duration::from_millis(5));
-    }
-    drop(stream);
-
-    let client = app.client.as_merchant(&merchant);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let answer = loop {
-        let response = client.charge("k", &body);
-        if response.status == 201 {
-            break response;
+    // Orderly, as when a program ends, and by a reset, at which the server drops what it was doing for
+    // the connection.
+    for linger in [None, Some(Duration::ZERO)] {
+        let database = TestDatabase::new();
+        let app = App::start(&database);
+        let merchant = database.merchant();
+        let body = with_method("pm_card_slow");
+        let text = body.to_string();
+        let mut stream = TcpStream::connect(app.client.base().strip_prefix("http://").unwrap()).unwrap();
+        socket2::SockRef::from(&stream).set_linger(linger).unwrap();
+        write!(
+            stream,
+            "POST /v1/charges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
+            merchant.key,
+            text.len()
+        )
+        .unwrap();
+        while database.rows("idempotency_keys") == 0 {
+            thread::sleep(Duration::from_millis(5));
         }
-        response.expect_problem(409, "idempotency_request_in_progress");
-        assert!(Instant::now() < deadline, "the request wasn't finished without its client");
-        thread::sleep(Duration::from_millis(50));
-    };
-    assert!(answer.is_replay(), "the first attempt was carried on, not a second one begun");
-    assert_eq!(app.runs(), 1);
+        drop(stream);
+
+        let client = app.client.as_merchant(&merchant);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let answer = loop {
+            let response = client.charge("k", &body);
+            if response.status == 201 {
+                break response;
+            }
+            response.expect_problem(409, "idempotency_request_in_progress");
+            assert!(Instant::now() < deadline, "the request wasn't finished without its client");
+            thread::sleep(Duration::from_millis(50));
+        };
+        assert!(answer.is_replay(), "the first attempt was carried on, not a second one begun");
+        assert_eq!(app.runs(), 1);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
 DROP TABLE operator_keys;
 DROP TABLE api_keys;
 DROP TABLE merchants;
-DROP FUNCTION uuid_v7();
+DROP FUNCTION uuid_v7(timestamptz);

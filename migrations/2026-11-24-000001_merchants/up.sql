@@ -2,14 +2,15 @@
 -- its unique and foreign keys with merchant_id, so that the database can later be distributed by
 -- that column and each transaction still runs on one node.
 
--- Time-ordered identifiers (RFC 9562, version 7) for rows that the database makes by itself.
--- Postgres before 18 has no such function. Time order keeps index inserts on the right-most page.
-CREATE FUNCTION uuid_v7() RETURNS uuid
+-- Time-ordered identifiers (RFC 9562, version 7) of the time `at`, by default now. Postgres before 18 has
+-- no such function. Time order keeps index inserts on the right-most page; that the time is the
+-- database's makes ids of different instances comparable, so that lists by id are lists by time.
+CREATE FUNCTION uuid_v7(at timestamptz DEFAULT clock_timestamp()) RETURNS uuid
     LANGUAGE sql VOLATILE PARALLEL SAFE
     RETURN encode(
         set_bit(set_bit(
             overlay(uuid_send(gen_random_uuid())
-                PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+                PLACING substring(int8send(floor(extract(epoch FROM at) * 1000)::bigint) FROM 3)
                 FROM 1 FOR 6),
             52, 1), 53, 1),
         'hex')::uuid;

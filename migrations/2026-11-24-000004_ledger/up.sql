@@ -20,7 +20,7 @@ CREATE TABLE journal_entries (
     merchant_id uuid NOT NULL,
     id          uuid NOT NULL,
     source      text NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at  timestamptz NOT NULL,
     PRIMARY KEY (merchant_id, id),
     CONSTRAINT journal_entries_source_once UNIQUE (merchant_id, source)
 );
@@ -37,7 +37,7 @@ CREATE TABLE postings (
     currency       text NOT NULL,
     amount         numeric(20, 4) NOT NULL,
     transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at     timestamptz NOT NULL,
     PRIMARY KEY (merchant_id, entry_id, line),
     CONSTRAINT postings_entry FOREIGN KEY (merchant_id, entry_id)
         REFERENCES journal_entries (merchant_id, id),
@@ -113,6 +113,8 @@ CREATE FUNCTION ledger_post(
     p_kinds text[], p_currencies text[], p_amounts numeric[]
 ) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
+    -- One time for the whole entry, so that at no time only some of its postings are there.
+    posted_at timestamptz := clock_timestamp();
     overdrawn text;
 BEGIN
     IF coalesce(cardinality(p_kinds), 0) < 2
@@ -150,9 +152,10 @@ BEGIN
         ORDER BY a.id FOR NO KEY UPDATE;
     END IF;
 
-    INSERT INTO journal_entries (merchant_id, id, source) VALUES (p_merchant_id, p_entry_id, p_source);
-    INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount)
-    SELECT p_merchant_id, p_entry_id, line.number, a.id, line.currency, line.amount
+    INSERT INTO journal_entries (merchant_id, id, source, created_at)
+    VALUES (p_merchant_id, p_entry_id, p_source, posted_at);
+    INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at)
+    SELECT p_merchant_id, p_entry_id, line.number, a.id, line.currency, line.amount, posted_at
     FROM unnest(p_kinds, p_currencies, p_amounts) WITH ORDINALITY AS line (kind, currency, amount, number)
     JOIN ledger_accounts a ON a.merchant_id = p_merchant_id AND a.kind = line.kind AND a.currency = line.currency;
 

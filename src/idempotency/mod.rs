@@ -59,4 +59,4 @@ pub use fingerprint::Fingerprint;
 pub use key::IdempotencyKey;
 pub use policy::Policy;
 pub use reply::{KeptHeader, Reply};
-pub use request::{BODY_BYTES_MAX, IdempotentRequest, Input, Operation};
+pub use request::{BODY_BYTES_MAX, IdempotentRequest, Input, Operation, Resource};

@@ -9,6 +9,7 @@ use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::auth::AuthenticatedMerchant;
 use crate::error::Error;
@@ -33,9 +34,20 @@ pub trait Operation: Sized + Send + Sync + 'static {
     /// nothing but the input, so that a stored request can be read again without its client.
     fn read(input: &mut Input<'_, '_>) -> Option<Self>;
 
-    /// Type and id of the resource that it makes or changes. Called once, with the first claim; later
-    /// attempts get the stored one.
-    fn resource(&self) -> Option<(&'static str, uuid::Uuid)>;
+    /// The resource that it makes or changes. It's stored with the first claim, and every later attempt
+    /// gets that one.
+    fn resource(&self) -> Resource;
+}
+
+/// What an operation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Nothing that has an id.
+    None,
+    /// A resource of this type that will be made; the claim allocates its id.
+    New(&'static str),
+    /// The resource of this type and id.
+    Existing(&'static str, Uuid),
 }
 
 /// What an operation is read from.

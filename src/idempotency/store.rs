@@ -16,7 +16,7 @@ use crate::sql::statement;
 
 use super::policy::Policy;
 use super::reply::Reply;
-use super::request::Envelope;
+use super::request::{Envelope, Resource};
 use super::{Fingerprint, IdempotencyKey};
 
 /// The right to execute a request, until its lease runs out.
@@ -138,23 +138,31 @@ pub fn claim(
     conn: &mut PgConnection,
     envelope: &Envelope,
     operation: &'static str,
-    resource: Option<(&'static str, Uuid)>,
+    resource: Resource,
     policy: &Policy,
 ) -> Result<Option<Claim>, Error> {
     let token = Uuid::now_v7();
-    let times = statement::<(Timestamptz, Timestamptz)>(
+    let (resource_type, resource_id) = match resource {
+        Resource::None => (None, None),
+        Resource::New(kind) => (Some(kind), None),
+        Resource::Existing(kind, id) => (Some(kind), Some(id)),
+    };
+    // A resource with a type and without an id is new.
+    let row = statement::<(Nullable<SqlUuid>, Timestamptz, Timestamptz)>(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
              resource_type, resource_id, claim_token, lease_expires_at, attempts, recovery_point, \
              created_at, expires_at) \
-         SELECT key.merchant_id, key.key, 'in_progress', {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, \
+         SELECT key.merchant_id, key.key, 'in_progress', {}, {}, {}, {}, {}, {}, {}, {}, resource.type, \
+             CASE WHEN resource.type IS NOT NULL THEN coalesce(resource.id, uuid_v7(clock.now)) END, {}, \
              clock.now + make_interval(secs => {}), 1, 'started', \
              clock.now, clock.now + make_interval(secs => {}) \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
+              (SELECT {} AS type, {} AS id) AS resource, \
               (SELECT {} AS merchant_id, {} AS key) AS key \
          WHERE pg_try_advisory_xact_lock(hashtextextended(key.key, hashtextextended(key.merchant_id::text, 0))) \
          ON CONFLICT DO NOTHING \
-         RETURNING created_at, expires_at",
+         RETURNING resource_id, created_at, expires_at",
     )
     .bind::<Text, _>(operation)
     .bind::<SmallInt, _>(envelope.fingerprint.version)
@@ -164,20 +172,20 @@ pub fn claim(
     .bind::<Text, _>(&envelope.path)
     .bind::<Text, _>(&envelope.query)
     .bind::<Binary, _>(&envelope.body)
-    .bind::<Nullable<Text>, _>(resource.map(|(kind, _)| kind))
-    .bind::<Nullable<SqlUuid>, _>(resource.map(|(_, id)| id))
     .bind::<SqlUuid, _>(token)
     .bind::<Double, _>(policy.lease.as_secs_f64())
     .bind::<Double, _>(policy.ttl.as_secs_f64())
+    .bind::<Nullable<Text>, _>(resource_type)
+    .bind::<Nullable<SqlUuid>, _>(resource_id)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<(DateTime<Utc>, DateTime<Utc>)>(conn)
+    .get_result::<(Option<Uuid>, DateTime<Utc>, DateTime<Utc>)>(conn)
     .optional()?;
-    Ok(times.map(|(created_at, expires_at)| Claim {
+    Ok(row.map(|(resource_id, created_at, expires_at)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
-        resource_id: resource.map(|(_, id)| id),
+        resource_id,
         attempt: 1,
         created_at,
         expires_at,

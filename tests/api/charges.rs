@@ -31,6 +31,10 @@ fn a_charge_is_authorized_captured_and_posted_with_its_fee() {
         assert!(text.len() == 24 && text.ends_with('Z'), "{time} is {text}");
         chrono::DateTime::parse_from_rfc3339(&text).unwrap();
     }
+    // The id holds the same time, so that lists by id are lists by time.
+    let milliseconds = i64::from_str_radix(&id[3..15], 16).unwrap();
+    let created_at = chrono::DateTime::parse_from_rfc3339(&response.field("created_at")).unwrap();
+    assert_eq!(created_at.timestamp_millis(), milliseconds);
 
     let entry = "SELECT count(*) FROM postings p JOIN ledger_accounts a ON (a.merchant_id, a.id) = (p.merchant_id, p.account_id) WHERE ";
     assert_eq!(database.count(&format!("{entry} a.kind = 'acquirer_clearing' AND p.amount = 12.50")), 1);
