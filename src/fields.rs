@@ -11,7 +11,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, FieldError};
-use crate::money::{Currency, Money};
+use crate::money::{Currency, Money, PlainAmount};
 
 /// Parses a JSON text. Beside what the grammar forbids, member names that repeat are refused (which of
 /// the two would have been meant?), and so is nesting deeper than 128 levels.
@@ -82,6 +82,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Object(members))
     }
 }
+
+const NO_AMOUNT: &str = "must be a decimal string such as \"12.50\", not a JSON number or other value";
 
 /// Most characters of a text field, unless said otherwise.
 pub const TEXT_MAX: usize = 500;
@@ -171,22 +173,31 @@ impl<'a> Fields<'a> {
             });
         let amount = self.required("amount")?;
         let Some(text) = amount.as_str() else {
-            self.error(
-                "amount",
-                "must be a decimal string such as \"12.50\", not a JSON number or other value",
-            );
+            self.error("amount", NO_AMOUNT);
             return None;
         };
-        // Without a valid currency, one with many decimals stands in, so that only what is wrong
-        // in any currency is reported.
-        let stand_in = || "CLF".parse().expect("CLF is a currency of ISO 4217");
-        match Money::parse(text, currency.unwrap_or_else(stand_in)) {
+        // Without a valid currency only what is wrong in any of them is reported.
+        match Money::parse(text, currency.unwrap_or(Currency::finest())) {
             Ok(money) => currency.map(|_| money),
             Err(error) => {
                 self.error("amount", error.to_string());
                 None
             }
         }
+    }
+
+    /// `amount` where the currency is another object's; may be left out or `null`.
+    pub fn optional_amount(&mut self) -> Option<PlainAmount> {
+        let text = match self.take("amount") {
+            None | Some(Value::Null) => return None,
+            Some(value) => value.as_str(),
+        };
+        match text.map(PlainAmount::parse) {
+            Some(Ok(amount)) => return Some(amount),
+            Some(Err(error)) => self.error("amount", error.to_string()),
+            None => self.error("amount", NO_AMOUNT),
+        }
+        None
     }
 
     /// A required text of 1 to `max` characters.
@@ -201,6 +212,12 @@ impl<'a> Fields<'a> {
             None | Some(Value::Null) => None,
             Some(value) => self.check_text(&[name], value, max),
         }
+    }
+
+    /// A required id. What is no id of this kind can't be found; that answer is given, and kept, later, so it
+    /// is `Some(None)` here.
+    pub fn id<T: std::str::FromStr>(&mut self, name: &'static str) -> Option<Option<T>> {
+        self.text(name, TEXT_MAX).map(|text| text.parse().ok())
     }
 
     /// A boolean that may be left out.

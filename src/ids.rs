@@ -90,6 +90,26 @@ id!(
     ChargeId, "ch_"
 );
 id!(
+    /// A refund.
+    RefundId, "re_"
+);
+id!(
+    /// A payout.
+    PayoutId, "po_"
+);
+id!(
+    /// A dispute.
+    DisputeId, "dp_"
+);
+id!(
+    /// An account of the ledger.
+    AccountId, "la_"
+);
+id!(
+    /// A merchant's API key.
+    ApiKeyId, "ak_"
+);
+id!(
     /// A journal entry of the ledger.
     JournalEntryId, "je_"
 );

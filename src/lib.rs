@@ -82,12 +82,14 @@
 //! of the idempotency rules apply by themselves.
 #![warn(missing_docs)]
 
+pub mod audit;
 pub mod auth;
 pub mod balance;
 pub mod charges;
 pub mod config;
 pub mod db;
 pub mod dev;
+pub mod disputes;
 pub mod error;
 pub mod events;
 pub mod faults;
@@ -96,11 +98,14 @@ pub mod health;
 pub mod idempotency;
 pub mod ids;
 pub mod ledger;
+pub mod lists;
 pub mod merchants;
 pub mod money;
 pub mod openapi;
+pub mod payouts;
 pub mod problems;
 pub mod processor;
+pub mod refunds;
 pub mod request;
 #[expect(missing_docs, reason = "the migrations describe each table and column")]
 pub mod schema;

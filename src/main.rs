@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use oncepay::config::Config;
 use oncepay::server::{self, Bound};
-use oncepay::{db, dev};
+use oncepay::{audit, db, dev};
 use secrecy::SecretString;
 
 /// A payments API that charges once, however often the client retries.
@@ -27,6 +27,12 @@ enum Command {
         /// Connection string of the database, as its owner
         #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
         owner_database_url: SecretString,
+    },
+    /// Check that everything that must agree does; exit status 1 if not
+    Audit {
+        /// Connection string of the database, as the role `oncepay_app`
+        #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+        database_url: SecretString,
     },
     /// Print the OpenAPI document
     Openapi,
@@ -55,6 +61,12 @@ fn run(command: Command) -> Result<(), String> {
             let run = db::migrate(&mut db::connect(&owner_database_url)?)?;
             println!("{} migrations run.", run.len());
             Ok(())
+        }
+        Command::Audit { database_url } => {
+            let report = audit::run(&mut db::connect(&database_url)?)
+                .map_err(|error| format!("The audit couldn't be run: {error:?}."))?;
+            print!("{report}");
+            if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
         }
         Command::Openapi => {
             let document = server::document().to_pretty_json().map_err(|error| error.to_string())?;

@@ -28,6 +28,11 @@ impl Currency {
         self.0.code()
     }
 
+    /// The one with the most decimals: what is wrong in it is wrong in any.
+    pub fn finest() -> Self {
+        Self(iso_currency::Currency::CLF)
+    }
+
     /// `amount` as text at this currency's scale.
     pub fn format(self, amount: Decimal) -> String {
         let mut amount = amount;
@@ -137,6 +142,23 @@ impl Money {
 impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.currency.format(self.amount), self.currency)
+    }
+}
+
+/// An amount as a client wrote it where the currency is that of an object not looked up yet: right for some
+/// currency, to be checked against the object's with [`in_currency`](Self::in_currency).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlainAmount(String);
+
+impl PlainAmount {
+    /// Parses what can be an amount in some currency. Errors as with [`Money::parse`].
+    pub fn parse(amount: &str) -> Result<Self, AmountError> {
+        Money::parse(amount, Currency::finest()).map(|_| Self(amount.to_owned()))
+    }
+
+    /// The amount in `currency`. Can only fail for too many decimals.
+    pub fn in_currency(&self, currency: Currency) -> Result<Money, AmountError> {
+        Money::parse(&self.0, currency)
     }
 }
 

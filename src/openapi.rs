@@ -53,6 +53,18 @@ pub(crate) const reading: &[Code] = &[
     Code::Internal,
 ];
 
+/// What every list can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const listing: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyNotAllowed,
+    Code::ValidationFailed,
+    Code::DatabaseUnavailable,
+    Code::Internal,
+];
+
 /// What every operation that goes through the idempotency engine can answer.
 #[expect(non_upper_case_globals, reason = "read as a word in problems!")]
 pub(crate) const mutating: &[Code] = &[
@@ -204,6 +216,21 @@ fn finish_operation(operation: &mut Operation, is_mutating: bool) {
         header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")
             .build().into(),
     );
+    if operation.operation_id.as_ref().is_some_and(|id| id.ends_with(".list")) {
+        for (name, kind, description) in [
+            ("limit", Type::Integer, "Most entries, 1 to 100; 20 by default"),
+            ("starting_after", Type::String, "Id of an entry: the page starts after it, with older ones"),
+            ("ending_before", Type::String, "Id of an entry: the page ends before it, with newer ones"),
+        ] {
+            let parameter = Parameter::builder()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(description))
+                .schema(Some(ObjectBuilder::new().schema_type(kind)));
+            parameters.push(parameter.build().into());
+        }
+    }
     if is_mutating {
         parameters.push(
             header_parameter(

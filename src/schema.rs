@@ -43,15 +43,18 @@ diesel::table! {
         amount -> Numeric,
         amount_captured -> Numeric,
         amount_refunded -> Numeric,
+        amount_refund_pending -> Numeric,
         fee -> Numeric,
         payment_method -> Text,
+        capture -> Bool,
+        in_flight -> Nullable<Text>,
         description -> Nullable<Text>,
         reference -> Nullable<Text>,
         metadata -> Jsonb,
         failure_code -> Nullable<Text>,
         failure_decline_code -> Nullable<Text>,
         failure_message -> Nullable<Text>,
-        authorization_id -> Nullable<Text>,
+        authorization_id -> Text,
         created_at -> Timestamptz,
         captured_at -> Nullable<Timestamptz>,
         canceled_at -> Nullable<Timestamptz>,
@@ -65,5 +68,47 @@ diesel::table! {
         kind -> Text,
         currency -> Text,
         created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    refunds (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        charge_id -> Uuid,
+        status -> Text,
+        amount -> Numeric,
+        currency -> Text,
+        reason -> Nullable<Text>,
+        metadata -> Jsonb,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    payouts (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        status -> Text,
+        amount -> Numeric,
+        currency -> Text,
+        destination -> Text,
+        metadata -> Jsonb,
+        created_at -> Timestamptz,
+        settled_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    disputes (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        charge_id -> Uuid,
+        status -> Text,
+        amount -> Numeric,
+        currency -> Text,
+        reason -> Nullable<Text>,
+        created_at -> Timestamptz,
+        closed_at -> Nullable<Timestamptz>,
     }
 }

@@ -17,14 +17,29 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::idempotency::{Engine, Policy};
 use crate::processor::{Processor, Sandbox};
-use crate::{balance, charges, health, openapi, problems, request};
+use crate::{balance, charges, disputes, health, openapi, payouts, problems, refunds, request};
 
 /// How long a stopping server waits for requests that are being handled.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
 /// The operations of the API, each described next to its handler.
 fn api(config: &mut ServiceConfig) {
-    config.service(charges::create).service(charges::get).service(charges::update).service(balance::get);
+    config
+        .service(charges::create::create)
+        .service(charges::read::list)
+        .service(charges::read::get)
+        .service(charges::update::update)
+        .service(charges::capture::capture)
+        .service(charges::cancel::cancel)
+        .service(refunds::create)
+        .service(refunds::list)
+        .service(refunds::get)
+        .service(payouts::create)
+        .service(payouts::list)
+        .service(payouts::get)
+        .service(disputes::list)
+        .service(disputes::get)
+        .service(balance::get);
 }
 
 /// The OpenAPI document of the API.

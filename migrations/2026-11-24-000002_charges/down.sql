@@ -1,1 +1,2 @@
 DROP TABLE charges;
+DROP FUNCTION charges_refuse_transition();

@@ -1,6 +1,9 @@
 DROP FUNCTION ledger_roll_up(uuid, uuid);
 DROP FUNCTION ledger_post(uuid, uuid, text, text[], text[], numeric[]);
+DROP FUNCTION ledger_hold(uuid, text, text, numeric);
+DROP FUNCTION ledger_spendable(uuid, uuid);
 DROP FUNCTION ledger_balance(uuid, uuid);
+DROP TABLE ledger_holds;
 DROP TABLE ledger_checkpoints;
 DROP TABLE postings;
 DROP TABLE journal_entries;

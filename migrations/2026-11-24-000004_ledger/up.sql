@@ -45,7 +45,9 @@ CREATE TABLE postings (
 );
 COMMENT ON TABLE postings IS 'The lines of journal entries. A positive amount is a debit, a negative one a credit; per entry and currency they sum to zero. Append-only.';
 COMMENT ON COLUMN postings.transaction_id IS 'The writing transaction, which tells a checkpoint whether an earlier posting can still be about to commit.';
+-- For balances now, and for lists and balances at a time.
 CREATE INDEX postings_by_account ON postings (merchant_id, account_id, transaction_id) INCLUDE (amount);
+CREATE INDEX postings_by_entry ON postings (merchant_id, account_id, entry_id, line);
 
 CREATE TABLE ledger_checkpoints (
     merchant_id uuid NOT NULL,
@@ -58,6 +60,19 @@ CREATE TABLE ledger_checkpoints (
         REFERENCES ledger_accounts (merchant_id, id)
 );
 COMMENT ON TABLE ledger_checkpoints IS 'Per account the sum of all postings whose transaction_id is below horizon. A balance is its checkpoint plus the postings from the horizon on. Derived: it can be emptied at any time.';
+
+CREATE TABLE ledger_holds (
+    merchant_id uuid NOT NULL,
+    source      text NOT NULL,
+    account_id  uuid NOT NULL,
+    amount      numeric(20, 4) NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (merchant_id, source),
+    CONSTRAINT ledger_holds_account FOREIGN KEY (merchant_id, account_id)
+        REFERENCES ledger_accounts (merchant_id, id),
+    CONSTRAINT ledger_holds_amount CHECK (amount > 0)
+);
+COMMENT ON TABLE ledger_holds IS 'Money of merchant_payable that is set aside for an entry to come (of the same source), while the processor is being asked. Not in the balance of the account; it can''t be spent on anything else.';
 
 -- The second guard of the balance rule (the first is in ledger_post): it holds for the owner too.
 CREATE FUNCTION ledger_refuse_unbalanced() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -95,8 +110,36 @@ CREATE FUNCTION ledger_balance(p_merchant_id uuid, p_account_id uuid) RETURNS nu
     LEFT JOIN ledger_checkpoints c ON c.merchant_id = p_merchant_id AND c.account_id = p_account_id
 $$;
 
+-- What a merchant can spend of an account that we owe: its balance (credits positive) less holds.
+CREATE FUNCTION ledger_spendable(p_merchant_id uuid, p_account_id uuid) RETURNS numeric
+    LANGUAGE sql STABLE AS $$
+    SELECT -ledger_balance(p_merchant_id, p_account_id) - coalesce((
+        SELECT sum(h.amount) FROM ledger_holds h
+        WHERE h.merchant_id = p_merchant_id AND h.account_id = p_account_id), 0)
+$$;
+
+-- Sets money of merchant_payable aside for the entry of p_source. Refused (check_violation,
+-- merchant_payable_covered) when the balance less what is set aside already doesn't cover it.
+-- Locks the account's row until the transaction ends.
+CREATE FUNCTION ledger_hold(p_merchant_id uuid, p_source text, p_currency text, p_amount numeric) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    payable_id uuid;
+BEGIN
+    SELECT a.id INTO payable_id FROM ledger_accounts a
+    WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = p_currency
+    FOR NO KEY UPDATE;
+    IF NOT FOUND OR ledger_spendable(p_merchant_id, payable_id) < p_amount THEN
+        RAISE EXCEPTION 'the % balance does not cover this hold', p_currency
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds';
+    END IF;
+    INSERT INTO ledger_holds (merchant_id, source, account_id, amount)
+    VALUES (p_merchant_id, p_source, payable_id, p_amount);
+END $$;
+COMMENT ON FUNCTION ledger_hold IS 'Sets money aside for an entry to come.';
+
 -- Writes one journal entry: the only way in for the service's role. The three arrays are the lines;
--- accounts are named by kind and made on first use.
+-- accounts are named by kind and made on first use. Money that was set aside for this source is used up.
 --
 -- Errors, in the order checked: malformed lines (check_violation, postings_lines), unbalanced
 -- (postings_balanced), an unknown kind of account (ledger_accounts_kind), a source posted before
@@ -115,6 +158,9 @@ CREATE FUNCTION ledger_post(
 DECLARE
     -- One time for the whole entry, so that at no time only some of its postings are there.
     posted_at timestamptz := clock_timestamp();
+    debited numeric := (SELECT sum(amount) FROM unnest(p_kinds, p_amounts) AS line (kind, amount)
+                        WHERE kind = 'merchant_payable' AND amount > 0);
+    held numeric;
     overdrawn text;
 BEGIN
     IF coalesce(cardinality(p_kinds), 0) < 2
@@ -145,11 +191,12 @@ BEGIN
         ON CONFLICT ON CONSTRAINT ledger_accounts_one_per_kind DO NOTHING;
     END IF;
 
-    IF EXISTS (SELECT FROM unnest(p_kinds, p_amounts) AS line (kind, amount)
-               WHERE kind = 'merchant_payable' AND amount > 0) THEN
+    IF debited IS NOT NULL THEN
         PERFORM FROM ledger_accounts a
         WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = ANY (p_currencies)
         ORDER BY a.id FOR NO KEY UPDATE;
+        DELETE FROM ledger_holds WHERE merchant_id = p_merchant_id AND source = p_source
+        RETURNING amount INTO held;
     END IF;
 
     INSERT INTO journal_entries (merchant_id, id, source, created_at)
@@ -160,14 +207,14 @@ BEGIN
     JOIN ledger_accounts a ON a.merchant_id = p_merchant_id AND a.kind = line.kind AND a.currency = line.currency;
 
     -- A dispute takes the money whether it is there or not: the one case in which a merchant may owe us.
-    IF EXISTS (SELECT FROM unnest(p_kinds, p_amounts) AS line (kind, amount)
-               WHERE kind = 'merchant_payable' AND amount > 0)
+    -- And what was set aside was covered then; if a dispute has taken the rest since, so be it.
+    IF debited > coalesce(held, 0)
         AND NOT EXISTS (SELECT FROM unnest(p_kinds, p_amounts) AS line (kind, amount)
                WHERE kind = 'disputes_held' AND amount < 0)
     THEN
         SELECT a.currency INTO overdrawn FROM ledger_accounts a
         WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = ANY (p_currencies)
-          AND ledger_balance(p_merchant_id, a.id) > 0
+          AND ledger_spendable(p_merchant_id, a.id) < 0
         LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'the % balance does not cover this entry', overdrawn
@@ -208,7 +255,9 @@ END $$;
 COMMENT ON FUNCTION ledger_roll_up IS 'Moves the checkpoint of one account as far as is safe.';
 
 REVOKE ALL ON FUNCTION ledger_post(uuid, uuid, text, text[], text[], numeric[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ledger_hold(uuid, text, text, numeric) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ledger_roll_up(uuid, uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger_post(uuid, uuid, text, text[], text[], numeric[]) TO oncepay_app;
+GRANT EXECUTE ON FUNCTION ledger_hold(uuid, text, text, numeric) TO oncepay_app;
 GRANT EXECUTE ON FUNCTION ledger_roll_up(uuid, uuid) TO oncepay_app;
-GRANT SELECT ON ledger_accounts, journal_entries, postings, ledger_checkpoints TO oncepay_app;
+GRANT SELECT ON ledger_accounts, journal_entries, postings, ledger_checkpoints, ledger_holds TO oncepay_app;

@@ -4,10 +4,13 @@ CREATE TABLE events (
     merchant_id uuid NOT NULL,
     id          uuid NOT NULL,
     type        text NOT NULL,
+    object_id   uuid NOT NULL,
     data        jsonb NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (merchant_id, id)
 );
 COMMENT ON TABLE events IS 'State changes, one row each, with the object as it was right after the change. Append-only.';
+
+CREATE INDEX events_by_object ON events (merchant_id, object_id, id);
 
 GRANT SELECT, INSERT ON events TO oncepay_app;

@@ -50,9 +50,10 @@ impl Context<'_> {
         self.now
     }
 
-    /// Id of the resource, allocated with the first claim and the same in every attempt.
-    pub fn resource_id(&self) -> Option<Uuid> {
-        self.claim.resource_id
+    /// Id of the resource: allocated with the first claim or named by the request, and the same in every
+    /// attempt.
+    pub fn resource_id(&self) -> Result<Uuid, Error> {
+        self.claim.resource_id.ok_or_else(|| Error::internal("the claim has no resource"))
     }
 
     /// `error` as an answer to this request.
@@ -86,16 +87,42 @@ pub trait LocalOperation: Operation {
 }
 
 /// An operation that calls the payment processor.
+///
+/// ```text
+/// one transaction   claim, prepare        reserve what the call will use, or refuse for good
+/// no transaction    perform               call the processor
+/// one transaction   lock (fence), finish  write what follows, release the reservation, store the answer
+/// ```
 #[async_trait]
 pub trait ExternalOperation: Operation {
+    /// What performing and finishing need to know of the reservation.
+    type Prepared: Send + Sync + 'static;
+
     /// What the processor said, as far as finishing needs it.
     type Outcome: Send + Sync + 'static;
+
+    /// Whether [`prepare`](Self::prepare) uses the database. Without it the claim needs no transaction
+    /// around it, which saves most of its round trips.
+    const RESERVES: bool = true;
+
+    /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
+    /// object), in the transaction of the first claim: so that two requests can't both be let through to
+    /// the processor where there is room for one. A final error is kept as the answer, and the
+    /// processor is never called; any other undoes the claim.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
+
+    /// Finds the reservation of an earlier attempt again, in the transaction of a takeover.
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
 
     /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
     /// out under a key from [`Context::processor_call`]. A decline is an outcome; an error means that
     /// there is none yet.
-    async fn perform(&self, processor: &dyn Processor, context: &Context<'_>)
-    -> Result<Self::Outcome, Error>;
+    async fn perform(
+        &self,
+        processor: &dyn Processor,
+        context: &Context<'_>,
+        prepared: &Self::Prepared,
+    ) -> Result<Self::Outcome, Error>;
 
     /// Writes what follows from the outcome, inside the engine's transaction, which holds a lock on the
     /// key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
@@ -103,6 +130,7 @@ pub trait ExternalOperation: Operation {
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
+        prepared: &Self::Prepared,
         outcome: &Self::Outcome,
     ) -> Result<Reply, Error>;
 }
@@ -116,8 +144,12 @@ pub struct Engine {
 }
 
 /// What became of the attempt to begin.
-enum Begun {
-    Claimed(Claim),
+enum Begun<P> {
+    /// The request is ours to execute.
+    Claimed(Claim, P),
+    /// It was refused for good just now.
+    Refused(Answer),
+    /// It was answered before.
     Answered(Answer),
 }
 
@@ -172,12 +204,13 @@ impl Engine {
     ) -> Result<HttpResponse, Error> {
         let request = Arc::new(request);
         let envelope = &request.envelope;
-        let claim = match self.begin(&request).await? {
+        let (claim, prepared) = match self.begin(&request).await? {
             Begun::Answered(answer) => return Ok(respond(envelope, answer, true)),
-            Begun::Claimed(claim) => claim,
+            Begun::Refused(answer) => return Ok(respond(envelope, answer, false)),
+            Begun::Claimed(claim, prepared) => (claim, prepared),
         };
         faults::reach("after_claim");
-        match self.attempt(&request, &claim).await {
+        match self.attempt(&request, &claim, prepared).await {
             Ok(answer) => {
                 faults::reach("after_commit");
                 Ok(respond(envelope, answer, false))
@@ -196,26 +229,28 @@ impl Engine {
         }
     }
 
-    /// Finds the answer or claims the key.
-    async fn begin<O: ExternalOperation>(&self, request: &Arc<IdempotentRequest<O>>) -> Result<Begun, Error> {
+    /// Finds the answer, or claims the key and prepares.
+    async fn begin<O: ExternalOperation>(
+        &self,
+        request: &Arc<IdempotentRequest<O>>,
+    ) -> Result<Begun<O::Prepared>, Error> {
         let request = Arc::clone(request);
         let policy = self.policy;
         self.db
             .run_retrying(move |conn| {
-                let envelope = &request.envelope;
                 for _ in 0..LOOKS_MAX {
-                    let claim = match store::find(conn, envelope)? {
+                    let begun = match store::find(conn, &request.envelope)? {
                         Found::Completed(answer) => return Ok(Begun::Answered(answer)),
                         Found::Mismatch => return Err(Error::IdempotencyKeyReused),
                         Found::Running => return Err(Error::IdempotencyRequestInProgress),
-                        Found::Nothing => {
-                            let resource = request.operation.resource();
-                            store::claim(conn, envelope, O::NAME, resource, &policy)?
+                        Found::Nothing if O::RESERVES => {
+                            conn.transaction(|conn| claim(conn, &request, &policy))?
                         }
-                        Found::Abandoned => store::take_over(conn, envelope, &policy)?,
+                        Found::Nothing => claim(conn, &request, &policy)?,
+                        Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &policy))?,
                     };
-                    if let Some(claim) = claim {
-                        return Ok(Begun::Claimed(claim));
+                    if let Some(begun) = begun {
+                        return Ok(begun);
                     }
                 }
                 // Somebody holds the advisory lock in a transaction that hasn't ended.
@@ -229,9 +264,10 @@ impl Engine {
         &self,
         request: &Arc<IdempotentRequest<O>>,
         claim: &Claim,
+        prepared: O::Prepared,
     ) -> Result<Answer, Error> {
         let context = Context { envelope: &request.envelope, claim, now: claim.created_at };
-        let calls = request.operation.perform(&*self.processor, &context);
+        let calls = request.operation.perform(&*self.processor, &context, &prepared);
         // A panic is caught here, so that the lease is given up like after any other failure.
         let outcome =
             tokio::time::timeout(self.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
@@ -247,8 +283,9 @@ impl Engine {
                 conn.transaction(|conn| {
                     let now = store::lock(conn, &claim)?;
                     let context = Context { envelope: &request.envelope, claim: &claim, now };
-                    let reply =
-                        settle(conn, &context, |conn| request.operation.finish(conn, &context, &outcome))?;
+                    let reply = settle(conn, &context, |conn| {
+                        request.operation.finish(conn, &context, &prepared, &outcome)
+                    })?;
                     store::complete(conn, &claim, &reply)?;
                     faults::reach("in_finish");
                     Ok(answer(&request.envelope, &claim, reply))
@@ -268,6 +305,46 @@ impl Engine {
             _ => Err(Error::IdempotencyRequestInProgress),
         }
     }
+}
+
+/// Claims an unused key and prepares: both, or a stored refusal. `None` when somebody else was faster.
+fn claim<O: ExternalOperation>(
+    conn: &mut PgConnection,
+    request: &IdempotentRequest<O>,
+    policy: &Policy,
+) -> Result<Option<Begun<O::Prepared>>, Error> {
+    let (envelope, operation) = (&request.envelope, &request.operation);
+    let Some(claim) = store::claim(conn, envelope, O::NAME, operation.resource(), policy)? else {
+        return Ok(None);
+    };
+    let context = Context { envelope, claim: &claim, now: claim.created_at };
+    if !O::RESERVES {
+        let prepared = operation.prepare(conn, &context)?;
+        return Ok(Some(Begun::Claimed(claim, prepared)));
+    }
+    match conn.transaction(|conn| operation.prepare(conn, &context)) {
+        Ok(prepared) => Ok(Some(Begun::Claimed(claim, prepared))),
+        Err(error) if error.is_final() => {
+            let reply = context.problem(&error)?;
+            store::complete(conn, &claim, &reply)?;
+            Ok(Some(Begun::Refused(answer(envelope, &claim, reply))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes over an abandoned request where it was left. `None` when somebody else was faster.
+fn take_over<O: ExternalOperation>(
+    conn: &mut PgConnection,
+    request: &IdempotentRequest<O>,
+    policy: &Policy,
+) -> Result<Option<Begun<O::Prepared>>, Error> {
+    let Some(claim) = store::take_over(conn, &request.envelope, policy)? else {
+        return Ok(None);
+    };
+    let context = Context { envelope: &request.envelope, claim: &claim, now: claim.created_at };
+    let prepared = request.operation.resume(conn, &context)?;
+    Ok(Some(Begun::Claimed(claim, prepared)))
 }
 
 /// One try of a local request: its answer, and whether that is a replay.

@@ -8,7 +8,7 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::auth::AuthenticatedMerchant;
@@ -29,6 +29,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 pub trait Operation: Sized + Send + Sync + 'static {
     /// Its name, such as `charges.create`: in the stored row, metrics and logs.
     const NAME: &'static str;
+
+    /// Whether an empty body stands for `{}`.
+    const BODY_OPTIONAL: bool = false;
 
     /// Reads it from a request. Errors go to the input's fields; `None` if there were any. Depends on
     /// nothing but the input, so that a stored request can be read again without its client.
@@ -110,9 +113,12 @@ impl<O: Operation> FromRequest for IdempotentRequest<O> {
             let body = tokio::time::timeout(BODY_TIMEOUT, read_body(&req, payload))
                 .await
                 .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
-            check_media_type(&req)?;
+            let is_empty = O::BODY_OPTIONAL && body.is_empty();
+            if !is_empty {
+                check_media_type(&req)?;
+            }
             let key = IdempotencyKey::from_headers(req.headers())?;
-            let value = parse_json(&body)?;
+            let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&body)? };
             let operation = read_operation(req.path(), &value)?;
             let canonical = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
             Ok(Self {

@@ -27,11 +27,11 @@ pub struct CurrencyBalance {
     /// ISO 4217 code.
     #[schema(value_type = String, example = "USD")]
     pub currency: Currency,
-    /// Ours to pay out or refund from: captured, less fees, refunds, disputes and payouts. Negative only
-    /// after a dispute.
+    /// There to pay out or refund from: captured, less fees, refunds, disputes and payouts, those under way
+    /// included. Negative only after a dispute.
     #[schema(example = "118.20")]
     pub available: String,
-    /// Authorized and not captured yet, before fees. In no journal entry, since no money has moved.
+    /// Authorized and not captured yet, or still processing, before fees. In no journal entry, since no money has moved.
     #[schema(example = "40.00")]
     pub pending: String,
     /// In payouts that haven't arrived yet.
@@ -44,12 +44,12 @@ pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance
     let rows = statement::<(Text, Numeric, Numeric, Numeric)>(
         "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
              SELECT currency, \
-                 CASE kind WHEN 'merchant_payable' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS available, \
+                 CASE kind WHEN 'merchant_payable' THEN ledger_spendable(merchant_id, id) ELSE 0 END AS available, \
                  0 AS pending, \
                  CASE kind WHEN 'payouts_in_transit' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS in_transit \
              FROM ledger_accounts WHERE merchant_id = {} \
              UNION ALL \
-             SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status = 'requires_capture' \
+             SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status IN ('requires_capture', 'processing') \
          ) AS part GROUP BY currency ORDER BY currency",
     )
     .bind::<SqlUuid, _>(merchant)

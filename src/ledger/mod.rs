@@ -20,7 +20,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 
-use crate::error::Error;
+use crate::error::{Error, violated_constraint};
 use crate::ids::{JournalEntryId, MerchantId};
 use crate::money::Money;
 use crate::sql::statement;
@@ -93,7 +93,26 @@ impl JournalEntry {
     }
 }
 
-/// Posts `entry`.
+/// Sets `money` of the merchant's payable balance aside for the entry of `source`, until that is posted.
+///
+/// Errors: `insufficient_balance` when the balance less what is set aside already doesn't cover it.
+///
+/// Locks: the merchant's `merchant_payable` account in that currency.
+pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: Money) -> Result<(), Error> {
+    statement::<()>("SELECT ledger_hold({}, {}, {}, {})")
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(source)
+        .bind::<Text, _>(money.currency().code())
+        .bind::<Numeric, _>(money.amount())
+        .execute(conn)
+        .map_err(|error| match violated_constraint(&error) {
+            Some("merchant_payable_covered") => Error::InsufficientBalance { currency: money.currency() },
+            _ => error.into(),
+        })?;
+    Ok(())
+}
+
+/// Posts `entry`, using up what was set aside for its source.
 ///
 /// Errors: `internal` if the entry breaks a rule of the ledger (unbalanced, source posted before): for
 /// the entries posted so far that would be a bug of ours.

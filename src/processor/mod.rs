@@ -22,12 +22,31 @@ pub trait Processor: Send + Sync {
         payment_method: &PaymentMethod,
     ) -> Result<Authorization, ProcessorError>;
 
-    /// Moves `amount` of an authorization to us; what is left of it is released.
+    /// Moves `amount` of an authorization to us; what is left of it is released. Works once.
     async fn capture(
         &self,
         call: &ProcessorCall,
         authorization_id: &str,
         amount: Money,
+    ) -> Result<(), ProcessorError>;
+
+    /// Gives an authorization up; nothing is moved.
+    async fn void(&self, call: &ProcessorCall, authorization_id: &str) -> Result<(), ProcessorError>;
+
+    /// Returns `amount` of what was captured to the customer.
+    async fn refund(
+        &self,
+        call: &ProcessorCall,
+        authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError>;
+
+    /// Sends `amount` to a merchant's bank account. It's on its way then; whether it arrives is told later.
+    async fn payout(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        destination: &str,
     ) -> Result<(), ProcessorError>;
 }
 
@@ -41,16 +60,24 @@ pub struct ProcessorCall {
     pub attempt: u32,
 }
 
-/// The issuer's decision.
+/// What came of asking for money.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authorization {
+pub struct Authorization {
+    /// The processor's name for it.
+    pub id: String,
+    /// The issuer's decision.
+    pub decision: Decision,
+}
+
+/// The issuer's decision. Asking again under the same key doesn't change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
     /// Money is held.
-    Approved {
-        /// The processor's name for it.
-        authorization_id: String,
-    },
-    /// It is not, and asking again under the same key won't change that.
+    Approved,
+    /// It isn't.
     Declined(Decline),
+    /// The customer has to do something first; the processor will tell.
+    Pending,
 }
 
 /// Why an issuer declined.

@@ -18,12 +18,21 @@ pub enum PaymentMethod {
     Timeout,
     /// `pm_card_error_once`: fails the first time without effect, then approves.
     ErrorOnce,
+    /// `pm_card_async`: neither approves nor declines until the processor tells.
+    Async,
 }
 
 impl PaymentMethod {
     /// All there are.
-    pub const ALL: [Self; 6] =
-        [Self::Visa, Self::Declined, Self::InsufficientFunds, Self::Slow, Self::Timeout, Self::ErrorOnce];
+    pub const ALL: [Self; 7] = [
+        Self::Visa,
+        Self::Declined,
+        Self::InsufficientFunds,
+        Self::Slow,
+        Self::Timeout,
+        Self::ErrorOnce,
+        Self::Async,
+    ];
 
     /// The token.
     pub fn as_str(self) -> &'static str {
@@ -34,6 +43,7 @@ impl PaymentMethod {
             Self::Slow => "pm_card_slow",
             Self::Timeout => "pm_card_timeout",
             Self::ErrorOnce => "pm_card_error_once",
+            Self::Async => "pm_card_async",
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::money::Money;
 
-use super::{Authorization, Decline, PaymentMethod, Processor, ProcessorCall, ProcessorError};
+use super::{Authorization, Decision, Decline, PaymentMethod, Processor, ProcessorCall, ProcessorError};
 
 /// Plays a processor whose answers are a pure function of the call, attempt number included, so that it
 /// has no state to lose in a crash and any number of instances agree.
@@ -29,14 +29,14 @@ enum Journal {
 /// A call as the processor saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CallRecord {
-    /// `authorize` or `capture`.
+    /// `authorize`, `capture`, `void`, `refund` or `payout`.
     pub call: &'static str,
     /// Our idempotency key towards the processor.
     pub key: String,
     /// Attempt of the request.
     pub attempt: u32,
-    /// Amount with currency.
-    pub amount: String,
+    /// Amount with currency, if the call has one.
+    pub amount: Option<String>,
     /// Whether money was held or moved (for the first call with this key) or the earlier effect was
     /// confirmed (for a repetition).
     pub took_effect: bool,
@@ -70,12 +70,12 @@ impl Sandbox {
         }
     }
 
-    fn note(&self, name: &'static str, call: &ProcessorCall, amount: Money, took_effect: bool) {
+    fn note(&self, name: &'static str, call: &ProcessorCall, amount: Option<Money>, took_effect: bool) {
         let record = || CallRecord {
             call: name,
             key: call.key.clone(),
             attempt: call.attempt,
-            amount: amount.to_string(),
+            amount: amount.map(|amount| amount.to_string()),
             took_effect,
         };
         match &self.journal {
@@ -112,19 +112,20 @@ impl Processor for Sandbox {
             tokio::time::sleep(SLOW).await;
         }
         let first = call.attempt == 1;
-        let approved = || Ok(Authorization::Approved { authorization_id: format!("auth_{}", call.key) });
+        let decided = |decision| Ok(Authorization { id: format!("auth_{}", call.key), decision });
         let (took_effect, answer) = match payment_method {
-            PaymentMethod::Declined => (false, Ok(Authorization::Declined(Decline::Generic))),
+            PaymentMethod::Declined => (false, decided(Decision::Declined(Decline::Generic))),
             PaymentMethod::InsufficientFunds => {
-                (false, Ok(Authorization::Declined(Decline::InsufficientFunds)))
+                (false, decided(Decision::Declined(Decline::InsufficientFunds)))
             }
+            PaymentMethod::Async => (false, decided(Decision::Pending)),
             PaymentMethod::Timeout if first => (true, Err(ProcessorError::AnswerLost)),
             PaymentMethod::ErrorOnce if first => (false, Err(ProcessorError::Failed)),
             PaymentMethod::Visa | PaymentMethod::Slow | PaymentMethod::Timeout | PaymentMethod::ErrorOnce => {
-                (true, approved())
+                (true, decided(Decision::Approved))
             }
         };
-        self.note("authorize", call, amount, took_effect);
+        self.note("authorize", call, Some(amount), took_effect);
         answer
     }
 
@@ -134,7 +135,32 @@ impl Processor for Sandbox {
         _authorization_id: &str,
         amount: Money,
     ) -> Result<(), ProcessorError> {
-        self.note("capture", call, amount, true);
+        self.note("capture", call, Some(amount), true);
+        Ok(())
+    }
+
+    async fn void(&self, call: &ProcessorCall, _authorization_id: &str) -> Result<(), ProcessorError> {
+        self.note("void", call, None, true);
+        Ok(())
+    }
+
+    async fn refund(
+        &self,
+        call: &ProcessorCall,
+        _authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError> {
+        self.note("refund", call, Some(amount), true);
+        Ok(())
+    }
+
+    async fn payout(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        _destination: &str,
+    ) -> Result<(), ProcessorError> {
+        self.note("payout", call, Some(amount), true);
         Ok(())
     }
 }

@@ -100,7 +100,7 @@ fn every_field_is_checked() {
         json!("USD "),
     ];
     let methods = [
-        json!("pm_card_async"),
+        json!("pm_card_asynchronous"),
         json!("pm_card_VISA"),
         json!("4242424242424242"),
         json!(""),

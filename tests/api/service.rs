@@ -37,7 +37,7 @@ fn unknown_paths_and_methods_are_problems() {
         assert_eq!(problem.field("instance"), path);
     }
     for (method, path, allow) in [
-        ("DELETE", "/v1/charges", "POST"),
+        ("DELETE", "/v1/charges", "GET, POST"),
         ("PUT", "/v1/charges/ch_1", "GET, PATCH"),
         ("POST", "/v1/balance", "GET"),
     ] {

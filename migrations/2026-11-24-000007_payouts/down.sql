@@ -1,0 +1,2 @@
+DROP TABLE payouts;
+DROP FUNCTION payouts_refuse_transition();

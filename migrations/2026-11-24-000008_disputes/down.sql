@@ -1,0 +1,2 @@
+DROP TABLE disputes;
+DROP FUNCTION disputes_refuse_transition();

@@ -1,0 +1,401 @@
+//! Charges: payments from a customer to a merchant.
+//!
+//! # States
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | – | `succeeded` | creation with `capture`, approved |
+//! | – | `requires_capture` | creation without `capture`, approved |
+//! | – | `processing` | creation, the processor will tell later |
+//! | – | `failed` | creation, declined |
+//! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's word ([`settle`]) |
+//! | `requires_capture` | `succeeded` | [capture](fn@capture::capture) |
+//! | `requires_capture` | `canceled` | [cancellation](fn@cancel::cancel) |
+//! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::refunds) |
+//! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
+//! | `succeeded`, `partially_refunded` | `disputed` | a [dispute](crate::disputes) is opened |
+//! | `disputed` | `succeeded`, `partially_refunded` | the dispute is won |
+//!
+//! A charge whose dispute is lost stays `disputed`. `failed`, `canceled` and `refunded` are final. A CHECK in the
+//! database ties each state to the columns that it implies, and a trigger refuses any other transition.
+//!
+//! # Under way
+//!
+//! Between the claim of a capture or cancellation and its end the processor is being asked, and no row is
+//! locked. The column `in_flight` keeps the charge for that one operation meanwhile: a second one, under
+//! another key, is refused for good. Refunds reserve their amount instead, since there can be several.
+
+pub mod cancel;
+pub mod capture;
+pub mod create;
+pub mod read;
+pub mod update;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::error::Error;
+use crate::events;
+use crate::fields::Metadata;
+use crate::ids::{ChargeId, MerchantId};
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::merchants;
+use crate::money::{Currency, Money};
+use crate::processor::Decline;
+use crate::schema::charges;
+use crate::time::Timestamp;
+
+/// A payment from a customer to the merchant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Charge {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: ChargeId,
+    /// Always `charge`.
+    #[schema(example = "charge")]
+    object: &'static str,
+    /// Where it stands.
+    status: ChargeStatus,
+    /// What was authorized, at the currency's scale.
+    #[schema(example = "12.50")]
+    amount: String,
+    /// What was captured of it.
+    #[schema(example = "12.50")]
+    amount_captured: String,
+    /// What was refunded of that.
+    #[schema(example = "0.00")]
+    amount_refunded: String,
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// Token of the payment method.
+    #[schema(example = "pm_card_visa")]
+    payment_method: String,
+    /// Free text.
+    #[schema(example = "Order 1001")]
+    description: Option<String>,
+    /// The merchant's own name for the payment.
+    #[schema(example = "order-1001")]
+    reference: Option<String>,
+    /// Free-form entries.
+    #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({"cart": "7f3a"}))]
+    metadata: Metadata,
+    /// Why it failed, if it did.
+    failure: Option<ChargeFailure>,
+    /// What the merchant paid for the capture; zero before it.
+    #[schema(example = "0.66")]
+    fee: String,
+    /// When it was first asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it was captured.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.120Z")]
+    captured_at: Option<Timestamp>,
+    /// When its authorization was voided.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    canceled_at: Option<Timestamp>,
+}
+
+/// Where a charge stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChargeStatus {
+    /// The processor will tell later.
+    Processing,
+    /// Authorized; the money is held until it's captured.
+    RequiresCapture,
+    /// Captured.
+    Succeeded,
+    /// Declined.
+    Failed,
+    /// The authorization was voided.
+    Canceled,
+    /// Captured, and returned in part.
+    PartiallyRefunded,
+    /// Captured, and returned in full.
+    Refunded,
+    /// The customer contests it with the issuer, or has done so and won.
+    Disputed,
+}
+
+impl ChargeStatus {
+    /// All there are.
+    pub const ALL: [Self; 8] = [
+        Self::Processing,
+        Self::RequiresCapture,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Canceled,
+        Self::PartiallyRefunded,
+        Self::Refunded,
+        Self::Disputed,
+    ];
+
+    /// Its name in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Processing => "processing",
+            Self::RequiresCapture => "requires_capture",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::PartiallyRefunded => "partially_refunded",
+            Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
+        }
+    }
+}
+
+impl std::str::FromStr for ChargeStatus {
+    type Err = ();
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name).ok_or(())
+    }
+}
+
+/// Why a charge failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChargeFailure {
+    /// `card_declined` or `insufficient_funds`.
+    #[schema(example = "card_declined")]
+    code: String,
+    /// The issuer's reason.
+    #[schema(example = "generic_decline")]
+    decline_code: String,
+    /// The same for people.
+    #[schema(example = "The card was declined.")]
+    message: String,
+}
+
+/// A charge as it is stored.
+#[derive(Clone, Queryable, Selectable, Insertable)]
+#[diesel(table_name = charges)]
+pub(crate) struct ChargeRow {
+    pub merchant_id: MerchantId,
+    pub id: ChargeId,
+    pub status: String,
+    pub currency: String,
+    pub amount: Decimal,
+    pub amount_captured: Decimal,
+    pub amount_refunded: Decimal,
+    pub amount_refund_pending: Decimal,
+    pub fee: Decimal,
+    pub payment_method: String,
+    pub capture: bool,
+    pub in_flight: Option<String>,
+    pub description: Option<String>,
+    pub reference: Option<String>,
+    pub metadata: serde_json::Value,
+    pub failure_code: Option<String>,
+    pub failure_decline_code: Option<String>,
+    pub failure_message: Option<String>,
+    pub authorization_id: String,
+    pub created_at: DateTime<Utc>,
+    pub captured_at: Option<DateTime<Utc>>,
+    pub canceled_at: Option<DateTime<Utc>>,
+}
+
+impl ChargeRow {
+    /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.
+    pub fn lock(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Result<Self, Error> {
+        charges::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::ChargeNotFound)
+    }
+
+    pub fn currency(&self) -> Result<Currency, Error> {
+        self.currency.parse().map_err(Error::internal)
+    }
+
+    pub fn status(&self) -> Result<ChargeStatus, Error> {
+        self.status.parse().map_err(|()| Error::internal("a stored charge has an unknown status"))
+    }
+
+    /// `amount` in the charge's currency.
+    pub fn money(&self, amount: Decimal) -> Result<Money, Error> {
+        Ok(Money::from_stored(amount, self.currency()?))
+    }
+
+    /// What is captured and neither refunded nor being refunded.
+    pub fn refundable(&self) -> Decimal {
+        self.amount_captured - self.amount_refunded - self.amount_refund_pending
+    }
+
+    pub fn set_status(&mut self, status: ChargeStatus) {
+        status.as_str().clone_into(&mut self.status);
+    }
+
+    /// The state of a captured charge that isn't disputed, by what was refunded.
+    pub fn set_captured_status(&mut self) {
+        self.set_status(if self.amount_refunded.is_zero() {
+            ChargeStatus::Succeeded
+        } else if self.amount_refunded < self.amount_captured {
+            ChargeStatus::PartiallyRefunded
+        } else {
+            ChargeStatus::Refunded
+        });
+    }
+
+    /// Marks `captured` as captured: columns, and the journal entry `acquirer_clearing` gross to
+    /// `merchant_payable` net and `fee_revenue` fee.
+    pub fn capture(
+        &mut self,
+        conn: &mut PgConnection,
+        captured: Money,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let fee = merchants::pricing(conn, self.merchant_id)?.fee(captured);
+        let net = captured
+            .amount()
+            .checked_sub(fee)
+            .ok_or_else(|| Error::internal("the net amount of a capture overflows"))?;
+        let entry = JournalEntry::new(format!("{}:capture", self.id))
+            .debit(AccountKind::AcquirerClearing, captured)
+            .credit(AccountKind::MerchantPayable, Money::from_stored(net, captured.currency()))
+            .credit(AccountKind::FeeRevenue, Money::from_stored(fee, captured.currency()));
+        ledger::post(conn, self.merchant_id, &entry)?;
+        self.amount_captured = captured.amount();
+        self.fee = fee;
+        self.captured_at = Some(now);
+        self.in_flight = None;
+        self.set_status(ChargeStatus::Succeeded);
+        Ok(())
+    }
+
+    /// Marks the charge as declined, and returns the error that tells the client.
+    pub fn decline(&mut self, decline: Decline) -> Error {
+        let (decline_code, error) = match decline {
+            Decline::Generic => {
+                let decline_code = "generic_decline";
+                let charge_id = self.id;
+                (decline_code, Error::CardDeclined { decline_code: decline_code.to_owned(), charge_id })
+            }
+            Decline::InsufficientFunds => {
+                ("insufficient_funds", Error::InsufficientFunds { charge_id: self.id })
+            }
+        };
+        self.set_status(ChargeStatus::Failed);
+        self.failure_code = Some(error.code().as_str().to_owned());
+        self.failure_decline_code = Some(decline_code.to_owned());
+        self.failure_message = Some(error.to_string());
+        error
+    }
+
+    /// Writes a new charge and the event that tells of it.
+    pub fn insert(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
+        diesel::insert_into(charges::table).values(&self).execute(conn)?;
+        self.record(conn, event)
+    }
+
+    /// Writes what can change of a charge, and the event that tells of it.
+    pub fn save(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
+        self.reserve(conn)?;
+        self.record(conn, event)
+    }
+
+    /// Writes what can change of a charge where nothing has happened that a client should be told of.
+    pub fn reserve(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        diesel::update(charges::table.find((self.merchant_id, self.id)))
+            .set((
+                charges::status.eq(&self.status),
+                charges::amount_captured.eq(self.amount_captured),
+                charges::amount_refunded.eq(self.amount_refunded),
+                charges::amount_refund_pending.eq(self.amount_refund_pending),
+                charges::fee.eq(self.fee),
+                charges::in_flight.eq(&self.in_flight),
+                charges::description.eq(&self.description),
+                charges::metadata.eq(&self.metadata),
+                charges::failure_code.eq(&self.failure_code),
+                charges::failure_decline_code.eq(&self.failure_decline_code),
+                charges::failure_message.eq(&self.failure_message),
+                charges::captured_at.eq(self.captured_at),
+                charges::canceled_at.eq(self.canceled_at),
+            ))
+            .execute(conn)?;
+        Ok(())
+    }
+
+    fn record(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        let charge = self.into_charge()?;
+        events::record(conn, merchant, event, id.0, &charge)?;
+        Ok(charge)
+    }
+
+    /// The charge as the API shows it.
+    pub fn into_charge(self) -> Result<Charge, Error> {
+        let (currency, status) = (self.currency()?, self.status()?);
+        Ok(Charge {
+            id: self.id,
+            object: "charge",
+            status,
+            amount: currency.format(self.amount),
+            amount_captured: currency.format(self.amount_captured),
+            amount_refunded: currency.format(self.amount_refunded),
+            currency,
+            payment_method: self.payment_method,
+            description: self.description,
+            reference: self.reference,
+            metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
+            failure: self.failure_code.map(|code| ChargeFailure {
+                code,
+                decline_code: self.failure_decline_code.unwrap_or_default(),
+                message: self.failure_message.unwrap_or_default(),
+            }),
+            fee: currency.format(self.fee),
+            created_at: Timestamp(self.created_at),
+            captured_at: self.captured_at.map(Timestamp),
+            canceled_at: self.canceled_at.map(Timestamp),
+        })
+    }
+}
+
+/// What the processor says later of a charge that was `processing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Approved and, if the charge was to be captured at once, captured.
+    Approved,
+    /// Refused for good.
+    Declined(Decline),
+}
+
+/// Settles a charge that is `processing`, by the processor's word.
+///
+/// Errors: `charge_not_found`; `None` for a charge that isn't `processing` (any more), which stays as it is.
+///
+/// Locks: the charge.
+pub fn settle(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: ChargeId,
+    settlement: Settlement,
+    now: DateTime<Utc>,
+) -> Result<Option<Charge>, Error> {
+    let mut row = ChargeRow::lock(conn, merchant, id)?;
+    if row.status()? != ChargeStatus::Processing {
+        return Ok(None);
+    }
+    let event = match settlement {
+        Settlement::Declined(decline) => {
+            row.decline(decline);
+            "charge.failed"
+        }
+        Settlement::Approved if row.capture => {
+            let amount = row.money(row.amount)?;
+            row.capture(conn, amount, now)?;
+            "charge.succeeded"
+        }
+        Settlement::Approved => {
+            row.set_status(ChargeStatus::RequiresCapture);
+            "charge.authorized"
+        }
+    };
+    row.save(conn, event).map(Some)
+}

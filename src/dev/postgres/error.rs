@@ -1,0 +1,115 @@
+//! Why there is no server.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::OLDEST_MAJOR;
+
+/// Why there is no server; says what to do about it.
+#[derive(Debug, Error)]
+pub enum PostgresError {
+    /// There are no server binaries.
+    #[error(
+        "No Postgres server binaries found in PATH, /usr/lib/postgresql/*/bin and other usual \
+         folders. Install them (Debian/Ubuntu: apt-get install postgresql; Fedora: dnf install \
+         postgresql-server; macOS: brew install postgresql@17), put their folder in PATH, or set \
+         DATABASE_URL to a database that you run."
+    )]
+    NotFound,
+    /// There are only server binaries older than [`OLDEST_MAJOR`].
+    #[error(
+        "The Postgres server binaries in {} are of version {major}, but {OLDEST_MAJOR} or newer is \
+         needed. Install a newer one, or set DATABASE_URL to a database that you run.",
+        dir.display()
+    )]
+    TooOld {
+        /// Where those are that would have been preferred.
+        dir: PathBuf,
+        /// Their major version.
+        major: u32,
+    },
+    /// The data need server binaries of another major version than there are.
+    #[error(
+        "{} holds data of Postgres {data}, but only the server binaries of {installed} are \
+         installed: install postgresql-{data}, or choose another --data-dir, or delete the folder \
+         to start afresh.",
+        folder.display()
+    )]
+    VersionMismatch {
+        /// Where the data are.
+        folder: PathBuf,
+        /// Major version of the data.
+        data: u32,
+        /// Major versions of the server binaries, such as `15, 17`.
+        installed: String,
+    },
+    /// A file or folder can't be read, made or entered, or holds what it shouldn't.
+    #[error(
+        "{} can't be used for the database: {cause}. Put that right, or choose another --data-dir.",
+        path.display()
+    )]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        cause: String,
+    },
+    /// Another process has claimed the cluster.
+    #[error(
+        "{} is in use by another oncepay process. Stop that one, or choose another --data-dir.",
+        path.display()
+    )]
+    InUse {
+        /// Folder of the cluster.
+        path: PathBuf,
+    },
+    /// We are root, and can't become anyone else.
+    #[error(
+        "Postgres doesn't run as root, and no other user can take over: {cause}. Run this as an \
+         ordinary user, or set DATABASE_URL to a database that you run."
+    )]
+    NoUser {
+        /// Why not, as a clause.
+        cause: String,
+    },
+    /// `initdb` failed.
+    #[error(
+        "The Postgres cluster could not be made. Put right what initdb says, or set DATABASE_URL \
+         to a database that you run.\n{output}"
+    )]
+    InitFailed {
+        /// The end of what it printed.
+        output: String,
+    },
+    /// Postgres ended, or couldn't be used in time.
+    #[error(
+        "Postgres did not start: {reason}. Put right what its log says, or set DATABASE_URL to a \
+         database that you run.\n{log}"
+    )]
+    StartFailed {
+        /// Which of these, as a clause.
+        reason: String,
+        /// The end of what this start wrote into the log.
+        log: String,
+    },
+    /// The server may still be running.
+    #[error(
+        "The Postgres server of {} did not stop. Its process id is in postmaster.pid there.",
+        path.display()
+    )]
+    StopFailed {
+        /// Folder of its data.
+        path: PathBuf,
+    },
+}
+
+/// Says which path an input/output error was about.
+pub(super) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> PostgresError {
+    |cause| unusable_as(path, cause.to_string())
+}
+
+pub(super) fn unusable_as(path: &Path, cause: impl Into<String>) -> PostgresError {
+    PostgresError::Unusable { path: path.into(), cause: cause.into() }
+}

@@ -1,0 +1,158 @@
+//! A private Postgres server, run from the binaries that are on the machine.
+//!
+//! It is for `oncepay dev`, whose data have to last, and for the test suite, which wants a fresh
+//! server that is gone without a trace afterwards.
+//!
+//! Promised:
+//!
+//! * A server is private: TCP on 127.0.0.1 only, a free port at each start, no Unix socket, and a
+//!   random superuser password that is kept (mode 0600) beside the data.
+//! * It doesn't outlive this process, even if that is killed with SIGKILL: a shell holds the other
+//!   end of a pipe and stops the server when the pipe closes. It is in a process group of its own,
+//!   so Ctrl-C in the terminal reaches this process and not the server.
+//! * A cluster folder is complete or absent, and a failed first start leaves nothing behind.
+//!   A throw-away server's folder is removed at the end, whichever way the end comes.
+//! * One process uses a cluster at a time; servers and files that an earlier, killed process left
+//!   are cleared away.
+//! * Root may use it. Postgres refuses to run as root, so it runs as `postgres` or `nobody` then
+//!   (or as whoever owns the existing data), and where that user can't reach the folder, the
+//!   cluster is put into `/var/lib/oncepay` and the folder becomes a link to it.
+//!
+//! Not promised: upgrades of data from one major version to another; survival of a throw-away
+//! server's data in a crash (`fsync` is off); the cleaning up of a throw-away server if not just
+//! this process, but also the shells that watch it, are killed with SIGKILL; the removal of the
+//! data in `/var/lib/oncepay` when someone deletes the link to it.
+
+mod account;
+mod binaries;
+mod cluster;
+mod error;
+mod launch;
+mod made;
+mod place;
+mod running;
+mod shell;
+
+pub use self::binaries::{Binaries, OLDEST_MAJOR};
+pub use self::error::PostgresError;
+
+use std::fmt;
+use std::path::{self, Path};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+
+use self::account::Account;
+use self::binaries::candidates;
+use self::cluster::Cluster;
+use self::error::{unusable, unusable_as};
+use self::made::Made;
+use self::place::{follow, major_in};
+use self::running::{PidFile, settle, url};
+use self::shell::{KILL_TIMEOUT, Shell};
+
+/// A big checkpoint takes its time.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How to run a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// The folder of the data. It is made at the first start, along with the folders above it.
+    pub cluster_dir: &'a Path,
+    /// Whether the data are kept, and safe from crashes. A server that isn't durable needs a folder
+    /// that doesn't exist yet, and removes it at the end.
+    pub durable: bool,
+    /// Three of which Postgres reserves for the superuser.
+    pub max_connections: u32,
+}
+
+/// A running server, which is stopped when this is dropped.
+pub struct Server {
+    // In this order: the server ends, then its folder.
+    process: Option<Shell>,
+    cluster: Cluster,
+    port: u16,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("data", &self.cluster.data)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts a server on the folder's data, which are made if there are none, and waits until it
+    /// can be used.
+    pub fn start(settings: &Settings<'_>) -> Result<Self, PostgresError> {
+        let named = path::absolute(settings.cluster_dir).map_err(unusable(settings.cluster_dir))?;
+        let data = follow(&named)?;
+        let major = major_in(&data)?;
+        if !settings.durable && named.symlink_metadata().is_ok() {
+            let cause = "a throw-away server removes its folder at the end, and this one exists";
+            return Err(unusable_as(&named, cause));
+        }
+        let account = Account::choose(major.map(|_| data.as_path()))?;
+        let account = account.as_ref();
+        let holds = major.map(|major| (named.as_path(), major));
+        let binaries = Binaries::search(candidates(), account, holds)?;
+
+        let mut made = Made::default();
+        let cluster = match major {
+            Some(_) => Cluster::reopen(&named, data, account),
+            None => Cluster::create(&named, data, settings, &binaries, account, &mut made),
+        }?;
+        let (process, port) = cluster.launch(settings, &binaries, account)?;
+        made.0.clear();
+        Ok(Self { process: Some(process), cluster, port })
+    }
+
+    /// The address of a database for libpq, with the superuser's rights.
+    pub fn superuser_url(&self, database: &str) -> String {
+        url(self.port, &self.cluster.password, database)
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends all connections and stops the server, and waits for that. Dropping it does the same,
+    /// but can't say if it didn't work.
+    pub fn stop(mut self) -> Result<(), PostgresError> {
+        self.shut_down()
+    }
+
+    fn shut_down(&mut self) -> Result<(), PostgresError> {
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        let data = &self.cluster.data;
+        if let Ok(Some(status)) = process.child.try_wait() {
+            log::warn!("Postgres, or the shell that watched it, had ended already ({status})");
+        }
+        let mut stopped = process.stop(STOP_TIMEOUT);
+        if !stopped && let Some(PidFile { pid, .. }) = PidFile::read(data) {
+            // The shell still waits for it, so the pid can't be another's.
+            log::warn!("Postgres takes too long to stop; it will recover at its next start");
+            let _ = kill(pid, Signal::SIGQUIT);
+            stopped = process.stop(KILL_TIMEOUT);
+        }
+        // In case that somebody has killed the shell.
+        if settle(data, &self.cluster.password) && stopped {
+            Ok(())
+        } else {
+            Err(PostgresError::StopFailed { path: data.clone() })
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut_down() {
+            log::warn!("{error}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What can be known of a server that runs or has run: its `postmaster.pid`, and what answers on its port.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::dsl::sql;
+use diesel::sql_types::Text;
+use diesel::{Connection, PgConnection, RunQueryDsl};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub(super) const SUPERUSER: &str = "postgres";
+/// How long the remains of an earlier server may take to go away.
+pub(super) const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(super) fn url(port: u16, password: &str, database: &str) -> String {
+    format!("postgres://{SUPERUSER}:{password}@127.0.0.1:{port}/{database}")
+}
+
+/// Whether it's the server of the data that answers on a port.
+pub(super) fn is_ours(data: &Path, port: u16, password: &str) -> Result<bool, String> {
+    // What is given here can't be changed by PGHOSTADDR and the like; nor is the password shown
+    // to a stranger who asks for it.
+    let options = "hostaddr=127.0.0.1&sslmode=disable&gssencmode=disable&connect_timeout=3\
+                   &require_auth=scram-sha-256";
+    let url = format!("{}?{options}", url(port, password, "postgres"));
+    let mut connection = PgConnection::establish(&url).map_err(|error| error.to_string())?;
+    let served = diesel::select(sql::<Text>("current_setting('data_directory')"))
+        .get_result::<String>(&mut connection)
+        .map_err(|error| error.to_string())?;
+    let id = |path: &Path| fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();
+    Ok(id(data).is_some_and(|ours| id(Path::new(&served)) == Some(ours)))
+}
+
+/// What Postgres writes into `postmaster.pid`.
+#[derive(Debug, PartialEq)]
+pub(super) struct PidFile {
+    pub(super) pid: Pid,
+    pub(super) port: u16,
+    /// Started by us, as far as can be seen from the address it listens on.
+    local: bool,
+    pub(super) ready: bool,
+}
+
+impl PidFile {
+    fn path(data: &Path) -> PathBuf {
+        data.join("postmaster.pid")
+    }
+
+    pub(super) fn read(data: &Path) -> Option<Self> {
+        Self::parse(&fs::read_to_string(Self::path(data)).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let pid: i32 = lines.first()?.parse().ok()?;
+        // `kill` takes a negative one for a group of processes.
+        (pid > 1).then_some(Self {
+            pid: Pid::from_raw(pid),
+            port: lines.get(3)?.parse().ok()?,
+            local: lines.get(5) == Some(&"127.0.0.1"),
+            ready: lines.get(7) == Some(&"ready"),
+        })
+    }
+}
+
+/// Stops a server that is still there, or waits for it to stop; says whether none is left.
+///
+/// The pid in `postmaster.pid` may be that of any process by now, so it only counts together with
+/// an answer on the port. A file whose pid is in use, but not by a server, is removed, because
+/// Postgres wouldn't start over it; should it be mistaken, then the shared memory of a running
+/// server still keeps another one from starting.
+pub(super) fn settle(data: &Path, password: &str) -> bool {
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
+    let mut signalled = false;
+    let mut absences = 0;
+    while let Some(file) = PidFile::read(data) {
+        if kill(file.pid, None) == Err(Errno::ESRCH) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        match is_ours(data, file.port, password) {
+            Ok(true) if !signalled => {
+                log::info!("Stopping a Postgres server that was left behind");
+                signalled = kill(file.pid, Signal::SIGINT).is_ok();
+            }
+            Ok(true) => {}
+            Ok(false) => absences += 1,
+            Err(error) if error.contains("Connection refused") => absences += 1,
+            // Starting up or shutting down, for one.
+            Err(_) => {}
+        }
+        // Not at once: a server that is about to end closes its port first.
+        if absences > 20 {
+            if !file.local {
+                // Started by hand, so it may be a server without a port; Postgres knows.
+                return false;
+            }
+            log::info!("Removing the postmaster.pid of a server that is gone");
+            let _ = fs::remove_file(PidFile::path(data));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_files() {
+        let text = "4711\n/data\n1700000000\n54321\n\n127.0.0.1\n  3 4\nready   \n";
+        let file = PidFile::parse(text).unwrap();
+        assert_eq!((file.pid.as_raw(), file.port), (4711, 54321));
+        assert!(file.local && file.ready);
+        let starting = PidFile::parse("4711\n/data\n1700000000\n54321\n").unwrap();
+        assert!(!starting.local && !starting.ready);
+        assert_eq!(PidFile::parse("-4711\n/data\n1700000000\n54321\n"), None);
+        assert_eq!(PidFile::parse(""), None);
+    }
+}

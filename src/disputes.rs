@@ -1,0 +1,257 @@
+//! Disputes: charges that a customer contests with the issuer.
+//!
+//! | from | to | journal entry | charge |
+//! |---|---|---|---|
+//! | – | `open` | `merchant_payable` to `disputes_held` | becomes `disputed` |
+//! | `open` | `won` | `disputes_held` to `merchant_payable` | is again what it was |
+//! | `open` | `lost` | `disputes_held` to `acquirer_clearing` | stays `disputed` |
+//!
+//! They are opened and closed by the acquirer's word. A dispute takes the money whether the balance covers it
+//! or not: it's the one way in which a merchant comes to owe us.
+
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::auth::AuthenticatedMerchant;
+use crate::charges::{ChargeRow, ChargeStatus};
+use crate::db::Db;
+use crate::error::Error;
+use crate::events;
+use crate::ids::{ChargeId, DisputeId, MerchantId};
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::lists::{List, Parameters, load_page};
+use crate::money::{Currency, Money};
+use crate::openapi::problems;
+use crate::schema::disputes;
+use crate::time::Timestamp;
+
+/// A contested charge.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Dispute {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "dp_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: DisputeId,
+    /// Always `dispute`.
+    #[schema(example = "dispute")]
+    object: &'static str,
+    /// The charge that is contested.
+    #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    charge_id: ChargeId,
+    /// `open`, then `won` or `lost` from the merchant's point of view.
+    #[schema(example = "open")]
+    status: String,
+    /// What is contested, at the currency's scale.
+    #[schema(example = "12.50")]
+    amount: String,
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// What the customer says.
+    #[schema(example = "fraudulent")]
+    reason: Option<String>,
+    /// When it was opened.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it was won or lost.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    closed_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = disputes)]
+struct DisputeRow {
+    merchant_id: MerchantId,
+    id: DisputeId,
+    charge_id: ChargeId,
+    status: String,
+    amount: Decimal,
+    currency: String,
+    reason: Option<String>,
+    created_at: DateTime<Utc>,
+    closed_at: Option<DateTime<Utc>>,
+}
+
+impl DisputeRow {
+    fn find(conn: &mut PgConnection, merchant: MerchantId, id: DisputeId) -> Result<Self, Error> {
+        disputes::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::DisputeNotFound)
+    }
+
+    fn record(self, conn: &mut PgConnection, event: &'static str) -> Result<Dispute, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        let dispute = self.into_dispute()?;
+        events::record(conn, merchant, event, id.0, &dispute)?;
+        Ok(dispute)
+    }
+
+    fn into_dispute(self) -> Result<Dispute, Error> {
+        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        Ok(Dispute {
+            id: self.id,
+            object: "dispute",
+            charge_id: self.charge_id,
+            status: self.status,
+            amount: currency.format(self.amount),
+            currency,
+            reason: self.reason,
+            created_at: Timestamp(self.created_at),
+            closed_at: self.closed_at.map(Timestamp),
+        })
+    }
+}
+
+/// Opens a dispute over all of a charge that is captured and not refunded.
+///
+/// Errors: `charge_not_found`; `None` for a charge that isn't captured, is refunded in full, or disputed
+/// already.
+///
+/// Locks: the charge, the merchant's `merchant_payable` account.
+pub fn open(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    charge_id: ChargeId,
+    reason: Option<String>,
+    now: DateTime<Utc>,
+) -> Result<Option<Dispute>, Error> {
+    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+    let disputable = matches!(charge.status()?, ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded);
+    let amount = charge.money(charge.refundable())?;
+    if !disputable || amount.amount().is_zero() {
+        return Ok(None);
+    }
+    let id = DisputeId::new();
+    let entry = JournalEntry::new(id.to_string())
+        .debit(AccountKind::MerchantPayable, amount)
+        .credit(AccountKind::DisputesHeld, amount);
+    ledger::post(conn, merchant, &entry)?;
+    charge.set_status(ChargeStatus::Disputed);
+    charge.save(conn, "charge.disputed")?;
+    let row = DisputeRow {
+        merchant_id: merchant,
+        id,
+        charge_id,
+        status: "open".to_owned(),
+        amount: amount.amount(),
+        currency: amount.currency().code().to_owned(),
+        reason,
+        created_at: now,
+        closed_at: None,
+    };
+    diesel::insert_into(disputes::table).values(&row).execute(conn)?;
+    row.record(conn, "dispute.opened").map(Some)
+}
+
+/// How a dispute ended for the merchant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The money goes back to the merchant.
+    Won,
+    /// The customer gets it.
+    Lost,
+}
+
+/// Closes an open dispute.
+///
+/// Errors: `dispute_not_found`; `None` for a dispute that is closed already, which stays as it is.
+///
+/// Locks: the charge, which all that changes its disputes locks first.
+pub fn close(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: DisputeId,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+) -> Result<Option<Dispute>, Error> {
+    let charge_id = DisputeRow::find(conn, merchant, id)?.charge_id;
+    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+    // Again, now that nobody else can be changing it.
+    let mut row = DisputeRow::find(conn, merchant, id)?;
+    if row.status != "open" {
+        return Ok(None);
+    }
+    let (status, event, credited) = match verdict {
+        Verdict::Won => ("won", "dispute.won", AccountKind::MerchantPayable),
+        Verdict::Lost => ("lost", "dispute.lost", AccountKind::AcquirerClearing),
+    };
+    let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
+    let entry = JournalEntry::new(format!("{id}:{status}"))
+        .debit(AccountKind::DisputesHeld, amount)
+        .credit(credited, amount);
+    ledger::post(conn, merchant, &entry)?;
+    if verdict == Verdict::Won {
+        charge.set_captured_status();
+        charge.save(conn, "charge.dispute_won")?;
+    }
+    row.status = status.to_owned();
+    row.closed_at = Some(now);
+    diesel::update(disputes::table.find((merchant, id)))
+        .set((disputes::status.eq(&row.status), disputes::closed_at.eq(row.closed_at)))
+        .execute(conn)?;
+    row.record(conn, event).map(Some)
+}
+
+problems!(GetProblems, reading: DisputeNotFound);
+
+/// Retrieve a dispute
+///
+/// Disputes are opened and closed by the acquirer.
+#[utoipa::path(
+    operation_id = "disputes.get",
+    tag = "Disputes",
+    params(("id" = String, Path, description = "Id of the dispute", example = "dp_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The dispute as it is now.", body = Dispute), GetProblems),
+)]
+#[get("/v1/disputes/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<DisputeId>().map_err(|_| Error::DisputeNotFound)?;
+    let dispute = db.run(move |conn| DisputeRow::find(conn, merchant.0, id)?.into_dispute()).await?;
+    Ok(HttpResponse::Ok().json(dispute))
+}
+
+problems!(ListProblems, listing:);
+
+/// List disputes
+///
+/// Newest first, of all charges or of one.
+#[utoipa::path(
+    operation_id = "disputes.list",
+    tag = "Disputes",
+    params(("charge_id" = Option<String>, Query, description = "Only disputes of this charge")),
+    responses((status = 200, description = "A page of disputes.", body = List<Dispute>), ListProblems),
+)]
+#[get("/v1/disputes")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, charge_id) = Parameters::read(request.query_string(), |parameters| {
+        let page = parameters.page::<DisputeId>();
+        (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
+    })?;
+    let disputes = db
+        .run(move |conn| {
+            let mut query = disputes::table
+                .filter(disputes::merchant_id.eq(merchant.0))
+                .select(DisputeRow::as_select())
+                .into_boxed();
+            if let Some(charge_id) = charge_id {
+                query = query.filter(disputes::charge_id.eq(charge_id));
+            }
+            load_page!(conn, query, disputes::id, page)?.try_map(DisputeRow::into_dispute)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(disputes))
+}
