@@ -12,7 +12,7 @@ use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Required};
 
@@ -192,6 +192,14 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
                 .build(),
         ),
     );
+    // Generics are written out in place; a reference is shorter and has a name.
+    for (name, schema) in &mut components.schemas {
+        if let (Some(item), RefOr::T(Schema::Object(list))) = (name.strip_prefix("List_"), schema)
+            && let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data")
+        {
+            data.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
+        }
+    }
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for item in document.paths.paths.values_mut() {
         let operations = [
@@ -209,14 +217,22 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
+/// Operations that take an empty body for `{}`.
+const BODY_OPTIONAL: &[&str] = &["charges.capture", "charges.cancel"];
+
 fn finish_operation(operation: &mut Operation, is_mutating: bool) {
+    let id = operation.operation_id.clone().unwrap_or_default();
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.required =
+            Some(if BODY_OPTIONAL.contains(&id.as_str()) { Required::False } else { Required::True });
+    }
     operation.security = Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new())]);
     let parameters = operation.parameters.get_or_insert_default();
     parameters.push(
         header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")
             .build().into(),
     );
-    if operation.operation_id.as_ref().is_some_and(|id| id.ends_with(".list")) {
+    if id.ends_with(".list") {
         for (name, kind, description) in [
             ("limit", Type::Integer, "Most entries, 1 to 100; 20 by default"),
             ("starting_after", Type::String, "Id of an entry: the page starts after it, with older ones"),

@@ -69,6 +69,7 @@ fn has_example(document: &Value, schema: &Value) -> bool {
         || schema["properties"].as_object().is_some_and(|properties| {
             properties.iter().all(|(_, property)| {
                 property.get("example").is_some()
+                    || property["items"]["$ref"].is_string()
                     || property["$ref"].is_string()
                     || property["oneOf"].is_array()
             })

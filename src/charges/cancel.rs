@@ -103,7 +103,7 @@ problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, Process
     operation_id = "charges.cancel",
     tag = "Charges",
     params(("id" = String, Path, description = "Id of the charge", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    request_body = Option<CancelCharge>,
+    request_body = CancelCharge,
     responses((status = 200, description = "The charge, `canceled`.", body = Charge), CancelProblems),
 )]
 #[post("/v1/charges/{id}/cancel")]

@@ -131,7 +131,7 @@ problems!(
     operation_id = "charges.capture",
     tag = "Charges",
     params(("id" = String, Path, description = "Id of the charge", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    request_body = Option<CaptureCharge>,
+    request_body = CaptureCharge,
     responses((status = 200, description = "The charge, `succeeded`.", body = Charge), CaptureProblems),
 )]
 #[post("/v1/charges/{id}/capture")]

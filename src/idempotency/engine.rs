@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::HttpResponse;
 use async_trait::async_trait;
@@ -23,7 +24,10 @@ use super::reply::Reply;
 use super::request::{Envelope, IdempotentRequest, Operation};
 use super::store::{self, Answer, Claim, Found};
 
-/// How often the engine looks again when the row changes between looking and claiming.
+/// How often the engine looks at a key that somebody else is claiming in a transaction that hasn't ended, or
+/// that changes between looking and claiming. With the pauses in between some 60 ms: enough for most
+/// transactions, so that the duplicate gets the real answer (a replay, or that the key is another
+/// request's) rather than being sent away.
 const LOOKS_MAX: u32 = 5;
 
 /// What an operation gets to know about its execution.
@@ -173,9 +177,26 @@ impl Engine {
         let request = Arc::new(request);
         let policy = self.policy;
         let work = Arc::clone(&request);
-        let (answer, replayed) =
-            self.db.run_retrying(move |conn| execute_local(conn, &work, &policy)).await?;
+        let (answer, replayed) = self.looking_again(move |conn| execute_local(conn, &work, &policy)).await?;
         Ok(respond(&request.envelope, answer, replayed))
+    }
+
+    /// Runs `work` until it decides, a few times at the most, with no connection held in between.
+    async fn looking_again<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut PgConnection) -> Result<Option<T>, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        let work = Arc::new(work);
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                tokio::time::sleep(Duration::from_millis(2 << look)).await;
+            }
+            let work = Arc::clone(&work);
+            if let Some(decided) = self.db.run_retrying(move |conn| work(conn)).await? {
+                return Ok(decided);
+            }
+        }
+        Err(Error::IdempotencyRequestInProgress)
     }
 
     /// Runs an external operation: committed claim, processor, finish in one fenced transaction.
@@ -236,27 +257,15 @@ impl Engine {
     ) -> Result<Begun<O::Prepared>, Error> {
         let request = Arc::clone(request);
         let policy = self.policy;
-        self.db
-            .run_retrying(move |conn| {
-                for _ in 0..LOOKS_MAX {
-                    let begun = match store::find(conn, &request.envelope)? {
-                        Found::Completed(answer) => return Ok(Begun::Answered(answer)),
-                        Found::Mismatch => return Err(Error::IdempotencyKeyReused),
-                        Found::Running => return Err(Error::IdempotencyRequestInProgress),
-                        Found::Nothing if O::RESERVES => {
-                            conn.transaction(|conn| claim(conn, &request, &policy))?
-                        }
-                        Found::Nothing => claim(conn, &request, &policy)?,
-                        Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &policy))?,
-                    };
-                    if let Some(begun) = begun {
-                        return Ok(begun);
-                    }
-                }
-                // Somebody holds the advisory lock in a transaction that hasn't ended.
-                Err(Error::IdempotencyRequestInProgress)
-            })
-            .await
+        self.looking_again(move |conn| match store::find(conn, &request.envelope)? {
+            Found::Completed(answer) => Ok(Some(Begun::Answered(answer))),
+            Found::Mismatch => Err(Error::IdempotencyKeyReused),
+            Found::Running => Err(Error::IdempotencyRequestInProgress),
+            Found::Nothing if O::RESERVES => conn.transaction(|conn| claim(conn, &request, &policy)),
+            Found::Nothing => claim(conn, &request, &policy),
+            Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &policy)),
+        })
+        .await
     }
 
     /// Calls the processor and writes what follows.
@@ -347,40 +356,38 @@ fn take_over<O: ExternalOperation>(
     Ok(Some(Begun::Claimed(claim, prepared)))
 }
 
-/// One try of a local request: its answer, and whether that is a replay.
+/// One try of a local request: its answer, and whether that is a replay. `None` when somebody else was
+/// faster.
 fn execute_local<O: LocalOperation>(
     conn: &mut PgConnection,
     request: &IdempotentRequest<O>,
     policy: &Policy,
-) -> Result<(Answer, bool), Error> {
+) -> Result<Option<(Answer, bool)>, Error> {
     let envelope = &request.envelope;
-    for _ in 0..LOOKS_MAX {
-        match store::find(conn, envelope)? {
-            Found::Completed(answer) => return Ok((answer, true)),
-            Found::Mismatch => return Err(Error::IdempotencyKeyReused),
-            // Local operations never commit an unfinished claim, so this row is another operation's
-            // with the same fingerprint, which can't be; refusing is the safe answer.
-            Found::Running | Found::Abandoned => return Err(Error::IdempotencyRequestInProgress),
-            Found::Nothing => {}
-        }
-        let executed = conn.transaction(|conn| {
-            let resource = request.operation.resource();
-            let Some(claim) = store::claim(conn, envelope, O::NAME, resource, policy)? else {
-                return Ok(None);
-            };
-            faults::reach("local_after_claim");
-            let context = Context { envelope, claim: &claim, now: claim.created_at };
-            let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
-            store::complete(conn, &claim, &reply)?;
-            faults::reach("local_before_commit");
-            Ok::<_, Error>(Some(answer(envelope, &claim, reply)))
-        })?;
-        if let Some(answer) = executed {
-            faults::reach("local_after_commit");
-            return Ok((answer, false));
-        }
+    match store::find(conn, envelope)? {
+        Found::Completed(answer) => return Ok(Some((answer, true))),
+        Found::Mismatch => return Err(Error::IdempotencyKeyReused),
+        // Local operations never commit an unfinished claim, so this row is another operation's with the
+        // same fingerprint, which can't be; refusing is the safe answer.
+        Found::Running | Found::Abandoned => return Err(Error::IdempotencyRequestInProgress),
+        Found::Nothing => {}
     }
-    Err(Error::IdempotencyRequestInProgress)
+    let executed = conn.transaction(|conn| {
+        let resource = request.operation.resource();
+        let Some(claim) = store::claim(conn, envelope, O::NAME, resource, policy)? else {
+            return Ok(None);
+        };
+        faults::reach("local_after_claim");
+        let context = Context { envelope, claim: &claim, now: claim.created_at };
+        let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
+        store::complete(conn, &claim, &reply)?;
+        faults::reach("local_before_commit");
+        Ok::<_, Error>(Some((answer(envelope, &claim, reply), false)))
+    })?;
+    if executed.is_some() {
+        faults::reach("local_after_commit");
+    }
+    Ok(executed)
 }
 
 /// Runs the domain's part in a savepoint: a final error undoes what it wrote and becomes the answer.

@@ -4,4 +4,6 @@ mod authentication;
 mod bad_input;
 mod balance;
 mod charges;
+mod lifecycle;
+mod lists;
 mod service;
