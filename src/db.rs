@@ -144,13 +144,16 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
         .run_pending_migrations(MIGRATIONS)
         .map(|versions| versions.iter().map(ToString::to_string).collect())
         .map_err(|error| format!("A migration failed and was rolled back: {error}"))?;
-    // Transaction ids start afresh in a cluster that was restored from a dump. A checkpoint from the
-    // time before would hide new postings; without checkpoints balances are right, only slower.
-    diesel::sql_query(
-        "UPDATE ledger_checkpoints SET balance = 0, horizon = '0' \
-         WHERE horizon > pg_snapshot_xmax(pg_current_snapshot())",
-    )
-    .execute(conn)
-    .map_err(|error| format!("Can't check the ledger's checkpoints: {error}"))?;
+    // Until Postgres 15 everybody could create objects in the schema public. The service has no business there.
+    let may_create = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
+        "has_schema_privilege('oncepay_app', 'public', 'CREATE')",
+    ))
+    .get_result::<bool>(conn)
+    .map_err(|error| format!("Can't read the database's privileges: {error}"))?;
+    if may_create {
+        return Err("The role oncepay_app may create objects in the schema public. Take that from it, as a \
+            superuser: REVOKE CREATE ON SCHEMA public FROM PUBLIC, oncepay_app;"
+            .to_owned());
+    }
     Ok(run)
 }

@@ -301,12 +301,88 @@ fn balances_survive_a_restore_into_a_younger_cluster() {
     ledger::post(&mut conn, merchant.id, &capture("a", "10.00")).unwrap();
     roll_up_to(&database, &mut conn, &merchant, 10);
     // A dump keeps the numbers of transactions that the new cluster hasn't reached yet.
-    let restored = "UPDATE ledger_checkpoints SET horizon = '9000000000'";
-    execute(&mut database.as_superuser(), restored);
+    execute(&mut database.as_superuser(), "UPDATE ledger_checkpoints SET horizon = '9000000000'");
     ledger::post(&mut conn, merchant.id, &capture("b", "1.00")).unwrap();
-    assert_eq!(payable(&mut conn, &merchant), "10", "the new posting is hidden, which is why migrate looks");
-    oncepay::db::migrate(&mut database.as_owner()).unwrap();
-    assert_eq!(payable(&mut conn, &merchant), "11");
+    assert_eq!(payable(&mut conn, &merchant), "11", "the checkpoint is ignored");
     roll_up_to(&database, &mut conn, &merchant, 11);
+    assert_eq!(database.count("SELECT count(*) FROM ledger_checkpoints WHERE horizon = '9000000000'"), 0);
     assert_eq!(payable(&mut conn, &merchant), "11");
+}
+
+#[test]
+fn a_dispute_in_one_currency_excuses_no_debit_in_another() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    for lines in [
+        "ARRAY['merchant_payable','bank','disputes_held','disputes_held'], ARRAY['USD','USD','JPY','JPY'], ARRAY[100,-100,1,-1]",
+        "ARRAY['merchant_payable','bank','disputes_held','disputes_held'], ARRAY['USD','USD','USD','USD'], ARRAY[100,-100,1,-1]",
+        "ARRAY['merchant_payable','bank','disputes_held'], ARRAY['USD','USD','USD'], ARRAY[100,-99,-1]",
+    ] {
+        let error = post_sql(&mut conn, &merchant, "x", lines).expect_err(lines).to_string();
+        assert!(error.contains("does not cover"), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn a_hold_pays_only_for_its_own_account() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    let yen = "ARRAY['acquirer_clearing','merchant_payable'], ARRAY['JPY','JPY'], ARRAY[100,-100]";
+    post_sql(&mut conn, &merchant, "capture", yen).unwrap();
+    let hold = |conn: &mut PgConnection, source: &str, amount: u32| {
+        let id = merchant.id.0;
+        diesel::sql_query(format!("SELECT ledger_hold('{id}', '{source}', 'JPY', {amount})")).execute(conn)
+    };
+    hold(&mut conn, "s", 60).unwrap();
+    assert!(hold(&mut conn, "t", 41).is_err(), "what is held can't be held again");
+    let dinar = "ARRAY['merchant_payable','acquirer_clearing'], ARRAY['KWD','KWD'], ARRAY[60,-60]";
+    assert!(post_sql(&mut conn, &merchant, "s", dinar).is_err());
+    let debit = |amount: u32| {
+        format!(
+            "ARRAY['merchant_payable','acquirer_clearing'], ARRAY['JPY','JPY'], ARRAY[{amount},-{amount}]"
+        )
+    };
+    assert!(post_sql(&mut conn, &merchant, "u", &debit(41)).is_err(), "nor spent by another entry");
+    post_sql(&mut conn, &merchant, "s", &debit(60)).unwrap();
+    post_sql(&mut conn, &merchant, "u", &debit(40)).unwrap();
+    assert_eq!(database.rows("ledger_holds"), 0);
+}
+
+#[test]
+fn what_the_guards_could_not_see_is_refused() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let [mut stale, mut conn] = [database.as_app(), database.as_app()];
+    ledger::post(&mut conn, merchant.id, &capture("a", "10.00")).unwrap();
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        execute(&mut stale, &format!("BEGIN ISOLATION LEVEL {level}"));
+        execute(&mut stale, "SELECT count(*) FROM postings");
+        let error = ledger::post(&mut stale, merchant.id, &refund("b", "10.00")).expect_err(level);
+        assert!(format!("{error:?}").contains("READ COMMITTED"), "{error:?}");
+        execute(&mut stale, "ROLLBACK");
+    }
+}
+
+#[test]
+fn nothing_in_the_schema_public_gets_in_the_way_of_the_guards() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    // As on an old server, or one that was set up carelessly.
+    execute(&mut database.as_superuser(), "GRANT CREATE ON SCHEMA public TO oncepay_app");
+    let mut conn = database.as_app();
+    execute(
+        &mut conn,
+        "CREATE FUNCTION public.never(numeric, integer) RETURNS boolean LANGUAGE sql AS 'SELECT false'",
+    );
+    execute(
+        &mut conn,
+        "CREATE OPERATOR public.<> (FUNCTION = public.never, LEFTARG = numeric, RIGHTARG = integer)",
+    );
+    let unbalanced = "ARRAY['bank','fee_revenue'], ARRAY['USD','USD'], ARRAY[1,-100]";
+    let error = post_sql(&mut conn, &merchant, "x", unbalanced).expect_err(unbalanced).to_string();
+    assert!(error.contains("must sum to zero"), "{error}");
+    let error = oncepay::db::migrate(&mut database.as_owner()).expect_err("migrate tells");
+    assert!(error.contains("REVOKE CREATE ON SCHEMA public"), "{error}");
 }

@@ -57,7 +57,8 @@ COMMENT ON COLUMN charges.amount_refund_pending IS 'In refunds that the processo
 COMMENT ON COLUMN charges.authorization_id IS 'The processor''s name for the authorization, also of a declined one.';
 
 -- The second guard of the state machine: no statement, whoever sends it, makes any other transition.
-CREATE FUNCTION charges_refuse_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION charges_refuse_transition() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.status, NEW.status) NOT IN (
         ('processing', 'requires_capture'), ('processing', 'succeeded'), ('processing', 'failed'),

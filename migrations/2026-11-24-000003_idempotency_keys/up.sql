@@ -49,5 +49,5 @@ COMMENT ON COLUMN idempotency_keys.resource_id IS 'Allocated with the claim, so 
 COMMENT ON COLUMN idempotency_keys.response_body IS 'The bytes that were sent, which are the bytes that every retry gets.';
 
 GRANT SELECT, INSERT ON idempotency_keys TO oncepay_app;
-GRANT UPDATE (state, claim_token, lease_expires_at, attempts, recovery_point, response_status,
+GRANT UPDATE (state, request_id, claim_token, lease_expires_at, attempts, recovery_point, response_status,
     response_headers, response_body, completed_at) ON idempotency_keys TO oncepay_app;

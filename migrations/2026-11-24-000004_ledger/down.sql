@@ -1,6 +1,7 @@
 DROP FUNCTION ledger_roll_up(uuid, uuid);
 DROP FUNCTION ledger_post(uuid, uuid, text, text[], text[], numeric[]);
 DROP FUNCTION ledger_hold(uuid, text, text, numeric);
+DROP FUNCTION ledger_require_read_committed();
 DROP FUNCTION ledger_spendable(uuid, uuid);
 DROP FUNCTION ledger_balance(uuid, uuid);
 DROP TABLE ledger_holds;

@@ -17,7 +17,8 @@ CREATE TABLE payouts (
 );
 COMMENT ON TABLE payouts IS 'A pending payout is one that the processor has been asked for; its amount is held in the ledger. In transit it is on its way, then paid or failed.';
 
-CREATE FUNCTION payouts_refuse_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION payouts_refuse_transition() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.status, NEW.status) NOT IN
         (('pending', 'in_transit'), ('in_transit', 'paid'), ('in_transit', 'failed'))

@@ -21,7 +21,8 @@ COMMENT ON TABLE disputes IS 'Opened, won and lost by the acquirer''s word.';
 
 CREATE INDEX disputes_by_charge ON disputes (merchant_id, charge_id, id);
 
-CREATE FUNCTION disputes_refuse_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION disputes_refuse_transition() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF OLD.status <> 'open' THEN
         RAISE EXCEPTION 'a dispute can''t become % when it is %', NEW.status, OLD.status

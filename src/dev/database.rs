@@ -58,8 +58,14 @@ pub fn ensure_database(conn: &mut PgConnection, name: &str) -> Result<(), String
     if !exists(conn, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name)? {
         execute(conn, &format!("CREATE DATABASE {name} OWNER {OWNER}"))?;
     }
-    // Before Postgres 15 everybody may create objects in the schema public.
     execute(conn, &format!("REVOKE CREATE ON DATABASE {name} FROM PUBLIC"))
+}
+
+/// Takes from everybody but the owner the right to create objects in a database's schema public, which
+/// they have by default before Postgres 15. `conn` must be a superuser in that database.
+pub fn close_public_schema(conn: &mut PgConnection) -> Result<(), String> {
+    execute(conn, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")?;
+    execute(conn, &format!("GRANT CREATE ON SCHEMA public TO {OWNER}"))
 }
 
 /// Brings the database that `owner_url` names up to date. Returns what was run.

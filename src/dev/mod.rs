@@ -102,6 +102,7 @@ fn prepare_own(server: &postgres::Server) -> Result<(SecretString, SecretString)
     let conn = &mut db::connect(&superuser.clone().into())?;
     database::ensure_roles(conn, &owner_password, &app_password)?;
     database::ensure_database(conn, DATABASE)?;
+    database::close_public_schema(&mut db::connect(&server.superuser_url(DATABASE).into())?)?;
     Ok((
         database::url_as(&superuser, database::OWNER, &owner_password, Some(DATABASE))?,
         database::url_as(&superuser, database::APP, &app_password, Some(DATABASE))?,

@@ -126,6 +126,11 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
     if !exists(conn, &template) {
         execute(conn, &format!("DROP DATABASE IF EXISTS {unfinished}"));
         database::ensure_database(conn, &unfinished).unwrap();
+        let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
+        superuser_url.set_path(&unfinished);
+        // A temporary, gone at once: a database that somebody is connected to can't be renamed.
+        database::close_public_schema(&mut db::connect(&String::from(superuser_url).into()).unwrap())
+            .unwrap();
         let owner_url = server.url(database::OWNER, &server.owner_password, &unfinished);
         database::migrate(&owner_url).unwrap();
         execute(conn, &format!("ALTER DATABASE {unfinished} RENAME TO {template}"));
