@@ -61,7 +61,7 @@ impl AuthenticatedMerchant {
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
         let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
         let key = bearer(req)?.to_owned();
-        db.run(move |conn| authenticate(conn, &key)).await.map(Self)
+        db.run_retrying(move |conn| authenticate(conn, &key)).await.map(Self)
     }
 }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+/// What an attempt needs beside the processor's time: for the transaction that finishes it.
+const LEASE_MARGIN_MS: u64 = 500;
+
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -26,13 +29,17 @@ pub struct Config {
     pub pool_timeout_ms: u64,
 
     /// How long an attempt has a request to itself, in milliseconds. After that another attempt may
-    /// take over, so it should be longer than the slowest call to the processor
+    /// take over, so it must be longer than the wait for the processor
     #[arg(long, env = "ONCEPAY_LEASE_MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub lease_ms: u64,
 
     /// Longest wait for an answer of the payment processor, in milliseconds
     #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub processor_timeout_ms: u64,
+
+    /// How often the ledger's checkpoints are moved up, in milliseconds
+    #[arg(long, env = "ONCEPAY_ROLL_UP_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub roll_up_interval_ms: u64,
 
     /// File to which the sandbox processor appends each call as a line of JSON
     #[arg(long, env = "ONCEPAY_SANDBOX_JOURNAL")]
@@ -49,8 +56,21 @@ impl Config {
             pool_timeout_ms: 2_000,
             lease_ms: 30_000,
             processor_timeout_ms: 10_000,
+            roll_up_interval_ms: 5_000,
             sandbox_journal: None,
         }
+    }
+
+    /// Refuses settings that don't go together. The error is a sentence.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.lease_ms < self.processor_timeout_ms + LEASE_MARGIN_MS {
+            return Err(format!(
+                "The lease ({} ms) must be at least {LEASE_MARGIN_MS} ms longer than the wait for the processor ({} ms): \
+                 otherwise each retry takes a request over from an attempt that would have finished.",
+                self.lease_ms, self.processor_timeout_ms
+            ));
+        }
+        Ok(())
     }
 
     /// See [`pool_timeout_ms`](Self::pool_timeout_ms).

@@ -4,7 +4,7 @@
 //! while it waits for anything but the database.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::web;
 use diesel::connection::TransactionManager;
@@ -21,6 +21,11 @@ pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
 /// Tries of a transaction that collides (deadlock, serialization failure, lock timeout).
 const TRIES_MAX: u32 = 5;
+/// Longest time for all tries together.
+const RETRYING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for work that has a connection. Statements are bounded by the server, at half of this; only
+/// a server that can't be heard takes longer.
+const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A handle to the pool, cheap to clone.
 ///
@@ -44,14 +49,16 @@ impl Db {
             // Would cost a round trip each time. A connection found dead is thrown away below.
             .test_on_check_out(false)
             .connection_customizer(Box::new(SessionLimits))
-            .build_unchecked(ConnectionManager::new(url.expose_secret()));
+            .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
         Self { pool, permits: Arc::new(Semaphore::new(size as usize)), acquire_timeout }
     }
 
     /// Runs `work` with a connection on a blocking thread.
     ///
     /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
-    /// then whatever `work` says. A panic in `work` is `internal`, and its connection is discarded.
+    /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds; then
+    /// it isn't known whether it has taken effect. A panic in `work` is `internal`, and its connection is
+    /// discarded.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
@@ -61,7 +68,7 @@ impl Db {
             .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
             .map_err(Error::internal)?;
         let pool = self.pool.clone();
-        web::block(move || {
+        let work = web::block(move || {
             // Moved in, so that the permit outlives the use of the connection even if the caller is
             // dropped meanwhile.
             let _permit = permit;
@@ -73,34 +80,78 @@ impl Db {
                     .set_in_error();
             }
             result
-        })
-        .await
-        .unwrap_or_else(|_| Err(Error::internal("the database work panicked")))
+        });
+        match tokio::time::timeout(WORK_TIMEOUT, work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::internal("the database work panicked")),
+            Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),
+        }
     }
 
-    /// Like [`run`](Self::run), and starts again when the work collides with other transactions: up to
-    /// five tries in all, with growing, jittered pauses during which no connection is held. `work`
-    /// must be a whole transaction.
+    /// Like [`run`](Self::run), and starts again
+    ///
+    /// * when the work collides with other transactions: up to five tries in all, with growing, jittered
+    ///   pauses during which no connection is held;
+    /// * when the connection turns out to be dead, as all of them are after a restart of the database: once
+    ///   per connection of the pool.
+    ///
+    /// Gives up after five seconds. `work` must be a whole transaction, and one that is safe to run when the
+    /// commit of an earlier run was lost on the way back, as reads, claims and fenced writes are.
     pub async fn run_retrying<T: Send + 'static>(
         &self,
         work: impl Fn(&mut PgConnection) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
+        let started = Instant::now();
         let work = Arc::new(work);
-        let mut tries = 0;
+        let (mut tries, mut dead_connections) = (0, 0);
         loop {
             let this_try = Arc::clone(&work);
-            let result = self.run(move |conn| this_try(conn)).await;
-            tries += 1;
-            match result {
-                Err(Error::TransientConflict(cause)) if tries < TRIES_MAX => {
+            let error = match self.run(move |conn| this_try(conn)).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            match &error {
+                _ if started.elapsed() > RETRYING_TIMEOUT => return Err(error),
+                Error::TransientConflict(cause) if tries + 1 < TRIES_MAX => {
+                    tries += 1;
                     log::debug!("try {tries} collided: {cause}");
                     let ceiling_ms = 5 << tries;
                     tokio::time::sleep(Duration::from_millis(rand::random_range(1..=ceiling_ms))).await;
                 }
-                result => return result,
+                Error::DatabaseUnavailable(cause)
+                    if cause.is::<diesel::result::Error>() && dead_connections < self.pool.max_size() =>
+                {
+                    dead_connections += 1;
+                }
+                _ => return Err(error),
             }
         }
     }
+}
+
+/// Adds what libpq needs to notice a peer that is gone without a word. Settings that are there stay.
+fn with_network_timeouts(url: &str) -> String {
+    let settings = [
+        ("connect_timeout", "5"),
+        ("keepalives_idle", "10"),
+        ("keepalives_interval", "5"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+    ];
+    let is_url = url.contains("://");
+    let mut url = url.to_owned();
+    for (name, value) in settings {
+        if url.contains(name) {
+            continue;
+        }
+        let separator = match (is_url, url.contains('?')) {
+            (true, true) => '&',
+            (true, false) => '?',
+            (false, _) => ' ',
+        };
+        url.push_str(&format!("{separator}{name}={value}"));
+    }
+    url
 }
 
 /// Bounds for everything that a session of the service may wait for.
@@ -156,4 +207,25 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
             .to_owned());
     }
     Ok(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_timeouts_are_added_unless_set() {
+        let added = "connect_timeout=5&keepalives_idle=10&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=10000";
+        assert_eq!(with_network_timeouts("postgres://h/d"), format!("postgres://h/d?{added}"));
+        assert_eq!(with_network_timeouts("postgres://h/d?a=b"), format!("postgres://h/d?a=b&{added}"));
+        assert_eq!(
+            with_network_timeouts("host=h dbname=d"),
+            format!("host=h dbname=d {}", added.replace('&', " "))
+        );
+        let set = with_network_timeouts("postgres://h/d?connect_timeout=1");
+        assert!(
+            set.starts_with("postgres://h/d?connect_timeout=1&keepalives_idle=10")
+                && !set.contains("timeout=5")
+        );
+    }
 }

@@ -172,6 +172,9 @@ codes! {
     JournalEntryNotFound: "journal_entry_not_found", 404, false, true, "No such journal entry",
         "There is no journal entry with this id, or it belongs to another merchant.",
         "Check the id, or look the entry up by its source.";
+    MetadataTooLarge: "metadata_too_large", 422, false, true, "Too many metadata entries",
+        "With this change the object would have more than 50 entries in `metadata`.",
+        "Remove entries with `null` in the same request, with a new idempotency key.";
     ChargeNotFound: "charge_not_found", 404, false, true, "No such charge",
         "There is no charge with this id, or it belongs to another merchant.",
         "Check the id, and that the API key is the one of the merchant that created the charge.";
@@ -262,6 +265,8 @@ pub enum Error {
     RefundExceedsCaptured { left: Money },
     #[error("The available balance in {currency} doesn't cover this.")]
     InsufficientBalance { currency: Currency },
+    #[error("The object would have more than {entries_max} metadata entries.")]
+    MetadataTooLarge { entries_max: usize },
     #[error("There is no such charge.")]
     ChargeNotFound,
     #[error("There is no such refund.")]
@@ -329,6 +334,7 @@ impl Error {
             Self::ChargeNotRefundable { .. } => Code::ChargeNotRefundable,
             Self::RefundExceedsCaptured { .. } => Code::RefundExceedsCaptured,
             Self::InsufficientBalance { .. } => Code::InsufficientBalance,
+            Self::MetadataTooLarge { .. } => Code::MetadataTooLarge,
             Self::ChargeNotFound => Code::ChargeNotFound,
             Self::RefundNotFound => Code::RefundNotFound,
             Self::PayoutNotFound => Code::PayoutNotFound,
@@ -366,7 +372,9 @@ impl From<diesel::result::Error> for Error {
                 Self::TransientConflict(error.into())
             }
             Diesel::DatabaseError(
-                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                DatabaseErrorKind::ClosedConnection
+                | DatabaseErrorKind::UnableToSendCommand
+                | DatabaseErrorKind::ReadOnlyTransaction,
                 _,
             )
             | Diesel::BrokenTransactionManager => Self::DatabaseUnavailable(error.into()),
@@ -395,7 +403,8 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
         "terminating connection",
         "the database system is",
         "server closed the connection",
-        "canceling statement due to statement timeout",
+        "canceling statement due to",
+        "cannot execute",
         "could not receive data from server",
         "no connection to the server",
         "SSL connection has been closed",

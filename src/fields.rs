@@ -92,6 +92,9 @@ pub const METADATA_ENTRIES_MAX: usize = 50;
 /// Most characters of a name in `metadata`.
 pub const METADATA_NAME_MAX: usize = 40;
 
+/// Most unknown fields that are told: an answer shouldn't be larger than what it answers.
+const UNKNOWN_MAX: usize = 20;
+
 /// Free-form texts that a merchant attaches to an object.
 pub type Metadata = BTreeMap<String, String>;
 
@@ -126,8 +129,12 @@ impl<'a> Fields<'a> {
         };
         let mut fields = Fields { members, known: HashSet::new(), errors: Vec::new() };
         let value = read(&mut fields);
-        let unknown: Vec<_> =
-            members.keys().filter(|name| !fields.known.contains(name.as_str())).cloned().collect();
+        let unknown: Vec<_> = members
+            .keys()
+            .filter(|name| !fields.known.contains(name.as_str()))
+            .take(UNKNOWN_MAX)
+            .cloned()
+            .collect();
         for name in unknown {
             fields.error(&name, "is not a known field");
         }

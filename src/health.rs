@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, get, web};
 use diesel::RunQueryDsl;
 use diesel::dsl::sql;
-use diesel::sql_types::Integer;
+use diesel::sql_types::Bool;
 use serde_json::json;
 
 use crate::db::Db;
@@ -15,9 +15,16 @@ pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
 }
 
-/// Whether requests can be served: a connection of the pool answers. 503 otherwise.
+/// Whether requests can be served: the database answers and can be written. 503 otherwise.
 #[get("/readyz")]
 pub async fn ready(db: web::Data<Db>) -> Result<HttpResponse, Error> {
-    db.run(|conn| Ok(diesel::select(sql::<Integer>("1")).get_result::<i32>(conn)?)).await?;
+    db.run_retrying(|conn| {
+        let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
+        if read_only.get_result(conn)? {
+            return Err(Error::DatabaseUnavailable("the database is read-only".into()));
+        }
+        Ok(())
+    })
+    .await?;
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
 }

@@ -98,6 +98,7 @@ pub mod health;
 pub mod idempotency;
 pub mod ids;
 pub mod ledger;
+pub mod ledger_api;
 pub mod lists;
 pub mod merchants;
 pub mod money;
@@ -121,6 +122,7 @@ use server::Bound;
 pub fn serve(bound: Bound, config: &Config, on_ready: impl FnOnce()) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
 
+    config.validate()?;
     actix_web::rt::System::new().block_on(async move {
         let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -35,7 +35,8 @@ impl Currency {
 
     /// `amount` as text at this currency's scale.
     pub fn format(self, amount: Decimal) -> String {
-        let mut amount = amount;
+        // Negating zero leaves a sign behind, which nobody wants to read.
+        let mut amount = if amount.is_zero() { Decimal::ZERO } else { amount };
         amount.rescale(self.scale());
         amount.to_string()
     }
@@ -212,6 +213,11 @@ mod tests {
             let money = Money::parse(amount, currency(code)).map(|m| m.to_string());
             assert_eq!(money, expected.map(str::to_owned), "{amount} {code}");
         }
+    }
+
+    #[test]
+    fn zero_has_no_sign() {
+        assert_eq!(currency("USD").format(-Decimal::ZERO), "0.00");
     }
 
     #[test]

@@ -112,3 +112,12 @@ diesel::table! {
         closed_at -> Nullable<Timestamptz>,
     }
 }
+
+diesel::table! {
+    journal_entries (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        source -> Text,
+        created_at -> Timestamptz,
+    }
+}

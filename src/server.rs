@@ -17,7 +17,9 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::idempotency::{Engine, Policy};
 use crate::processor::{Processor, Sandbox};
-use crate::{balance, charges, disputes, health, openapi, payouts, problems, refunds, request};
+use crate::{
+    balance, charges, disputes, health, ledger, ledger_api, openapi, payouts, problems, refunds, request,
+};
 
 /// How long a stopping server waits for requests that are being handled.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
@@ -39,7 +41,14 @@ fn api(config: &mut ServiceConfig) {
         .service(payouts::get)
         .service(disputes::list)
         .service(disputes::get)
-        .service(balance::get);
+        .service(balance::get)
+        .service(ledger_api::list_accounts)
+        .service(ledger_api::get_account)
+        .service(ledger_api::list_postings)
+        .service(ledger_api::get_account_balance)
+        .service(ledger_api::list_entries)
+        .service(ledger_api::get_entry)
+        .service(ledger_api::get_trial_balance);
 }
 
 /// The OpenAPI document of the API.
@@ -91,12 +100,14 @@ impl Bound {
         let policy =
             Policy { ttl: Policy::TTL, lease: config.lease(), processor_timeout: config.processor_timeout() };
         let engine = Engine::new(db.clone(), processor, policy);
+        let roll_up_db = db.clone();
         let document = document();
         let methods = Arc::new(methods_by_path(&document));
 
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        // Blocking threads only ever run database work, so more than connections would be idle.
-        let blocking_threads = (config.pool_size as usize).div_ceil(workers).max(1);
+        // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
+        // find a thread, also when one worker happens to have all the permits. Idle threads end by themselves.
+        let blocking_threads = config.pool_size as usize;
         let server = HttpServer::new(move || {
             let methods = Arc::clone(&methods);
             App::new()
@@ -126,6 +137,10 @@ impl Bound {
         .listen(self.listener)
         .map_err(|error| format!("Can't start the server: {error}."))?
         .run();
+        actix_web::rt::spawn(ledger::keep_rolling_up(
+            roll_up_db,
+            Duration::from_millis(config.roll_up_interval_ms),
+        ));
         let handle = server.handle();
         Ok((server, handle))
     }

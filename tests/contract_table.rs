@@ -680,7 +680,10 @@ fn a_resumed_charge_keeps_its_id_and_the_processor_sees_one_operation() {
             "SELECT count(DISTINCT resource_id) FROM idempotency_keys WHERE key = 'k' AND resource_type = 'charge'",
         );
         assert_eq!(allocated, 1);
-        let id = scene.client.charge("k", &with_method(method)).expect(201).field("id");
+        let answer = scene.client.charge("k", &with_method(method)).expect(201);
+        let replay = scene.client.charge("k", &with_method(method)).expect(201);
+        assert_eq!(replay.header("Original-Request-Id"), answer.header("X-Request-Id"));
+        let id = answer.field("id");
         let kept = format!(
             "SELECT count(*) FROM idempotency_keys WHERE key = 'k' AND attempts = 2 AND 'ch_' || replace(resource_id::text, '-', '') = '{id}'"
         );

@@ -56,8 +56,11 @@ fn a_charge_survives_a_kill_at_every_point() {
         let database = TestDatabase::new();
         let journal = SandboxJournal::new();
         let merchant = database.merchant();
-        let settings =
-            [("ONCEPAY_LEASE_MS", "700"), ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap())];
+        let settings = [
+            ("ONCEPAY_LEASE_MS", "700"),
+            ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200"),
+            ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap()),
+        ];
 
         let doomed = Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", point)]].concat());
         let request = doomed

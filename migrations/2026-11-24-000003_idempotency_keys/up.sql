@@ -45,6 +45,7 @@ CREATE TABLE idempotency_keys (
 COMMENT ON TABLE idempotency_keys IS 'Claims and answers of mutating requests. The request itself is kept so that it can be finished without its client.';
 COMMENT ON COLUMN idempotency_keys.claim_token IS 'The fence: only the holder of this value may complete the request. Each takeover draws a new one.';
 COMMENT ON COLUMN idempotency_keys.lease_expires_at IS 'Until then the holder of the claim has the request to itself; afterwards anybody may take it over. Database clock.';
+COMMENT ON COLUMN idempotency_keys.request_id IS 'Of the last attempt, which is the one that the answer was made for.';
 COMMENT ON COLUMN idempotency_keys.resource_id IS 'Allocated with the claim, so that every attempt makes or finds the same resource.';
 COMMENT ON COLUMN idempotency_keys.response_body IS 'The bytes that were sent, which are the bytes that every retry gets.';
 

@@ -48,6 +48,7 @@ COMMENT ON COLUMN postings.transaction_id IS 'The writing transaction, which tel
 -- For balances now, and for lists and balances at a time.
 CREATE INDEX postings_by_account ON postings (merchant_id, account_id, transaction_id) INCLUDE (amount);
 CREATE INDEX postings_by_entry ON postings (merchant_id, account_id, entry_id, line);
+CREATE INDEX postings_by_time ON postings (merchant_id, account_id, created_at) INCLUDE (amount);
 
 CREATE TABLE ledger_checkpoints (
     merchant_id uuid NOT NULL,

@@ -72,10 +72,7 @@ impl LocalOperation for UpdateCharge {
             }
         }
         if metadata.len() > METADATA_ENTRIES_MAX {
-            return Err(Error::field(
-                "/metadata",
-                format!("would have more than {METADATA_ENTRIES_MAX} entries"),
-            ));
+            return Err(Error::MetadataTooLarge { entries_max: METADATA_ENTRIES_MAX });
         }
         row.metadata = serde_json::to_value(&metadata).map_err(Error::internal)?;
 
@@ -84,7 +81,7 @@ impl LocalOperation for UpdateCharge {
     }
 }
 
-problems!(UpdateProblems, mutating: ChargeNotFound);
+problems!(UpdateProblems, mutating: ChargeNotFound, MetadataTooLarge);
 
 /// Update a charge
 ///

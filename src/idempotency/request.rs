@@ -1,5 +1,6 @@
 //! A mutating request, read at the door.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
@@ -8,6 +9,7 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -62,9 +64,11 @@ pub struct Input<'a, 'b> {
 }
 
 impl Input<'_, '_> {
-    /// The `n`-th segment of the path, counted from 0: in `/v1/charges/ch_1`, 2 is `ch_1`.
-    pub fn segment(&self, n: usize) -> &str {
-        self.path.split('/').skip(1).nth(n).unwrap_or_default()
+    /// The `n`-th segment of the path, counted from 0 and percent-decoded: in `/v1/charges/ch_1`, 2 is
+    /// `ch_1`.
+    pub fn segment(&self, n: usize) -> Cow<'_, str> {
+        let segment = self.path.split('/').skip(1).nth(n).unwrap_or_default();
+        percent_decode_str(segment).decode_utf8_lossy()
     }
 }
 

@@ -206,7 +206,7 @@ pub fn take_over(
              SELECT merchant_id, key FROM idempotency_keys \
              WHERE merchant_id = {} AND key = {} AND lease_expires_at <= clock_timestamp() \
              FOR UPDATE SKIP LOCKED) \
-         UPDATE idempotency_keys k SET claim_token = {}, attempts = k.attempts + 1, \
+         UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, attempts = k.attempts + 1, \
              lease_expires_at = clock_timestamp() + make_interval(secs => {}) \
          FROM abandoned a WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
          RETURNING k.resource_id, k.attempts, k.created_at, k.expires_at",
@@ -214,6 +214,7 @@ pub fn take_over(
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<SqlUuid, _>(token)
+    .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(policy.lease.as_secs_f64())
     .get_result::<(Option<Uuid>, i32, DateTime<Utc>, DateTime<Utc>)>(conn)
     .optional()?;

@@ -1,11 +1,14 @@
 //! Balances, and the checkpoints that keep reading them cheap.
 
+use std::time::Duration;
+
 use diesel::prelude::*;
-use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::db::Db;
 use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::money::Currency;
@@ -58,16 +61,21 @@ pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance
 
     let balances = rows
         .into_iter()
-        .map(|(code, available, pending, in_transit)| {
-            let currency: Currency = code.parse().map_err(Error::internal)?;
-            Ok(CurrencyBalance {
+        .filter_map(|(code, available, pending, in_transit)| {
+            // The database knows the form of a code, not which there are. What somebody posted by hand in
+            // one that doesn't exist must not hide the rest.
+            let Ok(currency) = code.parse::<Currency>() else {
+                log::error!("{merchant} has postings in {code}, which is no currency");
+                return None;
+            };
+            Some(CurrencyBalance {
                 currency,
                 available: currency.format(available),
                 pending: currency.format(pending),
                 in_transit: currency.format(in_transit),
             })
         })
-        .collect::<Result<_, Error>>()?;
+        .collect();
     Ok(Balance { balances })
 }
 
@@ -106,4 +114,43 @@ pub fn roll_up(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Erro
             .execute(conn)?;
     }
     Ok(())
+}
+
+/// Postings after its checkpoint from which on an account is worth rolling up: summing them up takes about
+/// as long as the rest of a balance read.
+const DUE_POSTINGS: i64 = 500;
+
+/// Rolls up whatever is due, of all merchants; returns how many accounts that was. Each account is a
+/// transaction of its own, so a crash loses nothing but the rest of the work.
+pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
+    let due = statement::<(SqlUuid, SqlUuid)>(
+        "SELECT a.merchant_id, a.id FROM ledger_accounts a \
+         LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
+         WHERE EXISTS (SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
+             AND p.transaction_id >= coalesce(c.horizon, '0') \
+             AND p.transaction_id < pg_snapshot_xmin(pg_current_snapshot()) OFFSET {} LIMIT 1) \
+         LIMIT 1000",
+    )
+    .bind::<BigInt, _>(DUE_POSTINGS)
+    .load::<(uuid::Uuid, uuid::Uuid)>(conn)?;
+    for (merchant, account) in &due {
+        statement::<()>("SELECT ledger_roll_up({}, {})")
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<SqlUuid, _>(account)
+            .execute(conn)?;
+    }
+    Ok(due.len())
+}
+
+/// Rolls up what is due, again and again. Any number of instances may do so at the same time.
+pub async fn keep_rolling_up(db: Db, interval: Duration) {
+    loop {
+        // Jittered, so that instances that were started together spread out.
+        tokio::time::sleep(interval.mul_f64(rand::random_range(0.5..1.5))).await;
+        match db.run(roll_up_due).await {
+            Ok(0) => {}
+            Ok(accounts) => log::debug!("rolled up {accounts} accounts"),
+            Err(error) => log::warn!("couldn't roll up: {error:?}"),
+        }
+    }
 }

@@ -25,7 +25,7 @@ use crate::ids::{JournalEntryId, MerchantId};
 use crate::money::Money;
 use crate::sql::statement;
 
-pub use balance::{Balance, CurrencyBalance, balance, balances, roll_up};
+pub use balance::{Balance, CurrencyBalance, balance, balances, keep_rolling_up, roll_up, roll_up_due};
 
 /// Kinds of accounts; each merchant has at most one of each per currency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

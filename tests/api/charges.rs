@@ -168,10 +168,12 @@ fn metadata_cannot_grow_beyond_its_bound_by_patches() {
     body["metadata"] = entries(0, 50).into();
     let id = client.charge("create", &body).expect(201).field("id");
 
+    let path = format!("/v1/charges/{id}");
     let patch = json!({"metadata": entries(50, 51)});
-    let refused = client.send("PATCH", &format!("/v1/charges/{id}"), "p", &patch);
-    assert_eq!(refused.expect_problem(422, "validation_failed").pointers(), ["/metadata"]);
-    assert_eq!(database.rows("idempotency_keys"), 1, "the refused patch left no key");
+    client.send("PATCH", &path, "p", &patch).expect_problem(422, "metadata_too_large");
+    assert!(client.send("PATCH", &path, "p", &patch).is_replay());
+    let exchange = json!({"metadata": {"n0": null, "n50": "v"}});
+    client.send("PATCH", &path, "q", &exchange).expect(200);
 }
 
 #[test]
@@ -184,6 +186,10 @@ fn another_merchants_charge_is_not_found() {
 
     other.get(&path).expect_problem(404, "charge_not_found");
     other.send("PATCH", &path, "p", &json!({"description": "mine"})).expect_problem(404, "charge_not_found");
+    // However its characters are spelled, it's the same path to every operation.
+    let encoded = path.replace('_', "%5F");
+    owner.get(&encoded).expect(200);
+    owner.send("PATCH", &encoded, "encoded", &json!({})).expect(200);
     for no_id in ["/v1/charges/ch_1", "/v1/charges/mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "/v1/charges/%00"] {
         owner.get(no_id).expect_problem(404, "charge_not_found");
     }

@@ -4,6 +4,7 @@ mod authentication;
 mod bad_input;
 mod balance;
 mod charges;
+mod ledger;
 mod lifecycle;
 mod lists;
 mod service;
