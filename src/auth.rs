@@ -75,6 +75,49 @@ impl FromRequest for AuthenticatedMerchant {
     }
 }
 
+/// Proof that an operator's valid key came with the request.
+///
+/// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
+/// `api_key_invalid`, `api_key_revoked`, `database_unavailable`.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthenticatedOperator;
+
+impl AuthenticatedOperator {
+    /// Authenticates `req`.
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
+        let key = bearer(req)?.to_owned();
+        db.run_retrying(move |conn| authenticate_operator(conn, &key)).await.map(|()| Self)
+    }
+}
+
+impl FromRequest for AuthenticatedOperator {
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let req = req.clone();
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
+fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<(), Error> {
+    if key.starts_with(API_KEY_PREFIX) {
+        // Only the holder of a real one learns that it was recognised.
+        return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
+    }
+    let revoked = operator_keys::table
+        .filter(operator_keys::key_sha256.eq(key_sha256(key)))
+        .select(operator_keys::revoked_at.is_not_null())
+        .first::<bool>(conn)
+        .optional()?;
+    match revoked {
+        None => Err(Error::ApiKeyInvalid),
+        Some(true) => Err(Error::ApiKeyRevoked),
+        Some(false) => Ok(()),
+    }
+}
+
 /// The token of the `Authorization` header (RFC 6750). The scheme's name is case-insensitive.
 fn bearer(req: &HttpRequest) -> Result<&str, Error> {
     let mut headers = req.headers().get_all(AUTHORIZATION);

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::vault::MASTER_KEY_LENGTH_MIN;
 
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
 const LEASE_MARGIN_MS: u64 = 500;
@@ -15,6 +17,11 @@ pub struct Config {
     /// Connection string of the database, as the role `oncepay_app`
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: SecretString,
+
+    /// Master key from which secrets that are handed out are derived: at least 32 characters, the same on all
+    /// instances, kept for good. Losing it makes no key invalid; changing it changes what replays of creations show
+    #[arg(long, env = "ONCEPAY_MASTER_KEY", hide_env_values = true)]
+    pub master_key: SecretString,
 
     /// Address to listen on; port 0 takes a free one
     #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
@@ -48,9 +55,10 @@ pub struct Config {
 
 impl Config {
     /// The settings of a service on `database_url` with everything else as by default, on a free port.
-    pub fn for_database(database_url: SecretString) -> Self {
+    pub fn for_database(database_url: SecretString, master_key: SecretString) -> Self {
         Self {
             database_url,
+            master_key,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             pool_size: 8,
             pool_timeout_ms: 2_000,
@@ -63,6 +71,9 @@ impl Config {
 
     /// Refuses settings that don't go together. The error is a sentence.
     pub fn validate(&self) -> Result<(), String> {
+        if self.master_key.expose_secret().len() < MASTER_KEY_LENGTH_MIN {
+            return Err(format!("The master key must have at least {MASTER_KEY_LENGTH_MIN} characters."));
+        }
         if self.lease_ms < self.processor_timeout_ms + LEASE_MARGIN_MS {
             return Err(format!(
                 "The lease ({} ms) must be at least {LEASE_MARGIN_MS} ms longer than the wait for the processor ({} ms): \

@@ -88,6 +88,9 @@ codes! {
     OperatorKeyNotAllowed: "operator_key_not_allowed", 403, false, false, "Operator key not allowed here",
         "Operator keys (`ok_…`) reach `/v1/operator/*` and nothing else, so that running the service never means acting for a merchant.",
         "Use an API key of the merchant (`sk_test_…`).";
+    OperatorKeyRequired: "operator_key_required", 403, false, false, "Operator key required",
+        "Only operators reach `/v1/operator/*`; a merchant's key doesn't.",
+        "Use an operator key (`ok_…`).";
     RouteNotFound: "route_not_found", 404, false, false, "No such route",
         "Nothing is served under this path.",
         "Check the path against the API reference at `/docs`.";
@@ -172,6 +175,12 @@ codes! {
     JournalEntryNotFound: "journal_entry_not_found", 404, false, true, "No such journal entry",
         "There is no journal entry with this id, or it belongs to another merchant.",
         "Check the id, or look the entry up by its source.";
+    MerchantNotFound: "merchant_not_found", 404, false, true, "No such merchant",
+        "There is no merchant with this id.",
+        "Check the id against the list of merchants.";
+    ApiKeyNotFound: "api_key_not_found", 404, false, true, "No such API key",
+        "There is no API key with this id, or it belongs to another merchant.",
+        "Check the id (`ak_…`, not the key itself) against the list of keys.";
     MetadataTooLarge: "metadata_too_large", 422, false, true, "Too many metadata entries",
         "With this change the object would have more than 50 entries in `metadata`.",
         "Remove entries with `null` in the same request, with a new idempotency key.";
@@ -215,6 +224,8 @@ pub enum Error {
     ApiKeyRevoked,
     #[error("An operator key can't act for a merchant.")]
     OperatorKeyNotAllowed,
+    #[error("Only an operator's key is taken here.")]
+    OperatorKeyRequired,
     #[error("Nothing is served under this path.")]
     RouteNotFound,
     #[error("This path takes {allow}.")]
@@ -269,6 +280,10 @@ pub enum Error {
     MetadataTooLarge { entries_max: usize },
     #[error("There is no such charge.")]
     ChargeNotFound,
+    #[error("There is no such merchant.")]
+    MerchantNotFound,
+    #[error("There is no such API key.")]
+    ApiKeyNotFound,
     #[error("There is no such refund.")]
     RefundNotFound,
     #[error("There is no such payout.")]
@@ -310,6 +325,9 @@ impl Error {
             Self::ApiKeyInvalid => Code::ApiKeyInvalid,
             Self::ApiKeyRevoked => Code::ApiKeyRevoked,
             Self::OperatorKeyNotAllowed => Code::OperatorKeyNotAllowed,
+            Self::OperatorKeyRequired => Code::OperatorKeyRequired,
+            Self::MerchantNotFound => Code::MerchantNotFound,
+            Self::ApiKeyNotFound => Code::ApiKeyNotFound,
             Self::RouteNotFound => Code::RouteNotFound,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
             Self::BodyTooLarge { .. } => Code::BodyTooLarge,

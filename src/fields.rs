@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -225,6 +227,32 @@ impl<'a> Fields<'a> {
     /// is `Some(None)` here.
     pub fn id<T: std::str::FromStr>(&mut self, name: &'static str) -> Option<Option<T>> {
         self.text(name, TEXT_MAX).map(|text| text.parse().ok())
+    }
+
+    /// A required decimal string from 0 to `max` with at most `scale` decimals.
+    pub fn decimal(&mut self, name: &'static str, scale: u32, max: Decimal) -> Option<Decimal> {
+        let text = self.text(name, TEXT_MAX)?;
+        let is_plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        match Decimal::from_str_exact(&text) {
+            Ok(value) if is_plain && value <= max && value.scale() <= scale => Some(value),
+            _ => {
+                self.error(
+                    name,
+                    format!("must be a decimal string from 0 to {max} with at most {scale} decimals"),
+                );
+                None
+            }
+        }
+    }
+
+    /// A time that may be left out or `null`.
+    pub fn optional_time(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
+        let text = self.optional_text(name, TEXT_MAX)?;
+        let time = DateTime::parse_from_rfc3339(&text).ok().map(|time| time.to_utc());
+        if time.is_none() {
+            self.error(name, "must be an RFC 3339 time such as 2026-01-31T09:30:00Z");
+        }
+        time
     }
 
     /// A boolean that may be left out.

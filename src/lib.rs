@@ -82,6 +82,7 @@
 //! of the idempotency rules apply by themselves.
 #![warn(missing_docs)]
 
+pub mod api_keys;
 pub mod audit;
 pub mod auth;
 pub mod balance;
@@ -103,6 +104,7 @@ pub mod lists;
 pub mod merchants;
 pub mod money;
 pub mod openapi;
+pub mod operator;
 pub mod payouts;
 pub mod problems;
 pub mod processor;
@@ -113,6 +115,7 @@ pub mod schema;
 pub mod server;
 pub mod sql;
 pub mod time;
+pub mod vault;
 
 use config::Config;
 use server::Bound;

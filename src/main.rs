@@ -53,7 +53,7 @@ fn run(command: Command) -> Result<(), String> {
     match command {
         Command::Dev(options) => dev::run(&options),
         Command::Serve(config) => {
-            let bound = Bound::new(config.listen)?;
+            let bound = Bound::new(config.listen, "--listen")?;
             let address = bound.address();
             oncepay::serve(bound, &config, || println!("Serving on http://{address}"))
         }
@@ -63,8 +63,11 @@ fn run(command: Command) -> Result<(), String> {
             Ok(())
         }
         Command::Audit { database_url } => {
-            let report = audit::run(&mut db::connect(&database_url)?)
-                .map_err(|error| format!("The audit couldn't be run: {error:?}."))?;
+            let report =
+                audit::run(&mut db::connect(&database_url)?).map_err(|error| match error.cause() {
+                    Some(cause) => format!("The audit couldn't be run: {cause}."),
+                    None => format!("The audit couldn't be run: {error}"),
+                })?;
             print!("{report}");
             if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
         }

@@ -65,6 +65,50 @@ pub(crate) const listing: &[Code] = &[
     Code::Internal,
 ];
 
+/// What every read of operators can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const operating: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyRequired,
+    Code::DatabaseUnavailable,
+    Code::Internal,
+];
+
+/// What every list for operators can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const operating_listing: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyRequired,
+    Code::ValidationFailed,
+    Code::DatabaseUnavailable,
+    Code::Internal,
+];
+
+/// What every change by operators can answer.
+#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
+pub(crate) const operating_mutating: &[Code] = &[
+    Code::ApiKeyMissing,
+    Code::ApiKeyInvalid,
+    Code::ApiKeyRevoked,
+    Code::OperatorKeyRequired,
+    Code::BodyTimeout,
+    Code::BodyTooLarge,
+    Code::MediaTypeUnsupported,
+    Code::IdempotencyKeyMissing,
+    Code::IdempotencyKeyInvalid,
+    Code::JsonMalformed,
+    Code::ValidationFailed,
+    Code::IdempotencyKeyReused,
+    Code::IdempotencyRequestInProgress,
+    Code::DatabaseUnavailable,
+    Code::TransientConflict,
+    Code::Internal,
+];
+
 /// What every operation that goes through the idempotency engine can answer.
 #[expect(non_upper_case_globals, reason = "read as a word in problems!")]
 pub(crate) const mutating: &[Code] = &[
@@ -170,7 +214,13 @@ fn string_header(description: &str) -> utoipa::openapi::header::Header {
     components(schemas(crate::error::Problem, crate::error::FieldError)),
     tags(
         (name = "Charges", description = "Payments from a customer to the merchant."),
+        (name = "Refunds", description = "Money returned to the customer."),
+        (name = "Payouts", description = "Money sent to the merchant's bank."),
+        (name = "Disputes", description = "Charges that a customer contests."),
         (name = "Balance", description = "What the merchant has."),
+        (name = "Ledger", description = "The double-entry journal behind the balance."),
+        (name = "API keys", description = "What authenticates the merchant."),
+        (name = "Operators", description = "For the people who run the service; takes operator keys only."),
     ),
 )]
 struct Base;
@@ -200,8 +250,18 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
             data.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
         }
     }
+    components.add_security_scheme(
+        "operator_key",
+        SecurityScheme::Http(
+            HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("An operator's secret key, `ok_…`."))
+                .build(),
+        ),
+    );
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
+        let scheme = if path.starts_with("/v1/operator") { "operator_key" } else { "api_key" };
         let operations = [
             (HttpMethod::Get, &mut item.get),
             (HttpMethod::Post, &mut item.post),
@@ -211,7 +271,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
         ];
         for (method, operation) in operations {
             if let Some(operation) = operation {
-                finish_operation(operation, method != HttpMethod::Get);
+                finish_operation(operation, method != HttpMethod::Get, scheme);
             }
         }
     }
@@ -220,13 +280,13 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
 /// Operations that take an empty body for `{}`.
 const BODY_OPTIONAL: &[&str] = &["charges.capture", "charges.cancel"];
 
-fn finish_operation(operation: &mut Operation, is_mutating: bool) {
+fn finish_operation(operation: &mut Operation, is_mutating: bool, scheme: &str) {
     let id = operation.operation_id.clone().unwrap_or_default();
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         body.required =
             Some(if BODY_OPTIONAL.contains(&id.as_str()) { Required::False } else { Required::True });
     }
-    operation.security = Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new())]);
+    operation.security = Some(vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
     let parameters = operation.parameters.get_or_insert_default();
     parameters.push(
         header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")

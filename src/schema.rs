@@ -7,6 +7,14 @@ diesel::table! {
     merchants (merchant_id) {
         merchant_id -> Uuid,
         name -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    merchant_pricing (merchant_id, effective_at) {
+        merchant_id -> Uuid,
+        effective_at -> Timestamptz,
         fee_rate -> Numeric,
         fee_fixed -> Numeric,
         created_at -> Timestamptz,

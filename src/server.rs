@@ -17,8 +17,10 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::idempotency::{Engine, Policy};
 use crate::processor::{Processor, Sandbox};
+use crate::vault::Vault;
 use crate::{
-    balance, charges, disputes, health, ledger, ledger_api, openapi, payouts, problems, refunds, request,
+    api_keys, balance, charges, disputes, health, ledger, ledger_api, merchants, openapi, operator, payouts,
+    problems, refunds, request,
 };
 
 /// How long a stopping server waits for requests that are being handled.
@@ -41,6 +43,14 @@ fn api(config: &mut ServiceConfig) {
         .service(payouts::get)
         .service(disputes::list)
         .service(disputes::get)
+        .service(api_keys::create)
+        .service(api_keys::list)
+        .service(api_keys::revoke)
+        .service(merchants::create)
+        .service(merchants::list)
+        .service(merchants::get)
+        .service(merchants::change_pricing)
+        .service(operator::audit_books)
         .service(balance::get)
         .service(ledger_api::list_accounts)
         .service(ledger_api::get_account)
@@ -65,14 +75,14 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Takes the port. The error is a sentence.
-    pub fn new(listen: SocketAddr) -> Result<Self, String> {
+    /// Takes the port. The error is a sentence, which names the setting that chose it.
+    pub fn new(listen: SocketAddr, setting: &str) -> Result<Self, String> {
         let listener = TcpListener::bind(listen).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => format!(
-                "Port {} is taken by another program. Stop that program or choose another port.",
+                "Port {} is taken by another program. Stop that one, or choose another port with {setting}.",
                 listen.port()
             ),
-            _ => format!("Can't listen on {listen}: {error}."),
+            _ => format!("Can't listen on {listen}: {error}. Choose another port with {setting}."),
         })?;
         Ok(Self { listener })
     }
@@ -99,7 +109,7 @@ impl Bound {
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout());
         let policy =
             Policy { ttl: Policy::TTL, lease: config.lease(), processor_timeout: config.processor_timeout() };
-        let engine = Engine::new(db.clone(), processor, policy);
+        let engine = Engine::new(db.clone(), processor, policy, Vault::new(config.master_key.clone()));
         let roll_up_db = db.clone();
         let document = document();
         let methods = Arc::new(methods_by_path(&document));
@@ -121,7 +131,9 @@ impl Bound {
                 .service(health::ready)
                 .service(problems::index)
                 .service(problems::show)
+                .service(web::redirect("/", "/docs/"))
                 .service(web::redirect("/docs", "/docs/"))
+                .service(web::redirect("/problems/", "/problems"))
                 .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
                 .default_service(web::to(move |req: HttpRequest| {
                     let error = unmatched(&req, &methods);

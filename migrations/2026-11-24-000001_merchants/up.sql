@@ -18,13 +18,22 @@ CREATE FUNCTION uuid_v7(at timestamptz DEFAULT clock_timestamp()) RETURNS uuid
 CREATE TABLE merchants (
     merchant_id uuid PRIMARY KEY,
     name        text NOT NULL,
-    fee_rate    numeric(6, 5) NOT NULL,
-    fee_fixed   numeric(16, 4) NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT merchants_fee_rate_range CHECK (fee_rate BETWEEN 0 AND 1),
-    CONSTRAINT merchants_fee_fixed_range CHECK (fee_fixed >= 0)
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE merchants IS 'Tenants and what they pay per capture: fee_rate * amount + fee_fixed, in the currency of the charge. Never deleted.';
+COMMENT ON TABLE merchants IS 'Tenants. Never deleted.';
+
+CREATE TABLE merchant_pricing (
+    merchant_id  uuid NOT NULL,
+    effective_at timestamptz NOT NULL,
+    fee_rate     numeric(6, 5) NOT NULL,
+    fee_fixed    numeric(16, 4) NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (merchant_id, effective_at),
+    CONSTRAINT merchant_pricing_merchant FOREIGN KEY (merchant_id) REFERENCES merchants (merchant_id),
+    CONSTRAINT merchant_pricing_fee_rate_range CHECK (fee_rate BETWEEN 0 AND 1),
+    CONSTRAINT merchant_pricing_fee_fixed_range CHECK (fee_fixed >= 0)
+);
+COMMENT ON TABLE merchant_pricing IS 'What a merchant pays per capture from a time on: fee_rate * amount + fee_fixed, in the currency of the charge. Append-only.';
 
 CREATE TABLE api_keys (
     merchant_id uuid NOT NULL,
@@ -51,4 +60,6 @@ CREATE TABLE operator_keys (
 );
 COMMENT ON TABLE operator_keys IS 'What authenticates the people who run the service. Belongs to no merchant.';
 
-GRANT SELECT ON merchants, api_keys, operator_keys TO oncepay_app;
+GRANT SELECT, INSERT ON merchants, merchant_pricing, api_keys TO oncepay_app;
+GRANT UPDATE (revoked_at) ON api_keys TO oncepay_app;
+GRANT SELECT ON operator_keys TO oncepay_app;

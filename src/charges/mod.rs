@@ -9,8 +9,8 @@
 //! | – | `processing` | creation, the processor will tell later |
 //! | – | `failed` | creation, declined |
 //! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's word ([`settle`]) |
-//! | `requires_capture` | `succeeded` | [capture](fn@capture::capture) |
-//! | `requires_capture` | `canceled` | [cancellation](fn@cancel::cancel) |
+//! | `requires_capture` | `succeeded` | [capture](mod@capture) |
+//! | `requires_capture` | `canceled` | [cancellation](mod@cancel) |
 //! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::refunds) |
 //! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
 //! | `succeeded`, `partially_refunded` | `disputed` | a [dispute](crate::disputes) is opened |
@@ -50,6 +50,12 @@ use crate::time::Timestamp;
 
 /// A payment from a customer to the merchant.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "object": "charge", "status": "succeeded", "amount": "12.50",
+    "amount_captured": "12.50", "amount_refunded": "0.00", "currency": "USD", "payment_method": "pm_card_visa",
+    "description": null, "reference": "order-1001", "metadata": {"cart": "7f3a"}, "failure": null, "fee": "0.66",
+    "created_at": "2026-01-31T09:30:00.000Z", "captured_at": "2026-01-31T09:30:00.120Z", "canceled_at": null
+}))]
 pub struct Charge {
     /// Time-ordered id.
     #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]

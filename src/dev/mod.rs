@@ -11,7 +11,7 @@ pub mod database;
 pub mod postgres;
 pub mod seed;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -51,13 +51,18 @@ pub struct Options {
 
 /// Runs until SIGINT or SIGTERM. An error is a sentence or two that say what to do.
 pub fn run(options: &Options) -> Result<(), String> {
-    let bound = Bound::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)))
-        .map_err(|error| format!("{error} (--port)"))?;
+    let bound = Bound::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)), "--port")?;
     let folder = DataFolder::open(&options.data_dir)?;
 
     let (server, owner_url, app_url) = match &options.database_url {
         Some(url) => {
-            let (owner_url, app_url) = prepare_given(url)?;
+            println!("Using the database that DATABASE_URL names.");
+            let (owner_url, app_url) = prepare_given(url).map_err(|error| {
+                format!(
+                    "{} The database is the one that DATABASE_URL names; unset it to let dev start a Postgres of its own.",
+                    error.trim_end()
+                )
+            })?;
             (None, owner_url, app_url)
         }
         None => {
@@ -75,17 +80,19 @@ pub fn run(options: &Options) -> Result<(), String> {
     let keys = seed::ensure(&mut db::connect(&owner_url)?, MERCHANT, folder.known_keys())
         .map_err(|error| format!("Can't seed the database: {error}."))?;
 
+    let master_key = folder.known("ONCEPAY_MASTER_KEY").map_or_else(new_password, SecretString::from);
     let url = format!("http://{}", bound.address());
     folder.write_env(&[
         ("ONCEPAY_URL", &url),
         ("ONCEPAY_API_KEY", &keys.api_key),
         ("ONCEPAY_OPERATOR_KEY", &keys.operator_key),
+        ("ONCEPAY_MASTER_KEY", master_key.expose_secret()),
         ("DATABASE_URL", app_url.expose_secret()),
         ("ONCEPAY_OWNER_DATABASE_URL", owner_url.expose_secret()),
     ])?;
     folder.keep();
 
-    let config = Config::for_database(app_url);
+    let config = Config::for_database(app_url, master_key);
     let served = crate::serve(bound, &config, || print_welcome(&url, &keys, &folder.path));
     if let Some(server) = server {
         println!("Stopping Postgres …");
@@ -141,20 +148,23 @@ curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Ke
 /// The folder of one development environment. Postgres locks its part of it against a second `dev`.
 struct DataFolder {
     path: PathBuf,
-    /// Whether this start made the folder, so that a failing one can remove it again.
-    made: Cell<bool>,
+    /// Folders that this start made, innermost first, so that a failing one can remove them again.
+    made: RefCell<Vec<PathBuf>>,
 }
 
 impl DataFolder {
     fn open(path: &Path) -> Result<Self, String> {
-        let made = !path.exists();
-        fs::create_dir_all(path).map_err(|error| {
-            format!(
-                "The data folder {} can't be used: {error}. Choose another one with --data-dir.",
-                path.display()
-            )
-        })?;
-        Ok(Self { path: path.to_owned(), made: Cell::new(made) })
+        let made = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let folder = Self { path: path.to_owned(), made: RefCell::new(made.map(Path::to_owned).collect()) };
+        let cause = match fs::create_dir_all(path) {
+            Ok(()) => return Ok(folder),
+            Err(_) if path.is_file() => "it is a file".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(format!(
+            "The data folder {} can't be used: {cause}. Choose another one with --data-dir.",
+            path.display()
+        ))
     }
 
     fn cluster(&self) -> PathBuf {
@@ -163,16 +173,21 @@ impl DataFolder {
 
     /// From now on the folder stays, whatever happens.
     fn keep(&self) {
-        self.made.set(false);
+        self.made.borrow_mut().clear();
+    }
+
+    /// A setting that an earlier start wrote.
+    fn known(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.path.join("dev.env")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
     }
 
     /// Keys that an earlier start wrote.
     fn known_keys(&self) -> Option<Keys> {
-        let text = fs::read_to_string(self.path.join("dev.env")).ok()?;
-        let value = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
-        };
-        Some(Keys { api_key: value("ONCEPAY_API_KEY")?, operator_key: value("ONCEPAY_OPERATOR_KEY")? })
+        Some(Keys {
+            api_key: self.known("ONCEPAY_API_KEY")?,
+            operator_key: self.known("ONCEPAY_OPERATOR_KEY")?,
+        })
     }
 
     /// Writes dev.env, readable by us only. Whole or not at all: it's renamed into place.
@@ -187,16 +202,21 @@ impl DataFolder {
             file.sync_all()?;
             fs::rename(new, self.path.join("dev.env"))
         };
-        write().map_err(|error| format!("Can't write dev.env in {}: {error}.", self.path.display()))
+        write().map_err(|error| {
+            format!(
+                "Can't write dev.env in {}: {error}. Choose another folder with --data-dir.",
+                self.path.display()
+            )
+        })
     }
 }
 
 impl Drop for DataFolder {
     fn drop(&mut self) {
-        if self.made.get() {
-            // Postgres' own start removes what it has left half-made. What is complete may stay: then the
-            // folder isn't empty and isn't removed.
-            let _ = fs::remove_dir(&self.path);
+        // Postgres' own start removes what it has left half-made. What is complete may stay: then the
+        // folder isn't empty and isn't removed.
+        for folder in self.made.borrow().iter() {
+            let _ = fs::remove_dir(folder);
         }
     }
 }

@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 
 use crate::auth::{key_sha256, new_api_key, new_operator_key};
 use crate::ids::MerchantId;
-use crate::schema::{api_keys, merchants, operator_keys};
+use crate::schema::{api_keys, merchant_pricing, merchants, operator_keys};
 
 /// Keys as their holders know them.
 #[derive(Clone, Debug)]
@@ -22,11 +22,14 @@ pub fn create_merchant(conn: &mut PgConnection, name: &str) -> QueryResult<(Merc
     conn.transaction(|conn| {
         let merchant = MerchantId::new();
         diesel::insert_into(merchants::table)
+            .values((merchants::merchant_id.eq(merchant), merchants::name.eq(name)))
+            .execute(conn)?;
+        diesel::insert_into(merchant_pricing::table)
             .values((
-                merchants::merchant_id.eq(merchant),
-                merchants::name.eq(name),
-                merchants::fee_rate.eq(Decimal::new(29, 3)),
-                merchants::fee_fixed.eq(Decimal::new(30, 2)),
+                merchant_pricing::merchant_id.eq(merchant),
+                merchant_pricing::effective_at.eq(diesel::dsl::now),
+                merchant_pricing::fee_rate.eq(Decimal::new(29, 3)),
+                merchant_pricing::fee_fixed.eq(Decimal::new(30, 2)),
             ))
             .execute(conn)?;
         let key = create_api_key(conn, merchant)?;

@@ -18,6 +18,7 @@ use crate::faults;
 use crate::ids::MerchantId;
 use crate::processor::{Processor, ProcessorCall};
 use crate::request::log_cause;
+use crate::vault::Vault;
 
 use super::policy::Policy;
 use super::reply::Reply;
@@ -36,6 +37,7 @@ pub struct Context<'a> {
     envelope: &'a Envelope,
     claim: &'a Claim,
     now: DateTime<Utc>,
+    vault: &'a Vault,
 }
 
 impl Context<'_> {
@@ -58,6 +60,11 @@ impl Context<'_> {
     /// attempt.
     pub fn resource_id(&self) -> Result<Uuid, Error> {
         self.claim.resource_id.ok_or_else(|| Error::internal("the claim has no resource"))
+    }
+
+    /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
+    pub fn secret(&self, purpose: &str, id: Uuid) -> String {
+        self.vault.derive(purpose, id)
     }
 
     /// `error` as an answer to this request.
@@ -144,7 +151,13 @@ pub trait ExternalOperation: Operation {
 pub struct Engine {
     db: Db,
     processor: Arc<dyn Processor>,
+    rules: Arc<Rules>,
+}
+
+/// What executions go by.
+struct Rules {
     policy: Policy,
+    vault: Vault,
 }
 
 /// What became of the attempt to begin.
@@ -158,9 +171,9 @@ enum Begun<P> {
 }
 
 impl Engine {
-    /// An engine on `db` whose external operations call `processor`.
-    pub fn new(db: Db, processor: Arc<dyn Processor>, policy: Policy) -> Self {
-        Self { db, processor, policy }
+    /// An engine on `db` whose external operations call `processor` and whose secrets come from `vault`.
+    pub fn new(db: Db, processor: Arc<dyn Processor>, policy: Policy, vault: Vault) -> Self {
+        Self { db, processor, rules: Arc::new(Rules { policy, vault }) }
     }
 
     /// Runs a local operation: claim, work and answer in one transaction.
@@ -175,10 +188,10 @@ impl Engine {
         request: IdempotentRequest<O>,
     ) -> Result<HttpResponse, Error> {
         let request = Arc::new(request);
-        let policy = self.policy;
+        let rules = Arc::clone(&self.rules);
         let work = Arc::clone(&request);
-        let (answer, replayed) = self.looking_again(move |conn| execute_local(conn, &work, &policy)).await?;
-        Ok(respond(&request.envelope, answer, replayed))
+        let (answer, replayed) = self.looking_again(move |conn| execute_local(conn, &work, &rules)).await?;
+        Ok(self.respond(&request.envelope, answer, replayed))
     }
 
     /// Runs `work` until it decides, a few times at the most, with no connection held in between.
@@ -226,15 +239,15 @@ impl Engine {
         let request = Arc::new(request);
         let envelope = &request.envelope;
         let (claim, prepared) = match self.begin(&request).await? {
-            Begun::Answered(answer) => return Ok(respond(envelope, answer, true)),
-            Begun::Refused(answer) => return Ok(respond(envelope, answer, false)),
+            Begun::Answered(answer) => return Ok(self.respond(envelope, answer, true)),
+            Begun::Refused(answer) => return Ok(self.respond(envelope, answer, false)),
             Begun::Claimed(claim, prepared) => (claim, prepared),
         };
         faults::reach("after_claim");
         match self.attempt(&request, &claim, prepared).await {
             Ok(answer) => {
                 faults::reach("after_commit");
-                Ok(respond(envelope, answer, false))
+                Ok(self.respond(envelope, answer, false))
             }
             // The lease ran out and another attempt was faster. What we did here was rolled back, and
             // the client gets the winner's answer, if there is one yet.
@@ -256,14 +269,14 @@ impl Engine {
         request: &Arc<IdempotentRequest<O>>,
     ) -> Result<Begun<O::Prepared>, Error> {
         let request = Arc::clone(request);
-        let policy = self.policy;
+        let rules = Arc::clone(&self.rules);
         self.looking_again(move |conn| match store::find(conn, &request.envelope)? {
             Found::Completed(answer) => Ok(Some(Begun::Answered(answer))),
             Found::Mismatch => Err(Error::IdempotencyKeyReused),
             Found::Running => Err(Error::IdempotencyRequestInProgress),
-            Found::Nothing if O::RESERVES => conn.transaction(|conn| claim(conn, &request, &policy)),
-            Found::Nothing => claim(conn, &request, &policy),
-            Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &policy)),
+            Found::Nothing if O::RESERVES => conn.transaction(|conn| claim(conn, &request, &rules)),
+            Found::Nothing => claim(conn, &request, &rules),
+            Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &rules)),
         })
         .await
     }
@@ -275,11 +288,12 @@ impl Engine {
         claim: &Claim,
         prepared: O::Prepared,
     ) -> Result<Answer, Error> {
-        let context = Context { envelope: &request.envelope, claim, now: claim.created_at };
+        let context =
+            Context { envelope: &request.envelope, claim, now: claim.created_at, vault: &self.rules.vault };
         let calls = request.operation.perform(&*self.processor, &context, &prepared);
         // A panic is caught here, so that the lease is given up like after any other failure.
         let outcome =
-            tokio::time::timeout(self.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
+            tokio::time::timeout(self.rules.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
                 .await
                 .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
                 .map_err(|_| Error::internal("the operation panicked"))??;
@@ -287,11 +301,13 @@ impl Engine {
 
         let request = Arc::clone(request);
         let claim = claim.clone();
+        let rules = Arc::clone(&self.rules);
         self.db
             .run_retrying(move |conn| {
                 conn.transaction(|conn| {
                     let now = store::lock(conn, &claim)?;
-                    let context = Context { envelope: &request.envelope, claim: &claim, now };
+                    let context =
+                        Context { envelope: &request.envelope, claim: &claim, now, vault: &rules.vault };
                     let reply = settle(conn, &context, |conn| {
                         request.operation.finish(conn, &context, &prepared, &outcome)
                     })?;
@@ -303,6 +319,23 @@ impl Engine {
             .await
     }
 
+    fn respond(&self, envelope: &Envelope, answer: Answer, replayed: bool) -> HttpResponse {
+        let mut response = HttpResponse::build(answer.reply.status);
+        let (headers, body) = answer.reply.unseal(&self.rules.vault);
+        for (name, value) in headers {
+            response.insert_header((name, value));
+        }
+        response.insert_header(("Idempotency-Key", envelope.key.as_str()));
+        response.insert_header(("Idempotent-Replayed", if replayed { "true" } else { "false" }));
+        // An HTTP date, as in `Expires` (RFC 9110, section 5.6.7).
+        let expires = answer.expires_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        response.insert_header(("Idempotency-Expires", expires));
+        if replayed {
+            response.insert_header(("Original-Request-Id", answer.request_id));
+        }
+        response.body(body)
+    }
+
     /// What the attempt that took our claim over has made of the request.
     async fn winners_answer<O: ExternalOperation>(
         &self,
@@ -310,7 +343,7 @@ impl Engine {
     ) -> Result<HttpResponse, Error> {
         let looking = Arc::clone(request);
         match self.db.run(move |conn| store::find(conn, &looking.envelope)).await? {
-            Found::Completed(answer) => Ok(respond(&request.envelope, answer, true)),
+            Found::Completed(answer) => Ok(self.respond(&request.envelope, answer, true)),
             _ => Err(Error::IdempotencyRequestInProgress),
         }
     }
@@ -320,13 +353,13 @@ impl Engine {
 fn claim<O: ExternalOperation>(
     conn: &mut PgConnection,
     request: &IdempotentRequest<O>,
-    policy: &Policy,
+    rules: &Rules,
 ) -> Result<Option<Begun<O::Prepared>>, Error> {
     let (envelope, operation) = (&request.envelope, &request.operation);
-    let Some(claim) = store::claim(conn, envelope, O::NAME, operation.resource(), policy)? else {
+    let Some(claim) = store::claim(conn, envelope, O::NAME, operation.resource(), &rules.policy)? else {
         return Ok(None);
     };
-    let context = Context { envelope, claim: &claim, now: claim.created_at };
+    let context = Context { envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
     if !O::RESERVES {
         let prepared = operation.prepare(conn, &context)?;
         return Ok(Some(Begun::Claimed(claim, prepared)));
@@ -346,12 +379,13 @@ fn claim<O: ExternalOperation>(
 fn take_over<O: ExternalOperation>(
     conn: &mut PgConnection,
     request: &IdempotentRequest<O>,
-    policy: &Policy,
+    rules: &Rules,
 ) -> Result<Option<Begun<O::Prepared>>, Error> {
-    let Some(claim) = store::take_over(conn, &request.envelope, policy)? else {
+    let Some(claim) = store::take_over(conn, &request.envelope, &rules.policy)? else {
         return Ok(None);
     };
-    let context = Context { envelope: &request.envelope, claim: &claim, now: claim.created_at };
+    let context =
+        Context { envelope: &request.envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
     let prepared = request.operation.resume(conn, &context)?;
     Ok(Some(Begun::Claimed(claim, prepared)))
 }
@@ -361,7 +395,7 @@ fn take_over<O: ExternalOperation>(
 fn execute_local<O: LocalOperation>(
     conn: &mut PgConnection,
     request: &IdempotentRequest<O>,
-    policy: &Policy,
+    rules: &Rules,
 ) -> Result<Option<(Answer, bool)>, Error> {
     let envelope = &request.envelope;
     match store::find(conn, envelope)? {
@@ -374,11 +408,11 @@ fn execute_local<O: LocalOperation>(
     }
     let executed = conn.transaction(|conn| {
         let resource = request.operation.resource();
-        let Some(claim) = store::claim(conn, envelope, O::NAME, resource, policy)? else {
+        let Some(claim) = store::claim(conn, envelope, O::NAME, resource, &rules.policy)? else {
             return Ok(None);
         };
         faults::reach("local_after_claim");
-        let context = Context { envelope, claim: &claim, now: claim.created_at };
+        let context = Context { envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
         let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
         store::complete(conn, &claim, &reply)?;
         faults::reach("local_before_commit");
@@ -404,20 +438,4 @@ fn settle(
 
 fn answer(envelope: &Envelope, claim: &Claim, reply: Reply) -> Answer {
     Answer { reply, request_id: envelope.request_id.clone(), expires_at: claim.expires_at }
-}
-
-fn respond(envelope: &Envelope, answer: Answer, replayed: bool) -> HttpResponse {
-    let mut response = HttpResponse::build(answer.reply.status);
-    for (name, value) in answer.reply.headers {
-        response.insert_header((name, value));
-    }
-    response.insert_header(("Idempotency-Key", envelope.key.as_str()));
-    response.insert_header(("Idempotent-Replayed", if replayed { "true" } else { "false" }));
-    // An HTTP date, as in `Expires` (RFC 9110, section 5.6.7).
-    let expires = answer.expires_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    response.insert_header(("Idempotency-Expires", expires));
-    if replayed {
-        response.insert_header(("Original-Request-Id", answer.request_id));
-    }
-    response.body(answer.reply.body)
 }

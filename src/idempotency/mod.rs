@@ -58,5 +58,5 @@ pub use engine::{Context, Engine, ExternalOperation, LocalOperation};
 pub use fingerprint::Fingerprint;
 pub use key::IdempotencyKey;
 pub use policy::Policy;
-pub use reply::{KeptHeader, Reply};
-pub use request::{BODY_BYTES_MAX, IdempotentRequest, Input, Operation, Resource};
+pub use reply::{KeptHeader, Reply, SEALED};
+pub use request::{BODY_BYTES_MAX, Caller, IdempotentRequest, Input, Operation, Resource};

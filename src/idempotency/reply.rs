@@ -2,8 +2,10 @@
 
 use actix_web::http::StatusCode;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::error::{Error, Problem};
+use crate::vault::Vault;
 
 /// The headers that belong to an answer and are replayed with it. All others belong to a single
 /// exchange: a stored `Date`, `Set-Cookie` or request id would be wrong the second time.
@@ -30,6 +32,12 @@ impl KeptHeader {
     }
 }
 
+/// Stands in a stored body for the secret that belongs there.
+pub const SEALED: &str = "{sealed}";
+
+/// Name under which a seal is stored among the headers; never sent.
+const SEAL_HEADER: &str = "Oncepay-Seal";
+
 /// A final answer: what is stored with the key, and sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -55,6 +63,29 @@ impl Reply {
     fn of(status: StatusCode, content_type: &str, value: &impl Serialize) -> Result<Self, Error> {
         let body = serde_json::to_vec(value).map_err(Error::internal)?;
         Ok(Self { status, headers: Vec::new(), body }.header(KeptHeader::ContentType, content_type))
+    }
+
+    /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that is derived for `purpose`
+    /// of the object `id`. The secret takes its place each time that the reply is sent, and isn't stored.
+    pub fn seal(mut self, purpose: &str, id: Uuid) -> Self {
+        self.headers.push((SEAL_HEADER.to_owned(), format!("{purpose}/{id}")));
+        self
+    }
+
+    /// Headers and body as they are sent.
+    pub(super) fn unseal(self, vault: &Vault) -> (Vec<(String, String)>, Vec<u8>) {
+        let (seals, headers): (Vec<_>, Vec<_>) =
+            self.headers.into_iter().partition(|(name, _)| name == SEAL_HEADER);
+        let secret = seals.first().and_then(|(_, seal)| {
+            let (purpose, id) = seal.split_once('/')?;
+            Some(vault.derive(purpose, id.parse().ok()?))
+        });
+        let body = match (secret, String::from_utf8(self.body)) {
+            (Some(secret), Ok(text)) => text.replace(SEALED, &secret).into_bytes(),
+            (_, Ok(text)) => text.into_bytes(),
+            (_, Err(error)) => error.into_bytes(),
+        };
+        (headers, body)
     }
 
     /// Adds a header.

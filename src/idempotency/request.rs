@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::auth::AuthenticatedMerchant;
+use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::error::Error;
 use crate::fields::{Fields, parse_json};
 use crate::ids::MerchantId;
@@ -32,6 +32,9 @@ pub trait Operation: Sized + Send + Sync + 'static {
     /// Its name, such as `charges.create`: in the stored row, metrics and logs.
     const NAME: &'static str;
 
+    /// Who may ask for it.
+    const CALLER: Caller = Caller::Merchant;
+
     /// Whether an empty body stands for `{}`.
     const BODY_OPTIONAL: bool = false;
 
@@ -42,6 +45,15 @@ pub trait Operation: Sized + Send + Sync + 'static {
     /// The resource that it makes or changes. It's stored with the first claim, and every later attempt
     /// gets that one.
     fn resource(&self) -> Resource;
+}
+
+/// Who may ask for an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A merchant. Idempotency keys are unique per merchant.
+    Merchant,
+    /// An operator. All operators share one space of idempotency keys, under the nil merchant.
+    Operator,
 }
 
 /// What an operation is about.
@@ -113,7 +125,10 @@ impl<O: Operation> FromRequest for IdempotentRequest<O> {
         let req = req.clone();
         let payload = payload.take();
         Box::pin(async move {
-            let AuthenticatedMerchant(merchant) = AuthenticatedMerchant::of(&req).await?;
+            let merchant = match O::CALLER {
+                Caller::Merchant => AuthenticatedMerchant::of(&req).await?.0,
+                Caller::Operator => AuthenticatedOperator::of(&req).await.map(|_| MerchantId(Uuid::nil()))?,
+            };
             let body = tokio::time::timeout(BODY_TIMEOUT, read_body(&req, payload))
                 .await
                 .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;

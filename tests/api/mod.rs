@@ -1,5 +1,6 @@
 //! A file per resource, and what all have in common.
 
+mod api_keys;
 mod authentication;
 mod bad_input;
 mod balance;
@@ -7,4 +8,5 @@ mod charges;
 mod ledger;
 mod lifecycle;
 mod lists;
+mod operators;
 mod service;

@@ -30,9 +30,7 @@ fn a_sane_request_id_is_kept_and_any_other_replaced() {
 fn unknown_paths_and_methods_are_problems() {
     let database = TestDatabase::new();
     let app = App::start(&database);
-    for path in
-        ["/", "/v1", "/v1/nothing", "/v1/charges/", "/v2/charges", "/v1/charges/x/y", "/problems/none"]
-    {
+    for path in ["/v1", "/v1/nothing", "/v1/charges/", "/v2/charges", "/v1/charges/x/y", "/problems/none"] {
         let problem = app.client.get(path).expect_problem(404, "route_not_found");
         assert_eq!(problem.field("instance"), path);
     }

@@ -40,9 +40,9 @@ impl App {
         sandbox: Arc<Sandbox>,
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
-        let mut config = Config::for_database(database.app_url.clone());
+        let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         adjust(&mut config);
-        let bound = Bound::new(config.listen).unwrap();
+        let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
         let processor = Arc::clone(&sandbox);
         let (started, handle) = mpsc::channel();
@@ -85,6 +85,7 @@ impl Process {
             .arg("serve")
             .env("DATABASE_URL", exposed(&database.app_url))
             .env("ONCEPAY_LISTEN", "127.0.0.1:0")
+            .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -67,7 +67,14 @@ fn start_server() -> (String, Option<postgres::Server>) {
     let folder = std::env::temp_dir().join(format!("oncepay-test-{}", std::process::id()));
     let settings =
         postgres::Settings { cluster_dir: &folder, durable: false, max_connections: CONNECTIONS_MAX };
-    let server = postgres::Server::start(&settings).unwrap_or_else(|error| panic!("{error}"));
+    let server = postgres::Server::start(&settings).unwrap_or_else(|error| {
+        // Once for all tests: none of them could run.
+        say(&format!(
+            "none, so no test can run. Set TEST_DATABASE_URL to a superuser's URL of a Postgres, start a Docker \
+             engine, or install Postgres' server binaries (Debian/Ubuntu: apt-get install postgresql). Details: {error}"
+        ));
+        std::process::exit(101);
+    });
     say("server binaries of this machine");
     (server.superuser_url("postgres"), Some(server))
 }
@@ -105,7 +112,7 @@ fn start_container() -> Result<String, String> {
 fn say(what: &str) {
     // Not through the test harness's capture, so that it shows on success too.
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "test database: {what}");
+    let _ = writeln!(std::io::stderr(), "Postgres for the tests: {what}");
 }
 
 /// One migrated database that all others are copied from, named by what's in the migrations.
