@@ -77,7 +77,7 @@ impl ApiKeyRow {
 }
 
 /// Creates a key for `merchant`, with the id `id`. The result holds the placeholder [`SEALED`] where the
-/// secret belongs; the reply that it goes into must be [sealed](Reply::seal) with [`sealed_for`].
+/// secret belongs; the reply that it goes into must be passed through [`seal`].
 pub(crate) fn create_for(
     conn: &mut PgConnection,
     context: &Context<'_>,
