@@ -29,6 +29,12 @@ pub fn key_sha256(key: &str) -> Vec<u8> {
     Sha256::digest(key.as_bytes()).to_vec()
 }
 
+/// The merchant that an API key names, whether or not the key is valid.
+pub fn merchant_of_key(key: &str) -> Option<MerchantId> {
+    let digits = key.strip_prefix(API_KEY_PREFIX)?.get(..32)?;
+    Uuid::parse_str(digits).ok().map(MerchantId)
+}
+
 /// Draws a new API key for `merchant`.
 pub fn new_api_key(merchant: MerchantId) -> String {
     format!("{API_KEY_PREFIX}{}{}", merchant.0.as_simple(), secret())
@@ -141,12 +147,7 @@ fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error>
             .optional()?;
         return Err(if known.is_some() { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
     }
-    let merchant = key
-        .strip_prefix(API_KEY_PREFIX)
-        .and_then(|rest| rest.get(..32))
-        .and_then(|digits| Uuid::parse_str(digits).ok())
-        .map(MerchantId)
-        .ok_or(Error::ApiKeyInvalid)?;
+    let merchant = merchant_of_key(key).ok_or(Error::ApiKeyInvalid)?;
     let revoked = api_keys::table
         .filter(api_keys::merchant_id.eq(merchant))
         .filter(api_keys::key_sha256.eq(key_sha256(key)))

@@ -158,27 +158,27 @@ pub async fn get_account(
 pub struct Posting {
     /// The entry's id and the line in it.
     #[schema(example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b.1")]
-    id: String,
+    pub(crate) id: String,
     /// The entry.
     #[schema(value_type = String, example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
-    entry_id: JournalEntryId,
+    pub(crate) entry_id: JournalEntryId,
     /// The account.
     #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
-    account_id: AccountId,
+    pub(crate) account_id: AccountId,
     /// Kind of the account.
     #[schema(example = "merchant_payable")]
-    account_kind: String,
+    pub(crate) account_kind: String,
     /// Debit or credit.
-    side: Side,
+    pub(crate) side: Side,
     /// Positive, at the currency's scale.
     #[schema(example = "11.84")]
-    amount: String,
+    pub(crate) amount: String,
     /// ISO 4217 code.
     #[schema(example = "USD")]
-    currency: String,
+    pub(crate) currency: String,
     /// When it was posted.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
-    created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
 }
 
 /// A posting as it is stored: entry, line, account, kind, currency, signed amount, time.
@@ -334,18 +334,18 @@ pub async fn get_account_balance(
 pub struct Entry {
     /// Time-ordered id.
     #[schema(value_type = String, example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
-    id: JournalEntryId,
+    pub(crate) id: JournalEntryId,
     /// Always `journal_entry`.
     #[schema(example = "journal_entry")]
     object: &'static str,
     /// What it records; a source is posted once.
     #[schema(example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")]
-    source: String,
+    pub(crate) source: String,
     /// When it was posted.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
-    created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// Its lines.
-    postings: Vec<Posting>,
+    pub(crate) postings: Vec<Posting>,
 }
 
 /// An entry without its postings: id, source, time.

@@ -98,6 +98,7 @@ pub mod fields;
 pub mod health;
 pub mod idempotency;
 pub mod ids;
+pub mod journal;
 pub mod ledger;
 pub mod ledger_api;
 pub mod lists;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use oncepay::config::Config;
 use oncepay::server::{self, Bound};
-use oncepay::{audit, db, dev};
-use secrecy::SecretString;
+use oncepay::{audit, auth, db, dev, journal};
+use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
 #[derive(Debug, Parser)]
@@ -30,6 +30,18 @@ enum Command {
     },
     /// Check that everything that must agree does; exit status 1 if not
     Audit {
+        /// Connection string of the database, as the role `oncepay_app`
+        #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+        database_url: SecretString,
+    },
+    /// Print a merchant's journal with debits, credits and totals
+    Ledger {
+        /// Id of the merchant (mer_…); by default, that of the API key in ONCEPAY_API_KEY
+        #[arg(long, required_unless_present = "api_key")]
+        merchant: Option<String>,
+        /// An API key of the merchant
+        #[arg(long, env = "ONCEPAY_API_KEY", hide_env_values = true)]
+        api_key: Option<SecretString>,
         /// Connection string of the database, as the role `oncepay_app`
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: SecretString,
@@ -70,6 +82,16 @@ fn run(command: Command) -> Result<(), String> {
                 })?;
             print!("{report}");
             if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
+        }
+        Command::Ledger { merchant, api_key, database_url } => {
+            let merchant = match (&merchant, &api_key) {
+                (Some(id), _) => id.parse().map_err(|_| format!("{id} is no id of a merchant (mer_…)."))?,
+                (None, Some(key)) => auth::merchant_of_key(key.expose_secret())
+                    .ok_or("ONCEPAY_API_KEY holds no API key (sk_test_…).")?,
+                (None, None) => return Err("Say which merchant with --merchant.".to_owned()),
+            };
+            let conn = &mut db::connect(&database_url)?;
+            journal::print(conn, merchant, &mut std::io::stdout().lock()).map_err(|error| error.to_string())
         }
         Command::Openapi => {
             let document = server::document().to_pretty_json().map_err(|error| error.to_string())?;

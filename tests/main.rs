@@ -3,6 +3,7 @@
 mod support;
 
 mod api;
+mod audit;
 mod contract_table;
 mod crashes;
 mod dev_command;

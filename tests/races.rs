@@ -260,3 +260,117 @@ fn an_owner_that_outlives_its_lease_commits_nothing_and_tells_the_winners_answer
     let keys: std::collections::HashSet<_> = app.sandbox.calls().into_iter().map(|call| call.key).collect();
     assert_eq!(keys.len(), 2, "one authorization and one capture for the processor");
 }
+
+/// The same request under `count` different keys at once.
+fn under_different_keys(
+    client: &Client,
+    count: usize,
+    path: &str,
+    body: &serde_json::Value,
+) -> Vec<Response> {
+    let tasks = (0..count)
+        .map(|_| {
+            let (client, path, body) = (client.clone(), path.to_owned(), body.clone());
+            Box::new(move || client.send("POST", &path, &fresh_key(), &body))
+                as Box<dyn FnOnce() -> Response + Send>
+        })
+        .collect();
+    at_once(tasks)
+}
+
+fn count(responses: &[Response], status: u16, code: &str) -> usize {
+    responses.iter().filter(|response| (response.status, response.code().as_str()) == (status, code)).count()
+}
+
+#[test]
+fn forty_refunds_at_once_never_exceed_the_charge() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    // Enough balance for more than the charge.
+    for key in ["a", "b"] {
+        client.charge(key, &visa()).expect(201);
+    }
+    let charge = client.charge("c", &visa()).expect(201).field("id");
+    let refund = json!({"charge_id": charge, "amount": "1.00"});
+    let responses = under_different_keys(&client, 40, "/v1/refunds", &refund);
+    assert_eq!(count(&responses, 201, ""), 12);
+    // While some are under way the rest exceeds; once all is refunded, nothing can be.
+    let refused =
+        count(&responses, 422, "refund_exceeds_captured") + count(&responses, 409, "charge_not_refundable");
+    assert_eq!(refused, 28);
+    let state = client.get(&format!("/v1/charges/{charge}")).json();
+    assert_eq!(state["amount_refunded"], "12.00");
+    assert_eq!(client.available("USD").as_deref(), Some("23.52"));
+    assert_eq!(app.sandbox.calls().iter().filter(|call| call.call == "refund").count(), 12);
+}
+
+#[test]
+fn forty_payouts_at_once_never_overdraw() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("a", &visa()).expect(201);
+    let payout = json!({"amount": "1.00", "currency": "USD", "destination": "ba"});
+    let responses = under_different_keys(&client, 40, "/v1/payouts", &payout);
+    assert_eq!(count(&responses, 201, ""), 11);
+    assert_eq!(count(&responses, 422, "insufficient_balance"), 29);
+    assert_eq!(client.available("USD").as_deref(), Some("0.84"));
+    assert_eq!(app.sandbox.calls().iter().filter(|call| call.call == "payout").count(), 11);
+}
+
+#[test]
+fn a_capture_races_a_cancellation_and_one_wins() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let mut body = visa();
+    body["capture"] = json!(false);
+    for round in 0..10 {
+        let charge = client.charge(&format!("c{round}"), &body).expect(201).field("id");
+        let tasks = (0..8)
+            .map(|number| {
+                let action = if number % 2 == 0 { "capture" } else { "cancel" };
+                let (client, path) = (client.clone(), format!("/v1/charges/{charge}/{action}"));
+                Box::new(move || client.send("POST", &path, &fresh_key(), &json!({})))
+                    as Box<dyn FnOnce() -> Response + Send>
+            })
+            .collect();
+        let responses = at_once(tasks);
+        assert_eq!(count(&responses, 200, ""), 1);
+        let refused =
+            count(&responses, 409, "charge_not_capturable") + count(&responses, 409, "charge_not_cancelable");
+        assert_eq!(refused, 7);
+        let winner = responses.iter().find(|response| response.status == 200).unwrap().json();
+        assert_eq!(client.get(&format!("/v1/charges/{charge}")).json(), winner);
+        let calls = app.sandbox.calls();
+        let settled = calls.iter().filter(|call| matches!(call.call, "capture" | "void")).count();
+        assert_eq!(settled, round + 1, "the loser never reached the processor");
+    }
+}
+
+#[test]
+fn refunds_race_payouts_for_one_balance() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let charge = client.charge("a", &visa()).expect(201).field("id");
+    let tasks = (0..40)
+        .map(|number| {
+            let (path, body) = if number % 2 == 0 {
+                ("/v1/refunds", json!({"charge_id": charge, "amount": "1.00"}))
+            } else {
+                ("/v1/payouts", json!({"amount": "1.00", "currency": "USD", "destination": "ba"}))
+            };
+            let client = client.clone();
+            Box::new(move || client.send("POST", path, &fresh_key(), &body))
+                as Box<dyn FnOnce() -> Response + Send>
+        })
+        .collect();
+    let responses = at_once(tasks);
+    assert_eq!(count(&responses, 201, ""), 11);
+    let refused =
+        count(&responses, 422, "insufficient_balance") + count(&responses, 422, "refund_exceeds_captured");
+    assert_eq!(refused, 29);
+    assert_eq!(client.available("USD").as_deref(), Some("0.84"));
+}

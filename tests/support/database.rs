@@ -260,6 +260,19 @@ impl TestDatabase {
             .count
     }
 
+    /// The single text that a query gives.
+    pub fn text(&self, query: &str) -> String {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            text: String,
+        }
+        diesel::sql_query(format!("SELECT ({query})::text AS text"))
+            .get_result::<Row>(&mut self.as_superuser())
+            .unwrap_or_else(|error| panic!("{query}: {error}"))
+            .text
+    }
+
     /// Rows of a table.
     pub fn rows(&self, table: &str) -> i64 {
         self.count(&format!("SELECT count(*) FROM {table}"))

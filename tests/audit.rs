@@ -1,0 +1,189 @@
+//! The audit finds what it looks for: each check is shown data that were damaged behind the guards' back.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::database::exposed;
+use crate::support::*;
+
+/// A database with something of everything, all of it in order.
+fn lively() -> (TestDatabase, App) {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let held =
+        json!({"amount": "3.00", "currency": "USD", "payment_method": "pm_card_visa", "capture": false});
+    for key in ["held-1", "held-2"] {
+        client.charge(key, &held).expect(201);
+    }
+    client.charge("declined", &with_method("pm_card_declined")).expect(402);
+    client.charge("interrupted", &with_method("pm_card_timeout")).expect(503);
+    let charge = client.charge("captured", &visa()).expect(201).field("id");
+    let refund = json!({"charge_id": charge, "amount": "5.00"});
+    client.send("POST", "/v1/refunds", "refund", &refund).expect(201);
+    let payout = json!({"amount": "1.00", "currency": "USD", "destination": "ba"});
+    client.send("POST", "/v1/payouts", "payout", &payout).expect(201);
+    oncepay::ledger::roll_up(&mut database.as_app(), merchant.id).unwrap();
+    database.assert_audit_is_clean();
+    (database, app)
+}
+
+/// Posts a line past all guards.
+const LINE: &str = "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at) \
+                    SELECT e.merchant_id, e.id, 1 + (SELECT count(*) FROM postings p WHERE p.entry_id = e.id), a.id, a.currency";
+
+#[test]
+fn each_damage_is_found_by_its_check() {
+    let entry = |source: &str| {
+        format!(
+            "INSERT INTO journal_entries (merchant_id, id, source, created_at) \
+             SELECT merchant_id, gen_random_uuid(), '{source}', now() FROM merchants"
+        )
+    };
+    let line = |source: &str, kind: &str, amount: i32| {
+        format!(
+            "{LINE}, {amount}, now() FROM journal_entries e JOIN ledger_accounts a \
+             ON a.merchant_id = e.merchant_id AND a.kind = '{kind}' WHERE e.source = '{source}'"
+        )
+    };
+    let without_entry =
+        |prefix: &str| vec![format!("UPDATE journal_entries SET source = 'x' WHERE source LIKE '{prefix}%'")];
+    let copy_of_key = |change: &str| {
+        vec![
+            "CREATE TEMP TABLE copy AS SELECT * FROM idempotency_keys WHERE key = 'captured'".to_owned(),
+            format!("UPDATE copy SET key = 'copy' {change}"),
+            "INSERT INTO idempotency_keys SELECT * FROM copy".to_owned(),
+        ]
+    };
+    let cases = [
+        (
+            vec!["unbalanced_entries"],
+            vec![entry("x"), entry("y"), line("x", "acquirer_clearing", 5), line("y", "acquirer_clearing", -5)],
+        ),
+        (vec!["empty_entries"], vec![entry("x")]),
+        // What is uneven in sum is uneven in some entry.
+        (vec!["unbalanced_entries", "trial_balance"], vec![entry("x"), line("x", "acquirer_clearing", 5)]),
+        (
+            vec!["foreign_postings"],
+            vec![
+                entry("x"),
+                line("x", "acquirer_clearing", 5),
+                line("x", "acquirer_clearing", -5),
+                "UPDATE postings SET account_id = gen_random_uuid() FROM journal_entries e WHERE e.id = entry_id AND e.source = 'x'"
+                    .to_owned(),
+            ],
+        ),
+        (
+            vec!["balance_mismatch"],
+            vec![
+                "UPDATE ledger_checkpoints c SET balance = balance + 1, horizon = '1' FROM ledger_accounts a WHERE a.id = account_id AND kind = 'acquirer_clearing'"
+                    .to_owned(),
+            ],
+        ),
+        (
+            vec!["negative_payable"],
+            vec![entry("x"), line("x", "merchant_payable", 500), line("x", "acquirer_clearing", -500)],
+        ),
+        (vec!["key_without_resource"], copy_of_key(", resource_id = gen_random_uuid()")),
+        (vec!["two_keys_for_one_resource"], copy_of_key("")),
+        (
+            vec!["two_resources_for_one_key"],
+            vec!["UPDATE charges SET authorization_id = 'same' WHERE status = 'requires_capture'".to_owned()],
+        ),
+        (vec!["charge_entries"], without_entry("ch_")),
+        (vec!["refund_entries"], without_entry("re_")),
+        (vec!["payout_entries"], without_entry("po_")),
+        (
+            vec!["refunds_over_captured"],
+            vec!["UPDATE charges SET amount_refunded = 4 WHERE status = 'partially_refunded'".to_owned()],
+        ),
+        (
+            vec!["refunds_over_captured"],
+            vec!["UPDATE charges SET amount_refund_pending = 1 WHERE status = 'partially_refunded'".to_owned()],
+        ),
+        (
+            vec!["holds"],
+            vec![
+                "INSERT INTO ledger_holds (merchant_id, source, account_id, amount) \
+                 SELECT merchant_id, 'po_x', id, 1 FROM ledger_accounts WHERE kind = 'merchant_payable'"
+                    .to_owned(),
+            ],
+        ),
+        (vec!["holds"], vec!["UPDATE payouts SET status = 'pending'".to_owned()]),
+        (vec!["missing_events"], vec!["DELETE FROM events WHERE type = 'charge.failed'".to_owned()]),
+        (vec!["missing_events"], vec!["DELETE FROM events WHERE type = 'payout.created'".to_owned()]),
+    ];
+    for (number, (expected, damage)) in cases.into_iter().enumerate() {
+        let (mut database, _app) = lively();
+        database.skip_audit();
+        let mut superuser = database.as_superuser();
+        execute(&mut superuser, "SET session_replication_role = 'replica'");
+        for statement in &damage {
+            execute(&mut superuser, statement);
+        }
+        let report = oncepay::audit::run(&mut database.as_app()).unwrap();
+        let found: Vec<_> =
+            report.checks.iter().filter(|check| check.violations > 0).map(|check| check.name).collect();
+        assert!(!report.clean);
+        assert_eq!(found, expected, "case {number}: {damage:?}\n{report}");
+        assert!(report.checks.iter().all(|check| (check.violations > 0) == !check.samples.is_empty()));
+    }
+}
+
+#[test]
+fn the_command_and_the_operators_endpoint_tell_the_same() {
+    let (mut database, app) = lively();
+    let operator = app.client.with_key(&database.operator_key());
+    let audit = |database: &TestDatabase| {
+        Command::new(env!("CARGO_BIN_EXE_oncepay"))
+            .arg("audit")
+            .env("DATABASE_URL", exposed(&database.app_url))
+            .output()
+            .unwrap()
+    };
+    let output = audit(&database);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("The books are in order"), "{text}");
+    assert_eq!(operator.get("/v1/operator/audit").expect(200).json()["clean"], true);
+
+    database.skip_audit();
+    execute(&mut database.as_superuser(), "DELETE FROM events WHERE type = 'charge.failed'");
+    let output = audit(&database);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("FAILED  missing_events"), "{text}");
+    let report = operator.get("/v1/operator/audit").expect(200).json();
+    assert_eq!(report["clean"], false);
+    let check =
+        report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "missing_events").unwrap();
+    assert_eq!(check["violations"], 1);
+    assert!(check["samples"][0].as_str().unwrap().starts_with("ch_"));
+}
+
+#[test]
+fn the_journal_is_printed_as_an_accountant_writes_it() {
+    let (database, _app) = lively();
+    let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+        .args(["ledger", "--merchant"])
+        .arg(format!("mer_{}", database.text("SELECT replace(merchant_id::text, '-', '') FROM merchants")))
+        .env("DATABASE_URL", exposed(&database.app_url))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for expected in [
+        "Debit Credit",
+        "acquirer_clearing USD 12.50",
+        "merchant_payable USD 11.84",
+        "fee_revenue USD 0.66",
+        "merchant_payable USD 5.00",
+        "payouts_in_transit USD 1.00",
+        "Total USD 18.50 18.50",
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "no {expected:?} in:\n{text}");
+    }
+}
