@@ -43,51 +43,145 @@ fn retry(send: impl Fn() -> Response) -> Response {
     }
 }
 
+/// An operation that calls the processor, and what to look at afterwards.
+struct Operation {
+    name: &'static str,
+    /// The call of the processor that takes effect.
+    call: &'static str,
+    /// Makes what it needs; returns path and body.
+    prepare: fn(&Client) -> (String, Value),
+    /// Status of its success.
+    status: u16,
+    /// Available balance afterwards.
+    available: Option<&'static str>,
+}
+
+/// A charge of 12.50 USD; returns its path.
+fn charge(client: &Client, capture: bool) -> String {
+    let mut body = visa();
+    body["capture"] = json!(capture);
+    let id = client.charge(&fresh_key(), &body).expect(201).field("id");
+    format!("/v1/charges/{id}")
+}
+
+const OPERATIONS: [Operation; 5] = [
+    Operation {
+        name: "create",
+        call: "authorize",
+        prepare: |_| ("/v1/charges".to_owned(), visa()),
+        status: 201,
+        available: Some("11.84"),
+    },
+    Operation {
+        name: "capture",
+        call: "capture",
+        prepare: |client| (format!("{}/capture", charge(client, false)), json!({"amount": "10.00"})),
+        status: 200,
+        available: Some("9.41"),
+    },
+    Operation {
+        name: "cancel",
+        call: "void",
+        prepare: |client| (format!("{}/cancel", charge(client, false)), json!({})),
+        status: 200,
+        available: None,
+    },
+    Operation {
+        name: "refund",
+        call: "refund",
+        prepare: |client| {
+            let path = charge(client, true);
+            let body = json!({"charge_id": path.trim_start_matches("/v1/charges/"), "amount": "2.00"});
+            ("/v1/refunds".to_owned(), body)
+        },
+        status: 201,
+        available: Some("9.84"),
+    },
+    Operation {
+        name: "payout",
+        call: "payout",
+        prepare: |client| {
+            charge(client, true);
+            let body = json!({"amount": "2.00", "currency": "USD", "destination": "ba"});
+            ("/v1/payouts".to_owned(), body)
+        },
+        status: 201,
+        available: Some("9.84"),
+    },
+];
+
 #[test]
-fn a_charge_survives_a_kill_at_every_point() {
-    // Point, whether the retry finds the answer rather than finishing the request, authorizations that
-    // the processor saw.
-    for (point, replayed, calls) in [
+fn every_operation_survives_a_kill_at_every_point() {
+    // Point, whether the retry finds the answer rather than finishing the request, calls that the processor
+    // saw.
+    let points = [
         ("after_claim", false, 1),
         ("after_processor", false, 2),
         ("in_finish", false, 2),
         ("after_commit", true, 1),
-    ] {
-        let database = TestDatabase::new();
-        let journal = SandboxJournal::new();
-        let merchant = database.merchant();
-        let settings = [
-            ("ONCEPAY_LEASE_MS", "700"),
-            ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200"),
-            ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap()),
-        ];
+    ];
+    for operation in &OPERATIONS {
+        for (point, replayed, calls) in points {
+            let name = format!("{} {point}", operation.name);
+            let database = TestDatabase::new();
+            let journal = SandboxJournal::new();
+            let merchant = database.merchant();
+            let settings = [
+                ("ONCEPAY_LEASE_MS", "700"),
+                ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200"),
+                ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap()),
+            ];
+            let healthy = Process::start(&database, &settings);
+            let client = healthy.client.as_merchant(&merchant);
+            let (path, body) = (operation.prepare)(&client);
+            let (keys, seen) = (database.rows("idempotency_keys"), journal.calls().len());
 
-        let doomed = Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", point)]].concat());
-        let request = doomed
-            .client
-            .as_merchant(&merchant)
-            .request("POST", "/v1/charges")
-            .idempotency_key("k")
-            .json(&visa());
-        assert!(request.try_send().is_err(), "{point}: no answer can come");
-        assert!(doomed.was_killed(), "{point}");
-        assert_eq!(database.rows("idempotency_keys"), 1, "{point}: the claim is there");
+            let doomed = Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", point)]].concat());
+            let request =
+                doomed.client.as_merchant(&merchant).request("POST", &path).idempotency_key("k").json(&body);
+            assert!(request.try_send().is_err(), "{name}: no answer can come");
+            assert!(doomed.was_killed(), "{name}");
+            assert_eq!(database.rows("idempotency_keys"), keys + 1, "{name}: the claim is there");
 
-        let restarted = Process::start(&database, &settings);
-        let client = restarted.client.as_merchant(&merchant);
-        let answer = retry(|| client.charge("k", &visa())).expect(201);
-        assert_eq!(answer.is_replay(), replayed, "{point}");
-        assert_eq!(client.charge("k", &visa()).expect(201).body, answer.body, "{point}");
-
-        assert_eq!(database.rows("charges"), 1, "{point}");
-        assert_eq!(database.rows("journal_entries"), 1, "{point}");
-        assert_eq!(client.available("USD").as_deref(), Some("11.84"), "{point}");
-        let authorizations: Vec<_> =
-            journal.calls().into_iter().filter(|call| call["call"] == "authorize").collect();
-        assert_eq!(authorizations.len(), calls, "{point}");
-        let operations: HashSet<_> = authorizations.iter().map(|call| call["key"].to_string()).collect();
-        assert_eq!(operations.len(), 1, "{point}: one operation for the processor");
+            let answer = retry(|| client.send("POST", &path, "k", &body)).expect(operation.status);
+            assert_eq!(answer.is_replay(), replayed, "{name}");
+            let replay = client.send("POST", &path, "k", &body).expect(operation.status);
+            assert_eq!(replay.body, answer.body, "{name}");
+            if let Some(available) = operation.available {
+                assert_eq!(client.available("USD").as_deref(), Some(available), "{name}");
+            }
+            assert_eq!(database.rows("ledger_holds"), 0, "{name}");
+            let calls_seen = journal.calls().split_off(seen);
+            let effective: Vec<_> = calls_seen.iter().filter(|call| call["call"] == operation.call).collect();
+            assert_eq!(effective.len(), calls, "{name}");
+            let named: HashSet<_> = effective.iter().map(|call| call["key"].to_string()).collect();
+            assert_eq!(named.len(), 1, "{name}: one operation for the processor");
+        }
     }
+}
+
+#[test]
+fn a_kill_that_holds_money_holds_it_for_its_own_retry_only() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let settings = [("ONCEPAY_LEASE_MS", "700"), ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200")];
+    let healthy = Process::start(&database, &settings);
+    let client = healthy.client.as_merchant(&merchant);
+    charge(&client, true);
+    let payout = json!({"amount": "10.00", "currency": "USD", "destination": "ba"});
+    let doomed =
+        Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", "after_processor")]].concat());
+    let request = doomed
+        .client
+        .as_merchant(&merchant)
+        .request("POST", "/v1/payouts")
+        .idempotency_key("k")
+        .json(&payout);
+    assert!(request.try_send().is_err());
+    assert_eq!(client.available("USD").as_deref(), Some("1.84"), "set aside");
+    client.send("POST", "/v1/payouts", "other", &payout).expect_problem(422, "insufficient_balance");
+    retry(|| client.send("POST", "/v1/payouts", "k", &payout)).expect(201);
+    assert_eq!(client.available("USD").as_deref(), Some("1.84"));
 }
 
 #[test]

@@ -9,5 +9,6 @@ mod crashes;
 mod dev_command;
 mod ledger;
 mod migrations;
+mod model;
 mod openapi;
 mod races;
