@@ -36,6 +36,10 @@
 //! * … inside the finishing transaction: it's rolled back, and the same goes on as above.
 //! * … after it: the answer is stored, and the retry gets it.
 //!
+//! Captures, cancellations, refunds and payouts also *prepare*, in the transaction of the claim: they check what
+//! can be refused for good, and reserve what they need (a hold in the ledger, the charge itself), so that two of
+//! them can't both be let through to the processor where there is room for one.
+//!
 //! A `PATCH` of a charge changes only our own database, so claim, work and answer are one transaction
 //! ([`LocalOperation`](idempotency::LocalOperation)), and a crash leaves nothing to clean up.
 //!
@@ -45,13 +49,15 @@
 //! |---|---|---|
 //! | [`idempotency`] | runs a request at most once per key | charges, money |
 //! | [`ledger`] | posts balanced entries, computes balances | charges, HTTP, keys |
-//! | [`charges`] | one resource in one file: types, handlers, domain | how keys work |
+//! | [`charges`], [`refunds`], [`payouts`], [`disputes`] | a resource each: states, types, handlers, domain | how keys work |
+//! | [`ledger_api`], [`balance`], [`lists`], [`journal`] | the ledger and its lists as a merchant reads them | |
+//! | [`audit`] | checks that everything that must agree does | |
 //! | [`processor`] | who moves the money; the sandbox plays it | our database |
 //! | [`events`] | records state changes with the changes | who reads them |
-//! | [`auth`], [`merchants`] | whose request it is, what they pay | |
+//! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
-//! | [`server`], [`openapi`], [`request`], [`problems`], [`health`], [`balance`] | the HTTP around it | |
+//! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
 //! | [`db`], [`sql`], [`schema`] | the bounded pool, prepared statements, tables | the domain |
 //! | [`dev`], [`config`], [`faults`] | `oncepay dev`, settings, crash points for tests | |
 //!
@@ -65,7 +71,7 @@
 //! * **No connection is held while waiting** for anything but the database.
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
-//! * **Rows are locked in one order**: idempotency key, charge, ledger accounts by id. Money coming in
+//! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Money coming in
 //!   locks no account at all.
 //! * **Times that matter come from the database's clock**, so that instances needn't agree.
 //! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be

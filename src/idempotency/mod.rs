@@ -11,7 +11,7 @@
 //!    * [`LocalOperation`]: changes only our own database. Claim, work and answer are one transaction;
 //!      a crash leaves nothing behind.
 //!    * [`ExternalOperation`]: also calls the payment processor, which must not happen inside a
-//!      transaction. The claim is committed first, then the processor is called with a key derived from
+//!      transaction. The claim is committed first, together with a reservation of what the operation needs, then the processor is called with a key derived from
 //!      ours, then one transaction checks that the claim is still ours (the *fence*), writes
 //!      everything and stores the answer.
 //!
