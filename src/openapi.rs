@@ -18,9 +18,9 @@ use utoipa::openapi::{Ref, RefOr, Required};
 
 use crate::error::{CatalogueEntry, Code};
 
-/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for what goes through the
-/// idempotency engine, `problems!(Name, reading: …)` for what doesn't. Only the operation's own codes
-/// are listed.
+/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
+/// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
+/// operation's own codes are listed.
 macro_rules! problems {
     ($name:ident, $common:ident: $($code:ident),*) => {
         struct $name;
@@ -33,7 +33,7 @@ macro_rules! problems {
                 #[allow(unused_imports, reason = "some operations have no codes of their own")]
                 use $crate::error::Code;
                 $crate::openapi::problem_responses(
-                    $crate::openapi::$common,
+                    &$crate::openapi::$common(),
                     &[$(Code::$code),*],
                 )
             }
@@ -42,59 +42,16 @@ macro_rules! problems {
 }
 pub(crate) use problems;
 
-/// What every authenticated operation can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const reading: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyNotAllowed,
-    Code::DatabaseUnavailable,
-    Code::Internal,
-];
-
-/// What every list can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const listing: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyNotAllowed,
-    Code::ValidationFailed,
-    Code::DatabaseUnavailable,
-    Code::Internal,
-];
-
-/// What every read of operators can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const operating: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyRequired,
-    Code::DatabaseUnavailable,
-    Code::Internal,
-];
-
-/// What every list for operators can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const operating_listing: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyRequired,
-    Code::ValidationFailed,
-    Code::DatabaseUnavailable,
-    Code::Internal,
-];
-
-/// What every change by operators can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const operating_mutating: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyRequired,
+/// What a request with a merchant's key can be refused with.
+const MERCHANT: &[Code] =
+    &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyNotAllowed];
+/// What a request with an operator's key can be refused with.
+const OPERATOR: &[Code] =
+    &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyRequired];
+/// What a query string can be refused with.
+const QUERY: &[Code] = &[Code::ValidationFailed];
+/// What a request that goes through the idempotency engine can be refused with.
+const CHANGE: &[Code] = &[
     Code::BodyTimeout,
     Code::BodyTooLarge,
     Code::MediaTypeUnsupported,
@@ -104,31 +61,40 @@ pub(crate) const operating_mutating: &[Code] = &[
     Code::ValidationFailed,
     Code::IdempotencyKeyReused,
     Code::IdempotencyRequestInProgress,
-    Code::DatabaseUnavailable,
     Code::TransientConflict,
-    Code::Internal,
 ];
+/// What can happen to anybody.
+const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
 
-/// What every operation that goes through the idempotency engine can answer.
-#[expect(non_upper_case_globals, reason = "read as a word in problems!")]
-pub(crate) const mutating: &[Code] = &[
-    Code::ApiKeyMissing,
-    Code::ApiKeyInvalid,
-    Code::ApiKeyRevoked,
-    Code::OperatorKeyNotAllowed,
-    Code::BodyTimeout,
-    Code::BodyTooLarge,
-    Code::MediaTypeUnsupported,
-    Code::IdempotencyKeyMissing,
-    Code::IdempotencyKeyInvalid,
-    Code::JsonMalformed,
-    Code::ValidationFailed,
-    Code::IdempotencyKeyReused,
-    Code::IdempotencyRequestInProgress,
-    Code::DatabaseUnavailable,
-    Code::TransientConflict,
-    Code::Internal,
-];
+/// Reads of a merchant.
+pub(crate) fn reading() -> Vec<Code> {
+    [MERCHANT, ANY].concat()
+}
+
+/// Reads of a merchant with a query string.
+pub(crate) fn listing() -> Vec<Code> {
+    [MERCHANT, QUERY, ANY].concat()
+}
+
+/// Changes by a merchant.
+pub(crate) fn mutating() -> Vec<Code> {
+    [MERCHANT, CHANGE, ANY].concat()
+}
+
+/// Reads of an operator.
+pub(crate) fn operating() -> Vec<Code> {
+    [OPERATOR, ANY].concat()
+}
+
+/// Reads of an operator with a query string.
+pub(crate) fn operating_listing() -> Vec<Code> {
+    [OPERATOR, QUERY, ANY].concat()
+}
+
+/// Changes by an operator.
+pub(crate) fn operating_mutating() -> Vec<Code> {
+    [OPERATOR, CHANGE, ANY].concat()
+}
 
 /// Responses for `common` and `own` codes: one per status, with an example per code.
 pub(crate) fn problem_responses(common: &[Code], own: &[Code]) -> BTreeMap<String, RefOr<Response>> {

@@ -1,1 +1,2 @@
 DROP TABLE refunds;
+DROP FUNCTION refunds_refuse_transition();

@@ -19,5 +19,17 @@ COMMENT ON TABLE refunds IS 'A pending refund is one that the processor has been
 
 CREATE INDEX refunds_by_charge ON refunds (merchant_id, charge_id, id);
 
+CREATE FUNCTION refunds_refuse_transition() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF OLD.status <> 'pending' THEN
+        RAISE EXCEPTION 'a refund can''t become % when it is %', NEW.status, OLD.status
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'refunds_transition', TABLE = 'refunds';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refunds_transition BEFORE UPDATE OF status ON refunds
+    FOR EACH ROW WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION refunds_refuse_transition();
+
 GRANT SELECT, INSERT ON refunds TO oncepay_app;
 GRANT UPDATE (status) ON refunds TO oncepay_app;

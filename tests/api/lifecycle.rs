@@ -370,6 +370,53 @@ fn every_transition_that_is_not_in_the_table_is_refused() {
 }
 
 #[test]
+fn refunds_payouts_and_disputes_make_only_the_transitions_of_their_tables() {
+    let scene = Scene::new();
+    let charge = scene.charge(true);
+    scene.refund(&charge, "1.00").expect(201);
+    scene.payout("1.00").expect(201);
+    let id = charge.parse().unwrap();
+    disputes::open(&mut scene.database.as_app(), scene.merchant.id, id, None, Utc::now()).unwrap().unwrap();
+    let tables = [
+        ("refunds", vec!["pending", "succeeded"], vec![("pending", "succeeded")]),
+        (
+            "payouts",
+            vec!["pending", "in_transit", "paid", "failed"],
+            vec![("pending", "in_transit"), ("in_transit", "paid"), ("in_transit", "failed")],
+        ),
+        ("disputes", vec!["open", "won", "lost"], vec![("open", "won"), ("open", "lost")]),
+    ];
+    // What each state asks of the other columns.
+    let columns = |table: &str, status: &str| match (table, status) {
+        ("payouts", "paid" | "failed") => ", settled_at = now()",
+        ("payouts", _) => ", settled_at = NULL",
+        ("disputes", "open") => ", closed_at = NULL",
+        ("disputes", _) => ", closed_at = now()",
+        _ => "",
+    };
+    let mut superuser = scene.database.as_superuser();
+    for (table, states, allowed) in tables {
+        for from in &states {
+            for to in &states {
+                execute(&mut superuser, "BEGIN");
+                execute(&mut superuser, "SET LOCAL session_replication_role = 'replica'");
+                execute(
+                    &mut superuser,
+                    &format!("UPDATE {table} SET status = '{from}'{}", columns(table, from)),
+                );
+                execute(&mut superuser, "SET LOCAL session_replication_role = 'origin'");
+                execute(&mut superuser, "SET LOCAL ROLE oncepay_app");
+                let update = format!("UPDATE {table} SET status = '{to}'{}", columns(table, to));
+                let result = diesel::sql_query(&update).execute(&mut superuser);
+                execute(&mut superuser, "ROLLBACK");
+                let is_allowed = from == to || allowed.contains(&(*from, *to));
+                assert_eq!(result.is_ok(), is_allowed, "{table}: {from} to {to}: {result:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_state_and_its_columns_cannot_contradict() {
     let scene = Scene::new();
     scene.charge(false);
