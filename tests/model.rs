@@ -74,7 +74,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let index = 0usize..8;
-    let minor = 1u64..3_000;
+    // Multiples of 500 have fees that lie between two minor units, where the rounding shows.
+    let minor = prop_oneof![5 => 1u64..3_000, 1 => (1u64..6).prop_map(|n| n * 500)];
     let part = proptest::option::of(1u64..2_000);
     prop_oneof![
         4 => (minor.clone(), 0usize..3, 0usize..6, any::<bool>())
@@ -465,7 +466,8 @@ fn every_answer_and_every_balance_is_what_the_model_says() {
     let database = TestDatabase::new();
     let app = App::start(&database);
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    // Shrinking runs the case again each time; after two minutes it is small enough to read.
+    let config = Config { cases, failure_persistence: None, max_shrink_time: 120_000, ..Config::default() };
     let merchants = proptest::collection::vec(proptest::collection::vec(step(), 1..20), 1..=3);
     TestRunner::new(config)
         .run(&merchants, |merchants| {
