@@ -44,12 +44,12 @@ fn a_price_holds_from_its_time_on() {
     let path = format!("/v1/operator/merchants/{}/pricing", merchant.id);
     assert_eq!(client.charge("a", &visa()).expect(201).field("fee"), "0.66");
 
-    let soon = (chrono::Utc::now() + chrono::Duration::milliseconds(600)).to_rfc3339();
+    let soon = (chrono::Utc::now() + chrono::Duration::milliseconds(2_000)).to_rfc3339();
     let change = json!({"fee_rate": "0.1", "fee_fixed": "0", "effective_at": soon});
     let changed = operator.send("POST", &path, "k", &change).expect(201).json();
     assert_eq!(changed["prices"].as_array().unwrap().len(), 2);
     assert_eq!(client.charge("b", &visa()).expect(201).field("fee"), "0.66");
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
     assert_eq!(client.charge("c", &visa()).expect(201).field("fee"), "1.25");
     let now = json!({"fee_rate": "0", "fee_fixed": "0"});
     operator.send("POST", &path, "now", &now).expect(201);
