@@ -177,7 +177,7 @@ pub async fn list(
 ) -> Result<HttpResponse, Error> {
     let page = Parameters::read(request.query_string(), Parameters::page::<ApiKeyId>)?;
     let keys = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let query = api_keys::table
                 .filter(api_keys::merchant_id.eq(merchant.0))
                 .select(ApiKeyRow::as_select())

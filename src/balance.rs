@@ -26,6 +26,6 @@ problems!(GetProblems, reading:);
 )]
 #[get("/v1/balance")]
 pub async fn get(db: web::Data<Db>, merchant: AuthenticatedMerchant) -> Result<HttpResponse, Error> {
-    let balance = db.run(move |conn| ledger::balances(conn, merchant.0)).await?;
+    let balance = db.run_retrying(move |conn| ledger::balances(conn, merchant.0)).await?;
     Ok(HttpResponse::Ok().json(balance))
 }

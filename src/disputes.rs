@@ -216,7 +216,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<DisputeId>().map_err(|_| Error::DisputeNotFound)?;
-    let dispute = db.run(move |conn| DisputeRow::find(conn, merchant.0, id)?.into_dispute()).await?;
+    let dispute = db.run_retrying(move |conn| DisputeRow::find(conn, merchant.0, id)?.into_dispute()).await?;
     Ok(HttpResponse::Ok().json(dispute))
 }
 
@@ -242,7 +242,7 @@ pub async fn list(
         (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
     })?;
     let disputes = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let mut query = disputes::table
                 .filter(disputes::merchant_id.eq(merchant.0))
                 .select(DisputeRow::as_select())

@@ -120,7 +120,7 @@ pub async fn list_accounts(
 ) -> Result<HttpResponse, Error> {
     let page = Parameters::read(request.query_string(), Parameters::page::<AccountId>)?;
     let accounts = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let query = ledger_accounts::table
                 .filter(ledger_accounts::merchant_id.eq(merchant.0))
                 .select(AccountRow::as_select())
@@ -149,7 +149,7 @@ pub async fn get_account(
     merchant: AuthenticatedMerchant,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
-    let account = db.run(move |conn| AccountRow::find(conn, merchant.0, &id)).await?;
+    let account = db.run_retrying(move |conn| AccountRow::find(conn, merchant.0, &id)).await?;
     Ok(HttpResponse::Ok().json(account.into_account()))
 }
 
@@ -232,7 +232,7 @@ pub async fn list_postings(
 ) -> Result<HttpResponse, Error> {
     let page: Page<PostingKey> = Parameters::read(request.query_string(), Parameters::page)?;
     let postings = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let account = AccountRow::find(conn, merchant.0, &id)?;
             let (sql, PostingKey(entry, line)) = match page.cursor {
                 // Above every entry that there can be.
@@ -303,7 +303,7 @@ pub async fn get_account_balance(
 ) -> Result<HttpResponse, Error> {
     let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
     let balance = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let account = AccountRow::find(conn, merchant.0, &id)?;
             let query = match at {
                 None => statement::<Numeric>("SELECT ledger_balance({}, {})")
@@ -397,7 +397,7 @@ pub async fn list_entries(
     let (page, source) = Parameters::read(request.query_string(), |parameters| {
         (parameters.page::<JournalEntryId>(), parameters.optional_text("source"))
     })?;
-    let entries = db.run(move |conn| entries(conn, merchant.0, page, source)).await?;
+    let entries = db.run_retrying(move |conn| entries(conn, merchant.0, page, source.as_deref())).await?;
     Ok(HttpResponse::Ok().json(entries))
 }
 
@@ -406,7 +406,7 @@ pub fn entries(
     conn: &mut PgConnection,
     merchant: MerchantId,
     page: Page<JournalEntryId>,
-    source: Option<String>,
+    source: Option<&str>,
 ) -> Result<List<Entry>, Error> {
     let mut query = journal_entries::table
         .filter(journal_entries::merchant_id.eq(merchant))
@@ -438,7 +438,7 @@ pub async fn get_entry(
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<JournalEntryId>().map_err(|_| Error::JournalEntryNotFound)?;
     let entry = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let row = journal_entries::table
                 .find((merchant.0, id))
                 .select((journal_entries::id, journal_entries::source, journal_entries::created_at))
@@ -517,7 +517,7 @@ pub async fn get_trial_balance(
     request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
     let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
-    let trial_balance = db.run(move |conn| trial_balance(conn, merchant.0, at)).await?;
+    let trial_balance = db.run_retrying(move |conn| trial_balance(conn, merchant.0, at)).await?;
     Ok(HttpResponse::Ok().json(trial_balance))
 }
 

@@ -258,7 +258,7 @@ pub async fn list(
 ) -> Result<HttpResponse, Error> {
     let page = Parameters::read(request.query_string(), Parameters::page::<MerchantId>)?;
     let merchants = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let query = merchants::table.select(MerchantRow::as_select()).into_boxed();
             let rows: List<MerchantRow> = load_page!(conn, query, merchants::merchant_id, page)?;
             rows.try_map(|row| row.into_merchant(conn))
@@ -285,7 +285,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<MerchantId>().map_err(|_| Error::MerchantNotFound)?;
-    let merchant = db.run(move |conn| MerchantRow::find(conn, id)?.into_merchant(conn)).await?;
+    let merchant = db.run_retrying(move |conn| MerchantRow::find(conn, id)?.into_merchant(conn)).await?;
     Ok(HttpResponse::Ok().json(merchant))
 }
 

@@ -22,6 +22,6 @@ problems!(AuditProblems, operating:);
 )]
 #[get("/v1/operator/audit")]
 pub async fn audit_books(db: web::Data<Db>, _operator: AuthenticatedOperator) -> Result<HttpResponse, Error> {
-    let report = db.run(audit::run).await?;
+    let report = db.run_retrying(audit::run).await?;
     Ok(HttpResponse::Ok().json(report))
 }

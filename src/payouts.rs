@@ -306,7 +306,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<PayoutId>().map_err(|_| Error::PayoutNotFound)?;
-    let payout = db.run(move |conn| PayoutRow::find(conn, merchant.0, id)?.into_payout()).await?;
+    let payout = db.run_retrying(move |conn| PayoutRow::find(conn, merchant.0, id)?.into_payout()).await?;
     Ok(HttpResponse::Ok().json(payout))
 }
 
@@ -328,7 +328,7 @@ pub async fn list(
 ) -> Result<HttpResponse, Error> {
     let page = Parameters::read(request.query_string(), Parameters::page::<PayoutId>)?;
     let payouts = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let query = payouts::table
                 .filter(payouts::merchant_id.eq(merchant.0))
                 .select(PayoutRow::as_select())

@@ -298,7 +298,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<RefundId>().map_err(|_| Error::RefundNotFound)?;
-    let refund = db.run(move |conn| RefundRow::find(conn, merchant.0, id)?.into_refund()).await?;
+    let refund = db.run_retrying(move |conn| RefundRow::find(conn, merchant.0, id)?.into_refund()).await?;
     Ok(HttpResponse::Ok().json(refund))
 }
 
@@ -324,7 +324,7 @@ pub async fn list(
         (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
     })?;
     let refunds = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let mut query = refunds::table
                 .filter(refunds::merchant_id.eq(merchant.0))
                 .select(RefundRow::as_select())

@@ -33,7 +33,7 @@ pub async fn get(
 ) -> Result<HttpResponse, Error> {
     let id = id.parse::<ChargeId>().map_err(|_| Error::ChargeNotFound)?;
     let charge = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             charges::table
                 .find((merchant.0, id))
                 .select(ChargeRow::as_select())
@@ -82,7 +82,7 @@ pub async fn list(
             )
         })?;
     let charges = db
-        .run(move |conn| {
+        .run_retrying(move |conn| {
             let mut query = charges::table
                 .filter(charges::merchant_id.eq(merchant.0))
                 .select(ChargeRow::as_select())
@@ -93,7 +93,7 @@ pub async fn list(
             if let Some(currency) = currency {
                 query = query.filter(charges::currency.eq(currency.code()));
             }
-            if let Some(reference) = reference {
+            if let Some(reference) = &reference {
                 query = query.filter(charges::reference.eq(reference));
             }
             if let Some(from) = created.from {

@@ -342,7 +342,7 @@ impl Engine {
         request: &Arc<IdempotentRequest<O>>,
     ) -> Result<HttpResponse, Error> {
         let looking = Arc::clone(request);
-        match self.db.run(move |conn| store::find(conn, &looking.envelope)).await? {
+        match self.db.run_retrying(move |conn| store::find(conn, &looking.envelope)).await? {
             Found::Completed(answer) => Ok(self.respond(&request.envelope, answer, true)),
             _ => Err(Error::IdempotencyRequestInProgress),
         }

@@ -97,6 +97,28 @@ fn support_url(database: &TestDatabase) -> &str {
 }
 
 #[test]
+fn connections_that_died_are_replaced_without_a_client_noticing() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let path = format!("/v1/charges/{}", client.charge("first", &visa()).expect(201).field("id"));
+    let name = database.name();
+    let end_all = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+    );
+    for round in 0..3 {
+        // As after a restart of the database: every pooled connection is dead.
+        execute(&mut database.as_superuser(), &end_all);
+        client.get(&path).expect(200);
+        execute(&mut database.as_superuser(), &end_all);
+        client.charge(&format!("k{round}"), &visa()).expect(201);
+        execute(&mut database.as_superuser(), &end_all);
+        let patch = serde_json::json!({"description": round.to_string()});
+        client.send("PATCH", &path, &format!("p{round}"), &patch).expect(200);
+    }
+}
+
+#[test]
 fn a_request_during_an_outage_does_nothing_and_its_retry_succeeds() {
     let database = TestDatabase::new();
     let app = App::start_with(&database, |config| config.pool_timeout_ms = 300);
