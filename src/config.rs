@@ -99,3 +99,24 @@ impl Config {
         Duration::from_millis(self.processor_timeout_ms)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        let valid = || Config::for_database("postgres://h/d".into(), "m".repeat(32).into());
+        assert_eq!(valid().validate(), Ok(()));
+        let short_lease = Config { lease_ms: 10_499, ..valid() };
+        assert!(short_lease.validate().is_err_and(|error| error.contains("lease")));
+        let short_key = Config { master_key: "m".repeat(31).into(), ..valid() };
+        assert!(short_key.validate().is_err_and(|error| error.contains("master key")));
+    }
+
+    #[test]
+    fn secrets_do_not_show_when_settings_are_printed() {
+        let config = Config::for_database("postgres://u:hidden@h/d".into(), "hidden".repeat(6).into());
+        assert!(!format!("{config:?}").contains("hidden"));
+    }
+}

@@ -65,6 +65,9 @@ fn health_and_readiness_tell_apart_a_live_process_and_a_usable_one() {
     let app = App::start_with(&database, |config| config.pool_timeout_ms = 300);
     app.client.get("/healthz").expect(200);
     app.client.get("/readyz").expect(200);
+    // Some load balancers ask without wanting to read.
+    app.client.request("HEAD", "/healthz").send().expect(200);
+    app.client.request("HEAD", "/readyz").send().expect(200);
 
     cut_off(&database, true);
     app.client.get("/healthz").expect(200);
@@ -116,6 +119,29 @@ fn connections_that_died_are_replaced_without_a_client_noticing() {
         let patch = serde_json::json!({"description": round.to_string()});
         client.send("PATCH", &path, &format!("p{round}"), &patch).expect(200);
     }
+}
+
+#[test]
+fn a_database_that_became_read_only_is_an_outage_and_not_our_bug() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let name = database.name();
+    let read_only = |value: &str| {
+        let conn = &mut database.as_superuser();
+        execute(conn, "SET default_transaction_read_only = off");
+        execute(conn, &format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}"));
+        let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        execute(conn, end_all);
+    };
+    read_only("on");
+    client.charge("k", &visa()).expect_problem(503, "database_unavailable");
+    client.get("/readyz").expect_problem(503, "database_unavailable");
+    client.get("/v1/balance").expect(200);
+    read_only("off");
+    client.get("/readyz").expect(200);
+    client.charge("k", &visa()).expect(201);
+    assert_eq!(app.runs(), 1);
 }
 
 #[test]
