@@ -202,7 +202,7 @@ impl Operation for RevokeApiKey {
     }
 
     fn resource(&self) -> Resource {
-        self.id.map_or(Resource::None, |id| Resource::Existing("api_key", id.0))
+        Resource::named("api_key", self.id.map(|id| id.0))
     }
 }
 

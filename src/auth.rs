@@ -112,12 +112,21 @@ fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<(), Error
         // Only the holder of a real one learns that it was recognised.
         return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
     }
-    let revoked = operator_keys::table
+    must_be_live(is_operator_key_revoked(conn, key)?)
+}
+
+/// Whether an operator key was revoked; `None` if there is no such key.
+fn is_operator_key_revoked(conn: &mut PgConnection, key: &str) -> Result<Option<bool>, Error> {
+    Ok(operator_keys::table
         .filter(operator_keys::key_sha256.eq(key_sha256(key)))
         .select(operator_keys::revoked_at.is_not_null())
         .first::<bool>(conn)
-        .optional()?;
-    match revoked {
+        .optional()?)
+}
+
+/// Refuses a key that is unknown (`None`) or revoked.
+fn must_be_live(is_revoked: Option<bool>) -> Result<(), Error> {
+    match is_revoked {
         None => Err(Error::ApiKeyInvalid),
         Some(true) => Err(Error::ApiKeyRevoked),
         Some(false) => Ok(()),
@@ -138,25 +147,16 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
 
 fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
     if key.starts_with(OPERATOR_KEY_PREFIX) {
-        // Only somebody who holds a real one learns that it was recognised.
-        let known = operator_keys::table
-            .filter(operator_keys::key_sha256.eq(key_sha256(key)))
-            .filter(operator_keys::revoked_at.is_null())
-            .select(operator_keys::id)
-            .first::<Uuid>(conn)
-            .optional()?;
-        return Err(if known.is_some() { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
+        // Only somebody who holds a live one learns that it was recognised.
+        let is_live = is_operator_key_revoked(conn, key)? == Some(false);
+        return Err(if is_live { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
     }
     let merchant = merchant_of_key(key).ok_or(Error::ApiKeyInvalid)?;
-    let revoked = api_keys::table
+    let is_revoked = api_keys::table
         .filter(api_keys::merchant_id.eq(merchant))
         .filter(api_keys::key_sha256.eq(key_sha256(key)))
         .select(api_keys::revoked_at.is_not_null())
         .first::<bool>(conn)
         .optional()?;
-    match revoked {
-        None => Err(Error::ApiKeyInvalid),
-        Some(true) => Err(Error::ApiKeyRevoked),
-        Some(false) => Ok(merchant),
-    }
+    must_be_live(is_revoked).map(|()| merchant)
 }

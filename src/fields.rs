@@ -14,6 +14,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, FieldError};
 use crate::money::{Currency, Money, PlainAmount};
+use crate::time;
 
 /// Parses a JSON text. Beside what the grammar forbids, member names that repeat are refused (which of
 /// the two would have been meant?), and so is nesting deeper than 128 levels.
@@ -248,9 +249,9 @@ impl<'a> Fields<'a> {
     /// A time that may be left out or `null`.
     pub fn optional_time(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
         let text = self.optional_text(name, TEXT_MAX)?;
-        let time = DateTime::parse_from_rfc3339(&text).ok().map(|time| time.to_utc());
+        let time = time::parse(&text);
         if time.is_none() {
-            self.error(name, "must be an RFC 3339 time such as 2026-01-31T09:30:00Z");
+            self.error(name, time::FORMAT);
         }
         time
     }
@@ -350,7 +351,7 @@ impl<'a> Fields<'a> {
 }
 
 /// The JSON pointer (RFC 6901) to a member.
-fn pointer(path: &[&str]) -> String {
+pub(crate) fn pointer(path: &[&str]) -> String {
     path.iter().map(|name| format!("/{}", name.replace('~', "~0").replace('/', "~1"))).collect()
 }
 

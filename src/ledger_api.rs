@@ -185,6 +185,18 @@ pub struct Posting {
 type PostingRow = (JournalEntryId, i16, AccountId, String, String, Decimal, DateTime<Utc>);
 type PostingSql = (SqlUuid, SmallInt, SqlUuid, Text, Text, Numeric, Timestamptz);
 
+/// Selects a merchant's postings as [`PostingSql`]; the rest of the condition and the order follow.
+macro_rules! postings_where {
+    ($rest:literal) => {
+        concat!(
+            "SELECT p.entry_id, p.line, p.account_id, a.kind, p.currency, p.amount, p.created_at ",
+            "FROM postings p JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id ",
+            "WHERE p.merchant_id = {} AND ",
+            $rest
+        )
+    };
+}
+
 fn posting(
     (entry_id, line, account_id, account_kind, currency, amount, at): PostingRow,
 ) -> Result<Posting, Error> {
@@ -253,15 +265,15 @@ pub async fn list_postings(
     Ok(HttpResponse::Ok().json(postings))
 }
 
-const OLDER_POSTINGS: &str = "SELECT p.entry_id, p.line, p.account_id, a.kind, p.currency, p.amount, p.created_at \
-     FROM postings p JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id \
-     WHERE p.merchant_id = {} AND p.account_id = {} AND (p.entry_id, p.line) < ({}, {}) \
-     ORDER BY p.entry_id DESC, p.line DESC LIMIT {}";
+const OLDER_POSTINGS: &str = postings_where!(
+    "p.account_id = {} AND (p.entry_id, p.line) < ({}, {}) \
+     ORDER BY p.entry_id DESC, p.line DESC LIMIT {}"
+);
 
-const NEWER_POSTINGS: &str = "SELECT p.entry_id, p.line, p.account_id, a.kind, p.currency, p.amount, p.created_at \
-     FROM postings p JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id \
-     WHERE p.merchant_id = {} AND p.account_id = {} AND (p.entry_id, p.line) > ({}, {}) \
-     ORDER BY p.entry_id, p.line LIMIT {}";
+const NEWER_POSTINGS: &str = postings_where!(
+    "p.account_id = {} AND (p.entry_id, p.line) > ({}, {}) \
+     ORDER BY p.entry_id, p.line LIMIT {}"
+);
 
 /// The balance of an account.
 #[derive(Debug, Serialize, ToSchema)]
@@ -359,14 +371,10 @@ fn with_postings(
 ) -> Result<List<Entry>, Error> {
     use diesel::sql_types::Array;
     let ids: Vec<uuid::Uuid> = rows.data.iter().map(|(id, ..)| id.0).collect();
-    let lines = statement::<PostingSql>(
-        "SELECT p.entry_id, p.line, p.account_id, a.kind, p.currency, p.amount, p.created_at \
-         FROM postings p JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id \
-         WHERE p.merchant_id = {} AND p.entry_id = ANY ({}) ORDER BY p.entry_id, p.line",
-    )
-    .bind::<SqlUuid, _>(merchant)
-    .bind::<Array<SqlUuid>, _>(ids)
-    .load::<PostingRow>(conn)?;
+    let lines = statement::<PostingSql>(postings_where!("p.entry_id = ANY ({}) ORDER BY p.entry_id, p.line"))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Array<SqlUuid>, _>(ids)
+        .load::<PostingRow>(conn)?;
     let mut by_entry = std::collections::HashMap::<JournalEntryId, Vec<Posting>>::new();
     for line in lines {
         by_entry.entry(line.0).or_default().push(posting(line)?);

@@ -13,6 +13,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, FieldError};
+use crate::fields::pointer;
+use crate::time;
 
 /// Rows of a page, unless said otherwise.
 const LIMIT_DEFAULT: i64 = 20;
@@ -112,8 +114,7 @@ impl Parameters {
     }
 
     fn error(&mut self, name: &str, detail: impl Into<String>) {
-        let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
-        self.errors.push(FieldError { pointer, detail: detail.into() });
+        self.errors.push(FieldError { pointer: pointer(&[name]), detail: detail.into() });
     }
 
     /// A parameter of a type that can be parsed; `detail` says what it must be.
@@ -139,9 +140,9 @@ impl Parameters {
     /// A time.
     pub fn optional_time(&mut self, name: &str) -> Option<DateTime<Utc>> {
         let text = self.values.remove(name)?;
-        let time = DateTime::parse_from_rfc3339(&text).ok().map(|time| time.to_utc());
+        let time = time::parse(&text);
         if time.is_none() {
-            self.error(name, "must be an RFC 3339 time such as 2026-01-31T09:30:00Z");
+            self.error(name, time::FORMAT);
         }
         time
     }

@@ -322,7 +322,7 @@ impl Operation for ChangePricing {
     }
 
     fn resource(&self) -> Resource {
-        self.id.map_or(Resource::None, |id| Resource::Existing("merchant", id.0))
+        Resource::named("merchant", self.id.map(|id| id.0))
     }
 }
 

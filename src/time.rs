@@ -3,6 +3,14 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
+/// What a text must be that [`parse`] takes.
+pub const FORMAT: &str = "must be an RFC 3339 time such as 2026-01-31T09:30:00Z";
+
+/// Parses an RFC 3339 time of any offset.
+pub fn parse(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
+}
+
 /// A time that serializes as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub DateTime<Utc>);

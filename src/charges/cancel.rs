@@ -34,7 +34,7 @@ impl Operation for CancelCharge {
     }
 
     fn resource(&self) -> Resource {
-        self.id.map_or(Resource::None, |id| Resource::Existing("charge", id.0))
+        Resource::named("charge", self.id.map(|id| id.0))
     }
 }
 

@@ -160,6 +160,12 @@ struct Rules {
     vault: Vault,
 }
 
+impl Rules {
+    fn context<'a>(&'a self, envelope: &'a Envelope, claim: &'a Claim, now: DateTime<Utc>) -> Context<'a> {
+        Context { envelope, claim, now, vault: &self.vault }
+    }
+}
+
 /// What became of the attempt to begin.
 enum Begun<P> {
     /// The request is ours to execute.
@@ -288,8 +294,7 @@ impl Engine {
         claim: &Claim,
         prepared: O::Prepared,
     ) -> Result<Answer, Error> {
-        let context =
-            Context { envelope: &request.envelope, claim, now: claim.created_at, vault: &self.rules.vault };
+        let context = self.rules.context(&request.envelope, claim, claim.created_at);
         let calls = request.operation.perform(&*self.processor, &context, &prepared);
         // A panic is caught here, so that the lease is given up like after any other failure.
         let outcome =
@@ -306,8 +311,7 @@ impl Engine {
             .run_retrying(move |conn| {
                 conn.transaction(|conn| {
                     let now = store::lock(conn, &claim)?;
-                    let context =
-                        Context { envelope: &request.envelope, claim: &claim, now, vault: &rules.vault };
+                    let context = rules.context(&request.envelope, &claim, now);
                     let reply = settle(conn, &context, |conn| {
                         request.operation.finish(conn, &context, &prepared, &outcome)
                     })?;
@@ -359,7 +363,7 @@ fn claim<O: ExternalOperation>(
     let Some(claim) = store::claim(conn, envelope, O::NAME, operation.resource(), &rules.policy)? else {
         return Ok(None);
     };
-    let context = Context { envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
+    let context = rules.context(envelope, &claim, claim.created_at);
     if !O::RESERVES {
         let prepared = operation.prepare(conn, &context)?;
         return Ok(Some(Begun::Claimed(claim, prepared)));
@@ -384,8 +388,7 @@ fn take_over<O: ExternalOperation>(
     let Some(claim) = store::take_over(conn, &request.envelope, &rules.policy)? else {
         return Ok(None);
     };
-    let context =
-        Context { envelope: &request.envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
+    let context = rules.context(&request.envelope, &claim, claim.created_at);
     let prepared = request.operation.resume(conn, &context)?;
     Ok(Some(Begun::Claimed(claim, prepared)))
 }
@@ -412,7 +415,7 @@ fn execute_local<O: LocalOperation>(
             return Ok(None);
         };
         faults::reach("local_after_claim");
-        let context = Context { envelope, claim: &claim, now: claim.created_at, vault: &rules.vault };
+        let context = rules.context(envelope, &claim, claim.created_at);
         let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
         store::complete(conn, &claim, &reply)?;
         faults::reach("local_before_commit");

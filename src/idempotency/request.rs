@@ -67,6 +67,13 @@ pub enum Resource {
     Existing(&'static str, Uuid),
 }
 
+impl Resource {
+    /// The resource of this type that the path names; [`Resource::None`] if what the path holds is no id.
+    pub fn named(kind: &'static str, id: Option<Uuid>) -> Self {
+        id.map_or(Self::None, |id| Self::Existing(kind, id))
+    }
+}
+
 /// What an operation is read from.
 pub struct Input<'a, 'b> {
     /// Concrete path of the request.

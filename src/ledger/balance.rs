@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::db::Db;
 use crate::error::Error;
-use crate::ids::MerchantId;
+use crate::ids::{AccountId, MerchantId};
 use crate::money::Currency;
 use crate::schema::ledger_accounts;
 use crate::sql::statement;
@@ -106,13 +106,18 @@ pub fn roll_up(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Erro
         .filter(ledger_accounts::merchant_id.eq(merchant))
         .order(ledger_accounts::id)
         .select(ledger_accounts::id)
-        .load::<uuid::Uuid>(conn)?;
+        .load::<AccountId>(conn)?;
     for account in accounts {
-        statement::<()>("SELECT ledger_roll_up({}, {})")
-            .bind::<SqlUuid, _>(merchant)
-            .bind::<SqlUuid, _>(account)
-            .execute(conn)?;
+        roll_up_account(conn, merchant, account)?;
     }
+    Ok(())
+}
+
+fn roll_up_account(conn: &mut PgConnection, merchant: MerchantId, account: AccountId) -> Result<(), Error> {
+    statement::<()>("SELECT ledger_roll_up({}, {})")
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<SqlUuid, _>(account)
+        .execute(conn)?;
     Ok(())
 }
 
@@ -132,12 +137,9 @@ pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
          LIMIT 1000",
     )
     .bind::<BigInt, _>(DUE_POSTINGS)
-    .load::<(uuid::Uuid, uuid::Uuid)>(conn)?;
-    for (merchant, account) in &due {
-        statement::<()>("SELECT ledger_roll_up({}, {})")
-            .bind::<SqlUuid, _>(merchant)
-            .bind::<SqlUuid, _>(account)
-            .execute(conn)?;
+    .load::<(MerchantId, AccountId)>(conn)?;
+    for &(merchant, account) in &due {
+        roll_up_account(conn, merchant, account)?;
     }
     Ok(due.len())
 }
