@@ -168,9 +168,9 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "stuck_keys",
-        description: "keys in progress for longer than an hour after their lease has run out",
+        description: "requests that wait for an operator, or that nobody has worked on for an hour",
         query: "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \
-                AND lease_expires_at < clock_timestamp() - interval '1 hour'",
+                AND (parked_at IS NOT NULL OR lease_expires_at < clock_timestamp() - interval '1 hour')",
     },
     Check {
         name: "missing_events",

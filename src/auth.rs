@@ -85,15 +85,18 @@ impl FromRequest for AuthenticatedMerchant {
 ///
 /// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
 /// `api_key_invalid`, `api_key_revoked`, `database_unavailable`.
-#[derive(Clone, Copy, Debug)]
-pub struct AuthenticatedOperator;
+#[derive(Clone, Debug)]
+pub struct AuthenticatedOperator {
+    /// Name and id of the key, for records of who did what.
+    pub name: String,
+}
 
 impl AuthenticatedOperator {
     /// Authenticates `req`.
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
         let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
         let key = bearer(req)?.to_owned();
-        db.run_retrying(move |conn| authenticate_operator(conn, &key)).await.map(|()| Self)
+        db.run_retrying(move |conn| authenticate_operator(conn, &key)).await.map(|name| Self { name })
     }
 }
 
@@ -107,20 +110,28 @@ impl FromRequest for AuthenticatedOperator {
     }
 }
 
-fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<(), Error> {
+fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<String, Error> {
     if key.starts_with(API_KEY_PREFIX) {
         // Only the holder of a real one learns that it was recognised.
         return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
     }
-    must_be_live(is_operator_key_revoked(conn, key)?)
+    let found = find_operator_key(conn, key)?;
+    must_be_live(found.as_ref().map(|found| found.is_revoked))?;
+    Ok(found.map(|found| format!("{} ({})", found.name, found.id.as_simple())).unwrap_or_default())
 }
 
-/// Whether an operator key was revoked; `None` if there is no such key.
-fn is_operator_key_revoked(conn: &mut PgConnection, key: &str) -> Result<Option<bool>, Error> {
+#[derive(Queryable)]
+struct OperatorKey {
+    id: Uuid,
+    name: String,
+    is_revoked: bool,
+}
+
+fn find_operator_key(conn: &mut PgConnection, key: &str) -> Result<Option<OperatorKey>, Error> {
     Ok(operator_keys::table
         .filter(operator_keys::key_sha256.eq(key_sha256(key)))
-        .select(operator_keys::revoked_at.is_not_null())
-        .first::<bool>(conn)
+        .select((operator_keys::id, operator_keys::name, operator_keys::revoked_at.is_not_null()))
+        .first(conn)
         .optional()?)
 }
 
@@ -148,7 +159,7 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
 fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
     if key.starts_with(OPERATOR_KEY_PREFIX) {
         // Only somebody who holds a live one learns that it was recognised.
-        let is_live = is_operator_key_revoked(conn, key)? == Some(false);
+        let is_live = find_operator_key(conn, key)?.is_some_and(|found| !found.is_revoked);
         return Err(if is_live { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
     }
     let merchant = merchant_of_key(key).ok_or(Error::ApiKeyInvalid)?;

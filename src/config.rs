@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::idempotency::Timing;
+use crate::idempotency::recovery::Recovery;
 use crate::vault::MASTER_KEY_LENGTH_MIN;
 
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
 const LEASE_MARGIN_MS: u64 = 500;
+
+/// Requests that an instance recovers at the same time: few enough to leave most connections to clients.
+const RECOVERY_CONCURRENCY: u32 = 4;
 
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,6 +49,27 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub processor_timeout_ms: u64,
 
+    /// How often each instance looks for requests that died, in milliseconds
+    #[arg(long, env = "ONCEPAY_RECOVERY_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub recovery_interval_ms: u64,
+
+    /// How long a request whose attempt has failed is left to its client before the service finishes it by
+    /// itself, in milliseconds; doubles with each failure of its own
+    #[arg(long, env = "ONCEPAY_RECOVERY_DELAY_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub recovery_delay_ms: u64,
+
+    /// Attempts of the service's own to finish a request before it's parked for an operator
+    #[arg(long, env = "ONCEPAY_RECOVERY_ATTEMPTS_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub recovery_attempts_max: u32,
+
+    /// How often expired idempotency keys are cleaned up, in milliseconds
+    #[arg(long, env = "ONCEPAY_REAPER_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub reaper_interval_ms: u64,
+
+    /// How often the table of idempotency keys is measured for the metrics, in milliseconds
+    #[arg(long, env = "ONCEPAY_METRICS_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub metrics_interval_ms: u64,
+
     /// How often the ledger's checkpoints are moved up, in milliseconds
     #[arg(long, env = "ONCEPAY_ROLL_UP_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub roll_up_interval_ms: u64,
@@ -64,6 +90,11 @@ impl Config {
             pool_timeout_ms: 2_000,
             lease_ms: 30_000,
             processor_timeout_ms: 10_000,
+            recovery_interval_ms: 1_000,
+            recovery_delay_ms: 5_000,
+            recovery_attempts_max: 20,
+            reaper_interval_ms: 5_000,
+            metrics_interval_ms: 5_000,
             roll_up_interval_ms: 5_000,
             sandbox_journal: None,
         }
@@ -89,14 +120,18 @@ impl Config {
         Duration::from_millis(self.pool_timeout_ms)
     }
 
-    /// See [`lease_ms`](Self::lease_ms).
-    pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.lease_ms)
-    }
-
-    /// See [`processor_timeout_ms`](Self::processor_timeout_ms).
-    pub fn processor_timeout(&self) -> Duration {
-        Duration::from_millis(self.processor_timeout_ms)
+    /// How long things last in the idempotency engine.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            lease: Duration::from_millis(self.lease_ms),
+            processor_timeout: Duration::from_millis(self.processor_timeout_ms),
+            recovery: Recovery {
+                interval: Duration::from_millis(self.recovery_interval_ms),
+                delay: Duration::from_millis(self.recovery_delay_ms),
+                attempts_max: self.recovery_attempts_max,
+                concurrency: RECOVERY_CONCURRENCY,
+            },
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
+use crate::metrics::{Counted, Metrics};
 
 /// All migrations, built into the binary.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -37,12 +38,14 @@ pub struct Db {
     pool: Pool<ConnectionManager<PgConnection>>,
     permits: Arc<Semaphore>,
     acquire_timeout: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Db {
     /// A pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
     /// requests are answered 503.
-    pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration) -> Self {
+    pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        metrics.pool_size.set(size.into());
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
@@ -50,7 +53,7 @@ impl Db {
             .test_on_check_out(false)
             .connection_customizer(Box::new(SessionLimits))
             .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
-        Self { pool, permits: Arc::new(Semaphore::new(size as usize)), acquire_timeout }
+        Self { pool, permits: Arc::new(Semaphore::new(size as usize)), acquire_timeout, metrics }
     }
 
     /// Runs `work` with a connection on a blocking thread.
@@ -63,15 +66,18 @@ impl Db {
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let asked = Instant::now();
         let permit = tokio::time::timeout(self.acquire_timeout, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
             .map_err(Error::internal)?;
+        self.metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
+        let in_use = Counted::new(&self.metrics.pool_in_use);
         let pool = self.pool.clone();
         let work = web::block(move || {
             // Moved in, so that the permit outlives the use of the connection even if the caller is
             // dropped meanwhile.
-            let _permit = permit;
+            let (_permit, _in_use) = (permit, in_use);
             let mut conn = pool.get().map_err(|error| Error::DatabaseUnavailable(error.into()))?;
             let result = work(&mut conn);
             if matches!(result, Err(Error::DatabaseUnavailable(_))) {

@@ -121,9 +121,24 @@ codes! {
     IdempotencyKeyReused: "idempotency_key_reused", 422, false, false, "Idempotency key reused for another request",
         "This key was used before with another method, path, query or body. The first request stands, and this one was not executed.",
         "For a new operation use a new key. To retry the first one, send it exactly as before.";
+    IdempotencyKeyExpired: "idempotency_key_expired", 422, false, false, "Idempotency key expired",
+        "This key was used before, so long ago that its answer isn't kept any more. It is still remembered, so that a late retry can't execute the request a second time.",
+        "If this is a late retry, look up what became of it: `GET /v1/idempotency-keys/{key}` names the resource. For a new operation use a new key.";
     IdempotencyRequestInProgress: "idempotency_request_in_progress", 409, true, false, "The first request is still running",
-        "A request with this key is being executed at this moment. This one was not executed.",
-        "Wait as long as `Retry-After` says and send the same request again: it gets the first one's answer.";
+        "A request with this key is being executed at this moment, or waits to be. This one was not executed.",
+        "Wait as long as `Retry-After` says and send the same request again: it gets the first one's answer. With `Prefer: wait=N` it waits for that up to N seconds.";
+    IdempotencyKeyNotFound: "idempotency_key_not_found", 404, false, true, "No such idempotency key",
+        "This key was never used, or so long ago that it is forgotten.",
+        "Check the key. If a request was sent under it, it never arrived: send it again.";
+    IdempotencyKeyNotInProgress: "idempotency_key_not_in_progress", 409, false, true, "The request is finished",
+        "The request under this key has been answered, so there is nothing to retry or release.",
+        "Look at the key again.";
+    OperationNotFound: "operation_not_found", 404, false, true, "No such operation",
+        "There is no operation of this name.",
+        "Use one of those that `GET /v1/idempotency-policies` lists.";
+    DuplicateSuspected: "duplicate_suspected", 409, false, true, "Suspected duplicate",
+        "Another charge of the same amount, currency, payment method and reference was made a short time ago under another idempotency key, and the policy is to refuse that.",
+        "If the first charge is the one that you want, you have it: its id is in `Suspected-Duplicate-Of`. If you want both, send this one with another `reference` and a new key.";
     DatabaseUnavailable: "database_unavailable", 503, true, false, "Database unavailable",
         "The service couldn't reach its database in time.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
@@ -248,8 +263,26 @@ pub enum Error {
     ValidationFailed(Vec<FieldError>),
     #[error("This idempotency key was used before with another method, path, query or body.")]
     IdempotencyKeyReused,
-    #[error("A request with this idempotency key is still running.")]
-    IdempotencyRequestInProgress,
+    #[error("This idempotency key was used before, and its answer isn't kept any more.")]
+    IdempotencyKeyExpired,
+    #[error("{}", if *.is_parked {
+        "The request with this idempotency key couldn't be finished and waits for our operators."
+    } else {
+        "A request with this idempotency key is still running."
+    })]
+    IdempotencyRequestInProgress {
+        /// How long this one has waited.
+        waited_s: Option<u64>,
+        is_parked: bool,
+    },
+    #[error("There is no request with this idempotency key.")]
+    IdempotencyKeyNotFound,
+    #[error("The request with this idempotency key is finished.")]
+    IdempotencyKeyNotInProgress,
+    #[error("There is no such operation.")]
+    OperationNotFound,
+    #[error("This looks like a duplicate of {charge_id}.")]
+    DuplicateSuspected { charge_id: ChargeId },
     #[error("The database can't be reached at the moment.")]
     DatabaseUnavailable(Cause),
     #[error("The request collided with others; nothing was changed.")]
@@ -338,8 +371,13 @@ impl Error {
             Self::JsonMalformed(_) => Code::JsonMalformed,
             Self::ValidationFailed(_) => Code::ValidationFailed,
             Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+            Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
+            Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
+            Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
+            Self::OperationNotFound => Code::OperationNotFound,
+            Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
             // A lost claim means that another attempt owns the key right now.
-            Self::IdempotencyRequestInProgress | Self::ClaimLost => Code::IdempotencyRequestInProgress,
+            Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
             Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
@@ -365,6 +403,14 @@ impl Error {
     /// Whether this settles the request, so that it is kept and replayed.
     pub fn is_final(&self) -> bool {
         self.code().entry().is_final
+    }
+
+    /// Code and cause, for the log.
+    pub fn detailed(&self) -> String {
+        match self.cause() {
+            Some(cause) => format!("{}: {cause}", self.code().as_str()),
+            None => self.code().as_str().to_owned(),
+        }
     }
 
     /// What the log should say beside the code.
@@ -473,7 +519,7 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "generic_decline")]
     pub decline_code: Option<String>,
-    /// With `card_declined` and `insufficient_funds`: the failed charge.
+    /// With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the other one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub charge_id: Option<ChargeId>,
@@ -506,6 +552,7 @@ impl Problem {
                 problem.decline_code = Some("insufficient_funds".to_owned());
                 problem.charge_id = Some(*charge_id);
             }
+            Error::DuplicateSuspected { charge_id } => problem.charge_id = Some(*charge_id),
             _ => {}
         }
         problem
@@ -514,6 +561,11 @@ impl Problem {
 
 /// How long a client should wait before it retries.
 const RETRY_AFTER_S: &str = "1";
+/// The same where an operator has to do something first.
+const RETRY_AFTER_PARKED_S: &str = "60";
+
+/// Name of the header that tells which charge another looks like.
+pub const SUSPECTED_DUPLICATE_OF: &str = "Suspected-Duplicate-Of";
 
 impl Error {
     /// Headers that go with this error beside the content type.
@@ -523,9 +575,19 @@ impl Error {
                 vec![("WWW-Authenticate", "Bearer realm=\"oncepay\"".to_owned())]
             }
             Self::MethodNotAllowed { allow } => vec![("Allow", allow.clone())],
-            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid(_) | Self::IdempotencyKeyReused => {
+            Self::IdempotencyKeyMissing
+            | Self::IdempotencyKeyInvalid(_)
+            | Self::IdempotencyKeyReused
+            | Self::IdempotencyKeyExpired => {
                 vec![("Link", format!("<{}>; rel=\"describedby\"", self.code().entry().path()))]
             }
+            Self::IdempotencyRequestInProgress { waited_s, is_parked } => {
+                let retry_after = if *is_parked { RETRY_AFTER_PARKED_S } else { RETRY_AFTER_S };
+                let mut headers = vec![("Retry-After", retry_after.to_owned())];
+                headers.extend(waited_s.map(|seconds| ("Preference-Applied", format!("wait={seconds}"))));
+                headers
+            }
+            Self::DuplicateSuspected { charge_id } => vec![(SUSPECTED_DUPLICATE_OF, charge_id.to_string())],
             _ if self.code().entry().retryable && self.code().entry().status != 500 => {
                 vec![("Retry-After", RETRY_AFTER_S.to_owned())]
             }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -254,6 +255,24 @@ impl<'a> Fields<'a> {
             self.error(name, time::FORMAT);
         }
         time
+    }
+
+    /// A word that may be left out: one of a few.
+    pub fn optional_choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
+        let value = self.take(name)?;
+        let parsed = value.as_str().ok_or_else(|| "must be a string".to_owned()).and_then(str::parse);
+        parsed.map_err(|detail| self.error(name, detail)).ok()
+    }
+
+    /// An integer from `min` to `max` that may be left out.
+    pub fn optional_integer<T: TryFrom<u64>>(&mut self, name: &'static str, min: u64, max: u64) -> Option<T> {
+        let value = self.take(name)?;
+        let number = value.as_u64().filter(|number| (min..=max).contains(number));
+        let number = number.and_then(|number| T::try_from(number).ok());
+        if number.is_none() {
+            self.error(name, format!("must be an integer from {min} to {max}"));
+        }
+        number
     }
 
     /// A boolean that may be left out.

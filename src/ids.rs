@@ -114,6 +114,10 @@ id!(
     JournalEntryId, "je_"
 );
 id!(
+    /// A change of an idempotency policy.
+    PolicyChangeId, "pc_"
+);
+id!(
     /// An event: a recorded state change.
     EventId, "evt_"
 );

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use actix_web::{HttpResponse, web};
 use serde_json::json;
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
@@ -16,7 +17,8 @@ use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Required};
 
-use crate::error::{CatalogueEntry, Code};
+use crate::error::{CatalogueEntry, Code, Error};
+use crate::idempotency::{Engine, Policy, Registered};
 
 /// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
 /// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
@@ -60,6 +62,7 @@ const CHANGE: &[Code] = &[
     Code::JsonMalformed,
     Code::ValidationFailed,
     Code::IdempotencyKeyReused,
+    Code::IdempotencyKeyExpired,
     Code::IdempotencyRequestInProgress,
     Code::TransientConflict,
 ];
@@ -151,6 +154,7 @@ fn example(entry: &CatalogueEntry) -> serde_json::Value {
             problem["errors"] =
                 json!([{"pointer": "/amount", "detail": "must have at most 2 decimals in USD"}]);
         }
+        "duplicate_suspected" => problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into(),
         "card_declined" => declined(&mut problem, "generic_decline"),
         "insufficient_funds" => declined(&mut problem, "insufficient_funds"),
         _ => {}
@@ -185,6 +189,7 @@ fn string_header(description: &str) -> utoipa::openapi::header::Header {
         (name = "Disputes", description = "Charges that a customer contests."),
         (name = "Balance", description = "What the merchant has."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
+        (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
         (name = "API keys", description = "What authenticates the merchant."),
         (name = "Operators", description = "For the people who run the service; takes operator keys only."),
     ),
@@ -197,7 +202,7 @@ pub fn base() -> utoipa::openapi::OpenApi {
 }
 
 /// Adds to `document`, whose paths are complete, what all operations share.
-pub fn finish(document: &mut utoipa::openapi::OpenApi) {
+pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]) {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(
         "api_key",
@@ -237,21 +242,24 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi) {
         ];
         for (method, operation) in operations {
             if let Some(operation) = operation {
-                finish_operation(operation, method != HttpMethod::Get, scheme);
+                finish_operation(operation, scheme);
+                if method != HttpMethod::Get {
+                    let id = operation.operation_id.clone().unwrap_or_default();
+                    let name = id.strip_prefix("operator.").unwrap_or(&id);
+                    let registered = registered
+                        .iter()
+                        .find(|registered| registered.name == name)
+                        .unwrap_or_else(|| panic!("{id} of {path} must be among the server's operations"));
+                    finish_change(operation, registered);
+                }
             }
         }
     }
 }
 
-/// Operations that take an empty body for `{}`.
-const BODY_OPTIONAL: &[&str] = &["charges.capture", "charges.cancel"];
-
-fn finish_operation(operation: &mut Operation, is_mutating: bool, scheme: &str) {
+/// What all operations have in common.
+fn finish_operation(operation: &mut Operation, scheme: &str) {
     let id = operation.operation_id.clone().unwrap_or_default();
-    if let Some(RefOr::T(body)) = &mut operation.request_body {
-        body.required =
-            Some(if BODY_OPTIONAL.contains(&id.as_str()) { Required::False } else { Required::True });
-    }
     operation.security = Some(vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
     let parameters = operation.parameters.get_or_insert_default();
     parameters.push(
@@ -273,24 +281,46 @@ fn finish_operation(operation: &mut Operation, is_mutating: bool, scheme: &str) 
             parameters.push(parameter.build().into());
         }
     }
-    if is_mutating {
-        parameters.push(
-            header_parameter(
-                "Idempotency-Key",
-                "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
-                 structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
-            )
-            .required(Required::True)
-            .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
-            .build().into(),
-        );
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            let header = string_header("Names the request in our log.");
+            response.headers.insert("X-Request-Id".to_owned(), header.into());
+        }
     }
+}
+
+/// What all operations have in common that change something.
+fn finish_change(operation: &mut Operation, registered: &Registered) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.required = Some(if registered.body_optional { Required::False } else { Required::True });
+    }
+    let parameters = operation.parameters.get_or_insert_default();
+    parameters.push(
+        header_parameter(
+            "Idempotency-Key",
+            "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
+             structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
+        )
+        .required(Required::True)
+        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
+        .build()
+        .into(),
+    );
+    parameters.push(
+        header_parameter(
+            "Prefer",
+            "`wait=N`: if the first request with this key is still running, wait for its answer up to N seconds, at \
+             most as long as the policy allows (RFC 7240).",
+        )
+        .example(Some(json!("wait=10")))
+        .build()
+        .into(),
+    );
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
-        let header = string_header("Names the request in our log.");
-        response.headers.insert("X-Request-Id".to_owned(), header.into());
         let is_success = status.starts_with('2');
-        if is_mutating && (is_success || status == "402" || status == "404") {
+        let is_kept = is_success || status == "402" || status == "404";
+        if is_kept {
             for (name, description) in [
                 ("Idempotency-Key", "The key, without quotes."),
                 ("Idempotent-Replayed", "`true` when this is the stored answer of an earlier request."),
@@ -300,7 +330,45 @@ fn finish_operation(operation: &mut Operation, is_mutating: bool, scheme: &str) 
                 response.headers.insert(name.to_owned(), string_header(description).into());
             }
         }
+        if is_kept || status == "409" {
+            let description = "If the client asked to wait: the wait that was granted, `wait=N`.";
+            response.headers.insert("Preference-Applied".to_owned(), string_header(description).into());
+        }
     }
+    let extension = x_idempotency(registered, &Policy::default());
+    operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
+}
+
+/// Name of the extension that tells how an operation treats its keys.
+const X_IDEMPOTENCY: &str = "x-idempotency";
+
+fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value {
+    json!({
+        "operation": registered.name,
+        "shape": if registered.is_external() { "external" } else { "local" },
+        "policy": policy,
+    })
+}
+
+/// The document, with the policies that hold now. Needs no key.
+#[actix_web::get("/openapi.json")]
+pub async fn show(
+    document: web::Data<utoipa::openapi::OpenApi>,
+    engine: web::Data<Engine>,
+) -> Result<HttpResponse, Error> {
+    let mut document = document.as_ref().clone();
+    let items = document.paths.paths.values_mut();
+    let operations = items
+        .flat_map(|item| [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete])
+        .filter_map(|operation| operation.as_mut()?.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
+    for extension in operations {
+        let name = extension["operation"].as_str().unwrap_or_default().to_owned();
+        // The document can be read while the database can't; it then holds the default policies.
+        if let Ok(policy) = engine.policy(&name).await {
+            extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
+        }
+    }
+    Ok(HttpResponse::Ok().json(document))
 }
 
 fn header_parameter(name: &str, description: &str) -> ParameterBuilder {

@@ -1,13 +1,18 @@
 //! What surrounds every request: its id, its log line, and error answers in one form.
 
+use std::borrow::Cow;
+
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{HttpMessage, HttpRequest};
+use actix_web::{HttpMessage, HttpRequest, web};
+use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::metrics::Metrics;
 
 /// Name of the header that carries the request id.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -69,6 +74,14 @@ pub async fn context(
         response = response.into_response(answer);
     }
 
+    let route = response.request().match_pattern().unwrap_or_else(|| "unmatched".to_owned());
+    if let Some(metrics) = response.request().app_data::<web::Data<Metrics>>() {
+        let method = known_method(response.request().method());
+        let status = response.status();
+        metrics.http_requests.with_label_values(&[method, &route, status.as_str()]).inc();
+        metrics.http_seconds.with_label_values(&[method, &route]).observe(started.elapsed().as_secs_f64());
+    }
+
     let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
     response.headers_mut().insert(X_REQUEST_ID, header);
     log::info!(
@@ -77,6 +90,27 @@ pub async fn context(
         "{} {}", response.request().method(), response.request().path()
     );
     Ok(response)
+}
+
+/// The `n`-th segment of a path, counted from 0 and percent-decoded: of `/v1/charges/ch_1`, 2 is `ch_1`. Decoded
+/// after splitting, so that a slash that was encoded belongs to its segment.
+pub fn path_segment(path: &str, n: usize) -> Cow<'_, str> {
+    let segment = path.split('/').skip(1).nth(n).unwrap_or_default();
+    percent_decode_str(segment).decode_utf8_lossy()
+}
+
+/// A method's name, if it's one that we know: clients can make up others, and each would be a series.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// Writes the technical cause of an error to the log, at the level that it deserves.

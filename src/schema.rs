@@ -129,3 +129,32 @@ diesel::table! {
         created_at -> Timestamptz,
     }
 }
+
+diesel::table! {
+    idempotency_policies (operation) {
+        operation -> Text,
+        enforcement -> Text,
+        rollout_percent -> SmallInt,
+        ttl_seconds -> Integer,
+        tombstone_seconds -> Integer,
+        on_mismatch -> Text,
+        fingerprint -> Text,
+        on_expired -> Text,
+        wait_max_seconds -> SmallInt,
+        on_suspected_duplicate -> Text,
+        suspicion_window_seconds -> Integer,
+        updated_at -> Timestamptz,
+        updated_by -> Text,
+    }
+}
+
+diesel::table! {
+    idempotency_policy_changes (id) {
+        id -> Uuid,
+        operation -> Text,
+        changed_at -> Timestamptz,
+        changed_by -> Text,
+        before -> Jsonb,
+        after -> Jsonb,
+    }
+}

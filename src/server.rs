@@ -15,12 +15,13 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::config::Config;
 use crate::db::Db;
 use crate::error::Error;
-use crate::idempotency::{Engine, Policy};
+use crate::idempotency::{Engine, Registered};
+use crate::metrics::Metrics;
 use crate::processor::{Processor, Sandbox};
 use crate::vault::Vault;
 use crate::{
-    api_keys, balance, charges, disputes, health, ledger, ledger_api, merchants, openapi, operator, payouts,
-    problems, refunds, request,
+    api_keys, balance, charges, disputes, health, keys_api, ledger, ledger_api, merchants, metrics, openapi,
+    operator, payouts, policies_api, problems, refunds, request,
 };
 
 /// How long a stopping server waits for requests that are being handled.
@@ -51,6 +52,16 @@ fn api(config: &mut ServiceConfig) {
         .service(merchants::get)
         .service(merchants::change_pricing)
         .service(operator::audit_books)
+        .service(keys_api::get)
+        .service(keys_api::list)
+        .service(keys_api::get_any)
+        .service(keys_api::retry)
+        .service(keys_api::release)
+        .service(policies_api::list)
+        .service(policies_api::list_for_operators)
+        .service(policies_api::get)
+        .service(policies_api::replace)
+        .service(policies_api::list_changes)
         .service(balance::get)
         .service(ledger_api::list_accounts)
         .service(ledger_api::get_account)
@@ -61,11 +72,30 @@ fn api(config: &mut ServiceConfig) {
         .service(ledger_api::get_trial_balance);
 }
 
+/// The operations that change something.
+pub fn operations() -> Vec<Registered> {
+    vec![
+        Registered::external::<charges::create::CreateCharge>(),
+        Registered::external::<charges::capture::CaptureCharge>(),
+        Registered::external::<charges::cancel::CancelCharge>(),
+        Registered::local::<charges::update::UpdateCharge>(),
+        Registered::external::<refunds::CreateRefund>(),
+        Registered::external::<payouts::CreatePayout>(),
+        Registered::local::<api_keys::CreateApiKey>(),
+        Registered::local::<api_keys::RevokeApiKey>(),
+        Registered::local::<merchants::CreateMerchant>(),
+        Registered::local::<merchants::ChangePricing>(),
+        Registered::local::<keys_api::RetryKey>(),
+        Registered::local::<keys_api::ReleaseKey>(),
+        Registered::local::<policies_api::ReplacePolicy>(),
+    ]
+}
+
 /// The OpenAPI document of the API.
 pub fn document() -> OpenApi {
     let (_, mut document) =
         App::new().into_utoipa_app().openapi(openapi::base()).configure(api).split_for_parts();
-    openapi::finish(&mut document);
+    openapi::finish(&mut document, &operations());
     document
 }
 
@@ -106,13 +136,16 @@ impl Bound {
                     .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
             ),
         };
-        let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout());
-        let policy =
-            Policy { ttl: Policy::TTL, lease: config.lease(), processor_timeout: config.processor_timeout() };
-        let engine = Engine::new(db.clone(), processor, policy, Vault::new(config.master_key.clone()));
-        let roll_up_db = db.clone();
+        let metrics = Arc::new(Metrics::new());
+        let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), Arc::clone(&metrics));
+        let vault = Vault::new(config.master_key.clone());
+        let engine =
+            Engine::new(db.clone(), processor, vault, config.timing(), &operations(), Arc::clone(&metrics));
+        let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
         let document = document();
         let methods = Arc::new(methods_by_path(&document));
+        let document = web::Data::new(document);
+        let metrics = web::Data::from(metrics);
 
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
@@ -123,6 +156,8 @@ impl Bound {
             App::new()
                 .app_data(web::Data::new(db.clone()))
                 .app_data(web::Data::new(engine.clone()))
+                .app_data(document.clone())
+                .app_data(metrics.clone())
                 .wrap(from_fn(request::context))
                 .into_utoipa_app()
                 .configure(api)
@@ -134,7 +169,11 @@ impl Bound {
                 .service(web::redirect("/", "/docs/"))
                 .service(web::redirect("/docs", "/docs/"))
                 .service(web::redirect("/problems/", "/problems"))
-                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
+                .service(openapi::show)
+                .service(metrics::show)
+                .service(
+                    SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json")),
+                )
                 .default_service(web::to(move |req: HttpRequest| {
                     let error = unmatched(&req, &methods);
                     async move { Err::<HttpResponse, Error>(error) }
@@ -149,6 +188,12 @@ impl Bound {
         .listen(self.listener)
         .map_err(|error| format!("Can't start the server: {error}."))?
         .run();
+        workers_engine.start_workers(
+            operations(),
+            config.database_url.clone(),
+            Duration::from_millis(config.reaper_interval_ms),
+            Duration::from_millis(config.metrics_interval_ms),
+        );
         actix_web::rt::spawn(ledger::keep_rolling_up(
             roll_up_db,
             Duration::from_millis(config.roll_up_interval_ms),

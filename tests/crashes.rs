@@ -118,7 +118,7 @@ fn every_operation_survives_a_kill_at_every_point() {
         ("after_claim", false, 1),
         ("after_processor", false, 2),
         ("in_finish", false, 2),
-        ("after_commit", true, 1),
+        ("after_commit_before_response", true, 1),
     ];
     for operation in &OPERATIONS {
         for (point, replayed, calls) in points {
@@ -136,7 +136,10 @@ fn every_operation_survives_a_kill_at_every_point() {
             let (path, body) = (operation.prepare)(&client);
             let (keys, seen) = (database.rows("idempotency_keys"), journal.calls().len());
 
-            let doomed = Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", point)]].concat());
+            let doomed = Process::start(
+                &database,
+                &[&settings[..], &[("ONCEPAY_FAULT", &format!("kill:{point}"))]].concat(),
+            );
             let request =
                 doomed.client.as_merchant(&merchant).request("POST", &path).idempotency_key("k").json(&body);
             assert!(request.try_send().is_err(), "{name}: no answer can come");
@@ -170,7 +173,7 @@ fn a_kill_that_holds_money_holds_it_for_its_own_retry_only() {
     charge(&client, true);
     let payout = json!({"amount": "10.00", "currency": "USD", "destination": "ba"});
     let doomed =
-        Process::start(&database, &[&settings[..], &[("ONCEPAY_CRASH_AT", "after_processor")]].concat());
+        Process::start(&database, &[&settings[..], &[("ONCEPAY_FAULT", "kill:after_processor")]].concat());
     let request = doomed
         .client
         .as_merchant(&merchant)
@@ -186,9 +189,11 @@ fn a_kill_that_holds_money_holds_it_for_its_own_retry_only() {
 
 #[test]
 fn a_local_operation_survives_a_kill_at_every_point() {
-    for (point, replayed) in
-        [("local_after_claim", false), ("local_before_commit", false), ("local_after_commit", true)]
-    {
+    for (point, replayed) in [
+        ("local_after_claim", false),
+        ("local_before_commit", false),
+        ("local_after_commit_before_response", true),
+    ] {
         let database = TestDatabase::new();
         let merchant = database.merchant();
         let healthy = Process::start(&database, &[]);
@@ -196,7 +201,7 @@ fn a_local_operation_survives_a_kill_at_every_point() {
         let path = format!("/v1/charges/{}", client.charge("create", &visa()).expect(201).field("id"));
         let patch = json!({"description": "new"});
 
-        let doomed = Process::start(&database, &[("ONCEPAY_CRASH_AT", point)]);
+        let doomed = Process::start(&database, &[("ONCEPAY_FAULT", &format!("kill:{point}"))]);
         let request =
             doomed.client.as_merchant(&merchant).request("PATCH", &path).idempotency_key("k").json(&patch);
         assert!(request.try_send().is_err(), "{point}: no answer can come");

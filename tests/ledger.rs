@@ -67,7 +67,6 @@ fn the_services_role_cannot_break_the_ledger() {
         ("CREATE TABLE mine (id int)", "permission denied"),
         ("UPDATE charges SET amount = 1", "permission denied"),
         ("DELETE FROM charges", "permission denied"),
-        ("DELETE FROM idempotency_keys", "permission denied"),
         ("UPDATE merchant_pricing SET fee_rate = 0", "permission denied"),
         ("UPDATE api_keys SET key_sha256 = sha256('x')", "permission denied"),
         ("INSERT INTO operator_keys (name, key_sha256) VALUES ('x', sha256('x'))", "permission denied"),

@@ -1,5 +1,9 @@
 //! Creating a charge.
 //!
+//! A charge that looks like another one under another key (same amount, currency, payment method and reference, a
+//! short time ago) is *suspected* to be a duplicate: by a client that makes a new key per attempt instead of per
+//! payment. By policy it's made and the answer names the other one, or it's refused.
+//!
 //! The claim allocates the charge's id; the processor authorizes and, with `capture`, captures; one
 //! transaction then writes the charge, the journal entry, the event and the answer. If we die before the
 //! processor is called, nothing has happened; after it, the next attempt calls it again under the same
@@ -8,19 +12,24 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
 use async_trait::async_trait;
-use diesel::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Double, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
-use crate::error::Error;
-use crate::fields::{Metadata, TEXT_MAX};
+use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
+use crate::fields::{Fields, Metadata, TEXT_MAX, parse_json};
+use crate::idempotency::policy::OnSuspectedDuplicate;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, Operation, Reply, Resource,
+    Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, Operation, Policy, Reply,
+    Resource,
 };
 use crate::ids::ChargeId;
 use crate::money::{Currency, Money};
 use crate::openapi::problems;
 use crate::processor::{Authorization, Decision, PaymentMethod, Processor};
+use crate::sql::statement;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
@@ -100,11 +109,30 @@ impl ExternalOperation for CreateCharge {
     type Prepared = ();
     type Outcome = Authorization;
 
-    /// There is nothing to reserve: the charge comes into being when the processor has decided.
-    const RESERVES: bool = false;
+    /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
+    /// duplicate can only be refused before.
+    fn reserves(&self, policy: &Policy) -> bool {
+        self.is_suspicious(policy) && policy.on_suspected_duplicate == OnSuspectedDuplicate::Reject
+    }
 
-    fn prepare(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
-        Ok(())
+    /// Errors: `duplicate_suspected`, if the policy is to refuse those.
+    ///
+    /// Locks: with that policy, the reference.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
+        if !self.reserves(context.policy()) {
+            return Ok(());
+        }
+        let suspected = match self.find_alike(conn, context)? {
+            None => self.find_alike_in_progress(conn, context)?,
+            found => found,
+        };
+        match suspected {
+            None => Ok(()),
+            Some(charge_id) => {
+                context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
+                Err(Error::DuplicateSuspected { charge_id })
+            }
+        }
     }
 
     fn resume(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
@@ -174,13 +202,79 @@ impl ExternalOperation for CreateCharge {
                 "charge.authorized"
             }
         };
+        // Looked for before it's written: afterwards it would find itself.
+        let suspected =
+            if self.is_suspicious(context.policy()) { self.find_alike(conn, context)? } else { None };
         let charge = row.insert(conn, event)?;
-        Ok(Reply::json(StatusCode::CREATED, &charge)?
-            .header(KeptHeader::Location, format!("/v1/charges/{id}")))
+        let reply = Reply::json(StatusCode::CREATED, &charge)?
+            .header(KeptHeader::Location, format!("/v1/charges/{id}"));
+        Ok(match suspected {
+            None => reply,
+            Some(other) => {
+                context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
+                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
+            }
+        })
     }
 }
 
-problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, ProcessorUnavailable);
+impl CreateCharge {
+    /// Whether this charge can be told from another payment at all. Two without a reference can't: a customer may
+    /// well buy the same thing twice.
+    fn is_suspicious(&self, policy: &Policy) -> bool {
+        self.reference.is_some() && policy.suspicion_window_seconds > 0
+    }
+
+    /// The latest charge that looks like this one and hasn't failed or been canceled.
+    ///
+    /// Locks: the reference, until the transaction ends, so that of two such charges at the same time one sees the
+    /// other.
+    fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
+        let reference = self.reference.as_deref().unwrap_or_default();
+        statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 1)))")
+            .bind::<Text, _>(reference)
+            .bind::<SqlUuid, _>(context.merchant())
+            .execute(conn)?;
+        let found = statement::<SqlUuid>(
+            "SELECT id FROM charges \
+             WHERE merchant_id = {} AND reference = {} AND currency = {} AND amount = {} AND payment_method = {} \
+                 AND status NOT IN ('failed', 'canceled') AND id <> {} \
+                 AND created_at > clock_timestamp() - make_interval(secs => {}) \
+             ORDER BY id DESC LIMIT 1",
+        )
+        .bind::<SqlUuid, _>(context.merchant())
+        .bind::<Text, _>(reference)
+        .bind::<Text, _>(self.amount.currency().code())
+        .bind::<Numeric, _>(self.amount.amount())
+        .bind::<Text, _>(self.payment_method.to_string())
+        .bind::<SqlUuid, _>(context.resource_id()?)
+        .bind::<Double, _>(f64::from(context.policy().suspicion_window_seconds))
+        .get_result::<Uuid>(conn)
+        .optional()?;
+        Ok(found.map(ChargeId))
+    }
+
+    /// A charge that looks like this one and is being made at this moment, so that it isn't there yet.
+    fn find_alike_in_progress(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+    ) -> Result<Option<ChargeId>, Error> {
+        let mut others = context.others_in_progress(conn, Self::NAME)?.into_iter();
+        let alike = others.find(|(_, body)| {
+            let other = parse_json(body)
+                .and_then(|body| Fields::read(&body, |fields| Self::read(&mut Input { path: "", fields })));
+            other.is_ok_and(|other| {
+                other.reference == self.reference
+                    && other.amount == self.amount
+                    && other.payment_method == self.payment_method
+            })
+        });
+        Ok(alike.and_then(|(id, _)| id).map(ChargeId))
+    }
+}
+
+problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, ProcessorUnavailable);
 
 /// Create a charge
 ///
@@ -188,13 +282,19 @@ problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, ProcessorUn
 /// `Idempotency-Key`, however often the request is sent: a retry gets the first answer again, byte for
 /// byte, with `Idempotent-Replayed: true`. After a 503 send the same request again: it resumes the same
 /// charge under the same id. A decline is final for its key.
+///
+/// A charge with a `reference` whose amount, currency and payment method are those of another one that was made a
+/// short time ago under another key is suspected to be a duplicate: `Suspected-Duplicate-Of` names the other one,
+/// or, if the policy says so, the charge is refused with `duplicate_suspected`.
 #[utoipa::path(
     operation_id = "charges.create",
     tag = "Charges",
     request_body = CreateCharge,
     responses(
         (status = 201, description = "The charge was made. `status` is `succeeded`, `requires_capture` with `capture: false`, or `processing` when the processor will tell later.",
-            body = Charge, headers(("Location" = String, description = "Path of the charge"))),
+            body = Charge, headers(
+                ("Location" = String, description = "Path of the charge"),
+                ("Suspected-Duplicate-Of" = String, description = "Id of another charge of the same amount, currency, payment method and reference, made a short time ago under another key. Not on replays."))),
         CreateProblems
     ),
 )]

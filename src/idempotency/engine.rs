@@ -1,14 +1,15 @@
-//! The state machine: replay, refuse or execute.
+//! The state machine: replay, refuse, wait or execute.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpResponse;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 use futures_util::FutureExt;
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -16,14 +17,20 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::faults;
 use crate::ids::MerchantId;
+use crate::metrics::Metrics;
 use crate::processor::{Processor, ProcessorCall};
 use crate::request::log_cause;
 use crate::vault::Vault;
 
-use super::policy::Policy;
+use super::key::IdempotencyKey;
+use super::policy::{Enforcement, OnExpired, OnMismatch, Policies, Policy};
+use super::recovery::{Recovered, Recovery};
+use super::registry::Registered;
 use super::reply::Reply;
-use super::request::{Envelope, IdempotentRequest, Operation};
-use super::store::{self, Answer, Claim, Found};
+use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
+use super::store::{self, Answer, Claim, Life, Setback, Stored, Taker};
+use super::waiting::{Waiters, Woken};
+use super::{listen, reaper, recovery, status};
 
 /// How often the engine looks at a key that somebody else is claiming in a transaction that hasn't ended, or
 /// that changes between looking and claiming. With the pauses in between some 60 ms: enough for most
@@ -31,13 +38,18 @@ use super::store::{self, Answer, Claim, Found};
 /// request's) rather than being sent away.
 const LOOKS_MAX: u32 = 5;
 
+/// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock), the
+/// lease is started anew: it's only as long as the attempt may take, with little to spare.
+const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
+
 /// What an operation gets to know about its execution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     envelope: &'a Envelope,
     claim: &'a Claim,
     now: DateTime<Utc>,
-    vault: &'a Vault,
+    policy: &'a Policy,
+    engine: &'a Inner,
 }
 
 impl Context<'_> {
@@ -64,12 +76,37 @@ impl Context<'_> {
 
     /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
     pub fn secret(&self, purpose: &str, id: Uuid) -> String {
-        self.vault.derive(purpose, id)
+        self.engine.vault.derive(purpose, id)
+    }
+
+    /// The operation's policy.
+    pub fn policy(&self) -> &Policy {
+        self.policy
+    }
+
+    /// Who asks, if that is an operator.
+    pub fn actor(&self) -> &str {
+        self.envelope.actor.as_deref().unwrap_or("unknown")
+    }
+
+    /// Where the service counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.engine.metrics
+    }
+
+    /// Requests of this merchant for `operation` that are being executed, except this one: the resources that
+    /// they make, and their canonical bodies.
+    pub fn others_in_progress(
+        &self,
+        conn: &mut PgConnection,
+        operation: &'static str,
+    ) -> Result<Vec<(Option<Uuid>, Vec<u8>)>, Error> {
+        store::others_in_progress(conn, self.claim, operation)
     }
 
     /// `error` as an answer to this request.
     pub fn problem(&self, error: &Error) -> Result<Reply, Error> {
-        Reply::problem(error, &self.envelope.request_id, &self.envelope.path)
+        Reply::problem(error, &self.envelope.request_id, &self.envelope.content.path)
     }
 
     /// Names one step of this request towards the processor: the same in every attempt, another for
@@ -101,6 +138,7 @@ pub trait LocalOperation: Operation {
 ///
 /// ```text
 /// one transaction   claim, prepare        reserve what the call will use, or refuse for good
+///   (a takeover: take over, then resume)
 /// no transaction    perform               call the processor
 /// one transaction   lock (fence), finish  write what follows, release the reservation, store the answer
 /// ```
@@ -114,7 +152,9 @@ pub trait ExternalOperation: Operation {
 
     /// Whether [`prepare`](Self::prepare) uses the database. Without it the claim needs no transaction
     /// around it, which saves most of its round trips.
-    const RESERVES: bool = true;
+    fn reserves(&self, _policy: &Policy) -> bool {
+        true
+    }
 
     /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
     /// object), in the transaction of the first claim: so that two requests can't both be let through to
@@ -122,7 +162,7 @@ pub trait ExternalOperation: Operation {
     /// processor is never called; any other undoes the claim.
     fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
 
-    /// Finds the reservation of an earlier attempt again, in the transaction of a takeover.
+    /// Finds the reservation of an earlier attempt again, in a transaction after a takeover.
     fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
 
     /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
@@ -146,46 +186,252 @@ pub trait ExternalOperation: Operation {
     ) -> Result<Reply, Error>;
 }
 
+/// How long things last. Unlike [policies](Policy), the same for all operations.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long an attempt has the request to itself.
+    pub lease: Duration,
+    /// Longest time for the calls to the processor in one attempt. Below the lease, so that an attempt
+    /// that is merely slow gives up before another takes over.
+    pub processor_timeout: Duration,
+    /// How requests are finished whose clients don't come back.
+    pub recovery: Recovery,
+}
+
 /// Executes requests at most once per (merchant, key). Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+/// What all clones of an engine share.
+pub(super) struct Inner {
     db: Db,
     processor: Arc<dyn Processor>,
-    rules: Arc<Rules>,
-}
-
-/// What executions go by.
-struct Rules {
-    policy: Policy,
     vault: Vault,
+    timing: Timing,
+    metrics: Arc<Metrics>,
+    pub(super) policies: Policies,
+    pub(super) waiters: Waiters,
 }
 
-impl Rules {
-    fn context<'a>(&'a self, envelope: &'a Envelope, claim: &'a Claim, now: DateTime<Utc>) -> Context<'a> {
-        Context { envelope, claim, now, vault: &self.vault }
+impl Inner {
+    fn context<'a, O>(
+        &'a self,
+        request: &'a IdempotentRequest<O>,
+        claim: &'a Claim,
+        now: DateTime<Utc>,
+    ) -> Context<'a> {
+        Context { envelope: &request.envelope, claim, now, policy: &request.treatment.policy, engine: self }
     }
 }
 
-/// What became of the attempt to begin.
+/// What is to be done about a key.
+#[derive(Debug)]
+enum Decision {
+    /// It's new: claim it.
+    Claim,
+    /// It's free again: delete what is left, and claim it.
+    ClaimAfresh,
+    /// It's answered, with this.
+    Replay(Arc<Answer>),
+    /// It's another request's, but the policy says to replay that one's answer.
+    ReplayDespiteMismatch(Arc<Answer>),
+    /// It's another request's.
+    Mismatch,
+    /// It was answered too long ago.
+    Expired,
+    /// It's being worked on, or waits for an operator.
+    Running { is_parked: bool },
+    /// Nobody works on it any more: take it over.
+    TakeOver,
+}
+
+/// Decides what is to be done about a key for which `stored` was found. Checked in this order: free, other
+/// request, expired, running.
+fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
+    let Some(stored) = stored else { return Decision::Claim };
+    let is_free = match stored.life {
+        Life::Forgotten => true,
+        Life::Expired => policy.on_expired == OnExpired::Execute,
+        _ => false,
+    };
+    if is_free {
+        return Decision::ClaimAfresh;
+    }
+    let is_same = stored.is_same_request;
+    // The answer for one charge is never given for another.
+    let is_forgiven = policy.on_mismatch == OnMismatch::Replay && stored.is_same_path;
+    if !is_same && !is_forgiven {
+        return Decision::Mismatch;
+    }
+    match (stored.life, stored.answer) {
+        (Life::Expired, _) => Decision::Expired,
+        (_, Some(answer)) if is_same => Decision::Replay(answer),
+        (_, Some(answer)) => Decision::ReplayDespiteMismatch(answer),
+        // What was begun is finished as it was begun, so not by another request.
+        (Life::Abandoned, None) if is_same => Decision::TakeOver,
+        (life, None) => Decision::Running { is_parked: life == Life::Parked },
+    }
+}
+
+/// What came of trying a request.
+enum Tried {
+    /// It was executed just now.
+    Executed(Arc<Answer>),
+    /// It was executed before.
+    Replayed(Arc<Answer>),
+    /// Another one was executed before, whose answer has to do.
+    ReplayedDespiteMismatch(Arc<Answer>),
+    /// Another one was executed before.
+    Mismatch,
+    /// It was executed too long ago.
+    Expired,
+    /// It's being executed.
+    Running { is_parked: bool },
+    /// Any of the above, if the policy weren't just to observe.
+    Observed(&'static str),
+}
+
+impl Tried {
+    /// What a key that isn't ours to claim or take over leads to.
+    fn of(decision: Decision, enforcement: Enforcement) -> Self {
+        if enforcement != Enforcement::Enforce {
+            return Self::Observed(match decision {
+                Decision::Replay(_) => "observed_would_replay",
+                Decision::Mismatch | Decision::ReplayDespiteMismatch(_) => "observed_would_mismatch",
+                Decision::Expired => "observed_would_expire",
+                _ => "observed_would_conflict",
+            });
+        }
+        match decision {
+            Decision::Replay(answer) => Self::Replayed(answer),
+            Decision::ReplayDespiteMismatch(answer) => Self::ReplayedDespiteMismatch(answer),
+            Decision::Mismatch => Self::Mismatch,
+            Decision::Expired => Self::Expired,
+            Decision::Running { is_parked } => Self::Running { is_parked },
+            Decision::Claim | Decision::ClaimAfresh | Decision::TakeOver => {
+                Self::Running { is_parked: false }
+            }
+        }
+    }
+}
+
+/// What a look at a key led to.
+enum Look<T> {
+    /// It's ours, and this was done with it.
+    Ours(T),
+    /// It's not.
+    NotOurs(Decision),
+    /// Somebody else was faster, or hasn't committed yet: look again.
+    Again,
+}
+
+/// How an external request was begun.
 enum Begun<P> {
-    /// The request is ours to execute.
+    /// It was claimed, and this was reserved.
     Claimed(Claim, P),
-    /// It was refused for good just now.
-    Refused(Answer),
-    /// It was answered before.
-    Answered(Answer),
+    /// It was taken over.
+    TakenOver(Claim),
+    /// It was refused for good.
+    Refused(Arc<Answer>),
 }
 
 impl Engine {
-    /// An engine on `db` whose external operations call `processor` and whose secrets come from `vault`.
-    pub fn new(db: Db, processor: Arc<dyn Processor>, policy: Policy, vault: Vault) -> Self {
-        Self { db, processor, rules: Arc::new(Rules { policy, vault }) }
+    /// An engine on `db` for `operations`, whose external operations call `processor` and whose secrets come
+    /// from `vault`.
+    pub fn new(
+        db: Db,
+        processor: Arc<dyn Processor>,
+        vault: Vault,
+        timing: Timing,
+        operations: &[Registered],
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let policies = Policies::new(operations.iter().map(|operation| operation.name).collect());
+        let waiters = Waiters::new(metrics.waiters.clone());
+        Self { inner: Arc::new(Inner { db, processor, vault, timing, metrics, policies, waiters }) }
+    }
+
+    /// Starts what runs beside the requests: the copy of the policies, the recovery worker, the reaper, what
+    /// measures the table of keys, and a thread that listens to other instances with a connection of its own to
+    /// `url`.
+    pub fn start_workers(
+        &self,
+        operations: Vec<Registered>,
+        url: SecretString,
+        reaper_interval: Duration,
+        metrics_interval: Duration,
+    ) {
+        let engine = self.clone();
+        actix_web::rt::spawn(async move { engine.inner.policies.keep_fresh(&engine.inner.db).await });
+        actix_web::rt::spawn(recovery::keep_recovering(self.clone(), Arc::new(operations)));
+        actix_web::rt::spawn(reaper::keep_reaping(self.clone(), reaper_interval));
+        actix_web::rt::spawn(status::keep_sampling(self.clone(), metrics_interval));
+        listen::start(Arc::downgrade(&self.inner), url);
+    }
+
+    /// The pool.
+    pub(super) fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.inner.timing
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
+    /// The policy of an operation, from memory.
+    pub async fn policy(&self, operation: &str) -> Result<Arc<Policy>, Error> {
+        self.inner.policies.of(operation, &self.inner.db).await
+    }
+
+    /// The key to execute a request under, or `None` where it's to be executed without.
+    pub(super) fn admit<O: Operation>(
+        &self,
+        sent: Result<IdempotencyKey, Error>,
+        enforcement: Enforcement,
+        request_id: &str,
+    ) -> Result<Option<IdempotencyKey>, Error> {
+        let outcome = match (&sent, enforcement) {
+            (_, Enforcement::Off) => return Ok(None),
+            (Ok(_), _) => return sent.map(Some),
+            (Err(Error::IdempotencyKeyMissing), Enforcement::Enforce) => "missing",
+            (Err(_), Enforcement::Enforce) => "invalid",
+            (Err(Error::IdempotencyKeyMissing), Enforcement::Observe) => "observed_missing_key",
+            (Err(_), Enforcement::Observe) => "observed_invalid_key",
+        };
+        self.note(O::NAME, outcome, request_id, None, None);
+        if enforcement == Enforcement::Enforce { sent.map(Some) } else { Ok(None) }
+    }
+
+    /// Counts and logs a decision.
+    fn note(
+        &self,
+        operation: &'static str,
+        outcome: &'static str,
+        request_id: &str,
+        key: Option<&Envelope>,
+        attempt: Option<u32>,
+    ) {
+        self.inner.metrics.requests.with_label_values(&[operation, outcome]).inc();
+        if log::log_enabled!(target: "oncepay::idempotency", log::Level::Info) {
+            let key = key.map(|envelope| envelope.key.digest_for(envelope.merchant)).unwrap_or_default();
+            log::info!(
+                target: "oncepay::idempotency",
+                request_id, operation, outcome, attempt = attempt.unwrap_or_default(), key_hash = key.as_str();
+                "{outcome}"
+            );
+        }
     }
 
     /// Runs a local operation: claim, work and answer in one transaction.
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
-    /// `idempotency_request_in_progress`, those of the operation that aren't final,
+    /// `idempotency_key_expired`, `idempotency_request_in_progress`, those of the operation that aren't final,
     /// `transient_conflict`.
     ///
     /// Locks: an advisory lock on (merchant, key), then what the operation locks.
@@ -193,29 +439,7 @@ impl Engine {
         &self,
         request: IdempotentRequest<O>,
     ) -> Result<HttpResponse, Error> {
-        let request = Arc::new(request);
-        let rules = Arc::clone(&self.rules);
-        let work = Arc::clone(&request);
-        let (answer, replayed) = self.looking_again(move |conn| execute_local(conn, &work, &rules)).await?;
-        Ok(self.respond(&request.envelope, answer, replayed))
-    }
-
-    /// Runs `work` until it decides, a few times at the most, with no connection held in between.
-    async fn looking_again<T: Send + 'static>(
-        &self,
-        work: impl Fn(&mut PgConnection) -> Result<Option<T>, Error> + Send + Sync + 'static,
-    ) -> Result<T, Error> {
-        let work = Arc::new(work);
-        for look in 0..LOOKS_MAX {
-            if look > 0 {
-                tokio::time::sleep(Duration::from_millis(2 << look)).await;
-            }
-            let work = Arc::clone(&work);
-            if let Some(decided) = self.db.run_retrying(move |conn| work(conn)).await? {
-                return Ok(decided);
-            }
-        }
-        Err(Error::IdempotencyRequestInProgress)
+        self.drive(request, |engine, request| async move { engine.try_local(request).await }).await
     }
 
     /// Runs an external operation: committed claim, processor, finish in one fenced transaction.
@@ -223,95 +447,347 @@ impl Engine {
     /// It goes on when the client hangs up, so that the client's retry finds an answer.
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
-    /// `idempotency_request_in_progress`, `processor_unavailable`, those of the operation that aren't
-    /// final, `transient_conflict`. After each of them the same request can be sent again and goes on
-    /// where this one stopped.
+    /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, those of the
+    /// operation that aren't final, `transient_conflict`. After each of them but the second and third, the same
+    /// request can be sent again and goes on where this one stopped.
     ///
     /// Locks, in the finishing transaction: the key's row, then what the operation locks.
     pub async fn run_external<O: ExternalOperation>(
         &self,
         request: IdempotentRequest<O>,
     ) -> Result<HttpResponse, Error> {
-        let engine = self.clone();
-        actix_web::rt::spawn(async move { engine.execute_external(request).await })
-            .await
-            .unwrap_or_else(|error| Err(Error::internal(error)))
+        self.drive(request, |engine, request| async move {
+            actix_web::rt::spawn(async move { engine.try_external(request).await })
+                .await
+                .unwrap_or_else(|error| Err(Error::internal(error)))
+        })
+        .await
     }
 
-    async fn execute_external<O: ExternalOperation>(
+    /// Tries until there is an answer or the time to wait for one is over. No connection is held between two
+    /// tries, and if the client hangs up meanwhile, the wait ends.
+    async fn drive<O: Operation, F: Future<Output = Result<Tried, Error>>>(
+        &self,
+        mut request: IdempotentRequest<O>,
+        attempt: impl Fn(Self, IdempotentRequest<O>) -> F,
+    ) -> Result<HttpResponse, Error> {
+        let wait = request.treatment.wait;
+        let deadline = wait.map(|wait| Instant::now() + wait);
+        loop {
+            let envelope = &request.envelope;
+            let note = |outcome| self.note(O::NAME, outcome, &envelope.request_id, Some(envelope), None);
+            let tried = attempt(self.clone(), request.clone()).await.inspect_err(|_| note("failed"))?;
+            let is_parked = match tried {
+                Tried::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
+                Tried::Replayed(answer) => {
+                    note("replayed");
+                    return Ok(self.respond(&request, &answer, true));
+                }
+                Tried::ReplayedDespiteMismatch(answer) => {
+                    note("mismatch_replayed");
+                    log::warn!(
+                        request_id = envelope.request_id.as_str(), operation = O::NAME,
+                        key_hash = envelope.key.digest_for(envelope.merchant).as_str();
+                        "another request's answer was replayed, as the policy says"
+                    );
+                    return Ok(self.respond(&request, &answer, true));
+                }
+                Tried::Mismatch => {
+                    note("mismatch");
+                    return Err(Error::IdempotencyKeyReused);
+                }
+                Tried::Expired => {
+                    note("expired");
+                    return Err(Error::IdempotencyKeyExpired);
+                }
+                Tried::Observed(outcome) => {
+                    note(outcome);
+                    request = request.unkeyed();
+                    continue;
+                }
+                Tried::Running { is_parked } => is_parked,
+            };
+            if let (Some(deadline), false) = (deadline, is_parked) {
+                let inner = &self.inner;
+                match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
+                    Some(Woken::Answered(answer)) => {
+                        note("replayed");
+                        return Ok(self.respond(&request, &answer, true));
+                    }
+                    Some(Woken::Free) => continue,
+                    None => {}
+                }
+            }
+            note("in_progress");
+            return Err(Error::IdempotencyRequestInProgress {
+                waited_s: wait.map(|wait| wait.as_secs()),
+                is_parked,
+            });
+        }
+    }
+
+    /// Runs `work` until it isn't [`Look::Again`], a few times at the most, with no connection held in between.
+    async fn looking_again<T: Send + 'static>(
+        &self,
+        enforcement: Enforcement,
+        work: impl Fn(&mut PgConnection) -> Result<Look<T>, Error> + Send + Sync + 'static,
+    ) -> Result<Result<T, Tried>, Error> {
+        let work = Arc::new(work);
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                tokio::time::sleep(Duration::from_millis(2 << look)).await;
+            }
+            let work = Arc::clone(&work);
+            match self.inner.db.run_retrying(move |conn| work(conn)).await? {
+                Look::Ours(begun) => return Ok(Ok(begun)),
+                Look::NotOurs(decision) => return Ok(Err(Tried::of(decision, enforcement))),
+                Look::Again => {}
+            }
+        }
+        Ok(Err(Tried::of(Decision::Running { is_parked: false }, enforcement)))
+    }
+
+    /// Executes a local request, or finds out why not.
+    async fn try_local<O: LocalOperation>(&self, request: IdempotentRequest<O>) -> Result<Tried, Error> {
+        let (engine, work) = (self.clone(), request.clone());
+        let executed = self
+            .looking_again(request.treatment.enforcement, move |conn| engine.execute_local(conn, &work))
+            .await?;
+        let answer = match executed {
+            Ok(answer) => answer,
+            Err(tried) => return Ok(tried),
+        };
+        let envelope = &request.envelope;
+        self.inner.waiters.answered(envelope.merchant, &envelope.key, &answer);
+        self.note(O::NAME, "executed", &envelope.request_id, Some(envelope), Some(1));
+        faults::reach("local_after_commit_before_response");
+        Ok(Tried::Executed(answer))
+    }
+
+    /// One try of a local request.
+    fn execute_local<O: LocalOperation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Look<Arc<Answer>>, Error> {
+        let started = Instant::now();
+        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
+        let decision = decide(store::find(conn, envelope)?, policy);
+        if !matches!(decision, Decision::Claim | Decision::ClaimAfresh) {
+            // Local operations never commit an unfinished claim, so nothing of theirs can be taken over.
+            return Ok(Look::NotOurs(decision));
+        }
+        conn.transaction(|conn| {
+            let Some(claim) = self.claim(conn, request, matches!(decision, Decision::ClaimAfresh))? else {
+                return Ok(Look::Again);
+            };
+            self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
+            let claimed = Instant::now();
+            faults::reach("local_after_claim");
+            let context = self.inner.context(request, &claim, claim.created_at);
+            let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
+            store::complete(conn, &claim, &reply)?;
+            faults::reach("local_before_commit");
+            self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
+            Ok(Look::Ours(answer(envelope, &claim, reply)))
+        })
+    }
+
+    /// Claims a key that is new, or that was forgotten or may be (`afresh`; needs a transaction).
+    fn claim<O: Operation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        afresh: bool,
+    ) -> Result<Option<Claim>, Error> {
+        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
+        if afresh {
+            store::forget(conn, envelope, policy)?;
+        }
+        let resource = request.operation.resource();
+        let claim = store::claim(conn, envelope, O::NAME, resource, policy, self.inner.timing.lease)?;
+        if claim.is_none() {
+            faults::reach("after_conflict");
+        }
+        Ok(claim)
+    }
+
+    /// Executes an external request, or finds out why not.
+    async fn try_external<O: ExternalOperation>(
         &self,
         request: IdempotentRequest<O>,
-    ) -> Result<HttpResponse, Error> {
-        let request = Arc::new(request);
-        let envelope = &request.envelope;
-        let (claim, prepared) = match self.begin(&request).await? {
-            Begun::Answered(answer) => return Ok(self.respond(envelope, answer, true)),
-            Begun::Refused(answer) => return Ok(self.respond(envelope, answer, false)),
-            Begun::Claimed(claim, prepared) => (claim, prepared),
+    ) -> Result<Tried, Error> {
+        let begun = match self.begin(&request).await? {
+            Ok(begun) => begun,
+            Err(tried) => return Ok(tried),
+        };
+        let (claim, prepared) = match begun {
+            Begun::Refused(answer) => {
+                self.executed(&request, &answer, 1);
+                return Ok(Tried::Executed(answer));
+            }
+            Begun::Claimed(claim, prepared) => (claim, Some(prepared)),
+            Begun::TakenOver(claim) => (claim, None),
         };
         faults::reach("after_claim");
-        match self.attempt(&request, &claim, prepared).await {
+        match self.perform_and_finish(&request, &claim, prepared).await {
             Ok(answer) => {
-                faults::reach("after_commit");
-                Ok(self.respond(envelope, answer, false))
+                self.executed(&request, &answer, claim.attempt);
+                faults::reach("after_commit_before_response");
+                Ok(Tried::Executed(answer))
             }
             // The lease ran out and another attempt was faster. What we did here was rolled back, and
             // the client gets the winner's answer, if there is one yet.
             Err(Error::ClaimLost) => self.winners_answer(&request).await,
             Err(error) => {
-                let release = move |conn: &mut PgConnection| store::release(conn, &claim);
-                if let Err(error) = self.db.run(release).await {
-                    // Then the lease has to run out by itself.
-                    log_cause(&error, &envelope.request_id);
-                }
+                self.give_up(&claim, &request.envelope.request_id, &error, Taker::Client).await;
                 Err(error)
             }
         }
     }
 
-    /// Finds the answer, or claims the key and prepares.
-    async fn begin<O: ExternalOperation>(
-        &self,
-        request: &Arc<IdempotentRequest<O>>,
-    ) -> Result<Begun<O::Prepared>, Error> {
-        let request = Arc::clone(request);
-        let rules = Arc::clone(&self.rules);
-        self.looking_again(move |conn| match store::find(conn, &request.envelope)? {
-            Found::Completed(answer) => Ok(Some(Begun::Answered(answer))),
-            Found::Mismatch => Err(Error::IdempotencyKeyReused),
-            Found::Running => Err(Error::IdempotencyRequestInProgress),
-            Found::Nothing if O::RESERVES => conn.transaction(|conn| claim(conn, &request, &rules)),
-            Found::Nothing => claim(conn, &request, &rules),
-            Found::Abandoned => conn.transaction(|conn| take_over(conn, &request, &rules)),
-        })
-        .await
+    /// Tells everybody that a request has been executed.
+    fn executed<O: Operation>(&self, request: &IdempotentRequest<O>, answer: &Arc<Answer>, attempt: u32) {
+        let envelope = &request.envelope;
+        self.inner.waiters.answered(envelope.merchant, &envelope.key, answer);
+        self.note(O::NAME, "executed", &envelope.request_id, Some(envelope), Some(attempt));
     }
 
-    /// Calls the processor and writes what follows.
-    async fn attempt<O: ExternalOperation>(
+    /// Gives the lease up after a failure. Returns whether the request is parked now.
+    async fn give_up(&self, claim: &Claim, request_id: &str, error: &Error, taker: Taker) -> bool {
+        let recovery = self.inner.timing.recovery;
+        let setback = Setback {
+            error: error.code().as_str(),
+            recover_in: recovery.backoff(claim.recoveries),
+            park: taker == Taker::Recovery && recovery.is_last(claim.recoveries),
+        };
+        let released = claim.clone();
+        let release = self.inner.db.run(move |conn| store::release(conn, &released, setback)).await;
+        if let Err(error) = release {
+            // Then the lease has to run out by itself.
+            log_cause(&error, request_id);
+        }
+        self.inner.waiters.freed(claim.merchant, &claim.key);
+        setback.park
+    }
+
+    /// Finds the answer, or claims the key and prepares, or takes it over.
+    async fn begin<O: ExternalOperation>(
         &self,
-        request: &Arc<IdempotentRequest<O>>,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Result<Begun<O::Prepared>, Tried>, Error> {
+        let (engine, work) = (self.clone(), request.clone());
+        let enforcement = request.treatment.enforcement;
+        self.looking_again(enforcement, move |conn| engine.look_external(conn, &work)).await
+    }
+
+    /// One look at the key of an external request.
+    fn look_external<O: ExternalOperation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Look<Begun<O::Prepared>>, Error> {
+        let started = Instant::now();
+        let Treatment { policy, enforcement, .. } = &request.treatment;
+        let look = match decide(store::find(conn, &request.envelope)?, policy) {
+            Decision::Claim if request.operation.reserves(policy) => {
+                conn.transaction(|conn| self.claim_and_prepare(conn, request, false))
+            }
+            Decision::Claim => self.claim_and_prepare(conn, request, false),
+            Decision::ClaimAfresh => conn.transaction(|conn| self.claim_and_prepare(conn, request, true)),
+            Decision::TakeOver if *enforcement == Enforcement::Enforce => {
+                let taken = self.take_over(conn, request, Taker::Client)?;
+                Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::TakenOver(claim))))
+            }
+            decision => return Ok(Look::NotOurs(decision)),
+        }?;
+        self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(look)
+    }
+
+    fn take_over<O: Operation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        taker: Taker,
+    ) -> Result<Option<Claim>, Error> {
+        let policy = &request.treatment.policy;
+        let claim = store::take_over(conn, &request.envelope, taker, policy, self.inner.timing.lease)?;
+        match &claim {
+            Some(_) => self.inner.metrics.takeovers.inc(),
+            None => faults::reach("after_conflict"),
+        }
+        Ok(claim)
+    }
+
+    /// Claims a key and reserves what its request needs: both, or a stored refusal.
+    fn claim_and_prepare<O: ExternalOperation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        afresh: bool,
+    ) -> Result<Look<Begun<O::Prepared>>, Error> {
+        let started = Instant::now();
+        let Some(claim) = self.claim(conn, request, afresh)? else {
+            return Ok(Look::Again);
+        };
+        let context = self.inner.context(request, &claim, claim.created_at);
+        if !request.operation.reserves(&request.treatment.policy) {
+            let prepared = request.operation.prepare(conn, &context)?;
+            return Ok(Look::Ours(Begun::Claimed(claim, prepared)));
+        }
+        match conn.transaction(|conn| request.operation.prepare(conn, &context)) {
+            Ok(prepared) => {
+                self.renew_if_old(conn, &claim, started)?;
+                Ok(Look::Ours(Begun::Claimed(claim, prepared)))
+            }
+            Err(error) if error.is_final() => {
+                let reply = context.problem(&error)?;
+                store::complete(conn, &claim, &reply)?;
+                Ok(Look::Ours(Begun::Refused(answer(&request.envelope, &claim, reply))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), Error> {
+        if since.elapsed() > LEASE_AGE_MAX {
+            store::renew(conn, claim, self.inner.timing.lease)?;
+        }
+        Ok(())
+    }
+
+    /// Calls the processor and writes what follows. Without `prepared`, finds that first.
+    async fn perform_and_finish<O: ExternalOperation>(
+        &self,
+        request: &IdempotentRequest<O>,
         claim: &Claim,
-        prepared: O::Prepared,
-    ) -> Result<Answer, Error> {
-        let context = self.rules.context(&request.envelope, claim, claim.created_at);
-        let calls = request.operation.perform(&*self.processor, &context, &prepared);
+        prepared: Option<O::Prepared>,
+    ) -> Result<Arc<Answer>, Error> {
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => self.resume(request, claim).await?,
+        };
+        faults::reach("before_processor");
+        let context = self.inner.context(request, claim, claim.created_at);
+        let calls = request.operation.perform(&*self.inner.processor, &context, &prepared);
         // A panic is caught here, so that the lease is given up like after any other failure.
-        let outcome =
-            tokio::time::timeout(self.rules.policy.processor_timeout, AssertUnwindSafe(calls).catch_unwind())
-                .await
-                .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
-                .map_err(|_| Error::internal("the operation panicked"))??;
+        let timeout = self.inner.timing.processor_timeout;
+        let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(calls).catch_unwind())
+            .await
+            .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
+            .map_err(|_| Error::internal("the operation panicked"))??;
         faults::reach("after_processor");
 
-        let request = Arc::clone(request);
-        let claim = claim.clone();
-        let rules = Arc::clone(&self.rules);
-        self.db
+        let started = Instant::now();
+        let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
+        let finished = self
+            .inner
+            .db
             .run_retrying(move |conn| {
                 conn.transaction(|conn| {
                     let now = store::lock(conn, &claim)?;
-                    let context = rules.context(&request.envelope, &claim, now);
+                    let context = engine.inner.context(&request, &claim, now);
                     let reply = settle(conn, &context, |conn| {
                         request.operation.finish(conn, &context, &prepared, &outcome)
                     })?;
@@ -320,111 +796,132 @@ impl Engine {
                     Ok(answer(&request.envelope, &claim, reply))
                 })
             })
-            .await
+            .await;
+        match &finished {
+            Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
+            Err(Error::ClaimLost) => self.inner.metrics.fenced_commits.inc(),
+            Err(_) => {}
+        }
+        finished
     }
 
-    fn respond(&self, envelope: &Envelope, answer: Answer, replayed: bool) -> HttpResponse {
-        let mut response = HttpResponse::build(answer.reply.status);
-        let (headers, body) = answer.reply.unseal(&self.rules.vault);
-        for (name, value) in headers {
-            response.insert_header((name, value));
-        }
-        response.insert_header(("Idempotency-Key", envelope.key.as_str()));
-        response.insert_header(("Idempotent-Replayed", if replayed { "true" } else { "false" }));
-        // An HTTP date, as in `Expires` (RFC 9110, section 5.6.7).
-        let expires = answer.expires_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        response.insert_header(("Idempotency-Expires", expires));
-        if replayed {
-            response.insert_header(("Original-Request-Id", answer.request_id));
-        }
-        response.body(body)
+    /// Finds what an earlier attempt has reserved.
+    async fn resume<O: ExternalOperation>(
+        &self,
+        request: &IdempotentRequest<O>,
+        claim: &Claim,
+    ) -> Result<O::Prepared, Error> {
+        let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
+        let taken = Instant::now();
+        self.inner
+            .db
+            .run_retrying(move |conn| {
+                conn.transaction(|conn| {
+                    let context = engine.inner.context(&request, &claim, claim.created_at);
+                    let prepared = request.operation.resume(conn, &context)?;
+                    engine.renew_if_old(conn, &claim, taken)?;
+                    Ok(prepared)
+                })
+            })
+            .await
     }
 
     /// What the attempt that took our claim over has made of the request.
     async fn winners_answer<O: ExternalOperation>(
         &self,
-        request: &Arc<IdempotentRequest<O>>,
-    ) -> Result<HttpResponse, Error> {
-        let looking = Arc::clone(request);
-        match self.db.run_retrying(move |conn| store::find(conn, &looking.envelope)).await? {
-            Found::Completed(answer) => Ok(self.respond(&request.envelope, answer, true)),
-            _ => Err(Error::IdempotencyRequestInProgress),
+        request: &IdempotentRequest<O>,
+    ) -> Result<Tried, Error> {
+        let looking = Arc::clone(&request.envelope);
+        let stored = self.inner.db.run_retrying(move |conn| store::find(conn, &looking)).await?;
+        Ok(match decide(stored, &request.treatment.policy) {
+            Decision::Replay(answer) => Tried::Replayed(answer),
+            _ => Tried::Running { is_parked: false },
+        })
+    }
+
+    /// Finishes a stored request that died, for the recovery worker.
+    pub(super) async fn recover<O: ExternalOperation>(&self, envelope: Envelope) -> Recovered {
+        let request_id = envelope.request_id.clone();
+        match self.take_over_and_finish::<O>(envelope).await {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                log_cause(&error, &request_id);
+                Recovered::Failed
+            }
         }
     }
-}
 
-/// Claims an unused key and prepares: both, or a stored refusal. `None` when somebody else was faster.
-fn claim<O: ExternalOperation>(
-    conn: &mut PgConnection,
-    request: &IdempotentRequest<O>,
-    rules: &Rules,
-) -> Result<Option<Begun<O::Prepared>>, Error> {
-    let (envelope, operation) = (&request.envelope, &request.operation);
-    let Some(claim) = store::claim(conn, envelope, O::NAME, operation.resource(), &rules.policy)? else {
-        return Ok(None);
-    };
-    let context = rules.context(envelope, &claim, claim.created_at);
-    if !O::RESERVES {
-        let prepared = operation.prepare(conn, &context)?;
-        return Ok(Some(Begun::Claimed(claim, prepared)));
-    }
-    match conn.transaction(|conn| operation.prepare(conn, &context)) {
-        Ok(prepared) => Ok(Some(Begun::Claimed(claim, prepared))),
-        Err(error) if error.is_final() => {
-            let reply = context.problem(&error)?;
-            store::complete(conn, &claim, &reply)?;
-            Ok(Some(Begun::Refused(answer(envelope, &claim, reply))))
-        }
-        Err(error) => Err(error),
-    }
-}
+    async fn take_over_and_finish<O: ExternalOperation>(
+        &self,
+        envelope: Envelope,
+    ) -> Result<Recovered, Error> {
+        let policy = self.policy(O::NAME).await?;
+        let lease = self.inner.timing.lease;
+        let taking = (envelope.clone(), Arc::clone(&policy));
+        // Taken over before it's read: a request that can't be read must count as tried.
+        let taken = self
+            .inner
+            .db
+            .run_retrying(move |conn| store::take_over(conn, &taking.0, Taker::Recovery, &taking.1, lease))
+            .await?;
+        let Some(claim) = taken else { return Ok(Recovered::Lost) };
+        self.inner.metrics.takeovers.inc();
 
-/// Takes over an abandoned request where it was left. `None` when somebody else was faster.
-fn take_over<O: ExternalOperation>(
-    conn: &mut PgConnection,
-    request: &IdempotentRequest<O>,
-    rules: &Rules,
-) -> Result<Option<Begun<O::Prepared>>, Error> {
-    let Some(claim) = store::take_over(conn, &request.envelope, &rules.policy)? else {
-        return Ok(None);
-    };
-    let context = rules.context(&request.envelope, &claim, claim.created_at);
-    let prepared = request.operation.resume(conn, &context)?;
-    Ok(Some(Begun::Claimed(claim, prepared)))
-}
-
-/// One try of a local request: its answer, and whether that is a replay. `None` when somebody else was
-/// faster.
-fn execute_local<O: LocalOperation>(
-    conn: &mut PgConnection,
-    request: &IdempotentRequest<O>,
-    rules: &Rules,
-) -> Result<Option<(Answer, bool)>, Error> {
-    let envelope = &request.envelope;
-    match store::find(conn, envelope)? {
-        Found::Completed(answer) => return Ok(Some((answer, true))),
-        Found::Mismatch => return Err(Error::IdempotencyKeyReused),
-        // Local operations never commit an unfinished claim, so this row is another operation's with the
-        // same fingerprint, which can't be; refusing is the safe answer.
-        Found::Running | Found::Abandoned => return Err(Error::IdempotencyRequestInProgress),
-        Found::Nothing => {}
-    }
-    let executed = conn.transaction(|conn| {
-        let resource = request.operation.resource();
-        let Some(claim) = store::claim(conn, envelope, O::NAME, resource, &rules.policy)? else {
-            return Ok(None);
+        let request_id = envelope.request_id.clone();
+        let treatment = Treatment { policy, enforcement: Enforcement::Enforce, wait: None };
+        let attempt = async {
+            let request = IdempotentRequest::<O>::restore(envelope, treatment).map_err(|error| {
+                Error::internal(format!("a stored request can't be read any more: {error}"))
+            })?;
+            let answer = self.perform_and_finish(&request, &claim, None).await?;
+            self.executed(&request, &answer, claim.attempt);
+            Ok(())
         };
-        faults::reach("local_after_claim");
-        let context = rules.context(envelope, &claim, claim.created_at);
-        let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
-        store::complete(conn, &claim, &reply)?;
-        faults::reach("local_before_commit");
-        Ok::<_, Error>(Some((answer(envelope, &claim, reply), false)))
-    })?;
-    if executed.is_some() {
-        faults::reach("local_after_commit");
+        match attempt.await {
+            Ok(()) => Ok(Recovered::Finished),
+            Err(Error::ClaimLost) => Ok(Recovered::Lost),
+            Err(error) => {
+                log_cause(&error, &request_id);
+                let is_parked = self.give_up(&claim, &request_id, &error, Taker::Recovery).await;
+                if is_parked {
+                    log::error!(
+                        request_id = request_id.as_str(), operation = O::NAME, attempt = claim.attempt,
+                        key_hash = claim.key.digest_for(claim.merchant).as_str();
+                        "a request can't be finished and waits for an operator"
+                    );
+                }
+                Ok(if is_parked { Recovered::Parked } else { Recovered::Failed })
+            }
+        }
     }
-    Ok(executed)
+
+    fn respond<O>(&self, request: &IdempotentRequest<O>, answer: &Answer, replayed: bool) -> HttpResponse {
+        let mut response = HttpResponse::build(answer.reply.status);
+        let (headers, body) = answer.reply.unseal(&self.inner.vault);
+        for header in headers {
+            response.insert_header(header);
+        }
+        if !replayed {
+            for (name, value) in &answer.reply.notes {
+                response.insert_header((*name, value.as_str()));
+            }
+        }
+        // Where keys have no effect, nothing may look as if they had.
+        if request.treatment.enforcement == Enforcement::Enforce {
+            response.insert_header(("Idempotency-Key", request.envelope.key.as_str()));
+            response.insert_header(("Idempotent-Replayed", if replayed { "true" } else { "false" }));
+            // An HTTP date, as in `Expires` (RFC 9110, section 5.6.7).
+            let expires = answer.expires_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            response.insert_header(("Idempotency-Expires", expires));
+        }
+        if replayed {
+            response.insert_header(("Original-Request-Id", answer.request_id.as_str()));
+            if let Some(wait) = request.treatment.wait {
+                response.insert_header(("Preference-Applied", format!("wait={}", wait.as_secs())));
+            }
+        }
+        response.body(body)
+    }
 }
 
 /// Runs the domain's part in a savepoint: a final error undoes what it wrote and becomes the answer.
@@ -439,6 +936,6 @@ fn settle(
     }
 }
 
-fn answer(envelope: &Envelope, claim: &Claim, reply: Reply) -> Answer {
-    Answer { reply, request_id: envelope.request_id.clone(), expires_at: claim.expires_at }
+fn answer(envelope: &Envelope, claim: &Claim, reply: Reply) -> Arc<Answer> {
+    Arc::new(Answer { reply, request_id: envelope.request_id.clone(), expires_at: claim.expires_at })
 }

@@ -2,52 +2,73 @@
 
 use sha2::{Digest, Sha256};
 
+/// How a fingerprint is made. The numbers are stored; a recipe's meaning never changes, a new one gets a
+/// new number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Over the canonical JSON body (RFC 8785): the order of members and white space don't matter.
+    CanonicalJson = 1,
+    /// Over the body's bytes as they were sent.
+    RawBody = 2,
+}
+
+impl Recipe {
+    fn of_version(version: i16) -> Option<Self> {
+        [Self::CanonicalJson, Self::RawBody].into_iter().find(|recipe| *recipe as i16 == version)
+    }
+}
+
+/// What a fingerprint is taken of. Nothing that the server makes up takes part.
+#[derive(Clone, Debug)]
+pub struct RequestContent {
+    /// `POST`, `PATCH`, …
+    pub method: String,
+    /// Concrete path: a key that captured one charge can't stand for capturing another.
+    pub path: String,
+    /// As sent. The order of its parameters doesn't matter.
+    pub query: String,
+    /// The body as canonical JSON.
+    pub body: Vec<u8>,
+    /// The body as sent.
+    pub raw_body: Vec<u8>,
+}
+
 /// SHA-256 over method, path, query and body. Kept with the key, so that a key that comes back with
 /// another request is noticed.
-///
-/// The concrete path is part of it: a key that captured one charge can't stand for capturing another.
-/// The body goes in as canonical JSON (RFC 8785), so the order of members and white space don't matter,
-/// while every value does. Nothing that the server makes up takes part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Which recipe made it. A stored fingerprint is compared by its own recipe, so that a new release
-    /// with a new recipe doesn't refuse the retries of requests from before.
+    /// Number of the recipe. A stored fingerprint is compared by its own recipe, so that neither a new
+    /// release nor another policy refuses the retries of requests from before.
     pub version: i16,
     /// The 32 bytes.
     pub sha256: Vec<u8>,
 }
 
 impl Fingerprint {
-    /// The recipe for new keys.
-    pub const CURRENT_VERSION: i16 = 1;
-
-    /// Of a request whose body is `canonical_body` (empty when there is none), by the current recipe.
-    pub fn of(method: &str, path: &str, query: &str, canonical_body: &[u8]) -> Self {
-        Self::by_version(Self::CURRENT_VERSION, method, path, query, canonical_body)
-            .expect("the current recipe exists")
-    }
-
-    /// The same by the recipe `version`; `None` if this release doesn't know it.
-    pub fn by_version(
-        version: i16,
-        method: &str,
-        path: &str,
-        query: &str,
-        canonical_body: &[u8],
-    ) -> Option<Self> {
-        if version != 1 {
-            return None;
-        }
-        let mut parameters: Vec<&str> = query.split('&').filter(|p| !p.is_empty()).collect();
+    /// Of a request, by `recipe`.
+    pub fn of(recipe: Recipe, request: &RequestContent) -> Self {
+        let mut parameters: Vec<&str> = request.query.split('&').filter(|p| !p.is_empty()).collect();
         parameters.sort_unstable();
+        let body = match recipe {
+            Recipe::CanonicalJson => &request.body,
+            Recipe::RawBody => &request.raw_body,
+        };
+        let version = recipe as i16;
         let mut hash = Sha256::new();
         hash.update(version.to_be_bytes());
-        for part in [method.as_bytes(), path.as_bytes(), parameters.join("&").as_bytes(), canonical_body] {
+        for part in
+            [request.method.as_bytes(), request.path.as_bytes(), parameters.join("&").as_bytes(), body]
+        {
             // With its length before it, no part can pose as the end of the one before.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
-        Some(Self { version, sha256: hash.finalize().to_vec() })
+        Self { version, sha256: hash.finalize().to_vec() }
+    }
+
+    /// Whether this is the fingerprint of `request`; `None` if this release doesn't know the recipe.
+    pub fn is_of(&self, request: &RequestContent) -> Option<bool> {
+        Recipe::of_version(self.version).map(|recipe| Self::of(recipe, request) == *self)
     }
 }
 
@@ -55,10 +76,20 @@ impl Fingerprint {
 mod tests {
     use super::*;
 
+    fn request(method: &str, path: &str, query: &str, body: &str) -> RequestContent {
+        let canonical = crate::fields::parse_json(body.as_bytes())
+            .map_or(body.as_bytes().to_vec(), |value| serde_json_canonicalizer::to_vec(&value).unwrap());
+        RequestContent {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            body: canonical,
+            raw_body: body.as_bytes().to_vec(),
+        }
+    }
+
     fn of_json(body: &str) -> Fingerprint {
-        let value = crate::fields::parse_json(body.as_bytes()).unwrap();
-        let canonical = serde_json_canonicalizer::to_vec(&value).unwrap();
-        Fingerprint::of("POST", "/v1/charges", "", &canonical)
+        Fingerprint::of(Recipe::CanonicalJson, &request("POST", "/v1/charges", "", body))
     }
 
     #[test]
@@ -77,22 +108,41 @@ mod tests {
     }
 
     #[test]
+    fn of_raw_bodies_every_byte_matters() {
+        let of = |body| Fingerprint::of(Recipe::RawBody, &request("POST", "/", "", body));
+        assert_eq!(of(r#"{"a":1}"#), of(r#"{"a":1}"#));
+        assert_ne!(of(r#"{"a":1}"#), of(r#"{"a": 1}"#));
+    }
+
+    #[test]
     fn method_path_and_query_take_part_and_the_order_of_parameters_does_not() {
-        let base = Fingerprint::of("POST", "/v1/charges/a/capture", "x=1&y=2", b"{}");
-        assert_eq!(base, Fingerprint::of("POST", "/v1/charges/a/capture", "y=2&x=1", b"{}"));
-        assert_ne!(base, Fingerprint::of("PATCH", "/v1/charges/a/capture", "x=1&y=2", b"{}"));
-        assert_ne!(base, Fingerprint::of("POST", "/v1/charges/b/capture", "x=1&y=2", b"{}"));
-        assert_ne!(base, Fingerprint::of("POST", "/v1/charges/a/capture", "x=1", b"{}"));
-        assert_ne!(base, Fingerprint::of("POST", "/v1/charges/a/capture", "x=1&y=2", b""));
+        let of = |method, path, query, body| {
+            Fingerprint::of(Recipe::CanonicalJson, &request(method, path, query, body))
+        };
+        let base = of("POST", "/v1/charges/a/capture", "x=1&y=2", "{}");
+        assert_eq!(base, of("POST", "/v1/charges/a/capture", "y=2&x=1", "{}"));
+        assert_ne!(base, of("PATCH", "/v1/charges/a/capture", "x=1&y=2", "{}"));
+        assert_ne!(base, of("POST", "/v1/charges/b/capture", "x=1&y=2", "{}"));
+        assert_ne!(base, of("POST", "/v1/charges/a/capture", "x=1", "{}"));
+        assert_ne!(base, of("POST", "/v1/charges/a/capture", "x=1&y=2", ""));
     }
 
     #[test]
     fn parts_cannot_shift_into_each_other() {
-        assert_ne!(Fingerprint::of("POST", "/ab", "", b"c"), Fingerprint::of("POST", "/a", "", b"bc"));
+        let of = |path, body| Fingerprint::of(Recipe::RawBody, &request("POST", path, "", body));
+        assert_ne!(of("/ab", "c"), of("/a", "bc"));
     }
 
     #[test]
-    fn an_unknown_recipe_is_noticed() {
-        assert_eq!(Fingerprint::by_version(2, "POST", "/", "", b""), None);
+    fn a_fingerprint_is_compared_by_its_own_recipe() {
+        let sent = request("POST", "/", "", r#"{"a": 1}"#);
+        let respaced = request("POST", "/", "", r#"{"a":1}"#);
+        for (recipe, same) in [(Recipe::CanonicalJson, true), (Recipe::RawBody, false)] {
+            let stored = Fingerprint::of(recipe, &sent);
+            assert_eq!(stored.is_of(&sent), Some(true));
+            assert_eq!(stored.is_of(&respaced), Some(same));
+        }
+        let unknown = Fingerprint { version: 99, ..of_json("{}") };
+        assert_eq!(unknown.is_of(&sent), None);
     }
 }

@@ -4,8 +4,11 @@ use std::fmt;
 
 use actix_web::http::header::HeaderMap;
 use sfv::{BareItem, Item, Parser};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::error::Error;
+use crate::ids::MerchantId;
 
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -55,15 +58,33 @@ impl IdempotencyKey {
         if key.is_empty() || key.len() > KEY_LENGTH_MAX {
             return invalid("must have 1 to 255 characters");
         }
-        if !key.bytes().all(|b| b.is_ascii_graphic()) {
-            return invalid("must consist of visible ASCII characters");
+        match Self::bare(&key) {
+            Some(key) => Ok(key),
+            None => invalid("must consist of visible ASCII characters"),
         }
-        Ok(Self(key))
+    }
+
+    /// A key from a place where it stands as it is: a path, a command line, the database.
+    pub fn bare(text: &str) -> Option<Self> {
+        let is_key = (1..=KEY_LENGTH_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        is_key.then(|| Self(text.to_owned()))
+    }
+
+    /// A key that no client has, for a request that is executed as if it had none.
+    pub fn unkeyed() -> Self {
+        Self(format!("unkeyed-{}", Uuid::new_v4()))
     }
 
     /// The key without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Stands for a merchant's key where the key itself doesn't belong, as in logs: clients put order numbers
+    /// and addresses into keys.
+    pub fn digest_for(&self, merchant: MerchantId) -> String {
+        let hash = Sha256::new().chain_update(merchant.0.as_bytes()).chain_update(&self.0).finalize();
+        hex::encode(&hash[..16])
     }
 }
 

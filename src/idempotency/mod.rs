@@ -49,14 +49,21 @@
 mod engine;
 mod fingerprint;
 mod key;
-mod policy;
+mod listen;
+pub mod policy;
+pub mod reaper;
+pub mod recovery;
+mod registry;
 mod reply;
 mod request;
+pub mod status;
 mod store;
+mod waiting;
 
-pub use engine::{Context, Engine, ExternalOperation, LocalOperation};
-pub use fingerprint::Fingerprint;
+pub use engine::{Context, Engine, ExternalOperation, LocalOperation, Timing};
+pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use key::IdempotencyKey;
 pub use policy::Policy;
+pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};
-pub use request::{BODY_BYTES_MAX, Caller, IdempotentRequest, Input, Operation, Resource};
+pub use request::{BODY_BYTES_MAX, Caller, IdempotentRequest, Input, OPERATORS, Operation, Resource};

@@ -47,6 +47,8 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// As it goes over the wire.
     pub body: Vec<u8>,
+    /// Headers of this one exchange, which aren't stored.
+    pub notes: Vec<(&'static str, String)>,
 }
 
 impl Reply {
@@ -57,12 +59,15 @@ impl Reply {
 
     /// The problem that `error` is, in answer to request `request_id` for `path`.
     pub fn problem(error: &Error, request_id: &str, path: &str) -> Result<Self, Error> {
-        Self::of(error.code().status(), "application/problem+json", &Problem::new(error, request_id, path))
+        let problem = Problem::new(error, request_id, path);
+        let reply = Self::of(error.code().status(), "application/problem+json", &problem)?;
+        Ok(Self { notes: error.headers(), ..reply })
     }
 
     fn of(status: StatusCode, content_type: &str, value: &impl Serialize) -> Result<Self, Error> {
         let body = serde_json::to_vec(value).map_err(Error::internal)?;
-        Ok(Self { status, headers: Vec::new(), body }.header(KeptHeader::ContentType, content_type))
+        Ok(Self { status, headers: Vec::new(), body, notes: Vec::new() }
+            .header(KeptHeader::ContentType, content_type))
     }
 
     /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that is derived for `purpose`
@@ -73,19 +78,29 @@ impl Reply {
     }
 
     /// Headers and body as they are sent.
-    pub(super) fn unseal(self, vault: &Vault) -> (Vec<(String, String)>, Vec<u8>) {
-        let (seals, headers): (Vec<_>, Vec<_>) =
-            self.headers.into_iter().partition(|(name, _)| name == SEAL_HEADER);
-        let secret = seals.first().and_then(|(_, seal)| {
+    pub(super) fn unseal(&self, vault: &Vault) -> (Vec<(&str, &str)>, Vec<u8>) {
+        let is_seal = |name: &str| name == SEAL_HEADER;
+        let secret = self.headers.iter().find(|(name, _)| is_seal(name)).and_then(|(_, seal)| {
             let (purpose, id) = seal.split_once('/')?;
             Some(vault.derive(purpose, id.parse().ok()?))
         });
-        let body = match (secret, String::from_utf8(self.body)) {
+        let headers = self
+            .headers
+            .iter()
+            .filter(|(name, _)| !is_seal(name))
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let body = match (secret, std::str::from_utf8(&self.body)) {
             (Some(secret), Ok(text)) => text.replace(SEALED, &secret).into_bytes(),
-            (_, Ok(text)) => text.into_bytes(),
-            (_, Err(error)) => error.into_bytes(),
+            _ => self.body.clone(),
         };
         (headers, body)
+    }
+
+    /// Adds a header that isn't stored: a replay doesn't have it.
+    pub fn note(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.notes.push((name, value.into()));
+        self
     }
 
     /// Adds a header.

@@ -1,15 +1,15 @@
 //! A mutating request, read at the door.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::http::Method;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
-use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -17,9 +17,12 @@ use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::error::Error;
 use crate::fields::{Fields, parse_json};
 use crate::ids::MerchantId;
-use crate::request::RequestId;
+use crate::request::{RequestId, path_segment};
 
-use super::{Fingerprint, IdempotencyKey};
+use super::IdempotencyKey;
+use super::engine::Engine;
+use super::fingerprint::RequestContent;
+use super::policy::{Enforcement, Policy};
 
 /// Most bytes of a body.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -56,6 +59,9 @@ pub enum Caller {
     Operator,
 }
 
+/// In whose name operators' keys are kept.
+pub const OPERATORS: MerchantId = MerchantId(Uuid::nil());
+
 /// What an operation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
@@ -83,33 +89,37 @@ pub struct Input<'a, 'b> {
 }
 
 impl Input<'_, '_> {
-    /// The `n`-th segment of the path, counted from 0 and percent-decoded: in `/v1/charges/ch_1`, 2 is
-    /// `ch_1`.
+    /// A segment of the path (see [`path_segment`]).
     pub fn segment(&self, n: usize) -> Cow<'_, str> {
-        let segment = self.path.split('/').skip(1).nth(n).unwrap_or_default();
-        percent_decode_str(segment).decode_utf8_lossy()
+        path_segment(self.path, n)
     }
 }
 
 /// Who asks, under which key, and exactly what: everything about a request but its parsed operation.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// The authenticated merchant.
+    /// The authenticated merchant; nil for operators.
     pub merchant: MerchantId,
     /// The key.
     pub key: IdempotencyKey,
-    /// What the key must not be reused for anything else than.
-    pub fingerprint: Fingerprint,
     /// Of this attempt.
     pub request_id: String,
-    /// `POST`, `PATCH`, …
-    pub method: String,
-    /// Concrete path.
-    pub path: String,
-    /// As sent.
-    pub query: String,
-    /// Canonical JSON.
-    pub body: Vec<u8>,
+    /// What the key must not be reused for anything else than.
+    pub content: RequestContent,
+    /// Which operator asks, if one does.
+    pub actor: Option<String>,
+}
+
+/// How a request is to be treated.
+#[derive(Clone, Debug)]
+pub(super) struct Treatment {
+    /// Of its operation.
+    pub policy: Arc<Policy>,
+    /// Whether keys have effect for it.
+    pub enforcement: Enforcement,
+    /// How long it's ready to wait for another's answer: what the client asked for, at most what the policy
+    /// allows.
+    pub wait: Option<Duration>,
 }
 
 /// Extractor for a mutating request: the only way for a handler to get its body.
@@ -119,9 +129,11 @@ pub struct Envelope {
 /// them is kept, since the operation never began.
 pub struct IdempotentRequest<O> {
     /// Who and under which key.
-    pub(super) envelope: Envelope,
+    pub(super) envelope: Arc<Envelope>,
     /// What.
-    pub(super) operation: O,
+    pub(super) operation: Arc<O>,
+    /// How.
+    pub(super) treatment: Treatment,
 }
 
 impl<O: Operation> FromRequest for IdempotentRequest<O> {
@@ -132,41 +144,94 @@ impl<O: Operation> FromRequest for IdempotentRequest<O> {
         let req = req.clone();
         let payload = payload.take();
         Box::pin(async move {
-            let merchant = match O::CALLER {
-                Caller::Merchant => AuthenticatedMerchant::of(&req).await?.0,
-                Caller::Operator => AuthenticatedOperator::of(&req).await.map(|_| MerchantId(Uuid::nil()))?,
+            let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
+            let (merchant, actor) = match O::CALLER {
+                Caller::Merchant => (AuthenticatedMerchant::of(&req).await?.0, None),
+                Caller::Operator => (OPERATORS, Some(AuthenticatedOperator::of(&req).await?.name)),
             };
-            let body = tokio::time::timeout(BODY_TIMEOUT, read_body(&req, payload))
+            let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(&req, payload))
                 .await
                 .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
-            let is_empty = O::BODY_OPTIONAL && body.is_empty();
+            let is_empty = O::BODY_OPTIONAL && raw_body.is_empty();
             if !is_empty {
                 check_media_type(&req)?;
             }
-            let key = IdempotencyKey::from_headers(req.headers())?;
-            let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&body)? };
+            let request_id = RequestId::from_request(&req).0;
+            let policy = engine.policy(O::NAME).await?;
+            let enforcement = policy.enforcement_for(merchant);
+            let sent = IdempotencyKey::from_headers(req.headers());
+            let key = engine.admit::<O>(sent, enforcement, &request_id)?;
+            let is_keyed = key.is_some();
+            let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
             let operation = read_operation(req.path(), &value)?;
-            let canonical = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
-            Ok(Self {
-                envelope: Envelope {
+            let body = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
+            let longest = Duration::from_secs(policy.wait_max_seconds.into());
+            let wait =
+                preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());
+            let request = Self {
+                envelope: Arc::new(Envelope {
                     merchant,
-                    key,
-                    fingerprint: Fingerprint::of(
-                        req.method().as_str(),
-                        req.path(),
-                        req.query_string(),
-                        &canonical,
-                    ),
-                    request_id: RequestId::from_request(&req).0,
-                    method: req.method().to_string(),
-                    path: req.path().to_owned(),
-                    query: req.query_string().to_owned(),
-                    body: canonical,
-                },
-                operation,
-            })
+                    key: key.unwrap_or_else(IdempotencyKey::unkeyed),
+                    request_id,
+                    content: RequestContent {
+                        method: req.method().to_string(),
+                        path: req.path().to_owned(),
+                        query: req.query_string().to_owned(),
+                        body,
+                        raw_body,
+                    },
+                    actor,
+                }),
+                operation: Arc::new(operation),
+                treatment: Treatment { policy, enforcement, wait },
+            };
+            Ok(if is_keyed { request } else { request.unkeyed() })
         })
     }
+}
+
+impl<O: Operation> IdempotentRequest<O> {
+    /// Reads a stored request again. Fails if this release wouldn't take it.
+    pub(super) fn restore(envelope: Envelope, treatment: Treatment) -> Result<Self, Error> {
+        let value = parse_json(&envelope.content.body)?;
+        let operation = read_operation(&envelope.content.path, &value)?;
+        Ok(Self { envelope: Arc::new(envelope), operation: Arc::new(operation), treatment })
+    }
+
+    /// The same without its key: to be executed, whatever was executed under that.
+    pub(super) fn unkeyed(mut self) -> Self {
+        Arc::make_mut(&mut self.envelope).key = IdempotencyKey::unkeyed();
+        self.treatment.enforcement = Enforcement::Off;
+        // Nobody will ask for it again.
+        let policy = Arc::make_mut(&mut self.treatment.policy);
+        (policy.ttl_seconds, policy.tombstone_seconds) = (60, 0);
+        self
+    }
+}
+
+impl<O> Clone for IdempotentRequest<O> {
+    fn clone(&self) -> Self {
+        Self {
+            envelope: Arc::clone(&self.envelope),
+            operation: Arc::clone(&self.operation),
+            treatment: self.treatment.clone(),
+        }
+    }
+}
+
+/// The `wait` preference of RFC 7240, section 4.3. What can't be understood is ignored, as section 2 demands.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    headers
+        .get_all("prefer")
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|preference| {
+            let (name, value) = preference.split(';').next()?.split_once('=')?;
+            // The first occurrence counts, even if it makes no sense.
+            name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())
+        })
+        .flatten()
+        .map(|seconds: u32| Duration::from_secs(seconds.into()))
 }
 
 fn read_operation<O: Operation>(path: &str, body: &Value) -> Result<O, Error> {
@@ -213,4 +278,42 @@ fn check_media_type(req: &HttpRequest) -> Result<(), Error> {
     Err(Error::MediaTypeUnsupported {
         expected: if patch { "application/json or application/merge-patch+json" } else { "application/json" },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    fn wait_of(values: &[&str]) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(HeaderName::from_static("prefer"), HeaderValue::from_str(value).unwrap());
+        }
+        preferred_wait(&headers).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn the_preference_to_wait_is_found_among_others() {
+        for values in [
+            &["wait=7"][..],
+            &["Wait = 7"],
+            &["wait=\"7\""],
+            &["respond-async, wait=7"],
+            &["respond-async", "wait=7"],
+            &["return=minimal; a=b, wait=7; c"],
+            &["wait=7, wait=9"],
+        ] {
+            assert_eq!(wait_of(values), Some(7), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_preference_that_makes_no_sense_is_ignored() {
+        for value in ["", "wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "await=7", "wait=99999999999"]
+        {
+            assert_eq!(wait_of(&[value]), None, "{value:?}");
+        }
+        assert_eq!(wait_of(&["wait=soon, wait=7"]), None);
+    }
 }

@@ -1,12 +1,15 @@
-//! The statements on `idempotency_keys`. Each is one round trip.
+//! The statements on `idempotency_keys` that a request needs. Each is one round trip.
 //!
 //! All times come from the database's `clock_timestamp()`: clocks of different instances needn't agree,
 //! and unlike `now()` it goes on inside a transaction.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{
-    Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+    BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
 };
 use uuid::Uuid;
 
@@ -14,10 +17,33 @@ use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::sql::statement;
 
-use super::policy::Policy;
+use super::policy::{OnExpired, Policy};
 use super::reply::Reply;
 use super::request::{Envelope, Resource};
 use super::{Fingerprint, IdempotencyKey};
+
+/// Channel on which instances tell each other of answers that somebody waits for.
+pub const ANSWERS_CHANNEL: &str = "oncepay_answers";
+
+/// SQL: where a key is in its life, as one of the words of [`Life`]. The same everywhere, so that all agree.
+macro_rules! life {
+    () => {
+        "CASE WHEN state = 'in_progress' THEN \
+             CASE WHEN parked_at IS NOT NULL THEN 'parked' \
+                  WHEN lease_expires_at <= clock_timestamp() THEN 'abandoned' ELSE 'running' END \
+         WHEN expires_at > clock_timestamp() THEN 'completed' \
+         WHEN expires_at + make_interval(secs => tombstone_seconds) > clock_timestamp() THEN 'expired' \
+         ELSE 'forgotten' END"
+    };
+}
+pub(super) use life;
+
+/// SQL: tries to take the advisory lock of `key.merchant_id` and `key.key`, until the transaction ends.
+macro_rules! try_lock_key {
+    () => {
+        "pg_try_advisory_xact_lock(hashtextextended(key.key, hashtextextended(key.merchant_id::text, 0)))"
+    };
+}
 
 /// The right to execute a request, until its lease runs out.
 #[derive(Clone, Debug)]
@@ -29,6 +55,8 @@ pub struct Claim {
     pub resource_id: Option<Uuid>,
     /// 1 for the first.
     pub attempt: u32,
+    /// How many of the attempts were the recovery worker's, this one included.
+    pub recoveries: u32,
     /// When the key was first claimed.
     pub created_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,
@@ -43,89 +71,150 @@ pub struct Answer {
     pub expires_at: DateTime<Utc>,
 }
 
-/// What is there under a key.
-#[derive(Debug)]
-pub enum Found {
-    Nothing,
-    /// The key belongs to another request.
-    Mismatch,
-    Completed(Answer),
+/// Where a key is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
     /// Somebody holds a claim with a live lease.
     Running,
     /// The lease of the last claim has run out or was given up.
     Abandoned,
+    /// Recovery was given up; an operator has to look at it.
+    Parked,
+    /// Answered, and the answer is kept.
+    Completed,
+    /// Answered, and the answer isn't kept any more.
+    Expired,
+    /// As if it had never been there. The reaper hasn't come by yet.
+    Forgotten,
+}
+
+impl std::str::FromStr for Life {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        Ok(match word {
+            "running" => Self::Running,
+            "abandoned" => Self::Abandoned,
+            "parked" => Self::Parked,
+            "completed" => Self::Completed,
+            "expired" => Self::Expired,
+            "forgotten" => Self::Forgotten,
+            _ => return Err(Error::internal(format!("a key's life can't be {word}"))),
+        })
+    }
+}
+
+/// What is there under a key.
+#[derive(Debug)]
+pub struct Stored {
+    pub life: Life,
+    /// Whether it's the very request that was asked for.
+    pub is_same_request: bool,
+    /// Whether it's at least one with the same method and path.
+    pub is_same_path: bool,
+    /// With [`Life::Completed`].
+    pub answer: Option<Arc<Answer>>,
 }
 
 #[derive(Queryable)]
-struct FoundRow {
+struct StoredRow {
+    life: String,
     fingerprint_version: i16,
     fingerprint: Vec<u8>,
+    request_method: String,
+    request_path: String,
     request_id: String,
-    abandoned: Option<bool>,
     response_status: Option<i16>,
     response_headers: Option<serde_json::Value>,
     response_body: Option<Vec<u8>>,
     expires_at: DateTime<Utc>,
 }
 
-type FoundSql = (
+type StoredSql = (
+    Text,
     SmallInt,
     Binary,
     Text,
-    Nullable<Bool>,
+    Text,
+    Text,
     Nullable<SmallInt>,
     Nullable<Jsonb>,
     Nullable<Binary>,
     Timestamptz,
 );
 
+impl StoredRow {
+    fn load(
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Self>, Error> {
+        Ok(statement::<StoredSql>(concat!(
+            "SELECT ",
+            life!(),
+            ", fingerprint_version, fingerprint, request_method, request_path, request_id, \
+             response_status, response_headers, response_body, expires_at \
+             FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+        ))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(key.as_str())
+        .get_result::<Self>(conn)
+        .optional()?)
+    }
+
+    fn into_answer(self) -> Result<Option<Arc<Answer>>, Error> {
+        let (Some(status), Some(headers), Some(body)) =
+            (self.response_status, self.response_headers, self.response_body)
+        else {
+            return Ok(None);
+        };
+        let status = u16::try_from(status)
+            .ok()
+            .and_then(|status| status.try_into().ok())
+            .ok_or_else(|| Error::internal("a stored status is out of range"))?;
+        let headers = serde_json::from_value(headers).map_err(Error::internal)?;
+        Ok(Some(Arc::new(Answer {
+            reply: Reply { status, headers, body, notes: Vec::new() },
+            request_id: self.request_id,
+            expires_at: self.expires_at,
+        })))
+    }
+}
+
 /// Looks the key up. No lock, no write: this is all that a replay does.
-pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Found, Error> {
-    let row = statement::<FoundSql>(
-        "SELECT fingerprint_version, fingerprint, request_id, lease_expires_at <= clock_timestamp(), \
-                response_status, response_headers, response_body, expires_at \
+pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Error> {
+    let Some(row) = StoredRow::load(conn, envelope.merchant, &envelope.key)? else {
+        return Ok(None);
+    };
+    let fingerprint = Fingerprint { version: row.fingerprint_version, sha256: row.fingerprint.clone() };
+    let is_same_request = match fingerprint.is_of(&envelope.content) {
+        Some(is_same) => is_same,
+        // By a recipe of a release after this one, which was rolled back.
+        None => has_same_content(conn, envelope)?,
+    };
+    let is_same_path =
+        row.request_method == envelope.content.method && row.request_path == envelope.content.path;
+    let life = row.life.parse()?;
+    let answer = if life == Life::Completed { row.into_answer()? } else { None };
+    Ok(Some(Stored { life, is_same_request, is_same_path, answer }))
+}
+
+/// Whether the stored request is the one at hand, by what it says rather than by its fingerprint.
+fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool, Error> {
+    let content = &envelope.content;
+    Ok(statement::<Bool>(
+        "SELECT request_method = {} AND request_path = {} AND request_query = {} AND request_body = {} \
          FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
     )
+    .bind::<Text, _>(&content.method)
+    .bind::<Text, _>(&content.path)
+    .bind::<Text, _>(&content.query)
+    .bind::<Binary, _>(&content.body)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<FoundRow>(conn)
-    .optional()?;
-    let Some(row) = row else {
-        return Ok(Found::Nothing);
-    };
-
-    let stored = Fingerprint { version: row.fingerprint_version, sha256: row.fingerprint };
-    let same = if stored.version == Fingerprint::CURRENT_VERSION {
-        stored == envelope.fingerprint
-    } else {
-        Fingerprint::by_version(
-            stored.version,
-            &envelope.method,
-            &envelope.path,
-            &envelope.query,
-            &envelope.body,
-        )
-        .is_some_and(|fingerprint| fingerprint == stored)
-    };
-    if !same {
-        return Ok(Found::Mismatch);
-    }
-    match (row.response_status, row.response_headers, row.response_body) {
-        (Some(status), Some(headers), Some(body)) => Ok(Found::Completed(Answer {
-            reply: Reply {
-                status: u16::try_from(status)
-                    .ok()
-                    .and_then(|status| status.try_into().ok())
-                    .ok_or_else(|| Error::internal("a stored status is out of range"))?,
-                headers: serde_json::from_value(headers).map_err(Error::internal)?,
-                body,
-            },
-            request_id: row.request_id,
-            expires_at: row.expires_at,
-        })),
-        _ if row.abandoned == Some(true) => Ok(Found::Abandoned),
-        _ => Ok(Found::Running),
-    }
+    .get_result(conn)
+    .optional()?
+    .unwrap_or(false))
 }
 
 /// Claims a key that nobody has used. `None` when somebody else has it, or is claiming it right now in
@@ -140,6 +229,7 @@ pub fn claim(
     operation: &'static str,
     resource: Resource,
     policy: &Policy,
+    lease: Duration,
 ) -> Result<Option<Claim>, Error> {
     let token = Uuid::now_v7();
     let (resource_type, resource_id) = match resource {
@@ -147,34 +237,38 @@ pub fn claim(
         Resource::New(kind) => (Some(kind), None),
         Resource::Existing(kind, id) => (Some(kind), Some(id)),
     };
+    let fingerprint = Fingerprint::of(policy.fingerprint.recipe(), &envelope.content);
     // A resource with a type and without an id is new.
-    let row = statement::<(Nullable<SqlUuid>, Timestamptz, Timestamptz)>(
+    let row = statement::<(Nullable<SqlUuid>, Timestamptz, Timestamptz)>(concat!(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
-             resource_type, resource_id, claim_token, lease_expires_at, attempts, recovery_point, \
-             created_at, expires_at) \
+             resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
+             created_at, expires_at, tombstone_seconds) \
          SELECT key.merchant_id, key.key, 'in_progress', {}, {}, {}, {}, {}, {}, {}, {}, resource.type, \
              CASE WHEN resource.type IS NOT NULL THEN coalesce(resource.id, uuid_v7(clock.now)) END, {}, \
-             clock.now + make_interval(secs => {}), 1, 'started', \
-             clock.now, clock.now + make_interval(secs => {}) \
+             clock.now + life.lease, clock.now + life.lease, 1, 'started', \
+             clock.now, clock.now + make_interval(secs => {}), {} \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
+              (SELECT make_interval(secs => {}) AS lease) AS life, \
               (SELECT {} AS type, {} AS id) AS resource, \
               (SELECT {} AS merchant_id, {} AS key) AS key \
-         WHERE pg_try_advisory_xact_lock(hashtextextended(key.key, hashtextextended(key.merchant_id::text, 0))) \
-         ON CONFLICT DO NOTHING \
+         WHERE ",
+        try_lock_key!(),
+        " ON CONFLICT DO NOTHING \
          RETURNING resource_id, created_at, expires_at",
-    )
+    ))
     .bind::<Text, _>(operation)
-    .bind::<SmallInt, _>(envelope.fingerprint.version)
-    .bind::<Binary, _>(&envelope.fingerprint.sha256)
+    .bind::<SmallInt, _>(fingerprint.version)
+    .bind::<Binary, _>(&fingerprint.sha256)
     .bind::<Text, _>(&envelope.request_id)
-    .bind::<Text, _>(&envelope.method)
-    .bind::<Text, _>(&envelope.path)
-    .bind::<Text, _>(&envelope.query)
-    .bind::<Binary, _>(&envelope.body)
+    .bind::<Text, _>(&envelope.content.method)
+    .bind::<Text, _>(&envelope.content.path)
+    .bind::<Text, _>(&envelope.content.query)
+    .bind::<Binary, _>(&envelope.content.body)
     .bind::<SqlUuid, _>(token)
-    .bind::<Double, _>(policy.lease.as_secs_f64())
-    .bind::<Double, _>(policy.ttl.as_secs_f64())
+    .bind::<Double, _>(f64::from(policy.ttl_seconds))
+    .bind::<Integer, _>(i32::try_from(policy.tombstone_seconds).unwrap_or(i32::MAX))
+    .bind::<Double, _>(lease.as_secs_f64())
     .bind::<Nullable<Text>, _>(resource_type)
     .bind::<Nullable<SqlUuid>, _>(resource_id)
     .bind::<SqlUuid, _>(envelope.merchant)
@@ -187,43 +281,90 @@ pub fn claim(
         token,
         resource_id,
         attempt: 1,
+        recoveries: 0,
         created_at,
         expires_at,
     }))
 }
 
+/// Deletes a key that is free to be used again and that the reaper hasn't deleted yet, in the transaction
+/// that goes on to [`claim`] it. Whether the row was still there makes no difference.
+///
+/// Locks: the key's advisory lock, without which nothing is deleted.
+pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> Result<(), Error> {
+    statement::<()>(concat!(
+        "WITH lock AS MATERIALIZED ( \
+             SELECT ",
+        try_lock_key!(),
+        " AS is_ours, key.merchant_id, key.key FROM (SELECT {} AS merchant_id, {} AS key) AS key) \
+         DELETE FROM idempotency_keys k USING lock \
+         WHERE lock.is_ours AND k.merchant_id = lock.merchant_id AND k.key = lock.key \
+             AND k.state <> 'in_progress' AND k.expires_at <= clock_timestamp() \
+             AND ({} OR k.expires_at + make_interval(secs => k.tombstone_seconds) <= clock_timestamp())",
+    ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Bool, _>(policy.on_expired == OnExpired::Execute)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Who takes a request over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    /// A client that sent it again.
+    Client,
+    /// The recovery worker.
+    Recovery,
+}
+
 /// Takes over a claim whose lease has run out: `None` when another attempt was faster, or the row is
-/// locked because it's being completed at this moment. Later attempts of the slow owner find another
-/// token in the row and commit nothing.
+/// locked because it's being completed at this moment, or the recovery worker's time hasn't come. What the
+/// slow owner tries later finds another token in the row and commits nothing.
+///
+/// The answer is going to be kept for its whole lifetime from now on: a client that had to wait this long
+/// must still find it.
 pub fn take_over(
     conn: &mut PgConnection,
     envelope: &Envelope,
+    taker: Taker,
     policy: &Policy,
+    lease: Duration,
 ) -> Result<Option<Claim>, Error> {
     let token = Uuid::now_v7();
-    let row = statement::<(Nullable<SqlUuid>, Integer, Timestamptz, Timestamptz)>(
+    let is_recovery = taker == Taker::Recovery;
+    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz)>(
         "WITH abandoned AS MATERIALIZED ( \
-             SELECT merchant_id, key FROM idempotency_keys \
-             WHERE merchant_id = {} AND key = {} AND lease_expires_at <= clock_timestamp() \
-             FOR UPDATE SKIP LOCKED) \
-         UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, attempts = k.attempts + 1, \
-             lease_expires_at = clock_timestamp() + make_interval(secs => {}) \
-         FROM abandoned a WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.created_at, k.expires_at",
+             SELECT merchant_id, key, taker.is_recovery::integer AS recovery \
+             FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
+             WHERE merchant_id = {} AND key = {} AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+                 AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
+             FOR UPDATE OF idempotency_keys SKIP LOCKED) \
+         UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
+             attempts = k.attempts + 1, recoveries = k.recoveries + a.recovery, \
+             lease_expires_at = clock.now + life.lease, recover_at = clock.now + life.lease, \
+             expires_at = greatest(k.expires_at, clock.now + make_interval(secs => {})) \
+         FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
+             (SELECT make_interval(secs => {}) AS lease) AS life \
+         WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, k.expires_at",
     )
+    .bind::<Bool, _>(is_recovery)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
-    .bind::<Double, _>(policy.lease.as_secs_f64())
-    .get_result::<(Option<Uuid>, i32, DateTime<Utc>, DateTime<Utc>)>(conn)
+    .bind::<Double, _>(f64::from(policy.ttl_seconds))
+    .bind::<Double, _>(lease.as_secs_f64())
+    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>)>(conn)
     .optional()?;
-    Ok(row.map(|(resource_id, attempts, created_at, expires_at)| Claim {
+    Ok(row.map(|(resource_id, attempts, recoveries, created_at, expires_at)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
         resource_id,
         attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
+        recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
         created_at,
         expires_at,
     }))
@@ -231,7 +372,7 @@ pub fn take_over(
 
 /// Locks the key's row until the transaction ends, and checks that the claim still owns it: the fence.
 /// Returns the database's time. Errors with [`Error::ClaimLost`] when another attempt has taken over or
-/// completed.
+/// completed, or the row is gone.
 pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Error> {
     let owner = statement::<(Nullable<SqlUuid>, Timestamptz)>(
         "SELECT claim_token, clock_timestamp() FROM idempotency_keys \
@@ -247,15 +388,33 @@ pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Err
     }
 }
 
-/// Stores the answer. Errors with [`Error::ClaimLost`] when the claim no longer owns the row.
+/// Starts the lease anew, for an attempt that had to wait before it could begin: otherwise it would be
+/// taken over while it's at work. Errors with [`Error::ClaimLost`] when that has happened already.
+pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Error> {
+    let renewed = statement::<()>(
+        "UPDATE idempotency_keys SET lease_expires_at = clock.now + life.lease, recover_at = clock.now + life.lease \
+         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT make_interval(secs => {}) AS lease) AS life \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {}",
+    )
+    .bind::<Double, _>(lease.as_secs_f64())
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<SqlUuid, _>(claim.token)
+    .execute(conn)?;
+    if renewed == 1 { Ok(()) } else { Err(Error::ClaimLost) }
+}
+
+/// Stores the answer, and tells the instances on which somebody waits for it. Errors with
+/// [`Error::ClaimLost`] when the claim no longer owns the row.
 pub fn complete(conn: &mut PgConnection, claim: &Claim, reply: &Reply) -> Result<(), Error> {
     let status = i16::try_from(reply.status.as_u16()).map_err(Error::internal)?;
-    let completed = statement::<()>(
+    let waited = statement::<Bool>(
         "UPDATE idempotency_keys SET state = 'completed', recovery_point = 'finished', \
-             claim_token = NULL, lease_expires_at = NULL, \
+             claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
              response_status = {}, response_headers = {}, response_body = {}, \
              completed_at = clock_timestamp() \
-         WHERE merchant_id = {} AND key = {} AND claim_token = {}",
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+         RETURNING waited",
     )
     .bind::<SmallInt, _>(status)
     .bind::<Jsonb, _>(serde_json::to_value(&reply.headers).map_err(Error::internal)?)
@@ -263,20 +422,119 @@ pub fn complete(conn: &mut PgConnection, claim: &Claim, reply: &Reply) -> Result
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
-    .execute(conn)?;
-    if completed == 1 { Ok(()) } else { Err(Error::ClaimLost) }
+    .get_result::<bool>(conn)
+    .optional()?
+    .ok_or(Error::ClaimLost)?;
+    if waited {
+        // Not in every completion: a commit with a notification waits for all others that have one.
+        statement::<()>("SELECT pg_notify({}, {})")
+            .bind::<Text, _>(ANSWERS_CHANNEL)
+            .bind::<Text, _>(claim.key.digest_for(claim.merchant))
+            .execute(conn)?;
+    }
+    Ok(())
+}
+
+/// What happens to a request whose attempt ended without an outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct Setback {
+    /// Code of the error.
+    pub error: &'static str,
+    /// When the recovery worker may take it on.
+    pub recover_in: Duration,
+    /// Whether that was the last attempt before an operator looks at it.
+    pub park: bool,
 }
 
 /// Gives up the lease of an attempt that ended without an outcome, so that the next one needn't wait for
 /// it to run out. Does nothing if another attempt has taken over already.
-pub fn release(conn: &mut PgConnection, claim: &Claim) -> Result<(), Error> {
+pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<(), Error> {
     statement::<()>(
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() \
+        "UPDATE idempotency_keys SET lease_expires_at = clock.now, recover_at = clock.now + make_interval(secs => {}), \
+             last_error = {}, parked_at = CASE WHEN {} THEN clock.now END \
+         FROM (SELECT clock_timestamp() AS now) AS clock \
          WHERE merchant_id = {} AND key = {} AND claim_token = {}",
     )
+    .bind::<Double, _>(setback.recover_in.as_secs_f64())
+    .bind::<Text, _>(setback.error)
+    .bind::<Bool, _>(setback.park)
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
     .execute(conn)?;
     Ok(())
+}
+
+/// What somebody who waits for a key's answer gets to see.
+#[derive(Debug)]
+pub enum Glimpse {
+    /// Here it is.
+    Answered(Arc<Answer>),
+    /// It's being worked on.
+    Running,
+    /// Nobody works on it: whoever asks now executes it.
+    Free,
+}
+
+/// Looks whether a key is answered, and asks for a notification if it isn't: whoever completes it sees that,
+/// as both change the same row.
+pub fn await_answer(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    key: &IdempotencyKey,
+) -> Result<Glimpse, Error> {
+    // A row that is locked is being completed right now: asking would have to wait for that.
+    statement::<()>(
+        "WITH running AS MATERIALIZED ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE merchant_id = {} AND key = {} AND state = 'in_progress' AND NOT waited \
+             FOR UPDATE SKIP LOCKED) \
+         UPDATE idempotency_keys k SET waited = true FROM running r \
+         WHERE k.merchant_id = r.merchant_id AND k.key = r.key",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(key.as_str())
+    .execute(conn)?;
+    let Some(row) = StoredRow::load(conn, merchant, key)? else {
+        // A local operation's claim can't be seen before it's done; its advisory lock can.
+        let is_free = statement::<Bool>(concat!(
+            "SELECT ",
+            try_lock_key!(),
+            " FROM (SELECT {} AS merchant_id, {} AS key) AS key"
+        ))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(key.as_str())
+        .get_result(conn)?;
+        return Ok(if is_free { Glimpse::Free } else { Glimpse::Running });
+    };
+    match row.life.parse()? {
+        Life::Running | Life::Parked => Ok(Glimpse::Running),
+        Life::Abandoned | Life::Expired | Life::Forgotten => Ok(Glimpse::Free),
+        Life::Completed => Ok(row.into_answer()?.map_or(Glimpse::Free, Glimpse::Answered)),
+    }
+}
+
+/// Requests for `operation` of a merchant that are being executed, except the one of `claim`: the resources
+/// that they make, and their canonical bodies.
+pub fn others_in_progress(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    operation: &'static str,
+) -> Result<Vec<(Option<Uuid>, Vec<u8>)>, Error> {
+    Ok(statement::<(Nullable<SqlUuid>, Binary)>(
+        "SELECT resource_id, request_body FROM idempotency_keys \
+         WHERE state = 'in_progress' AND merchant_id = {} AND operation = {} AND key <> {} ORDER BY created_at",
+    )
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(operation)
+    .bind::<Text, _>(claim.key.as_str())
+    .load(conn)?)
+}
+
+/// Rows of the table, as the planner estimates them, and its size in bytes with all indexes.
+pub fn table_size(conn: &mut PgConnection) -> Result<(i64, i64), Error> {
+    Ok(statement::<(BigInt, BigInt)>(
+        "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass",
+    )
+    .get_result(conn)?)
 }

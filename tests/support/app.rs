@@ -41,6 +41,8 @@ impl App {
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
+        // Out of the way of tests that look at unfinished requests.
+        config.recovery_interval_ms = 600_000;
         adjust(&mut config);
         let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));

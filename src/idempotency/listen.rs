@@ -1,0 +1,69 @@
+//! Notifications from other instances, by Postgres' `LISTEN`: answers that somebody here waits for, and
+//! changed policies.
+//!
+//! They only make things faster. Whoever depends on one looks by itself, too, so that a lost one costs a
+//! second at the most.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use diesel::{PgConnection, QueryResult, RunQueryDsl};
+use secrecy::SecretString;
+
+use crate::db;
+
+use super::engine::Inner;
+use super::store::ANSWERS_CHANNEL;
+
+/// Channel on which the database tells of changed policies.
+const POLICIES_CHANNEL: &str = "oncepay_policies";
+
+/// How often the socket is looked at while somebody waits. That costs a system call, and nothing on the
+/// server's side.
+const POLL_BUSY: Duration = Duration::from_millis(20);
+/// The same while nobody does.
+const POLL_IDLE: Duration = Duration::from_millis(100);
+/// Pause before a lost connection is made anew.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// Starts a thread that listens, with a connection of its own, until the engine is gone.
+pub fn start(engine: Weak<Inner>, url: SecretString) {
+    let run = move || {
+        while engine.strong_count() > 0 {
+            let ended = db::connect(&url)
+                .and_then(|mut conn| listen(&mut conn, &engine).map_err(|error| error.to_string()));
+            if let Err(error) = ended {
+                log::warn!("listening for notifications was interrupted: {error}");
+                std::thread::sleep(RECONNECT);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("oncepay-listen".to_owned())
+        .spawn(run)
+        .expect("the operating system has room for a thread");
+}
+
+fn listen(conn: &mut PgConnection, engine: &Weak<Inner>) -> QueryResult<()> {
+    for channel in [ANSWERS_CHANNEL, POLICIES_CHANNEL] {
+        diesel::sql_query(format!("LISTEN {channel}")).execute(conn)?;
+    }
+    // What was sent before is missed.
+    if let Some(engine) = engine.upgrade() {
+        engine.waiters.look(None);
+        engine.policies.changed();
+    }
+    loop {
+        let Some(engine) = engine.upgrade() else { return Ok(()) };
+        for notification in conn.notifications_iter() {
+            let notification = notification?;
+            match notification.channel.as_str() {
+                ANSWERS_CHANNEL => engine.waiters.look(Some(&notification.payload)),
+                _ => engine.policies.changed(),
+            }
+        }
+        let pause = if engine.waiters.is_empty() { POLL_IDLE } else { POLL_BUSY };
+        drop(engine);
+        std::thread::sleep(pause);
+    }
+}

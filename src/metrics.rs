@@ -1,0 +1,211 @@
+//! What the service counts and measures, in Prometheus' text format at `/metrics`.
+//!
+//! Labels have few values: operations, outcomes, route patterns. Never keys, ids or merchants.
+
+use actix_web::{HttpResponse, get, web};
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder, exponential_buckets,
+};
+
+use crate::error::Error;
+
+/// All metrics of one server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Decisions of the idempotency engine, by operation and outcome.
+    pub requests: IntCounterVec,
+    /// Time to look a key up and claim it.
+    pub claim_seconds: Histogram,
+    /// Time to write an external operation's effects and its answer.
+    pub finish_seconds: Histogram,
+    /// Duplicates that wait for an answer.
+    pub waiters: IntGauge,
+    /// Requests taken over from an attempt that died or failed.
+    pub takeovers: IntCounter,
+    /// Commits that the fence refused, because a later attempt had taken over.
+    pub fenced_commits: IntCounter,
+    /// Attempts of the recovery worker, by operation and outcome.
+    pub recoveries: IntCounterVec,
+    /// Requests that the recovery worker has given up.
+    pub parkings: IntCounter,
+    /// Keys that the reaper has expired and forgotten, by stage.
+    pub reaped: IntCounterVec,
+    /// Requests in progress.
+    pub in_progress: IntGauge,
+    /// Age of the oldest of them.
+    pub oldest_in_progress_seconds: Gauge,
+    /// Requests in progress that are parked.
+    pub parked: IntGauge,
+    /// Size of the table of keys with its indexes.
+    pub table_bytes: IntGauge,
+    /// Rows in it, as the planner estimates them.
+    pub table_rows: IntGauge,
+    /// Charges that look like another, by what was done about it.
+    pub suspected_duplicates: IntCounterVec,
+    /// Size of the pool.
+    pub pool_size: IntGauge,
+    /// Connections in use.
+    pub pool_in_use: IntGauge,
+    /// Time that work waits for a connection.
+    pub pool_wait_seconds: Histogram,
+    /// Requests by method, route and status.
+    pub http_requests: IntCounterVec,
+    /// Time from the request's head to the answer, by method and route.
+    pub http_seconds: HistogramVec,
+}
+
+/// From a quarter of a millisecond to some eight seconds.
+fn buckets() -> Vec<f64> {
+    exponential_buckets(0.000_25, 2.0, 16).expect("the arguments are valid")
+}
+
+impl Metrics {
+    /// A registry of its own, so that several servers can live in one process.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        macro_rules! register {
+            ($metric:expr) => {{
+                let metric = $metric.expect("names and labels are valid");
+                registry.register(Box::new(metric.clone())).expect("names are unique");
+                metric
+            }};
+        }
+        let histogram = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(buckets());
+        let metrics = Self {
+            requests: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_idempotency_requests_total",
+                    "Decisions on mutating requests, by operation and outcome."
+                ),
+                &["operation", "outcome"]
+            )),
+            claim_seconds: register!(Histogram::with_opts(histogram(
+                "oncepay_idempotency_claim_duration_seconds",
+                "Time to look a key up and, if it is new, to claim it."
+            ))),
+            finish_seconds: register!(Histogram::with_opts(histogram(
+                "oncepay_idempotency_finish_duration_seconds",
+                "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."
+            ))),
+            waiters: register!(IntGauge::new(
+                "oncepay_idempotency_waiters",
+                "Duplicates that wait for an answer (Prefer: wait)."
+            )),
+            takeovers: register!(IntCounter::new(
+                "oncepay_idempotency_takeovers_total",
+                "Requests taken over from an attempt that died or failed, by clients and by the recovery worker."
+            )),
+            fenced_commits: register!(IntCounter::new(
+                "oncepay_idempotency_fenced_commits_total",
+                "Commits that were refused because a later attempt had taken over."
+            )),
+            recoveries: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_idempotency_recoveries_total",
+                    "Attempts of the recovery worker, by operation and outcome."
+                ),
+                &["operation", "outcome"]
+            )),
+            parkings: register!(IntCounter::new(
+                "oncepay_idempotency_parkings_total",
+                "Requests that the recovery worker has given up and parked."
+            )),
+            reaped: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_idempotency_reaped_total",
+                    "Keys that were shrunk to a tombstone (expired) and deleted (forgotten)."
+                ),
+                &["stage"]
+            )),
+            in_progress: register!(IntGauge::new(
+                "oncepay_idempotency_in_progress",
+                "Requests in progress on all instances, at the last look."
+            )),
+            oldest_in_progress_seconds: register!(Gauge::new(
+                "oncepay_idempotency_oldest_in_progress_age_seconds",
+                "Age of the oldest request in progress that is not parked, at the last look."
+            )),
+            parked: register!(IntGauge::new(
+                "oncepay_idempotency_parked",
+                "Requests that wait for an operator, at the last look."
+            )),
+            table_bytes: register!(IntGauge::new(
+                "oncepay_idempotency_table_bytes",
+                "Size of the table of keys with its indexes, at the last look."
+            )),
+            table_rows: register!(IntGauge::new(
+                "oncepay_idempotency_table_rows_estimate",
+                "Rows of the table of keys, as the planner estimates them."
+            )),
+            suspected_duplicates: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_suspected_duplicates_total",
+                    "Charges that look like another one under another key, reported or rejected."
+                ),
+                &["action"]
+            )),
+            pool_size: register!(IntGauge::new(
+                "oncepay_db_pool_size",
+                "Most database connections in use at once."
+            )),
+            pool_in_use: register!(IntGauge::new("oncepay_db_pool_in_use", "Database connections in use.")),
+            pool_wait_seconds: register!(Histogram::with_opts(histogram(
+                "oncepay_db_pool_wait_duration_seconds",
+                "Time that work waits for a database connection."
+            ))),
+            http_requests: register!(IntCounterVec::new(
+                Opts::new("oncepay_http_requests_total", "HTTP requests, by method, route and status."),
+                &["method", "route", "status"]
+            )),
+            http_seconds: register!(HistogramVec::new(
+                histogram("oncepay_http_request_duration_seconds", "Time to an answer, by method and route."),
+                &["method", "route"]
+            )),
+            registry: registry.clone(),
+        };
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("names are unique");
+        metrics
+    }
+
+    /// In Prometheus' text format.
+    pub fn render(&self) -> Result<String, Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(Error::internal)?;
+        String::from_utf8(text).map_err(Error::internal)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts one more in a gauge, for as long as it lives.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// Counts one more in `gauge`.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The metrics of this instance. Needs no key and asks nothing of the database.
+#[get("/metrics")]
+pub async fn show(metrics: web::Data<Metrics>) -> Result<HttpResponse, Error> {
+    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(metrics.render()?))
+}
