@@ -13,9 +13,6 @@ use crate::vault::MASTER_KEY_LENGTH_MIN;
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
 const LEASE_MARGIN_MS: u64 = 500;
 
-/// Requests that an instance recovers at the same time: few enough to leave most connections to clients.
-const RECOVERY_CONCURRENCY: u32 = 4;
-
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -62,6 +59,10 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_RECOVERY_ATTEMPTS_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub recovery_attempts_max: u32,
 
+    /// Requests that an instance finishes by itself at the same time
+    #[arg(long, env = "ONCEPAY_RECOVERY_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub recovery_concurrency: u32,
+
     /// How often expired idempotency keys are cleaned up, in milliseconds
     #[arg(long, env = "ONCEPAY_REAPER_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub reaper_interval_ms: u64,
@@ -93,6 +94,7 @@ impl Config {
             recovery_interval_ms: 1_000,
             recovery_delay_ms: 5_000,
             recovery_attempts_max: 20,
+            recovery_concurrency: 4,
             reaper_interval_ms: 5_000,
             metrics_interval_ms: 5_000,
             roll_up_interval_ms: 5_000,
@@ -129,7 +131,7 @@ impl Config {
                 interval: Duration::from_millis(self.recovery_interval_ms),
                 delay: Duration::from_millis(self.recovery_delay_ms),
                 attempts_max: self.recovery_attempts_max,
-                concurrency: RECOVERY_CONCURRENCY,
+                concurrency: self.recovery_concurrency,
             },
         }
     }

@@ -6,6 +6,7 @@
 //! | point | what has just happened |
 //! |---|---|
 //! | `after_conflict` | another request was found to have claimed the key, or taken it over |
+//! | `before_takeover` | a request was found abandoned; it's taken over next |
 //! | `after_claim` | an external operation's claim, or its takeover, is committed |
 //! | `before_processor` | nothing since; the processor is called next |
 //! | `after_processor` | the processor has answered |
@@ -30,7 +31,7 @@ pub fn reach(point: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use nix::sys::signal::{Signal, kill};
+    use nix::sys::signal::{Signal, kill, raise};
     use nix::unistd::Pid;
 
     static FAULT: OnceLock<Option<(String, String)>> = OnceLock::new();
@@ -48,7 +49,8 @@ pub fn reach(point: &str) {
         Some((action, name))
             if name == point && action == "stop" && !HAS_STOPPED.swap(true, Ordering::SeqCst) =>
         {
-            let _ = kill(Pid::this(), Signal::SIGSTOP);
+            // To this thread, so that it goes no further.
+            let _ = raise(Signal::SIGSTOP);
         }
         _ => {}
     }

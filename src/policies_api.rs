@@ -34,7 +34,8 @@ pub struct OperationPolicy {
     policy: Policy,
 }
 
-/// All policies, by the name of the operation.
+/// All policies as they are in the database, by the name of the operation. The engine must have read them before:
+/// it adds the rows that are missing.
 fn load_all(conn: &mut PgConnection) -> Result<List<OperationPolicy>, Error> {
     let mut data: Vec<_> = policy::load(conn)?
         .into_iter()
@@ -55,7 +56,12 @@ problems!(ListProblems, reading:);
     responses((status = 200, description = "All policies, by operation.", body = List<OperationPolicy>), ListProblems),
 )]
 #[get("/v1/idempotency-policies")]
-pub async fn list(db: web::Data<Db>, _merchant: AuthenticatedMerchant) -> Result<HttpResponse, Error> {
+pub async fn list(
+    engine: web::Data<Engine>,
+    db: web::Data<Db>,
+    _merchant: AuthenticatedMerchant,
+) -> Result<HttpResponse, Error> {
+    engine.policies().await?;
     Ok(HttpResponse::Ok().json(db.run_retrying(load_all).await?))
 }
 
@@ -71,9 +77,11 @@ problems!(OperatorListProblems, operating:);
 )]
 #[get("/v1/operator/idempotency-policies")]
 pub async fn list_for_operators(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     _operator: AuthenticatedOperator,
 ) -> Result<HttpResponse, Error> {
+    engine.policies().await?;
     Ok(HttpResponse::Ok().json(db.run_retrying(load_all).await?))
 }
 
@@ -90,10 +98,12 @@ problems!(GetProblems, operating: OperationNotFound);
 )]
 #[get("/v1/operator/idempotency-policies/{operation}")]
 pub async fn get(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     _operator: AuthenticatedOperator,
     operation: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
+    engine.policies().await?;
     let operation = operation.into_inner();
     let policy = db
         .run_retrying(move |conn| {
@@ -116,7 +126,7 @@ pub struct ReplacePolicy {
     #[schema(value_type = Option<String>, nullable = false, example = "charges.create")]
     operation: String,
     /// Whether keys have effect.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
     /// For how many of a hundred merchants.
     #[schema(minimum = 0, maximum = 100, nullable = false)]
@@ -128,19 +138,19 @@ pub struct ReplacePolicy {
     #[schema(minimum = 0, maximum = 31_536_000, nullable = false)]
     tombstone_seconds: Option<u32>,
     /// What happens to a key that comes back with another request.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     on_mismatch: Option<OnMismatch>,
     /// What of the body is compared. Keys that are claimed already are compared as they were.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     fingerprint: Option<FingerprintKind>,
     /// What happens to a key that comes back after its lifetime.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     on_expired: Option<OnExpired>,
     /// Longest wait that a duplicate can ask for.
     #[schema(minimum = 0, maximum = 30, nullable = false)]
     wait_max_seconds: Option<u8>,
     /// What happens to a charge that looks like another one under another key.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     on_suspected_duplicate: Option<OnSuspectedDuplicate>,
     /// How far back it looks; 0 turns it off.
     #[schema(minimum = 0, maximum = 86_400, nullable = false)]
@@ -284,6 +294,7 @@ problems!(ListChangesProblems, operating_listing: OperationNotFound);
 )]
 #[get("/v1/operator/idempotency-policies/{operation}/changes")]
 pub async fn list_changes(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     _operator: AuthenticatedOperator,
     operation: web::Path<String>,
@@ -291,11 +302,11 @@ pub async fn list_changes(
 ) -> Result<HttpResponse, Error> {
     let page = Parameters::read(request.query_string(), Parameters::page::<PolicyChangeId>)?;
     let operation = operation.into_inner();
+    if !engine.policies().await?.contains_key(&operation) {
+        return Err(Error::OperationNotFound);
+    }
     let changes = db
         .run_retrying(move |conn| {
-            if !policy::load(conn)?.contains_key(&operation) {
-                return Err(Error::OperationNotFound);
-            }
             let query = idempotency_policy_changes::table
                 .filter(idempotency_policy_changes::operation.eq(&operation))
                 .into_boxed();

@@ -6,8 +6,8 @@ use crate::support::*;
 
 /// What a case has to work with.
 struct Scene {
-    database: TestDatabase,
     app: App,
+    database: TestDatabase,
     client: Client,
     /// A charge that exists.
     charge_path: String,

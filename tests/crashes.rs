@@ -1,10 +1,13 @@
-//! `kill -9` at the worst moments, then a restart and a retry.
+//! `kill -9` at every named point of every operation (see `oncepay::faults`). Then either the client sends its
+//! request again, or it never does. In both cases what is there in the end is exactly what one undisturbed
+//! request leaves, and the processor has seen one operation.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oncepay::faults::{EXTERNAL_POINTS, LOCAL_POINTS};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -43,17 +46,106 @@ fn retry(send: impl Fn() -> Response) -> Response {
     }
 }
 
-/// An operation that calls the processor, and what to look at afterwards.
+/// Who comes after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The client, with the same request.
+    Client,
+    /// The recovery worker of another instance, and never the client.
+    Worker,
+}
+
+/// Where an operation's crashes are tried.
+struct Scene {
+    // Before the database: fields are dropped in this order.
+    _healthy: Process,
+    database: TestDatabase,
+    journal: SandboxJournal,
+    settings: Vec<(&'static str, String)>,
+    merchant: Client,
+    operator: Client,
+    merchant_key: String,
+    operator_key: String,
+    merchant_id: String,
+}
+
+impl Scene {
+    fn new(after: After) -> Self {
+        let database = TestDatabase::new();
+        let journal = SandboxJournal::new();
+        let interval = if after == After::Worker { "50" } else { "600000" };
+        let settings = vec![
+            ("ONCEPAY_LEASE_MS", "700".to_owned()),
+            ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200".to_owned()),
+            ("ONCEPAY_RECOVERY_INTERVAL_MS", interval.to_owned()),
+            ("ONCEPAY_RECOVERY_DELAY_MS", "50".to_owned()),
+            ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap().to_owned()),
+        ];
+        let (merchant, operator_key) = (database.merchant(), database.operator_key());
+        let healthy = start(&database, &settings, None);
+        Self {
+            merchant: healthy.client.as_merchant(&merchant),
+            operator: healthy.client.with_key(&operator_key),
+            merchant_key: merchant.key,
+            operator_key,
+            merchant_id: merchant.id.to_string(),
+            database,
+            journal,
+            settings,
+            _healthy: healthy,
+        }
+    }
+
+    /// Everything that an operation can have an effect on.
+    fn effects(&self) -> Vec<String> {
+        let tables = [
+            "charges",
+            "refunds",
+            "payouts",
+            "journal_entries",
+            "postings",
+            "ledger_holds",
+            "events",
+            "api_keys",
+            "merchants",
+            "merchant_pricing",
+            "idempotency_policy_changes",
+        ];
+        let mut effects: Vec<_> = tables.iter().map(|table| self.database.rows(table).to_string()).collect();
+        effects.push(
+            self.database.count("SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL").to_string(),
+        );
+        effects.push(
+            self.database
+                .count("SELECT count(*) FROM idempotency_keys WHERE key LIKE 'stuck-%' AND recoveries = 0")
+                .to_string(),
+        );
+        effects
+    }
+}
+
+fn start(database: &TestDatabase, settings: &[(&str, String)], point: Option<&str>) -> Process {
+    let fault = point.map(|point| format!("kill:{point}"));
+    let mut environment: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.extend(fault.as_deref().map(|fault| ("ONCEPAY_FAULT", fault)));
+    Process::start(database, &environment)
+}
+
+/// What two readings of the effects differ by.
+fn difference(before: &[String], after: &[String]) -> Vec<i64> {
+    let number = |text: &String| text.parse::<i64>().unwrap();
+    before.iter().zip(after).map(|(before, after)| number(after) - number(before)).collect()
+}
+
+/// A mutating operation.
 struct Operation {
     name: &'static str,
-    /// The call of the processor that takes effect.
-    call: &'static str,
-    /// Makes what it needs; returns path and body.
-    prepare: fn(&Client) -> (String, Value),
+    /// The call of the processor that takes effect, if it's one that calls it.
+    call: Option<&'static str>,
+    /// Makes what it needs; returns method, path and body.
+    prepare: fn(&Scene) -> (&'static str, String, Value),
     /// Status of its success.
     status: u16,
-    /// Available balance afterwards.
-    available: Option<&'static str>,
 }
 
 /// A charge of 12.50 USD; returns its path.
@@ -64,110 +156,252 @@ fn charge(client: &Client, capture: bool) -> String {
     format!("/v1/charges/{id}")
 }
 
-const OPERATIONS: [Operation; 5] = [
+/// A request that is stuck, of the scene's merchant; returns its path among the operators'.
+fn stuck(scene: &Scene) -> String {
+    let key = format!("stuck-{}", fresh_key());
+    execute(
+        &mut scene.database.as_owner(),
+        &format!(
+            "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, request_id, \
+                 request_method, request_path, request_query, request_body, claim_token, lease_expires_at, recover_at, \
+                 attempts, recoveries, recovery_point, created_at, expires_at) \
+             SELECT merchant_id, '{key}', 'in_progress', 'loans.create', 1, sha256('x'), 'req_1', 'POST', '/v1/loans', '', \
+                 '{{}}', gen_random_uuid(), now(), now(), 1, 5, 'started', now(), now() + interval '1 day' \
+             FROM merchants WHERE replace(merchant_id::text, '-', '') = '{}'",
+            scene.merchant_id.trim_start_matches("mer_")
+        ),
+    );
+    format!("/v1/operator/idempotency-keys/{}/{key}", scene.merchant_id)
+}
+
+const OPERATIONS: [Operation; 13] = [
     Operation {
-        name: "create",
-        call: "authorize",
-        prepare: |_| ("/v1/charges".to_owned(), visa()),
+        name: "charges.create",
+        call: Some("authorize"),
+        prepare: |_| ("POST", "/v1/charges".to_owned(), visa()),
         status: 201,
-        available: Some("11.84"),
     },
     Operation {
-        name: "capture",
-        call: "capture",
-        prepare: |client| (format!("{}/capture", charge(client, false)), json!({"amount": "10.00"})),
+        name: "charges.capture",
+        call: Some("capture"),
+        prepare: |scene| {
+            ("POST", format!("{}/capture", charge(&scene.merchant, false)), json!({"amount": "10.00"}))
+        },
         status: 200,
-        available: Some("9.41"),
     },
     Operation {
-        name: "cancel",
-        call: "void",
-        prepare: |client| (format!("{}/cancel", charge(client, false)), json!({})),
+        name: "charges.cancel",
+        call: Some("void"),
+        prepare: |scene| ("POST", format!("{}/cancel", charge(&scene.merchant, false)), json!({})),
         status: 200,
-        available: None,
     },
     Operation {
-        name: "refund",
-        call: "refund",
-        prepare: |client| {
-            let path = charge(client, true);
+        name: "refunds.create",
+        call: Some("refund"),
+        prepare: |scene| {
+            let path = charge(&scene.merchant, true);
             let body = json!({"charge_id": path.trim_start_matches("/v1/charges/"), "amount": "2.00"});
-            ("/v1/refunds".to_owned(), body)
+            ("POST", "/v1/refunds".to_owned(), body)
         },
         status: 201,
-        available: Some("9.84"),
     },
     Operation {
-        name: "payout",
-        call: "payout",
-        prepare: |client| {
-            charge(client, true);
-            let body = json!({"amount": "2.00", "currency": "USD", "destination": "ba"});
-            ("/v1/payouts".to_owned(), body)
+        name: "payouts.create",
+        call: Some("payout"),
+        prepare: |scene| {
+            charge(&scene.merchant, true);
+            (
+                "POST",
+                "/v1/payouts".to_owned(),
+                json!({"amount": "2.00", "currency": "USD", "destination": "ba"}),
+            )
         },
         status: 201,
-        available: Some("9.84"),
+    },
+    Operation {
+        name: "charges.update",
+        call: None,
+        prepare: |scene| ("PATCH", charge(&scene.merchant, true), json!({"description": "new"})),
+        status: 200,
+    },
+    Operation {
+        name: "api_keys.create",
+        call: None,
+        prepare: |_| ("POST", "/v1/api-keys".to_owned(), json!({"name": "second"})),
+        status: 201,
+    },
+    Operation {
+        name: "api_keys.revoke",
+        call: None,
+        prepare: |scene| {
+            let key = scene.merchant.send("POST", "/v1/api-keys", &fresh_key(), &json!({"name": "spare"}));
+            ("DELETE", format!("/v1/api-keys/{}", key.expect(201).field("id")), json!({}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "merchants.create",
+        call: None,
+        prepare: |_| {
+            let body = json!({"name": "Shop", "fee_rate": "0.01", "fee_fixed": "0.10"});
+            ("POST", "/v1/operator/merchants".to_owned(), body)
+        },
+        status: 201,
+    },
+    Operation {
+        name: "merchants.change_pricing",
+        call: None,
+        prepare: |scene| {
+            let path = format!("/v1/operator/merchants/{}/pricing", scene.merchant_id);
+            ("POST", path, json!({"fee_rate": "0.01", "fee_fixed": "0.10"}))
+        },
+        status: 201,
+    },
+    Operation {
+        name: "idempotency_keys.retry",
+        call: None,
+        prepare: |scene| ("POST", format!("{}/retry", stuck(scene)), json!({})),
+        status: 200,
+    },
+    Operation {
+        name: "idempotency_keys.release",
+        call: None,
+        prepare: |scene| ("POST", format!("{}/release", stuck(scene)), json!({})),
+        status: 200,
+    },
+    Operation {
+        name: "idempotency_policies.replace",
+        call: None,
+        prepare: |_| {
+            let path = "/v1/operator/idempotency-policies/refunds.create".to_owned();
+            ("PUT", path, json!({"wait_max_seconds": 7}))
+        },
+        status: 200,
     },
 ];
 
-#[test]
-fn every_operation_survives_a_kill_at_every_point() {
-    // Point, whether the retry finds the answer rather than finishing the request, calls that the processor
-    // saw.
-    let points = [
-        ("after_claim", false, 1),
-        ("after_processor", false, 2),
-        ("in_finish", false, 2),
-        ("after_commit_before_response", true, 1),
-    ];
-    for operation in &OPERATIONS {
-        for (point, replayed, calls) in points {
-            let name = format!("{} {point}", operation.name);
-            let database = TestDatabase::new();
-            let journal = SandboxJournal::new();
-            let merchant = database.merchant();
-            let settings = [
-                ("ONCEPAY_LEASE_MS", "700"),
-                ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200"),
-                ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap()),
-            ];
-            let healthy = Process::start(&database, &settings);
-            let client = healthy.client.as_merchant(&merchant);
-            let (path, body) = (operation.prepare)(&client);
-            let (keys, seen) = (database.rows("idempotency_keys"), journal.calls().len());
+impl Operation {
+    fn client<'a>(&self, path: &str, merchant: &'a Client, operator: &'a Client) -> &'a Client {
+        if path.starts_with("/v1/operator") { operator } else { merchant }
+    }
 
-            let doomed = Process::start(
-                &database,
-                &[&settings[..], &[("ONCEPAY_FAULT", &format!("kill:{point}"))]].concat(),
+    /// Tries every crash of this operation.
+    fn survive(&self, after: After) {
+        let scene = Scene::new(after);
+        // What a request that nothing happens to leaves behind.
+        let (method, path, body) = (self.prepare)(&scene);
+        let (before, balance_before) = (scene.effects(), scene.merchant.available("USD"));
+        let client = self.client(&path, &scene.merchant, &scene.operator);
+        client.send(method, &path, &fresh_key(), &body).expect(self.status);
+        let undisturbed = difference(&before, &scene.effects());
+        let moved = cents(scene.merchant.available("USD")) - cents(balance_before);
+
+        let points = if self.call.is_some() { EXTERNAL_POINTS } else { LOCAL_POINTS };
+        for point in points {
+            let name = format!("{} {point} {after:?}", self.name);
+            let (method, path, body) = (self.prepare)(&scene);
+            let (before, balance_before) = (scene.effects(), scene.merchant.available("USD"));
+            let seen = scene.journal.calls().len();
+            let key = fresh_key();
+
+            let doomed = start(&scene.database, &scene.settings, Some(point));
+            let merchant = doomed.client.with_key(&scene.merchant_key);
+            let operator = doomed.client.with_key(&scene.operator_key);
+            let request = self.client(&path, &merchant, &operator).request(method, &path);
+            assert!(
+                request.idempotency_key(&key).json(&body).try_send().is_err(),
+                "{name}: no answer can come"
             );
-            let request =
-                doomed.client.as_merchant(&merchant).request("POST", &path).idempotency_key("k").json(&body);
-            assert!(request.try_send().is_err(), "{name}: no answer can come");
             assert!(doomed.was_killed(), "{name}");
-            assert_eq!(database.rows("idempotency_keys"), keys + 1, "{name}: the claim is there");
 
-            let answer = retry(|| client.send("POST", &path, "k", &body)).expect(operation.status);
-            assert_eq!(answer.is_replay(), replayed, "{name}");
-            let replay = client.send("POST", &path, "k", &body).expect(operation.status);
-            assert_eq!(replay.body, answer.body, "{name}");
-            if let Some(available) = operation.available {
-                assert_eq!(client.available("USD").as_deref(), Some(available), "{name}");
+            // A local operation that died before its commit has never begun, and a request that hasn't begun is
+            // the client's business.
+            let was_committed = point.ends_with("after_commit_before_response");
+            let is_there = self.call.is_some() || was_committed;
+            let claims = format!("SELECT count(*) FROM idempotency_keys WHERE key = '{key}'");
+            assert_eq!(scene.database.count(&claims), i64::from(is_there), "{name}");
+
+            let client = self.client(&path, &scene.merchant, &scene.operator);
+            match after {
+                After::Client => {
+                    let answer = retry(|| client.send(method, &path, &key, &body)).expect(self.status);
+                    assert_eq!(answer.is_replay(), was_committed, "{name}");
+                    let replay = client.send(method, &path, &key, &body).expect(self.status);
+                    assert_eq!(replay.body, answer.body, "{name}");
+                }
+                After::Worker if is_there => {
+                    let done =
+                        format!("{claims} AND state = 'completed' AND response_status = {}", self.status);
+                    eventually(&name, || scene.database.count(&done) == 1);
+                }
+                After::Worker => {
+                    assert_eq!(scene.effects(), before, "{name}: nothing is half done");
+                    continue;
+                }
             }
-            assert_eq!(database.rows("ledger_holds"), 0, "{name}");
-            let calls_seen = journal.calls().split_off(seen);
-            let effective: Vec<_> = calls_seen.iter().filter(|call| call["call"] == operation.call).collect();
-            assert_eq!(effective.len(), calls, "{name}");
-            let named: HashSet<_> = effective.iter().map(|call| call["key"].to_string()).collect();
-            assert_eq!(named.len(), 1, "{name}: one operation for the processor");
+            assert_eq!(difference(&before, &scene.effects()), undisturbed, "{name}: exactly one effect");
+            assert_eq!(cents(scene.merchant.available("USD")) - cents(balance_before), moved, "{name}");
+            if let Some(call) = self.call {
+                let calls = scene.journal.calls().split_off(seen);
+                let named: HashSet<_> = calls
+                    .iter()
+                    .filter(|made| made["call"] == call)
+                    .map(|made| made["key"].to_string())
+                    .collect();
+                assert_eq!(named.len(), 1, "{name}: one operation for the processor");
+            }
         }
     }
+}
+
+/// A balance in cents; none is zero.
+fn cents(balance: Option<String>) -> i64 {
+    balance.map_or(0, |text| text.replace('.', "").parse().unwrap())
+}
+
+/// Most of the time is spent in waiting for leases to run out, so several wait together.
+fn survive_all(after: After) {
+    for operations in OPERATIONS.chunks(5) {
+        thread::scope(|scope| {
+            for operation in operations {
+                scope.spawn(|| operation.survive(after));
+            }
+        });
+    }
+}
+
+#[test]
+fn every_operation_that_dies_at_any_point_is_finished_by_its_client() {
+    survive_all(After::Client);
+}
+
+#[test]
+fn every_operation_that_dies_at_any_point_is_finished_without_its_client() {
+    survive_all(After::Worker);
+}
+
+#[test]
+fn no_operation_is_left_out_of_that() {
+    let mut tried: Vec<_> =
+        OPERATIONS.iter().map(|operation| (operation.name, operation.call.is_some())).collect();
+    let mut registered: Vec<_> = oncepay::server::operations()
+        .iter()
+        .map(|operation| (operation.name, operation.is_external()))
+        .collect();
+    tried.sort_unstable();
+    registered.sort_unstable();
+    assert_eq!(tried, registered);
 }
 
 #[test]
 fn a_kill_that_holds_money_holds_it_for_its_own_retry_only() {
     let database = TestDatabase::new();
     let merchant = database.merchant();
-    let settings = [("ONCEPAY_LEASE_MS", "700"), ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200")];
+    let settings = [
+        ("ONCEPAY_LEASE_MS", "700"),
+        ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200"),
+        ("ONCEPAY_RECOVERY_INTERVAL_MS", "600000"),
+    ];
     let healthy = Process::start(&database, &settings);
     let client = healthy.client.as_merchant(&merchant);
     charge(&client, true);
@@ -185,32 +419,4 @@ fn a_kill_that_holds_money_holds_it_for_its_own_retry_only() {
     client.send("POST", "/v1/payouts", "other", &payout).expect_problem(422, "insufficient_balance");
     retry(|| client.send("POST", "/v1/payouts", "k", &payout)).expect(201);
     assert_eq!(client.available("USD").as_deref(), Some("1.84"));
-}
-
-#[test]
-fn a_local_operation_survives_a_kill_at_every_point() {
-    for (point, replayed) in [
-        ("local_after_claim", false),
-        ("local_before_commit", false),
-        ("local_after_commit_before_response", true),
-    ] {
-        let database = TestDatabase::new();
-        let merchant = database.merchant();
-        let healthy = Process::start(&database, &[]);
-        let client = healthy.client.as_merchant(&merchant);
-        let path = format!("/v1/charges/{}", client.charge("create", &visa()).expect(201).field("id"));
-        let patch = json!({"description": "new"});
-
-        let doomed = Process::start(&database, &[("ONCEPAY_FAULT", &format!("kill:{point}"))]);
-        let request =
-            doomed.client.as_merchant(&merchant).request("PATCH", &path).idempotency_key("k").json(&patch);
-        assert!(request.try_send().is_err(), "{point}: no answer can come");
-        assert!(doomed.was_killed(), "{point}");
-        assert_eq!(database.rows("idempotency_keys"), 1 + i64::from(replayed), "{point}");
-
-        let answer = retry(|| client.send("PATCH", &path, "k", &patch)).expect(200);
-        assert_eq!(answer.is_replay(), replayed, "{point}");
-        let updates = database.count("SELECT count(*) FROM events WHERE type = 'charge.updated'");
-        assert_eq!(updates, 1, "{point}");
-    }
 }

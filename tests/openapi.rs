@@ -66,12 +66,16 @@ fn has_example(document: &Value, schema: &Value) -> bool {
         Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
         None => schema,
     };
+    if let Some(parts) = schema["allOf"].as_array() {
+        return parts.iter().all(|part| has_example(document, part));
+    }
     !schema["example"].is_null()
         || schema["properties"].as_object().is_some_and(|properties| {
             properties.iter().all(|(_, property)| {
                 property.get("example").is_some()
                     || property["items"]["$ref"].is_string()
                     || property["$ref"].is_string()
+                    || property["enum"].is_array()
                     || property["oneOf"].is_array()
             })
         })
@@ -91,6 +95,11 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
         let parameters = operation["parameters"].as_array().unwrap();
         let key = parameters.iter().find(|parameter| parameter["name"] == "Idempotency-Key");
         assert_eq!(key.unwrap_or_else(|| panic!("{method} {path} hides it"))["required"], true);
+        assert!(parameters.iter().any(|parameter| parameter["name"] == "Prefer"), "{method} {path}");
+        let published = &operation["x-idempotency"];
+        assert!(published["policy"]["ttl_seconds"].is_number(), "{method} {path}: {published}");
+        let name = operation["operationId"].as_str().unwrap().trim_start_matches("operator.");
+        assert_eq!(published["operation"], name);
 
         let concrete: Vec<_> =
             path.split('/').map(|part| if part.starts_with('{') { "some_id" } else { part }).collect();

@@ -23,8 +23,8 @@ use crate::request::log_cause;
 use crate::vault::Vault;
 
 use super::key::IdempotencyKey;
-use super::policy::{Enforcement, OnExpired, OnMismatch, Policies, Policy};
-use super::recovery::{Recovered, Recovery};
+use super::policy::{ByOperation, Enforcement, OnExpired, OnMismatch, Policies, Policy};
+use super::recovery::{Due, Recovered, Recovery};
 use super::registry::Registered;
 use super::reply::Reply;
 use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
@@ -94,13 +94,12 @@ impl Context<'_> {
         &self.engine.metrics
     }
 
-    /// Requests of this merchant for `operation` that are being executed, except this one: the resources that
-    /// they make, and their canonical bodies.
+    /// Requests of this merchant for `operation` that are being executed, except this one.
     pub fn others_in_progress(
         &self,
         conn: &mut PgConnection,
         operation: &'static str,
-    ) -> Result<Vec<(Option<Uuid>, Vec<u8>)>, Error> {
+    ) -> Result<Vec<store::InProgress>, Error> {
         store::others_in_progress(conn, self.claim, operation)
     }
 
@@ -243,8 +242,8 @@ enum Decision {
     Expired,
     /// It's being worked on, or waits for an operator.
     Running { is_parked: bool },
-    /// Nobody works on it any more: take it over.
-    TakeOver,
+    /// Nobody works on it any more: take it over, in the life that began at this time.
+    TakeOver(DateTime<Utc>),
 }
 
 /// Decides what is to be done about a key for which `stored` was found. Checked in this order: free, other
@@ -270,7 +269,7 @@ fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
         (_, Some(answer)) if is_same => Decision::Replay(answer),
         (_, Some(answer)) => Decision::ReplayDespiteMismatch(answer),
         // What was begun is finished as it was begun, so not by another request.
-        (Life::Abandoned, None) if is_same => Decision::TakeOver,
+        (Life::Abandoned, None) if is_same => Decision::TakeOver(stored.created_at),
         (life, None) => Decision::Running { is_parked: life == Life::Parked },
     }
 }
@@ -310,7 +309,7 @@ impl Tried {
             Decision::Mismatch => Self::Mismatch,
             Decision::Expired => Self::Expired,
             Decision::Running { is_parked } => Self::Running { is_parked },
-            Decision::Claim | Decision::ClaimAfresh | Decision::TakeOver => {
+            Decision::Claim | Decision::ClaimAfresh | Decision::TakeOver(_) => {
                 Self::Running { is_parked: false }
             }
         }
@@ -382,6 +381,11 @@ impl Engine {
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.inner.metrics
+    }
+
+    /// All policies, from memory.
+    pub async fn policies(&self) -> Result<Arc<ByOperation>, Error> {
+        self.inner.policies.current(&self.inner.db).await
     }
 
     /// The policy of an operation, from memory.
@@ -695,8 +699,8 @@ impl Engine {
             }
             Decision::Claim => self.claim_and_prepare(conn, request, false),
             Decision::ClaimAfresh => conn.transaction(|conn| self.claim_and_prepare(conn, request, true)),
-            Decision::TakeOver if *enforcement == Enforcement::Enforce => {
-                let taken = self.take_over(conn, request, Taker::Client)?;
+            Decision::TakeOver(created_at) if *enforcement == Enforcement::Enforce => {
+                let taken = self.take_over(conn, request, created_at)?;
                 Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::TakenOver(claim))))
             }
             decision => return Ok(Look::NotOurs(decision)),
@@ -709,10 +713,12 @@ impl Engine {
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
-        taker: Taker,
+        created_at: DateTime<Utc>,
     ) -> Result<Option<Claim>, Error> {
-        let policy = &request.treatment.policy;
-        let claim = store::take_over(conn, &request.envelope, taker, policy, self.inner.timing.lease)?;
+        faults::reach("before_takeover");
+        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
+        let lease = self.inner.timing.lease;
+        let claim = store::take_over(conn, envelope, created_at, Taker::Client, policy, lease)?;
         match &claim {
             Some(_) => self.inner.metrics.takeovers.inc(),
             None => faults::reach("after_conflict"),
@@ -840,9 +846,9 @@ impl Engine {
     }
 
     /// Finishes a stored request that died, for the recovery worker.
-    pub(super) async fn recover<O: ExternalOperation>(&self, envelope: Envelope) -> Recovered {
-        let request_id = envelope.request_id.clone();
-        match self.take_over_and_finish::<O>(envelope).await {
+    pub(super) async fn recover<O: ExternalOperation>(&self, due: Due) -> Recovered {
+        let request_id = due.envelope.request_id.clone();
+        match self.take_over_and_finish::<O>(due).await {
             Ok(recovered) => recovered,
             Err(error) => {
                 log_cause(&error, &request_id);
@@ -851,18 +857,18 @@ impl Engine {
         }
     }
 
-    async fn take_over_and_finish<O: ExternalOperation>(
-        &self,
-        envelope: Envelope,
-    ) -> Result<Recovered, Error> {
+    async fn take_over_and_finish<O: ExternalOperation>(&self, due: Due) -> Result<Recovered, Error> {
         let policy = self.policy(O::NAME).await?;
         let lease = self.inner.timing.lease;
+        let Due { envelope, created_at, .. } = due;
         let taking = (envelope.clone(), Arc::clone(&policy));
         // Taken over before it's read: a request that can't be read must count as tried.
         let taken = self
             .inner
             .db
-            .run_retrying(move |conn| store::take_over(conn, &taking.0, Taker::Recovery, &taking.1, lease))
+            .run_retrying(move |conn| {
+                store::take_over(conn, &taking.0, created_at, Taker::Recovery, &taking.1, lease)
+            })
             .await?;
         let Some(claim) = taken else { return Ok(Recovered::Lost) };
         self.inner.metrics.takeovers.inc();

@@ -115,7 +115,6 @@ impl FingerprintKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Policy {
     /// Whether keys have effect.
-    #[schema(inline)]
     pub enforcement: Enforcement,
     /// For how many of a hundred merchants `enforcement` holds; for the others, the next weaker one does
     /// (`observe` instead of `enforce`, `off` instead of `observe`). Raising it never drops a merchant.
@@ -128,19 +127,15 @@ pub struct Policy {
     #[schema(minimum = 0, maximum = 31_536_000, example = 2_592_000)]
     pub tombstone_seconds: u32,
     /// What happens to a key that comes back with another request.
-    #[schema(inline)]
     pub on_mismatch: OnMismatch,
     /// What of the body is compared.
-    #[schema(inline)]
     pub fingerprint: FingerprintKind,
     /// What happens to a key that comes back after its lifetime.
-    #[schema(inline)]
     pub on_expired: OnExpired,
     /// Longest wait that a duplicate can ask for with `Prefer: wait=N`.
     #[schema(minimum = 0, maximum = 30, example = 30)]
     pub wait_max_seconds: u8,
     /// What happens to a charge that looks like another one under another key. Only `charges.create` looks.
-    #[schema(inline)]
     pub on_suspected_duplicate: OnSuspectedDuplicate,
     /// How far back it looks; 0 turns it off.
     #[schema(minimum = 0, maximum = 86_400, example = 600)]
@@ -297,8 +292,11 @@ pub fn change(
     Ok(())
 }
 
+/// Policies by the name of their operation.
+pub type ByOperation = HashMap<String, Arc<Policy>>;
+
 /// All policies, by operation.
-pub fn load(conn: &mut PgConnection) -> Result<HashMap<String, Arc<Policy>>, Error> {
+pub fn load(conn: &mut PgConnection) -> Result<ByOperation, Error> {
     let rows = idempotency_policies::table.select(PolicyRow::as_select()).load(conn)?;
     rows.into_iter().map(|row| Ok((row.operation.clone(), Arc::new(Policy::try_from(row)?)))).collect()
 }
@@ -309,7 +307,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// An instance's copy of the policies.
 pub struct Policies {
     operations: Vec<&'static str>,
-    current: RwLock<Option<Arc<HashMap<String, Arc<Policy>>>>>,
+    current: RwLock<Option<Arc<ByOperation>>>,
     changed: Notify,
 }
 
@@ -319,14 +317,20 @@ impl Policies {
         Self { operations, current: RwLock::new(None), changed: Notify::new() }
     }
 
-    /// The policy of `operation`. Waits for the first copy, and then answers from memory.
+    /// The copy. Waits for the first one, with which every operation has its row.
+    pub async fn current(&self, db: &Db) -> Result<Arc<ByOperation>, Error> {
+        let current = self.current.read().expect("no holder panics").clone();
+        match current {
+            Some(current) => Ok(current),
+            None => self.refresh(db).await,
+        }
+    }
+
+    /// The policy of `operation`.
     pub async fn of(&self, operation: &str, db: &Db) -> Result<Arc<Policy>, Error> {
-        let copy = self.current.read().expect("no holder panics").clone();
-        let copy = match copy {
-            Some(copy) => copy,
-            None => self.refresh(db).await?,
-        };
-        copy.get(operation)
+        self.current(db)
+            .await?
+            .get(operation)
             .cloned()
             .ok_or_else(|| Error::internal(format!("the operation {operation} has no policy")))
     }
@@ -346,7 +350,7 @@ impl Policies {
         }
     }
 
-    async fn refresh(&self, db: &Db) -> Result<Arc<HashMap<String, Arc<Policy>>>, Error> {
+    async fn refresh(&self, db: &Db) -> Result<Arc<ByOperation>, Error> {
         let operations = self.operations.clone();
         let loaded = db
             .run_retrying(move |conn| {

@@ -12,8 +12,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
 use futures_util::{StreamExt, stream};
 
 use crate::error::Error;
@@ -64,8 +65,10 @@ impl Recovery {
 
 /// A request to be taken on.
 pub struct Due {
-    /// The row's, for the log.
+    /// What was asked for.
     pub operation: String,
+    /// When the key was claimed.
+    pub created_at: DateTime<Utc>,
     /// As it was when the last client sent it.
     pub envelope: Envelope,
 }
@@ -128,7 +131,7 @@ pub async fn run_due(engine: &Engine, operations: &[Registered]) -> Result<usize
         let Some(operation) = operations.iter().find(|operation| operation.name == due.operation) else {
             return 0;
         };
-        let recovered = operation.recover(engine.clone(), due.envelope).await;
+        let recovered = operation.recover(engine.clone(), due).await;
         engine.metrics().recoveries.with_label_values(&[operation.name, recovered.as_str()]).inc();
         if recovered == Recovered::Parked {
             engine.metrics().parkings.inc();
@@ -147,8 +150,9 @@ pub async fn run_due(engine: &Engine, operations: &[Registered]) -> Result<usize
 ///
 /// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
 fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Result<Vec<Due>, Error> {
-    let rows = statement::<(SqlUuid, Text, Text, Text, Text, Text, Text, Binary)>(
-        "SELECT merchant_id, key, operation, request_id, request_method, request_path, request_query, request_body \
+    let rows = statement::<(SqlUuid, Text, Text, Timestamptz, Text, Text, Text, Text, Binary)>(
+        "SELECT merchant_id, key, operation, created_at, request_id, request_method, request_path, request_query, \
+             request_body \
          FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL \
              AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
@@ -157,13 +161,17 @@ fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Resu
     )
     .bind::<Array<Text>, _>(operations)
     .bind::<BigInt, _>(limit)
-    .load::<(MerchantId, String, String, String, String, String, String, Vec<u8>)>(conn)?;
+    .load::<(MerchantId, String, String, DateTime<Utc>, String, String, String, String, Vec<u8>)>(conn)?;
     rows.into_iter()
-        .map(|(merchant, key, operation, request_id, method, path, query, body)| {
+        .map(|(merchant, key, operation, created_at, request_id, method, path, query, body)| {
             let key = IdempotencyKey::bare(&key).ok_or_else(|| Error::internal("a stored key is none"))?;
             let raw_body = body.clone();
             let content = RequestContent { method, path, query, body, raw_body };
-            Ok(Due { operation, envelope: Envelope { merchant, key, request_id, content, actor: None } })
+            Ok(Due {
+                operation,
+                created_at,
+                envelope: Envelope { merchant, key, request_id, content, actor: None },
+            })
         })
         .collect()
 }

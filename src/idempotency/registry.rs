@@ -4,10 +4,10 @@
 use futures_util::future::LocalBoxFuture;
 
 use super::engine::{Engine, ExternalOperation, LocalOperation};
-use super::recovery::Recovered;
-use super::request::{Caller, Envelope, Operation};
+use super::recovery::{Due, Recovered};
+use super::request::{Caller, Operation};
 
-type Recover = fn(Engine, Envelope) -> LocalBoxFuture<'static, Recovered>;
+type Recover = fn(Engine, Due) -> LocalBoxFuture<'static, Recovered>;
 
 /// An operation.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl Registered {
 
     /// An operation that calls the processor.
     pub fn external<O: ExternalOperation>() -> Self {
-        Self::new::<O>(Some(|engine, envelope| Box::pin(async move { engine.recover::<O>(envelope).await })))
+        Self::new::<O>(Some(|engine, due| Box::pin(async move { engine.recover::<O>(due).await })))
     }
 
     fn new<O: Operation>(recover: Option<Recover>) -> Self {
@@ -43,9 +43,9 @@ impl Registered {
     }
 
     /// Finishes a request that died.
-    pub(super) async fn recover(&self, engine: Engine, envelope: Envelope) -> Recovered {
+    pub(super) async fn recover(&self, engine: Engine, due: Due) -> Recovered {
         let Some(recover) = self.recover else { return Recovered::Lost };
         // A task of its own, so that a panic ends this attempt and not the worker. Its lease has to run out then.
-        actix_web::rt::spawn(recover(engine, envelope)).await.unwrap_or(Recovered::Failed)
+        actix_web::rt::spawn(recover(engine, due)).await.unwrap_or(Recovered::Failed)
     }
 }

@@ -108,6 +108,8 @@ impl std::str::FromStr for Life {
 #[derive(Debug)]
 pub struct Stored {
     pub life: Life,
+    /// When the key was claimed, which tells this life of the key from any other.
+    pub created_at: DateTime<Utc>,
     /// Whether it's the very request that was asked for.
     pub is_same_request: bool,
     /// Whether it's at least one with the same method and path.
@@ -127,6 +129,7 @@ struct StoredRow {
     response_status: Option<i16>,
     response_headers: Option<serde_json::Value>,
     response_body: Option<Vec<u8>>,
+    created_at: DateTime<Utc>,
     expires_at: DateTime<Utc>,
 }
 
@@ -141,6 +144,7 @@ type StoredSql = (
     Nullable<Jsonb>,
     Nullable<Binary>,
     Timestamptz,
+    Timestamptz,
 );
 
 impl StoredRow {
@@ -153,7 +157,7 @@ impl StoredRow {
             "SELECT ",
             life!(),
             ", fingerprint_version, fingerprint, request_method, request_path, request_id, \
-             response_status, response_headers, response_body, expires_at \
+             response_status, response_headers, response_body, created_at, expires_at \
              FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
         ))
         .bind::<SqlUuid, _>(merchant)
@@ -195,8 +199,9 @@ pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Store
     let is_same_path =
         row.request_method == envelope.content.method && row.request_path == envelope.content.path;
     let life = row.life.parse()?;
+    let created_at = row.created_at;
     let answer = if life == Life::Completed { row.into_answer()? } else { None };
-    Ok(Some(Stored { life, is_same_request, is_same_path, answer }))
+    Ok(Some(Stored { life, created_at, is_same_request, is_same_path, answer }))
 }
 
 /// Whether the stored request is the one at hand, by what it says rather than by its fingerprint.
@@ -318,15 +323,19 @@ pub enum Taker {
     Recovery,
 }
 
-/// Takes over a claim whose lease has run out: `None` when another attempt was faster, or the row is
-/// locked because it's being completed at this moment, or the recovery worker's time hasn't come. What the
-/// slow owner tries later finds another token in the row and commits nothing.
+/// Takes over a claim of the key's life that began at `created_at`, if its lease has run out: `None` when another
+/// attempt was faster, or the row is locked because it's being completed at this moment, or the recovery worker's
+/// time hasn't come. What the slow owner tries later finds another token in the row and commits nothing.
+///
+/// Whoever was frozen between looking and this may find the key in another life, claimed by another request, which
+/// isn't his to finish.
 ///
 /// The answer is going to be kept for its whole lifetime from now on: a client that had to wait this long
 /// must still find it.
 pub fn take_over(
     conn: &mut PgConnection,
     envelope: &Envelope,
+    created_at: DateTime<Utc>,
     taker: Taker,
     policy: &Policy,
     lease: Duration,
@@ -337,7 +346,8 @@ pub fn take_over(
         "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery::integer AS recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
-             WHERE merchant_id = {} AND key = {} AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+             WHERE merchant_id = {} AND key = {} AND created_at = {} \
+                 AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
                  AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
@@ -352,6 +362,7 @@ pub fn take_over(
     .bind::<Bool, _>(is_recovery)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Timestamptz, _>(created_at)
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(f64::from(policy.ttl_seconds))
@@ -514,13 +525,15 @@ pub fn await_answer(
     }
 }
 
-/// Requests for `operation` of a merchant that are being executed, except the one of `claim`: the resources
-/// that they make, and their canonical bodies.
+/// A request that is being executed: the resource that it makes, and its canonical body.
+pub type InProgress = (Option<Uuid>, Vec<u8>);
+
+/// Requests for `operation` of a merchant that are being executed, except the one of `claim`.
 pub fn others_in_progress(
     conn: &mut PgConnection,
     claim: &Claim,
     operation: &'static str,
-) -> Result<Vec<(Option<Uuid>, Vec<u8>)>, Error> {
+) -> Result<Vec<InProgress>, Error> {
     Ok(statement::<(Nullable<SqlUuid>, Binary)>(
         "SELECT resource_id, request_body FROM idempotency_keys \
          WHERE state = 'in_progress' AND merchant_id = {} AND operation = {} AND key <> {} ORDER BY created_at",

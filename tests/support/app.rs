@@ -1,10 +1,11 @@
 //! The service, inside the test process or as a process of its own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
@@ -83,6 +84,15 @@ pub struct Process {
 impl Process {
     /// Starts `oncepay serve` on `database` with further environment variables.
     pub fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
+        Self::spawn(database, environment, Stdio::inherit())
+    }
+
+    /// The same, and keeps what it logs.
+    pub fn start_logging(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
+        Self::spawn(database, environment, Stdio::piped())
+    }
+
+    fn spawn(database: &TestDatabase, environment: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_oncepay"))
             .arg("serve")
             .env("DATABASE_URL", exposed(&database.app_url))
@@ -91,12 +101,48 @@ impl Process {
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().strip_prefix("Serving on ").unwrap_or_else(|| panic!("it said {line:?}"));
         Self { client: Client::new(url), child }
+    }
+
+    /// Ends it and returns what it has logged, which must fit into a pipe.
+    pub fn log(mut self) -> String {
+        self.child.kill().unwrap();
+        let mut log = String::new();
+        self.child.stderr.take().expect("it was started for that").read_to_string(&mut log).unwrap();
+        log
+    }
+
+    /// Sends it a signal.
+    fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: it's our child and hasn't been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Waits until a fault has stopped it.
+    pub fn wait_until_stopped(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        loop {
+            let text = std::fs::read_to_string(&stat).unwrap();
+            let state = text.rsplit(')').next().unwrap().trim().chars().next();
+            if state == Some('T') {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the process doesn't stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Lets it go on after it was stopped.
+    pub fn go_on(&self) {
+        self.signal(libc::SIGCONT);
     }
 
     /// Waits until it has died by itself, and tells whether that was by SIGKILL.

@@ -36,6 +36,11 @@ impl Client {
         Self { authorization: Some(format!("Bearer {key}")), ..self.clone() }
     }
 
+    /// The same server with another client's key.
+    pub fn like(&self, other: &Self) -> Self {
+        Self { authorization: other.authorization.clone(), ..self.clone() }
+    }
+
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -64,6 +69,11 @@ impl Client {
         self.request(method, path).idempotency_key(key).json(body).send()
     }
 
+    /// What the server counts.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.get("/metrics").expect(200).text())
+    }
+
     /// `POST /v1/charges`.
     pub fn charge(&self, key: &str, body: &Value) -> Response {
         self.send("POST", "/v1/charges", key, body)
@@ -75,6 +85,28 @@ impl Client {
         let entries = balance["balances"].as_array().expect("a list of balances");
         let entry = entries.iter().find(|entry| entry["currency"] == currency)?;
         entry["available"].as_str().map(str::to_owned)
+    }
+}
+
+/// Metrics in Prometheus' text format.
+#[derive(Clone, Debug)]
+pub struct Metrics(pub String);
+
+impl Metrics {
+    /// The sum of a metric's series that have these labels, 0 if there is none.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let series = self.0.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
+            let has = |&(label, value): &(&str, &str)| rest.contains(&format!("{label}=\"{value}\""));
+            (found == name && labels.iter().all(has)).then(|| value.parse::<f64>().unwrap())
+        });
+        series.sum()
+    }
+
+    /// Decisions of the engine on an operation.
+    pub fn decisions(&self, operation: &str, outcome: &str) -> f64 {
+        self.value("oncepay_idempotency_requests_total", &[("operation", operation), ("outcome", outcome)])
     }
 }
 

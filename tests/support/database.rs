@@ -247,6 +247,43 @@ impl TestDatabase {
         );
     }
 
+    /// Makes a key older than it is, as if it had been claimed `seconds` earlier.
+    pub fn age_key(&self, key: &str, seconds: i64) {
+        let mut superuser = self.as_superuser();
+        // The guards don't allow that.
+        execute(&mut superuser, "SET session_replication_role = 'replica'");
+        execute(
+            &mut superuser,
+            &format!(
+                "UPDATE idempotency_keys SET created_at = created_at - interval '{seconds} s', \
+                 expires_at = expires_at - interval '{seconds} s', forget_at = forget_at - interval '{seconds} s' \
+                 WHERE key = '{key}'"
+            ),
+        );
+    }
+
+    /// Gives up the lease of a key in progress, and makes it due for recovery.
+    pub fn end_lease(&self, key: &str) {
+        execute(
+            &mut self.as_owner(),
+            &format!(
+                "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp(), recover_at = clock_timestamp() \
+                 WHERE key = '{key}' AND state = 'in_progress'"
+            ),
+        );
+    }
+
+    /// Changes a policy as an operator with psql would; running instances follow.
+    pub fn set_policy(&self, operation: &str, changes: &str) {
+        let changed = diesel::sql_query(format!(
+            "UPDATE idempotency_policies SET {changes}, updated_by = 'test', updated_at = clock_timestamp() \
+             WHERE operation = '{operation}'"
+        ))
+        .execute(&mut self.as_owner())
+        .unwrap();
+        assert_eq!(changed, 1, "{operation} has no policy yet");
+    }
+
     /// The single number that a query gives.
     pub fn count(&self, query: &str) -> i64 {
         #[derive(diesel::QueryableByName)]

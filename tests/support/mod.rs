@@ -4,11 +4,23 @@ pub mod app;
 pub mod client;
 pub mod database;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 pub use app::{App, Process};
 pub use client::{Client, Response};
 pub use database::{Merchant, TestDatabase, execute};
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} didn't come about");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
 
 /// A charge of 12.50 USD on a card that approves.
 pub fn visa() -> Value {

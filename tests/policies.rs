@@ -1,0 +1,300 @@
+//! The policies: published, changed by operators, followed by all instances, and what each setting does.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const PATH: &str = "/v1/operator/idempotency-policies/charges.create";
+
+struct Scene {
+    app: App,
+    database: TestDatabase,
+    client: Client,
+    operator: Client,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let database = TestDatabase::new();
+        let app = App::start(&database);
+        let client = app.client.as_merchant(&database.merchant());
+        let operator = app.client.with_key(&database.operator_key());
+        Self { database, app, client, operator }
+    }
+
+    /// Changes the policy of `charges.create` and waits until this instance follows it.
+    fn change(&self, changes: Value) -> Value {
+        let changed = self.operator.send("PUT", PATH, &fresh_key(), &changes).expect(200).json();
+        eventually("the policy", || {
+            let published = self.app.client.get("/openapi.json").expect(200).json();
+            let current = &published["paths"]["/v1/charges"]["post"]["x-idempotency"]["policy"];
+            changes.as_object().unwrap().iter().all(|(name, value)| current[name] == *value)
+        });
+        changed
+    }
+
+    fn charges(&self) -> i64 {
+        self.database.rows("charges")
+    }
+
+    fn decisions(&self, outcome: &str) -> f64 {
+        self.app.client.metrics().decisions("charges.create", outcome)
+    }
+}
+
+#[test]
+fn policies_are_published_with_one_row_per_operation() {
+    let scene = Scene::new();
+    let list = scene.client.get("/v1/idempotency-policies").expect(200).json();
+    let names: Vec<_> =
+        list["data"].as_array().unwrap().iter().map(|row| row["operation"].as_str().unwrap()).collect();
+    let mut registered: Vec<_> =
+        oncepay::server::operations().iter().map(|operation| operation.name).collect();
+    registered.sort_unstable();
+    assert_eq!(names, registered);
+    let create = &list["data"][names.iter().position(|name| *name == "charges.create").unwrap()];
+    assert_eq!(
+        *create,
+        json!({
+            "operation": "charges.create", "enforcement": "enforce", "rollout_percent": 100, "ttl_seconds": 86_400,
+            "tombstone_seconds": 2_592_000, "on_mismatch": "reject", "fingerprint": "canonical_json",
+            "on_expired": "reject", "wait_max_seconds": 30, "on_suspected_duplicate": "report",
+            "suspicion_window_seconds": 600,
+        })
+    );
+    let operators = scene.operator.get("/v1/operator/idempotency-policies").expect(200).json();
+    assert_eq!(operators, list);
+    assert_eq!(scene.operator.get(PATH).expect(200).json(), *create);
+    scene.operator.get("/v1/operator/idempotency-policies/x").expect_problem(404, "operation_not_found");
+    scene.client.get(PATH).expect_problem(403, "operator_key_required");
+}
+
+#[test]
+fn a_change_is_in_force_on_every_instance_within_two_seconds_and_is_kept() {
+    let scene = Scene::new();
+    let other = App::start(&scene.database);
+    let published = |app: &App| {
+        let document = app.client.get("/openapi.json").expect(200).json();
+        document["paths"]["/v1/charges"]["post"]["x-idempotency"]["policy"]["ttl_seconds"].clone()
+    };
+    assert_eq!((published(&scene.app), published(&other)), (json!(86_400), json!(86_400)));
+    let changed = scene.operator.send("PUT", PATH, "k", &json!({"ttl_seconds": 3600})).expect(200);
+    assert_eq!(changed.json()["ttl_seconds"], 3600);
+    assert_eq!(changed.json()["wait_max_seconds"], 30, "what was left out stays");
+    let started = Instant::now();
+    eventually("the new policy", || published(&scene.app) == 3600 && published(&other) == 3600);
+    assert!(started.elapsed() < Duration::from_secs(2));
+
+    // The change itself is idempotent.
+    let replay = scene.operator.send("PUT", PATH, "k", &json!({"ttl_seconds": 3600})).expect(200);
+    assert!(replay.is_replay());
+    // What was read can be written back.
+    let whole = scene.operator.get(PATH).expect(200).json();
+    scene.operator.send("PUT", PATH, "whole", &whole).expect(200);
+    scene.database.set_policy("charges.create", "ttl_seconds = 7200");
+    eventually("psql's policy", || published(&scene.app) == 7200 && published(&other) == 7200);
+
+    let changes = scene.operator.get(&format!("{PATH}/changes")).expect(200).json();
+    let changes = changes["data"].as_array().unwrap();
+    let figures: Vec<_> = changes
+        .iter()
+        .map(|change| (change["before"]["ttl_seconds"].clone(), change["after"]["ttl_seconds"].clone()))
+        .collect();
+    let expected = [(3600, 7200), (3600, 3600), (86_400, 3600)].map(|(b, a)| (json!(b), json!(a)));
+    assert_eq!(figures, expected, "newest first");
+    assert_eq!(changes[0]["changed_by"], "test");
+    let by = changes[2]["changed_by"].as_str().unwrap();
+    assert!(by.starts_with("first key ("), "{by}");
+    let age = chrono::Utc::now()
+        - chrono::DateTime::parse_from_rfc3339(changes[2]["changed_at"].as_str().unwrap()).unwrap().to_utc();
+    assert!(age.num_seconds().abs() < 60);
+    for statement in [
+        "UPDATE idempotency_policy_changes SET changed_by = 'x'",
+        "DELETE FROM idempotency_policy_changes",
+        "DELETE FROM idempotency_policies",
+    ] {
+        let error = diesel::RunQueryDsl::execute(diesel::sql_query(statement), &mut scene.database.as_app());
+        assert!(error.unwrap_err().to_string().contains("permission denied"), "{statement}");
+    }
+}
+
+#[test]
+fn bad_values_are_refused_whole() {
+    let scene = Scene::new();
+    let before = scene.operator.get(PATH).expect(200).json();
+    let bad = json!({
+        "enforcement": "maybe", "rollout_percent": 101, "ttl_seconds": 59, "tombstone_seconds": -1,
+        "on_mismatch": "ignore", "fingerprint": 1, "on_expired": null, "wait_max_seconds": 31,
+        "on_suspected_duplicate": "", "suspicion_window_seconds": 1.5, "operation": "refunds.create", "ttl": 60,
+    });
+    let refused = scene.operator.send("PUT", PATH, "k", &bad).expect_problem(422, "validation_failed");
+    assert_eq!(refused.pointers().len(), 12, "{:?}", refused.pointers());
+    for (name, value) in bad.as_object().unwrap() {
+        let mut body = json!({"wait_max_seconds": 5});
+        body[name] = value.clone();
+        let refused = scene.operator.send("PUT", PATH, "k", &body).expect_problem(422, "validation_failed");
+        assert_eq!(refused.pointers(), [format!("/{name}")]);
+    }
+    assert_eq!(scene.operator.get(PATH).expect(200).json(), before);
+    for (name, value) in [
+        ("ttl_seconds", json!(60)),
+        ("ttl_seconds", json!(2_592_000)),
+        ("wait_max_seconds", json!(0)),
+        ("rollout_percent", json!(0)),
+    ] {
+        scene.operator.send("PUT", PATH, &fresh_key(), &json!({name: value})).expect(200);
+    }
+    let unknown = "/v1/operator/idempotency-policies/charges.destroy";
+    scene.operator.send("PUT", unknown, "k", &json!({})).expect_problem(404, "operation_not_found");
+}
+
+#[test]
+fn on_mismatch_replay_gives_the_first_answer_for_the_same_path_only() {
+    let scene = Scene::new();
+    let (first, second) =
+        (scene.client.charge("a", &visa()).expect(201), scene.client.charge("b", &visa()).expect(201));
+    scene.change(json!({"on_mismatch": "replay"}));
+    let mut other = visa();
+    other["amount"] = json!("99.00");
+    let replay = scene.client.charge("a", &other).expect(201);
+    assert!(replay.is_replay());
+    assert_eq!(replay.body, first.body);
+    assert_eq!(scene.decisions("mismatch_replayed"), 1.0);
+    // Of another operation, or another charge, the answer would be a lie.
+    scene.database.set_policy("charges.update", "on_mismatch = 'replay'");
+    std::thread::sleep(Duration::from_millis(500));
+    let path = |charge: &Response| format!("/v1/charges/{}", charge.field("id"));
+    let patch = |path: &str, key: &str| scene.client.send("PATCH", path, key, &json!({"description": "x"}));
+    patch(&path(&first), "a").expect_problem(422, "idempotency_key_reused");
+    patch(&path(&first), "p").expect(200);
+    patch(&path(&second), "p").expect_problem(422, "idempotency_key_reused");
+    // What isn't finished isn't carried on by another request.
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    scene.client.charge("t", &visa()).expect_problem(409, "idempotency_request_in_progress");
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect(201);
+}
+
+#[test]
+fn raw_body_fingerprints_tell_spellings_apart_and_old_keys_keep_theirs() {
+    let scene = Scene::new();
+    let spellings = [
+        r#"{"amount":"12.50","currency":"USD","payment_method":"pm_card_visa"}"#,
+        r#"{"currency":"USD", "amount":"12.50", "payment_method":"pm_card_visa"}"#,
+    ];
+    let send = |key: &str, text: &str| {
+        scene.client.request("POST", "/v1/charges").idempotency_key(key).body("application/json", text).send()
+    };
+    send("canonical", spellings[0]).expect(201);
+    scene.change(json!({"fingerprint": "raw_body"}));
+    send("raw", spellings[0]).expect(201);
+    assert!(send("raw", spellings[0]).expect(201).is_replay());
+    send("raw", spellings[1]).expect_problem(422, "idempotency_key_reused");
+    assert!(send("canonical", spellings[1]).expect(201).is_replay(), "claimed under the old policy");
+    scene.change(json!({"fingerprint": "canonical_json"}));
+    send("raw", spellings[1]).expect_problem(422, "idempotency_key_reused");
+}
+
+#[test]
+fn observe_executes_everything_and_counts_what_it_would_have_done() {
+    let scene = Scene::new();
+    scene.change(json!({"enforcement": "observe"}));
+    let first = scene.client.charge("k", &visa()).expect(201);
+    for header in ["Idempotency-Key", "Idempotent-Replayed", "Idempotency-Expires"] {
+        assert_eq!(first.header(header), None, "nobody may take himself for protected");
+    }
+    let again = scene.client.charge("k", &visa()).expect(201);
+    assert_ne!(again.field("id"), first.field("id"));
+    scene.client.charge("k", &with_method("pm_card_slow")).expect(201);
+    let bare = scene.client.request("POST", "/v1/charges").json(&visa());
+    bare.send().expect(201);
+    bare.clone().idempotency_key("a b").send().expect(201);
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    assert_eq!(scene.charges(), 5);
+    for (outcome, count) in [
+        ("observed_would_replay", 1.0),
+        ("observed_would_mismatch", 1.0),
+        ("observed_would_conflict", 1.0),
+        ("observed_missing_key", 1.0),
+        ("observed_invalid_key", 1.0),
+        ("executed", 5.0),
+        ("replayed", 0.0),
+    ] {
+        assert_eq!(scene.decisions(outcome), count, "{outcome}");
+    }
+    // What was executed while observing is protected as soon as that is enforced.
+    scene.change(json!({"enforcement": "enforce"}));
+    assert_eq!(scene.client.charge("k", &visa()).expect(201).body, first.body);
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect(201);
+    scene
+        .client
+        .request("POST", "/v1/charges")
+        .json(&visa())
+        .send()
+        .expect_problem(400, "idempotency_key_missing");
+}
+
+#[test]
+fn off_executes_everything_and_counts_nothing() {
+    let scene = Scene::new();
+    scene.client.charge("before", &visa()).expect(201);
+    scene.change(json!({"enforcement": "off"}));
+    scene.client.charge("before", &visa()).expect(201);
+    scene.client.charge("k", &visa()).expect(201);
+    scene.client.charge("k", &visa()).expect(201);
+    scene.client.request("POST", "/v1/charges").json(&visa()).send().expect(201);
+    assert_eq!(scene.charges(), 5);
+    assert!(!scene.app.client.metrics().0.contains("outcome=\"observed"), "nothing is observed");
+    scene.client.get("/v1/idempotency-keys/k").expect_problem(404, "idempotency_key_not_found");
+    scene.change(json!({"enforcement": "enforce"}));
+    assert!(scene.client.charge("before", &visa()).expect(201).is_replay());
+}
+
+#[test]
+fn a_local_operation_can_be_observed_and_switched_off_too() {
+    let scene = Scene::new();
+    let path = format!("/v1/charges/{}", scene.client.charge("c", &visa()).expect(201).field("id"));
+    let patch = |key: &str| scene.client.send("PATCH", &path, key, &json!({"description": "x"}));
+    for enforcement in ["observe", "off"] {
+        scene.database.set_policy("charges.update", &format!("enforcement = '{enforcement}'"));
+        eventually("the policy", || {
+            let published = scene.app.client.get("/openapi.json").expect(200).json();
+            published["paths"]["/v1/charges/{id}"]["patch"]["x-idempotency"]["policy"]["enforcement"]
+                == enforcement
+        });
+        let events = scene.database.rows("events");
+        patch(enforcement).expect(200);
+        patch(enforcement).expect(200);
+        scene.client.request("PATCH", &path).json(&json!({"description": "x"})).send().expect(200);
+        assert_eq!(scene.database.rows("events"), events + 3, "{enforcement}");
+    }
+    assert_eq!(scene.app.client.metrics().decisions("charges.update", "observed_would_replay"), 1.0);
+}
+
+#[test]
+fn a_rollout_enforces_for_its_share_and_widening_it_drops_nobody() {
+    let scene = Scene::new();
+    let merchants: Vec<_> =
+        (0..30).map(|_| scene.app.client.as_merchant(&scene.database.merchant())).collect();
+    let enforced = || -> Vec<bool> {
+        merchants
+            .iter()
+            .map(|client| {
+                client.charge(&fresh_key(), &visa()).expect(201).header("Idempotency-Key").is_some()
+            })
+            .collect()
+    };
+    scene.change(json!({"rollout_percent": 0}));
+    assert!(enforced().iter().all(|enforced| !enforced));
+    let mut before = vec![false; merchants.len()];
+    for percent in [10, 50, 90, 100] {
+        scene.change(json!({"rollout_percent": percent}));
+        let now = enforced();
+        assert!(before.iter().zip(&now).all(|(before, now)| *now || !before), "{percent} % dropped one");
+        assert_eq!(now, enforced(), "the same each time");
+        before = now;
+    }
+    assert!(before.iter().all(|enforced| *enforced));
+}

@@ -1,0 +1,223 @@
+//! Duplicates that wait (`Prefer: wait=N`): without a connection, and not for long.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oncepay::processor::Sandbox;
+use serde_json::json;
+
+use crate::support::*;
+
+/// Most threads for blocking work; waiting must not depend on it.
+const POOL: u32 = 4;
+
+fn start(database: &TestDatabase, sandbox: &Arc<Sandbox>) -> App {
+    App::start_sharing(database, Arc::clone(sandbox), |config| {
+        config.pool_size = POOL;
+        config.recovery_interval_ms = 600_000;
+    })
+}
+
+/// A duplicate that is ready to wait.
+fn waiting(client: &Client, key: &str, body: &serde_json::Value, prefer: &str) -> Response {
+    client.request("POST", "/v1/charges").idempotency_key(key).header("Prefer", prefer).json(body).send()
+}
+
+/// When the answer under `k` was committed, in milliseconds since the epoch.
+fn committed_ms(database: &TestDatabase) -> i64 {
+    database.count("SELECT extract(epoch FROM completed_at) * 1000 FROM idempotency_keys WHERE key = 'k'")
+}
+
+fn now_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+#[test]
+fn two_hundred_wait_without_a_connection_and_wake_at_once_on_two_instances() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let (here, there) = (start(&database, &sandbox), start(&database, &sandbox));
+    let merchant = database.merchant();
+    let slow = with_method("pm_card_slow");
+    let first = {
+        let (client, slow) = (here.client.as_merchant(&merchant), slow.clone());
+        thread::spawn(move || client.charge("k", &slow))
+    };
+    eventually("the claim", || database.rows("idempotency_keys") == 1);
+
+    let waiters: Vec<_> = (0..200)
+        .map(|number| {
+            let app = if number < 100 { &here } else { &there };
+            let (client, slow) = (app.client.as_merchant(&merchant), slow.clone());
+            thread::spawn(move || (waiting(&client, "k", &slow, "wait=10"), now_ms()))
+        })
+        .collect();
+    eventually("all waiting", || {
+        let waiting = |app: &App| app.client.metrics().value("oncepay_idempotency_waiters", &[]);
+        waiting(&here) + waiting(&there) == 200.0
+    });
+
+    // With everybody waiting, others get their turn as if nobody did.
+    for app in [&here, &there] {
+        let client = app.client.as_merchant(&merchant);
+        let started = Instant::now();
+        for _ in 0..10 {
+            client.charge(&fresh_key(), &visa()).expect(201);
+        }
+        assert!(started.elapsed() < Duration::from_secs(1), "waiters are in the way");
+        assert_eq!(app.client.metrics().value("oncepay_db_pool_in_use", &[]), 0.0);
+    }
+
+    let first = first.join().unwrap().expect(201);
+    let committed = committed_ms(&database);
+    let mut delays = [Vec::new(), Vec::new()];
+    for (number, waiter) in waiters.into_iter().enumerate() {
+        let (answer, at) = waiter.join().unwrap();
+        let answer = answer.expect(201);
+        assert!(answer.is_replay());
+        assert_eq!(answer.body, first.body);
+        assert_eq!(answer.header("Preference-Applied"), Some("wait=10"));
+        delays[number / 100].push(at - committed);
+    }
+    assert_eq!(sandbox.calls().iter().filter(|call| call.call == "authorize").count(), 21);
+    // The bounds are meant for the wait, and two hundred threads of this test share the machine with it; so it's
+    // the middle that must keep them, and the slowest by far more than a lost notification would take.
+    for (delays, bound_ms) in delays.iter_mut().zip([50, 250]) {
+        delays.sort_unstable();
+        println!("woken after {} ms (median), {} ms (last)", delays[50], delays[99]);
+        assert!(delays[50] <= bound_ms, "woken after {delays:?} ms");
+        assert!(delays[99] <= bound_ms + 700, "woken after {delays:?} ms");
+    }
+}
+
+#[test]
+fn a_wait_is_clamped_to_the_policy_and_says_so() {
+    let database = TestDatabase::new();
+    let app = start(&database, &Arc::new(Sandbox::recording()));
+    let client = app.client.as_merchant(&database.merchant());
+    client.get("/v1/idempotency-policies").expect(200);
+    let slow = with_method("pm_card_slow");
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    execute(
+        &mut database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+    );
+    let asked = |prefer: &str| {
+        let started = Instant::now();
+        let refused = waiting(&client, "k", &with_method("pm_card_timeout"), prefer);
+        let refused = refused.expect_problem(409, "idempotency_request_in_progress");
+        assert!(refused.header("Retry-After").is_some());
+        (refused.header("Preference-Applied").map(str::to_owned), started.elapsed())
+    };
+    let (applied, waited) = asked("wait=1");
+    assert_eq!(applied.as_deref(), Some("wait=1"));
+    assert!((1.0..2.0).contains(&waited.as_secs_f64()), "{waited:?}");
+    for prefer in ["wait=0", "wait=soon", "respond-async"] {
+        let (applied, waited) = asked(prefer);
+        assert_eq!(applied, None, "{prefer}");
+        assert!(waited < Duration::from_millis(800), "{prefer}: {waited:?}");
+    }
+    database.set_policy("charges.create", "wait_max_seconds = 1");
+    eventually("the policy", || {
+        waiting(&client, "replayed", &visa(), "wait=30");
+        let replay = waiting(&client, "replayed", &visa(), "wait=30").expect(201);
+        replay.header("Preference-Applied") == Some("wait=1")
+    });
+    let (applied, waited) = asked("wait=30");
+    assert_eq!(applied.as_deref(), Some("wait=1"));
+    assert!(waited < Duration::from_secs(2), "{waited:?}");
+    database.set_policy("charges.create", "wait_max_seconds = 0");
+    eventually("the policy", || asked("wait=30").0.is_none());
+    // First runs aren't affected by the preference.
+    assert_eq!(waiting(&client, "new", &slow, "wait=30").expect(201).header("Preference-Applied"), None);
+}
+
+#[test]
+fn who_waits_takes_over_when_the_first_attempt_fails() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let (here, there) = (start(&database, &sandbox), start(&database, &sandbox));
+    let merchant = database.merchant();
+    let body = with_method("pm_card_error_once");
+    here.client.as_merchant(&merchant).charge("k", &body).expect_problem(503, "processor_unavailable");
+    // The first attempt is made to look alive, and then to fail, while duplicates wait on both instances.
+    execute(
+        &mut database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+    );
+    let waiters: Vec<_> = (0..20)
+        .map(|number| {
+            let app = if number % 2 == 0 { &here } else { &there };
+            let (client, body) = (app.client.as_merchant(&merchant), body.clone());
+            thread::spawn(move || waiting(&client, "k", &body, "wait=20"))
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    database.end_lease("k");
+    let answers: Vec<_> = waiters.into_iter().map(|waiter| waiter.join().unwrap().expect(201)).collect();
+    assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
+    assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+    assert_eq!(database.rows("charges"), 1);
+}
+
+#[test]
+fn a_client_that_hangs_up_waits_no_longer() {
+    let database = TestDatabase::new();
+    let app = start(&database, &Arc::new(Sandbox::recording()));
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let body = with_method("pm_card_timeout");
+    client.charge("k", &body).expect_problem(503, "processor_unavailable");
+    execute(
+        &mut database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+    );
+    let waiters = || app.client.metrics().value("oncepay_idempotency_waiters", &[]);
+    let address = app.client.base().trim_start_matches("http://").to_owned();
+    let mut connection = std::net::TcpStream::connect(address).unwrap();
+    let text = body.to_string();
+    let request = format!(
+        "POST /v1/charges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\nPrefer: wait=30\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
+        merchant.key,
+        text.len()
+    );
+    std::io::Write::write_all(&mut connection, request.as_bytes()).unwrap();
+    eventually("the wait", || waiters() == 1.0);
+    // A reset: that the client merely sends no more doesn't mean that it doesn't listen.
+    socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(connection);
+    eventually("its end", || waiters() == 0.0);
+}
+
+#[test]
+fn a_local_operation_can_be_waited_for_too() {
+    let database = TestDatabase::new();
+    let app = start(&database, &Arc::new(Sandbox::recording()));
+    let client = app.client.as_merchant(&database.merchant());
+    let path = format!("/v1/charges/{}", client.charge("charge", &visa()).expect(201).field("id"));
+    let patch = json!({"description": "new"});
+    // The first holds its transaction open while it waits for the charge's lock.
+    let mut owner = database.as_owner();
+    let (first, second) = diesel::Connection::transaction(&mut owner, |conn| {
+        diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
+        let send = |prefer: &'static str| {
+            let (client, path, patch) = (client.clone(), path.clone(), patch.clone());
+            thread::spawn(move || {
+                let request = client.request("PATCH", &path).idempotency_key("k");
+                request.header("Prefer", prefer).json(&patch).send()
+            })
+        };
+        let first = send("wait=0");
+        thread::sleep(Duration::from_millis(200));
+        let second = send("wait=10");
+        thread::sleep(Duration::from_millis(500));
+        Ok::<_, diesel::result::Error>((first, second))
+    })
+    .unwrap();
+    let first = first.join().unwrap().expect(200);
+    let second = second.join().unwrap().expect(200);
+    assert!(second.is_replay());
+    assert_eq!(second.body, first.body);
+}
