@@ -123,6 +123,7 @@ pub mod request;
 #[expect(missing_docs, reason = "the migrations describe each table and column")]
 pub mod schema;
 pub mod server;
+pub mod shell;
 pub mod sql;
 pub mod time;
 pub mod vault;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use oncepay::config::Config;
 use oncepay::server::{self, Bound};
-use oncepay::{audit, auth, db, dev, journal};
+use oncepay::{audit, auth, db, dev, journal, shell};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -46,6 +46,12 @@ enum Command {
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: SecretString,
     },
+    /// List idempotency keys, and set going what is stuck
+    #[command(subcommand)]
+    Keys(shell::Keys),
+    /// List and change how operations treat their idempotency keys
+    #[command(subcommand)]
+    Policies(shell::Policies),
     /// Print the OpenAPI document
     Openapi,
 }
@@ -93,6 +99,8 @@ fn run(command: Command) -> Result<(), String> {
             let conn = &mut db::connect(&database_url)?;
             journal::print(conn, merchant, &mut std::io::stdout().lock()).map_err(|error| error.to_string())
         }
+        Command::Keys(command) => shell::keys(command, &mut std::io::stdout().lock()),
+        Command::Policies(command) => shell::policies(command, &mut std::io::stdout().lock()),
         Command::Openapi => {
             let document = server::document().to_pretty_json().map_err(|error| error.to_string())?;
             println!("{document}");
