@@ -31,8 +31,9 @@
 //!
 //! What if we die …
 //! * … before the claim commits: nothing has happened, the retry is a first request.
-//! * … after it: the key is in progress. When the lease has run out, the retry takes over: same charge
-//!   id, same processor keys, so whatever the processor has done is found rather than repeated.
+//! * … after it: the key is in progress. When the lease has run out, the client's retry or, without one, the
+//!   [recovery worker](idempotency::recovery) takes over: same charge id, same processor keys, so whatever the
+//!   processor has done is found rather than repeated.
 //! * … inside the finishing transaction: it's rolled back, and the same goes on as above.
 //! * … after it: the answer is stored, and the retry gets it.
 //!
@@ -51,6 +52,8 @@
 //! | [`ledger`] | posts balanced entries, computes balances | charges, HTTP, keys |
 //! | [`charges`], [`refunds`], [`payouts`], [`disputes`] | a resource each: states, types, handlers, domain | how keys work |
 //! | [`ledger_api`], [`balance`], [`lists`], [`journal`] | the ledger and its lists as a merchant reads them | |
+//! | [`keys_api`], [`policies_api`], [`shell`] | what has become of a key, what is stuck, by which rules: over HTTP and from a shell | how it's decided |
+//! | [`metrics`] | counts and measures | |
 //! | [`audit`] | checks that everything that must agree does | |
 //! | [`processor`] | who moves the money; the sandbox plays it | our database |
 //! | [`events`] | records state changes with the changes | who reads them |
@@ -73,6 +76,8 @@
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
 //! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Money coming in
 //!   locks no account at all.
+//! * **A request is stored with its claim**, and reading it ([`Operation::read`](idempotency::Operation::read)) depends
+//!   on nothing else, so that it can be finished without its client.
 //! * **Times that matter come from the database's clock**, so that instances needn't agree.
 //! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be
 //!   distributed by it. A test reads the catalog.
@@ -84,7 +89,8 @@
 //! # Adding an operation
 //!
 //! One file with its types, its handler and its [`Operation`](idempotency::Operation), one migration, one
-//! test file, one line in `server.rs`. The engine, the error answers, the OpenAPI headers and the tests
+//! test file, two lines in `server.rs`: its handler, and its entry in [`server::operations`], by which the recovery
+//! worker, the policies and the OpenAPI document know it. The engine, the error answers, the OpenAPI headers and the tests
 //! of the idempotency rules apply by themselves.
 #![warn(missing_docs)]
 

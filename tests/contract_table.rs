@@ -56,6 +56,8 @@ const DECLINED: Effects = Effects { keys: 1, charges: 1, entries: 0, events: 1, 
 const CLAIM_ONLY: Effects = Effects { keys: 1, charges: 0, entries: 0, events: 0, runs: 1 };
 /// What the attempt after that adds.
 const RESUMED: Effects = Effects { keys: 0, charges: 1, entries: 1, events: 1, runs: 1 };
+/// A key that was forgotten makes its row anew.
+const REUSED: Effects = Effects { keys: 0, ..CAPTURED };
 const UPDATED: Effects = Effects { keys: 1, charges: 0, entries: 0, events: 1, runs: 0 };
 const KEY_ONLY: Effects = Effects { keys: 1, charges: 0, entries: 0, events: 0, runs: 0 };
 
@@ -103,11 +105,13 @@ fn cases() -> Vec<Case> {
         })
     };
     let other_order = r#" {"payment_method":"pm_card_visa", "currency":"USD", "amount":"12.50"} "#;
-    let running: Step = Box::new(|scene| {
-        let response = scene.client.charge("k", &with_method("pm_card_timeout"));
-        scene.owner("UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'");
-        response
-    });
+    let running = || -> Step {
+        Box::new(|scene| {
+            let response = scene.client.charge("k", &with_method("pm_card_timeout"));
+            scene.owner("UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'");
+            response
+        })
+    };
     let buggy = |request: Step| -> Step {
         Box::new(move |scene| {
             scene.owner("ALTER TABLE events ADD CONSTRAINT bug CHECK (false) NOT VALID");
@@ -129,6 +133,19 @@ fn cases() -> Vec<Case> {
         })
     };
     let new_text = || json!({"description": "new"});
+    let aged = |request: Step, days: i64| -> Step {
+        Box::new(move |scene| {
+            let response = request(scene);
+            scene.database.age_key("k", days * 24 * 60 * 60);
+            response
+        })
+    };
+    let waiting = |body: Value| -> Step {
+        Box::new(move |scene| {
+            let request = scene.client.request("POST", "/v1/charges").idempotency_key("k").json(&body);
+            request.header("Prefer", "wait=1").send()
+        })
+    };
 
     vec![
         // An operation that calls the processor.
@@ -164,7 +181,14 @@ fn cases() -> Vec<Case> {
             scene.client.send("PATCH", unknown, "k", &new_text())
         }), 422, "idempotency_key_reused", None, "Link", NOTHING),
         case("same key, other method and path", first(visa()), patch("k", new_text()), 422, "idempotency_key_reused", None, "Link", NOTHING),
-        case("first request still running", running, first(with_method("pm_card_timeout")), 409, "idempotency_request_in_progress", None, "Retry-After", NOTHING),
+        case("first request still running", running(), first(with_method("pm_card_timeout")), 409, "idempotency_request_in_progress", None, "Retry-After", NOTHING),
+        case("first request still running, and time to wait", running(), waiting(with_method("pm_card_timeout")), 409, "idempotency_request_in_progress", None, "Preference-Applied", NOTHING),
+        case("retry after completion, and time to wait", first(visa()), waiting(visa()), 201, "", Some(true), "Preference-Applied", NOTHING),
+        case("other body while it's running", running(), first(visa()), 422, "idempotency_key_reused", None, "Link", NOTHING),
+        case("key older than its lifetime", aged(first(visa()), 1), first(visa()), 422, "idempotency_key_expired", None, "Link", NOTHING),
+        case("key older than its lifetime, other body", aged(first(visa()), 1), first(with_method("pm_card_slow")), 422, "idempotency_key_reused", None, "Link", NOTHING),
+        case("key older than its tombstone", aged(first(visa()), 31), first(visa()), 201, "", Some(false), "Location", REUSED),
+        case("key older than its tombstone, other body", aged(first(visa()), 31), first(with_method("pm_card_slow")), 201, "", Some(false), "Location", REUSED),
         case("declined", nothing_before(), first(with_method("pm_card_declined")), 402, "card_declined", Some(false), "Idempotency-Expires", DECLINED),
         case("retry after a decline", first(with_method("pm_card_declined")), first(with_method("pm_card_declined")), 402, "card_declined", Some(true), "Original-Request-Id", NOTHING),
         case("no funds", nothing_before(), first(with_method("pm_card_insufficient_funds")), 402, "insufficient_funds", Some(false), "Idempotency-Expires", DECLINED),
@@ -195,6 +219,8 @@ fn cases() -> Vec<Case> {
         case("local: malformed id", nothing_before(), Box::new(|scene| {
             scene.client.send("PATCH", "/v1/charges/no_id", "k", &json!({}))
         }), 404, "charge_not_found", Some(false), "Idempotency-Expires", KEY_ONLY),
+        case("local: key older than its lifetime", aged(patch("k", new_text()), 1), patch("k", new_text()), 422, "idempotency_key_expired", None, "Link", NOTHING),
+        case("local: key older than its tombstone", aged(patch("k", new_text()), 31), patch("k", new_text()), 200, "", Some(false), "Idempotency-Expires", Effects { keys: 0, ..UPDATED }),
         case("local: our own bug", nothing_before(), buggy(patch("k", new_text())), 500, "internal", None, "X-Request-Id", NOTHING),
         case("local: retry after our own bug", buggy(patch("k", new_text())), patch("k", new_text()), 200, "", Some(false), "Idempotency-Expires", UPDATED),
         case("local: collision", nothing_before(), colliding(patch("k", new_text())), 503, "transient_conflict", None, "Retry-After", NOTHING),

@@ -167,7 +167,7 @@ fn a_poison_request_is_parked_and_seen_and_an_operator_retries_it() {
     assert_eq!(parked["last_error"], "internal");
     assert_eq!(parked["resource"], json!(null), "it was never made");
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(list("?status=parked"), [parked.clone()], "left alone");
+    assert_eq!(list("?status=parked"), std::slice::from_ref(&parked), "left alone");
     eventually("the metrics", || app.client.metrics().value("oncepay_idempotency_parked", &[]) == 1.0);
     assert_eq!(app.client.metrics().value("oncepay_idempotency_parkings_total", &[]), 1.0);
     let labels = [("operation", "charges.create"), ("outcome", "failed")];
