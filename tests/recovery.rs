@@ -227,6 +227,30 @@ fn an_operator_releases_a_parked_request_to_its_client() {
 }
 
 #[test]
+fn a_released_owner_that_is_alive_after_all_commits_nothing() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let app = App::start(&database);
+    let operator = app.client.with_key(&database.operator_key());
+    // Its lease would live for another half minute.
+    let frozen = Process::start(&database, &[("ONCEPAY_FAULT", "stop:after_processor")]);
+    let request = {
+        let client = frozen.client.as_merchant(&merchant);
+        thread::spawn(move || client.charge("k", &visa()))
+    };
+    frozen.wait_until_stopped();
+    let client = app.client.as_merchant(&merchant);
+    client.charge("k", &visa()).expect_problem(409, "idempotency_request_in_progress");
+    let path = format!("/v1/operator/idempotency-keys/{}/k/release", merchant.id);
+    operator.send("POST", &path, "r", &json!({})).expect(200);
+    frozen.go_on();
+    // It hurries to commit, before the client is back.
+    request.join().unwrap().expect_problem(409, "idempotency_request_in_progress");
+    assert_eq!(database.rows("charges"), 0);
+    assert!(!client.charge("k", &visa()).expect(201).is_replay());
+}
+
+#[test]
 fn a_request_that_kills_its_worker_is_parked_too() {
     let database = TestDatabase::new();
     let merchant = database.merchant();
