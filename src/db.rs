@@ -178,9 +178,9 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
     }
 }
 
-/// Connects outside of the pool, for commands. The error is a sentence.
+/// Connects outside of the pool. The error is a sentence.
 pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
-    PgConnection::establish(url.expose_secret())
+    PgConnection::establish(&with_network_timeouts(url.expose_secret()))
         .map_err(|error| format!("Can't connect to the database: {error}"))
 }
 

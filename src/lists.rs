@@ -193,7 +193,7 @@ pub struct CreatedRange {
 }
 
 /// What is below every id of this millisecond and above every earlier one.
-fn lowest_id(unix_ms: i64) -> Uuid {
+pub(crate) fn lowest_id(unix_ms: i64) -> Uuid {
     let unix_ms = unix_ms.clamp(0, (1 << 48) - 1).unsigned_abs();
     Uuid::from_u128(u128::from(unix_ms) << 80)
 }

@@ -76,11 +76,12 @@ fn what_differs_or_failed_or_was_long_ago_is_no_duplicate() {
     let id = client.charge("held", &held).expect(201).field("id");
     client.send("POST", &format!("/v1/charges/{id}/cancel"), "cancel", &json!({})).expect(200);
     assert!(!suspected("held-again", &held), "the first was canceled");
-    execute(
-        &mut database.as_superuser(),
-        "UPDATE charges SET created_at = created_at - interval '601 s' WHERE reference = '1'",
-    );
-    assert!(!suspected("late", &order("1")));
+    database.set_policy("charges.create", "suspicion_window_seconds = 1");
+    thread::sleep(std::time::Duration::from_millis(2_100));
+    assert!(!suspected("late", &order("1")), "the first was longer ago than the window");
+    assert!(suspected("soon", &order("1")));
+    database.set_policy("charges.create", "suspicion_window_seconds = 0");
+    eventually("the policy", || !suspected(&fresh_key(), &order("1")));
 }
 
 #[test]

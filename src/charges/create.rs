@@ -12,8 +12,9 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
 use async_trait::async_trait;
+use chrono::Duration;
 use diesel::prelude::*;
-use diesel::sql_types::{Double, Numeric, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ use crate::idempotency::{
     Resource,
 };
 use crate::ids::ChargeId;
+use crate::lists::lowest_id;
 use crate::money::{Currency, Money};
 use crate::openapi::problems;
 use crate::processor::{Authorization, Decision, PaymentMethod, Processor};
@@ -117,7 +119,7 @@ impl ExternalOperation for CreateCharge {
 
     /// Errors: `duplicate_suspected`, if the policy is to refuse those.
     ///
-    /// Locks: with that policy, the reference.
+    /// Locks: with that policy, what makes charges alike.
     fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
         if !self.reserves(context.policy()) {
             return Ok(());
@@ -227,28 +229,31 @@ impl CreateCharge {
 
     /// The latest charge that looks like this one and hasn't failed or been canceled.
     ///
-    /// Locks: the reference, until the transaction ends, so that of two such charges at the same time one sees the
-    /// other.
+    /// Locks: what makes charges alike, until the transaction ends, so that of two such charges at the same time one
+    /// sees the other.
     fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
         let reference = self.reference.as_deref().unwrap_or_default();
+        let alike = format!("{reference} {} {}", self.amount, self.payment_method);
         statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 1)))")
-            .bind::<Text, _>(reference)
+            .bind::<Text, _>(alike)
             .bind::<SqlUuid, _>(context.merchant())
             .execute(conn)?;
+        let window = Duration::seconds(context.policy().suspicion_window_seconds.into());
+        // A reference that is used more often than that in so short a time doesn't name a payment.
         let found = statement::<SqlUuid>(
-            "SELECT id FROM charges \
-             WHERE merchant_id = {} AND reference = {} AND currency = {} AND amount = {} AND payment_method = {} \
-                 AND status NOT IN ('failed', 'canceled') AND id <> {} \
-                 AND created_at > clock_timestamp() - make_interval(secs => {}) \
+            "SELECT id FROM ( \
+                 SELECT id, currency, amount, payment_method, status FROM charges \
+                 WHERE merchant_id = {} AND reference = {} AND id >= {} AND id <> {} ORDER BY id DESC LIMIT 100) AS recent \
+             WHERE currency = {} AND amount = {} AND payment_method = {} AND status NOT IN ('failed', 'canceled') \
              ORDER BY id DESC LIMIT 1",
         )
         .bind::<SqlUuid, _>(context.merchant())
         .bind::<Text, _>(reference)
+        .bind::<SqlUuid, _>(lowest_id((context.now() - window).timestamp_millis()))
+        .bind::<SqlUuid, _>(context.resource_id()?)
         .bind::<Text, _>(self.amount.currency().code())
         .bind::<Numeric, _>(self.amount.amount())
         .bind::<Text, _>(self.payment_method.to_string())
-        .bind::<SqlUuid, _>(context.resource_id()?)
-        .bind::<Double, _>(f64::from(context.policy().suspicion_window_seconds))
         .get_result::<Uuid>(conn)
         .optional()?;
         Ok(found.map(ChargeId))

@@ -29,11 +29,17 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// Starts a thread that listens, with a connection of its own, until the engine is gone.
 pub fn start(engine: Weak<Inner>, url: SecretString) {
     let run = move || {
+        let mut was_connected = true;
         while engine.strong_count() > 0 {
-            let ended = db::connect(&url)
-                .and_then(|mut conn| listen(&mut conn, &engine).map_err(|error| error.to_string()));
+            let ended = db::connect(&url).and_then(|mut conn| {
+                was_connected = true;
+                listen(&mut conn, &engine).map_err(|error| error.to_string())
+            });
             if let Err(error) = ended {
-                log::warn!("listening for notifications was interrupted: {error}");
+                // Once per outage, not once per try.
+                if std::mem::take(&mut was_connected) {
+                    log::warn!("listening for notifications was interrupted: {error}");
+                }
                 std::thread::sleep(RECONNECT);
             }
         }
