@@ -32,6 +32,8 @@ pub struct Metrics {
     pub parkings: IntCounter,
     /// Keys that the reaper has expired and forgotten, by stage.
     pub reaped: IntCounterVec,
+    /// For how long the oldest key had been due that the reaper dealt with last.
+    pub reaper_lag_seconds: Gauge,
     /// Requests in progress.
     pub in_progress: IntGauge,
     /// Age of the oldest of them.
@@ -118,6 +120,10 @@ impl Metrics {
                     "Keys that were shrunk to a tombstone (expired) and deleted (forgotten)."
                 ),
                 &["stage"]
+            )),
+            reaper_lag_seconds: register!(Gauge::new(
+                "oncepay_idempotency_reaper_lag_seconds",
+                "For how long the oldest key had been due that was expired or forgotten last."
             )),
             in_progress: register!(IntGauge::new(
                 "oncepay_idempotency_in_progress",

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use diesel::{Connection, RunQueryDsl};
-use oncepay::idempotency::reaper::{self, Reaped};
+use oncepay::idempotency::reaper;
 use serde_json::json;
 
 use crate::support::*;
@@ -20,6 +20,12 @@ fn start(database: &TestDatabase) -> (App, Client) {
     // The reaper's first look is over.
     thread::sleep(Duration::from_millis(100));
     (app, client)
+}
+
+/// One batch of the reaper: how many keys it shrank, and how many it forgot.
+fn reap(database: &TestDatabase, batch: i64) -> (usize, usize) {
+    let reaped = reaper::reap(&mut database.as_app(), batch).unwrap();
+    (reaped.expired, reaped.forgotten)
 }
 
 fn state(database: &TestDatabase, key: &str) -> String {
@@ -38,7 +44,7 @@ fn an_expired_key_is_refused_and_not_executed_again() {
 
     for reaped in [false, true] {
         if reaped {
-            reaper::reap(&mut database.as_app(), 100).unwrap();
+            reap(&database, 100);
             assert_eq!(state(&database, "k"), "expired");
         }
         let refused = client.charge("k", &visa()).expect_problem(422, "idempotency_key_expired");
@@ -64,8 +70,7 @@ fn a_forgotten_key_is_free_whether_or_not_the_reaper_came() {
         database.age_key("k", DAY + MONTH);
         if reaped {
             // Shrinks it and forgets it at once.
-            let done = reaper::reap(&mut database.as_app(), 100).unwrap();
-            assert_eq!(done, Reaped { expired: 1, forgotten: 1 });
+            assert_eq!(reap(&database, 100), (1, 1));
             assert_eq!(state(&database, "k"), "gone");
         }
         client.get("/v1/idempotency-keys/k").expect_problem(404, "idempotency_key_not_found");
@@ -153,10 +158,10 @@ fn the_reaper_leaves_what_is_in_progress_alone() {
     let (_app, client) = start(&database);
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     database.age_key("k", DAY + MONTH + DAY);
-    assert_eq!(reaper::reap(&mut database.as_app(), 100).unwrap(), Reaped::default());
+    assert_eq!(reap(&database, 100), (0, 0));
     // It's resumed as if it were young, and its answer is kept for a whole lifetime from now on.
     let answer = client.charge("k", &with_method("pm_card_timeout")).expect(201);
-    assert_eq!(reaper::reap(&mut database.as_app(), 100).unwrap(), Reaped::default());
+    assert_eq!(reap(&database, 100), (0, 0));
     assert_eq!(client.charge("k", &with_method("pm_card_timeout")).expect(201).body, answer.body);
 }
 
@@ -170,7 +175,7 @@ fn the_reaper_works_in_batches_oldest_first_and_many_do_each_row_once() {
         database.age_key(&key, DAY + 100 - number);
     }
     client.charge("young", &visa()).expect(201);
-    assert_eq!(reaper::reap(&mut database.as_app(), 10).unwrap(), Reaped { expired: 10, forgotten: 0 });
+    assert_eq!(reap(&database, 10), (10, 0));
     assert_eq!(
         database
             .text("SELECT string_agg(key, ' ' ORDER BY key) FROM idempotency_keys WHERE state = 'expired'"),
@@ -208,8 +213,7 @@ fn the_reaper_does_not_wait_for_a_locked_row() {
         .transaction(|conn| {
             diesel::sql_query("SELECT FROM idempotency_keys WHERE key = 'locked' FOR UPDATE")
                 .execute(conn)?;
-            let reaped = reaper::reap(&mut database.as_app(), 100).unwrap();
-            assert_eq!(reaped, Reaped { expired: 1, forgotten: 0 });
+            assert_eq!(reap(&database, 100), (1, 0));
             Ok::<_, diesel::result::Error>(())
         })
         .unwrap();
@@ -230,6 +234,7 @@ fn the_service_reaps_by_itself() {
     database.age_key("k", MONTH);
     eventually("its end", || state(&database, "k") == "gone");
     let metrics = app.client.metrics();
+    assert!(metrics.value("oncepay_idempotency_reaper_lag_seconds", &[]) >= 0.0);
     assert_eq!(metrics.value("oncepay_idempotency_reaped_total", &[("stage", "expired")]), 1.0);
     assert_eq!(metrics.value("oncepay_idempotency_reaped_total", &[("stage", "forgotten")]), 1.0);
 }

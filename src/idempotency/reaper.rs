@@ -2,7 +2,8 @@
 //!
 //! Every instance runs one, at its own pace; rows that another holds are skipped, so any number of them is
 //! harmless. It works in small batches with pauses in between, because a delete without pauses takes a large
-//! share of the throughput from those who are paying.
+//! share of the throughput from those who are paying. Nothing waits for the reaper, so it's gentle at first; but it
+//! must keep up with what is claimed, so the further it lags behind, the shorter are the pauses.
 //!
 //! It never touches a request in progress, and it can't change what a claim decides: that looks at the times in
 //! the row, whether or not the reaper has come by, and starts again when a row vanishes before it.
@@ -10,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Double, Nullable};
 
 use crate::error::Error;
 use crate::sql::statement;
@@ -19,9 +20,16 @@ use super::engine::Engine;
 
 /// Rows of a batch.
 const BATCH: i64 = 200;
-/// For how many times as long as a batch took the reaper pauses: the share of a connection and of the disk that
-/// it takes at the most.
-const PAUSE_FACTOR: u32 = 4;
+
+/// For how many times as long as a batch took the reaper pauses, by how long the oldest row of the batch has been
+/// due: the inverse is, about, the share of a connection and of the disk that it takes.
+fn pause_factor(lag: Duration) -> u32 {
+    match lag.as_secs() {
+        0..600 => 6,
+        600..3_600 => 2,
+        _ => 0,
+    }
+}
 
 /// What a batch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +38,8 @@ pub struct Reaped {
     pub expired: usize,
     /// Tombstones that were deleted.
     pub forgotten: usize,
+    /// For how long the oldest of all these had been due.
+    pub lag: Duration,
 }
 
 /// Reaps; doesn't return. Looks every `interval` whether there is something to do.
@@ -37,21 +47,21 @@ pub async fn keep_reaping(engine: Engine, interval: Duration) {
     loop {
         let started = Instant::now();
         let reaped = engine.db().run_retrying(|conn| reap(conn, BATCH)).await;
-        let is_more = match reaped {
+        let pause = match reaped {
             Ok(reaped) => {
-                let count = |stage: &str, rows: usize| {
-                    engine.metrics().reaped.with_label_values(&[stage]).inc_by(rows as u64);
-                };
-                count("expired", reaped.expired);
-                count("forgotten", reaped.forgotten);
-                reaped.expired.max(reaped.forgotten) == BATCH as usize
+                let metrics = engine.metrics();
+                metrics.reaped.with_label_values(&["expired"]).inc_by(reaped.expired as u64);
+                metrics.reaped.with_label_values(&["forgotten"]).inc_by(reaped.forgotten as u64);
+                metrics.reaper_lag_seconds.set(reaped.lag.as_secs_f64());
+                let is_more = reaped.expired.max(reaped.forgotten) == BATCH as usize;
+                if is_more { started.elapsed() * pause_factor(reaped.lag) } else { interval }
             }
             Err(error) => {
                 log::warn!("the reaper failed: {}", error.detailed());
-                false
+                interval
             }
         };
-        tokio::time::sleep(if is_more { started.elapsed() * PAUSE_FACTOR } else { interval }).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -59,36 +69,61 @@ pub async fn keep_reaping(engine: Engine, interval: Duration) {
 ///
 /// Locks: the rows of the batch.
 pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<Reaped, Error> {
-    Ok(Reaped { expired: shrink(conn, batch)?, forgotten: forget(conn, batch)? })
+    let (expired, shrinking_lag_s) = shrink(conn, batch)?;
+    let (forgotten, forgetting_lag_s) = forget(conn, batch)?;
+    let lag_s = shrinking_lag_s.unwrap_or_default().max(forgetting_lag_s.unwrap_or_default());
+    let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
+    let lag = Duration::try_from_secs_f64(lag_s).unwrap_or_default();
+    Ok(Reaped { expired: count(expired), forgotten: count(forgotten), lag })
 }
+
+/// Rows that were due, and for how many seconds the oldest of them had been.
+type Batch = (i64, Option<f64>);
 
 /// Turns completed keys whose lifetime is over into tombstones, the longest expired first.
 ///
 /// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
-fn shrink(conn: &mut PgConnection, batch: i64) -> Result<usize, Error> {
-    Ok(statement::<()>(
+fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Error> {
+    Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'completed' AND expires_at <= statement_timestamp() \
-             ORDER BY expires_at LIMIT {} FOR UPDATE SKIP LOCKED) \
-         UPDATE idempotency_keys k SET state = 'expired', \
-             forget_at = k.expires_at + make_interval(secs => k.tombstone_seconds), \
-             request_path = '', request_query = '', request_body = '', response_headers = NULL, response_body = NULL \
-         FROM due WHERE k.merchant_id = due.merchant_id AND k.key = due.key",
+             ORDER BY expires_at LIMIT {} FOR UPDATE SKIP LOCKED), \
+         shrunk AS ( \
+             UPDATE idempotency_keys k SET state = 'expired', \
+                 forget_at = k.expires_at + make_interval(secs => k.tombstone_seconds), \
+                 request_path = '', request_query = '', request_body = '', response_headers = NULL, response_body = NULL \
+             FROM due WHERE k.merchant_id = due.merchant_id AND k.key = due.key \
+             RETURNING k.expires_at) \
+         SELECT count(*), extract(epoch FROM statement_timestamp() - min(expires_at))::double precision FROM shrunk",
     )
     .bind::<BigInt, _>(batch)
-    .execute(conn)?)
+    .get_result(conn)?)
 }
 
 /// Deletes tombstones whose time is over: the keys are free again.
-fn forget(conn: &mut PgConnection, batch: i64) -> Result<usize, Error> {
-    Ok(statement::<()>(
+fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Error> {
+    Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'expired' AND forget_at <= statement_timestamp() \
-             ORDER BY forget_at LIMIT {} FOR UPDATE SKIP LOCKED) \
-         DELETE FROM idempotency_keys k USING due WHERE k.merchant_id = due.merchant_id AND k.key = due.key",
+             ORDER BY forget_at LIMIT {} FOR UPDATE SKIP LOCKED), \
+         forgotten AS ( \
+             DELETE FROM idempotency_keys k USING due WHERE k.merchant_id = due.merchant_id AND k.key = due.key \
+             RETURNING k.forget_at) \
+         SELECT count(*), extract(epoch FROM statement_timestamp() - min(forget_at))::double precision FROM forgotten",
     )
     .bind::<BigInt, _>(batch)
-    .execute(conn)?)
+    .get_result(conn)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_further_it_lags_behind_the_less_it_pauses() {
+        let factors = [0, 599, 600, 3_599, 3_600].map(|lag_s| pause_factor(Duration::from_secs(lag_s)));
+        assert_eq!(factors, [6, 6, 2, 2, 0]);
+    }
 }
