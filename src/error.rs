@@ -138,7 +138,13 @@ codes! {
         "Use one of those that `GET /v1/idempotency-policies` lists.";
     DuplicateSuspected: "duplicate_suspected", 409, false, true, "Suspected duplicate",
         "Another charge of the same amount, currency, payment method and reference was made a short time ago under another idempotency key, and the policy is to refuse that.",
-        "If the first charge is the one that you want, you have it: its id is in `Suspected-Duplicate-Of`. If you want both, send this one with another `reference` and a new key.";
+        "If the first charge is the one that you want, you have it: its id is in `charge_id`. If you want both, send this one with another `reference` and a new key.";
+    DuplicateInProgress: "duplicate_in_progress", 409, true, false, "A similar charge is being made",
+        "Another charge of the same amount, currency, payment method and reference is being made at this moment under another idempotency key, and the policy is to refuse duplicates. This one was not executed.",
+        "If that was meant to be the same payment, use its key for all attempts. Otherwise send this request again after `Retry-After`: it's made if the other one fails, and refused if it succeeds.";
+    OutcomeUnknown: "outcome_unknown", 503, false, false, "Outcome unknown",
+        "The request was begun without the protection of an idempotency key, because the policy of its operation gives keys no effect at the moment, and its outcome isn't known. The service finishes it by itself.",
+        "Don't send it again: that would be another payment. Look for its outcome in the list of what it makes.";
     DatabaseUnavailable: "database_unavailable", 503, true, false, "Database unavailable",
         "The service couldn't reach its database in time.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
@@ -283,6 +289,12 @@ pub enum Error {
     OperationNotFound,
     #[error("This looks like a duplicate of {charge_id}.")]
     DuplicateSuspected { charge_id: ChargeId },
+    #[error("A charge like this one is being made under another idempotency key.")]
+    DuplicateInProgress,
+    #[error(
+        "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
+    )]
+    OutcomeUnknown(Cause),
     #[error("The database can't be reached at the moment.")]
     DatabaseUnavailable(Cause),
     #[error("The request collided with others; nothing was changed.")]
@@ -376,6 +388,8 @@ impl Error {
             Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
             Self::OperationNotFound => Code::OperationNotFound,
             Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
+            Self::DuplicateInProgress => Code::DuplicateInProgress,
+            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
             // A lost claim means that another attempt owns the key right now.
             Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
@@ -419,6 +433,7 @@ impl Error {
             Self::DatabaseUnavailable(cause)
             | Self::TransientConflict(cause)
             | Self::ProcessorUnavailable(cause)
+            | Self::OutcomeUnknown(cause)
             | Self::Internal(cause) => Some(cause),
             _ => None,
         }
@@ -638,7 +653,8 @@ mod tests {
         for entry in Code::ALL.iter().map(|code| code.entry()) {
             assert!(!(entry.is_final && entry.retryable), "{}", entry.code);
             assert!(!(entry.is_final && entry.status >= 500), "{}", entry.code);
-            assert!(entry.retryable || entry.status < 500, "{}", entry.code);
+            let is_unknown = entry.code == Code::OutcomeUnknown.as_str();
+            assert!(entry.retryable || is_unknown || entry.status < 500, "{}", entry.code);
         }
     }
 }

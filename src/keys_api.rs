@@ -376,9 +376,13 @@ macro_rules! intervention {
 
         impl LocalOperation for $name {
             /// Locks the row of the other key.
-            fn execute(&self, conn: &mut PgConnection, _context: &Context<'_>) -> Result<Reply, Error> {
+            fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
                 let merchant = self.merchant.ok_or(Error::IdempotencyKeyNotFound)?;
                 let key = IdempotencyKey::bare(&self.key).ok_or(Error::IdempotencyKeyNotFound)?;
+                if context.is_of_key(merchant, &key) {
+                    // Its own, which was only claimed for this.
+                    return Err(Error::IdempotencyKeyNotFound);
+                }
                 let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Error> = $act;
                 let row = act(conn, merchant, key.as_str())?;
                 Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, &row)?)

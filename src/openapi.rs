@@ -17,7 +17,7 @@ use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Required};
 
-use crate::error::{CatalogueEntry, Code, Error};
+use crate::error::{CatalogueEntry, Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::idempotency::{Engine, Policy, Registered};
 
 /// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
@@ -318,8 +318,8 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
     );
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
-        let is_success = status.starts_with('2');
-        let is_kept = is_success || status == "402" || status == "404";
+        let codes = codes_of(response);
+        let is_kept = status.starts_with('2') || codes.iter().any(|code| code.entry().is_final);
         if is_kept {
             for (name, description) in [
                 ("Idempotency-Key", "The key, without quotes."),
@@ -334,9 +334,31 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
             let description = "If the client asked to wait: the wait that was granted, `wait=N`.";
             response.headers.insert("Preference-Applied".to_owned(), string_header(description).into());
         }
+        if status == "400" || status == "422" {
+            let description = "With a problem of the idempotency key: its page, as `describedby`.";
+            response.headers.insert("Link".to_owned(), string_header(description).into());
+        }
+        if codes.contains(&Code::DuplicateSuspected) {
+            let description = "With `duplicate_suspected`, and not on its replays: id of the other charge.";
+            response.headers.insert(SUSPECTED_DUPLICATE_OF.to_owned(), string_header(description).into());
+        }
     }
     let extension = x_idempotency(registered, &Policy::default());
     operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
+}
+
+/// The problems that a response lists.
+fn codes_of(response: &Response) -> Vec<Code> {
+    response
+        .content
+        .values()
+        .filter_map(|content| match content {
+            RefOr::T(content) => Some(content.examples.keys()),
+            RefOr::Ref(_) => None,
+        })
+        .flatten()
+        .filter_map(|name| Code::ALL.iter().copied().find(|code| code.as_str() == name))
+        .collect()
 }
 
 /// Name of the extension that tells how an operation treats its keys.

@@ -264,7 +264,7 @@ pub fn settle(
     row.save(conn, event).map(Some)
 }
 
-problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable);
+problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, OutcomeUnknown);
 
 /// Create a payout
 ///

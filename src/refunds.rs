@@ -254,7 +254,7 @@ impl ExternalOperation for CreateRefund {
 problems!(
     CreateProblems,
     mutating: ChargeNotFound, ChargeNotRefundable, RefundExceedsCaptured, InsufficientBalance,
-    ProcessorUnavailable
+    ProcessorUnavailable, OutcomeUnknown
 );
 
 /// Create a refund

@@ -84,10 +84,12 @@ pub async fn context(
 
     let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
     response.headers_mut().insert(X_REQUEST_ID, header);
+    // Idempotency keys don't belong into the log, also where they're part of a path.
+    let shown = if route.contains("{key}") { &route } else { response.request().path() };
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
         duration_us = started.elapsed().as_micros() as u64;
-        "{} {}", response.request().method(), response.request().path()
+        "{} {shown}", response.request().method()
     );
     Ok(response)
 }

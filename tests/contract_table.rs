@@ -329,7 +329,7 @@ fn an_answer_is_kept_for_a_day() {
     let stored = scene.database.count(
         "SELECT count(*) FROM idempotency_keys WHERE key = 'k' AND state = 'completed' AND operation = 'charges.create' \
          AND recovery_point = 'finished' AND attempts = 1 AND response_status = 201 \
-         AND expires_at = created_at + interval '1 day' AND claim_token IS NULL AND fingerprint_version = 1",
+         AND expires_at = completed_at + interval '1 day' AND claim_token IS NULL AND fingerprint_version = 1",
     );
     assert_eq!(stored, 1);
 }

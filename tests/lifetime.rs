@@ -165,6 +165,47 @@ fn the_reaper_leaves_what_is_in_progress_alone() {
     assert_eq!(client.charge("k", &with_method("pm_card_timeout")).expect(201).body, answer.body);
 }
 
+/// However long it has taken to make an answer, it's there for the retry.
+#[test]
+fn an_answers_lifetime_begins_when_it_is_given() {
+    let database = TestDatabase::new();
+    let (_app, client) = start(&database);
+    database.set_policy("charges.create", "ttl_seconds = 60, on_expired = 'execute'");
+    thread::sleep(Duration::from_millis(1_200));
+    let frozen = Process::start(
+        &database,
+        &[("ONCEPAY_FAULT", "stop:after_processor"), ("ONCEPAY_RECOVERY_INTERVAL_MS", "600000")],
+    );
+    let request = {
+        let client = frozen.client.like(&client);
+        thread::spawn(move || client.charge("k", &visa()))
+    };
+    frozen.wait_until_stopped();
+    database.age_key("k", 61);
+    frozen.go_on();
+    let answer = request.join().unwrap().expect(201);
+    let replay = client.charge("k", &visa()).expect(201);
+    assert!(replay.is_replay());
+    assert_eq!(replay.body, answer.body);
+    assert_eq!(replay.header("Idempotency-Expires"), answer.header("Idempotency-Expires"));
+    assert_eq!(database.rows("charges"), 1);
+}
+
+#[test]
+fn the_reaper_does_not_change_what_a_mismatch_is_told() {
+    let database = TestDatabase::new();
+    let (_app, client) = start(&database);
+    database.set_policy("charges.create", "on_mismatch = 'replay'");
+    thread::sleep(Duration::from_millis(1_200));
+    client.charge("k", &visa()).expect(201);
+    database.age_key("k", DAY);
+    let ask =
+        || client.charge("k", &with_method("pm_card_slow")).expect_problem(422, "idempotency_key_expired");
+    ask();
+    assert_eq!(reap(&database, 10), (1, 0));
+    ask();
+}
+
 #[test]
 fn the_reaper_works_in_batches_oldest_first_and_many_do_each_row_once() {
     let database = TestDatabase::new();
@@ -194,7 +235,7 @@ fn the_reaper_works_in_batches_oldest_first_and_many_do_each_row_once() {
     assert_eq!(reaped, 30);
     assert_eq!(state(&database, "young"), "completed");
     let bytes = database.count(
-        "SELECT sum(octet_length(request_body) + octet_length(request_path) + coalesce(octet_length(response_body), 0)) \
+        "SELECT sum(octet_length(request_body) + octet_length(request_query) + coalesce(octet_length(response_body), 0)) \
          FROM idempotency_keys WHERE state = 'expired'",
     );
     assert_eq!(bytes, 0, "a tombstone holds neither request nor answer");

@@ -211,7 +211,16 @@ fn observe_executes_everything_and_counts_what_it_would_have_done() {
     bare.send().expect(201);
     bare.clone().idempotency_key("a b").send().expect(201);
     scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
-    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    // As if another instance were at it.
+    execute(
+        &mut scene.database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 't'",
+    );
+    let unprotected = scene.client.charge("t", &with_method("pm_card_timeout"));
+    let unprotected = unprotected.expect_problem(503, "outcome_unknown");
+    assert_eq!(unprotected.json()["retryable"], false, "a retry would be another payment");
+    assert_eq!(unprotected.header("Retry-After"), None);
+    scene.database.end_lease("t");
     assert_eq!(scene.charges(), 5);
     for (outcome, count) in [
         ("observed_would_replay", 1.0),
@@ -234,6 +243,33 @@ fn observe_executes_everything_and_counts_what_it_would_have_done() {
         .json(&visa())
         .send()
         .expect_problem(400, "idempotency_key_missing");
+}
+
+/// With recovery at work, too, what failed under observation is one payment, as long as the key is the same.
+#[test]
+fn a_retry_after_a_lost_answer_resumes_while_observing() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| {
+        config.recovery_interval_ms = 20;
+        config.recovery_delay_ms = 300;
+    });
+    let client = app.client.as_merchant(&database.merchant());
+    client.get("/v1/idempotency-policies").expect(200);
+    database.set_policy("charges.create", "enforcement = 'observe'");
+    eventually("the policy", || {
+        client.charge(&fresh_key(), &visa()).expect(201).header("Idempotency-Key").is_none()
+    });
+    let charges = database.rows("charges");
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    client.charge("k", &with_method("pm_card_timeout")).expect(201);
+    std::thread::sleep(Duration::from_millis(1_000));
+    assert_eq!(database.rows("charges"), charges + 1);
+    // What has no key at all is finished once, by the service.
+    let bare = client.request("POST", "/v1/charges").json(&with_method("pm_card_timeout"));
+    bare.send().expect_problem(503, "outcome_unknown");
+    eventually("the recovery", || database.rows("charges") == charges + 2);
+    let lifetime = "SELECT max(extract(epoch FROM expires_at - completed_at)) FROM idempotency_keys WHERE key LIKE 'unkeyed-%'";
+    assert_eq!(database.count(lifetime), 60, "nobody will ask for it again");
 }
 
 #[test]

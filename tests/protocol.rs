@@ -31,7 +31,7 @@
 //! | `FinishUnheard` | the same, but the connection breaks before the worker hears how it ended          |
 //! | `FindWinner`    | `Engine::winners_answer`                                                          |
 //! | `Respond`       | `Engine::respond`, and the client gets it; with `LoseAnswer` it doesn't           |
-//! | `Recover`       | `recovery::run_due` finds the key; `TakeOver` follows, without a client           |
+//! | `Recover`       | `recovery::find_due` finds the key; `TakeOver` follows, without a client           |
 //! | `Crash`         | the process dies; one that is stopped just takes no step                          |
 //! | `RunOutLease`   | `lease_expires_at` against `clock_timestamp()`                                    |
 //! | `Expire`        | `expires_at` against `clock_timestamp()`                                          |

@@ -192,6 +192,104 @@ fn a_poison_request_is_parked_and_seen_and_an_operator_retries_it() {
         .expect_problem(409, "idempotency_key_not_in_progress");
 }
 
+/// Parked requests must not depend on the patience of their clients.
+#[test]
+fn a_client_that_keeps_retrying_does_not_keep_a_poison_request_from_being_parked() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| {
+        config.recovery_interval_ms = 50;
+        config.recovery_delay_ms = 300;
+        config.recovery_attempts_max = 2;
+    });
+    let client = app.client.as_merchant(&database.merchant());
+    break_events(&database);
+    let parked = "SELECT count(*) FROM idempotency_keys WHERE parked_at IS NOT NULL";
+    eventually("the parking", || {
+        let _ = client.charge("k", &visa());
+        thread::sleep(Duration::from_millis(100));
+        database.count(parked) == 1
+    });
+    client.charge("k", &visa()).expect_problem(409, "idempotency_request_in_progress");
+    // Parked means that nobody waits for it either.
+    let started = Instant::now();
+    let request = client.request("POST", "/v1/charges").idempotency_key("k").header("Prefer", "wait=7");
+    let refused = request.json(&visa()).send().expect_problem(409, "idempotency_request_in_progress");
+    assert_eq!(refused.header("Preference-Applied"), None);
+    assert!(started.elapsed() < Duration::from_secs(2));
+    repair_events(&database);
+    execute(&mut database.as_owner(), "UPDATE idempotency_keys SET parked_at = NULL, recoveries = 0");
+    eventually("the recovery", || status(&client, "k")["status"] == "completed");
+}
+
+#[test]
+fn requests_that_take_their_time_do_not_hold_up_the_others() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    {
+        let app = App::start(&database);
+        let client = app.client.as_merchant(&merchant);
+        for number in 0..8 {
+            // The first attempt fails without taking a second; from then on each takes two.
+            let key = format!("slow{number}");
+            client
+                .charge(&key, &with_method("pm_card_error_once"))
+                .expect_problem(503, "processor_unavailable");
+        }
+        let slow = "UPDATE idempotency_keys SET request_body = convert_to(replace(convert_from(request_body, 'UTF8'), 'error_once', 'slow'), 'UTF8')";
+        execute(&mut database.as_owner(), slow);
+        client
+            .charge("quick", &with_method("pm_card_error_once"))
+            .expect_problem(503, "processor_unavailable");
+        for key in (0..8).map(|number| format!("slow{number}")).chain(["quick".to_owned()]) {
+            database.end_lease(&key);
+        }
+    }
+    // The slow ones never come to an end: they're given up after half a second each time.
+    let app = App::start_with(&database, |config| {
+        eager(config);
+        config.processor_timeout_ms = 500;
+        config.lease_ms = 1_000;
+        config.recovery_delay_ms = 100;
+        config.recovery_concurrency = 2;
+    });
+    let client = app.client.as_merchant(&merchant);
+    let quick = Instant::now();
+    eventually("the quick one's recovery", || status(&client, "quick")["status"] == "completed");
+    println!("the quick one was finished after {:?}", quick.elapsed());
+    assert!(quick.elapsed() < Duration::from_secs(5));
+}
+
+/// The attempt was begun before the operator came, and fails after that.
+#[test]
+fn an_operators_retry_outlasts_the_attempt_that_was_under_way() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    {
+        let app = App::start(&database);
+        let client = app.client.as_merchant(&merchant);
+        client.charge("k", &with_method("pm_card_error_once")).expect_problem(503, "processor_unavailable");
+        let slow = "UPDATE idempotency_keys SET request_body = convert_to(replace(convert_from(request_body, 'UTF8'), 'error_once', 'slow'), 'UTF8')";
+        execute(&mut database.as_owner(), slow);
+        database.end_lease("k");
+    }
+    let app = App::start_with(&database, |config| {
+        eager(config);
+        config.processor_timeout_ms = 1_000;
+        config.lease_ms = 1_500;
+        config.recovery_attempts_max = 1;
+        config.recovery_delay_ms = 60_000;
+    });
+    let operator = app.client.with_key(&database.operator_key());
+    let path = format!("/v1/operator/idempotency-keys/{}/k", merchant.id);
+    let key = || operator.get(&path).expect(200).json();
+    eventually("the attempt", || key()["recoveries"] == 1);
+    operator.send("POST", &format!("{path}/retry"), "r", &json!({})).expect(200);
+    // The one under way fails; another one follows, and that is the one which is parked.
+    eventually("the end of the second", || key()["attempts"] == 3 && !key()["parked_at"].is_null());
+    assert_eq!(key()["recoveries"], 1);
+    execute(&mut database.as_owner(), "UPDATE idempotency_keys SET parked_at = NULL WHERE key = 'k'");
+}
+
 #[test]
 fn an_operator_releases_a_parked_request_to_its_client() {
     let database = TestDatabase::new();
@@ -216,6 +314,8 @@ fn an_operator_releases_a_parked_request_to_its_client() {
         ("/v1/operator/idempotency-keys/mer_00000000000000000000000000000000/x/retry", "a"),
         ("/v1/operator/idempotency-keys/nobody/k/retry", "b"),
         ("/v1/operator/idempotency-keys/nobody/k/release", "c"),
+        // Operators' keys are under the nil merchant, and this one is the request's own.
+        ("/v1/operator/idempotency-keys/mer_00000000000000000000000000000000/own/release", "own"),
     ] {
         operator.send("POST", path, key, &json!({})).expect_problem(404, "idempotency_key_not_found");
     }

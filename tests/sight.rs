@@ -111,6 +111,9 @@ fn each_decision_is_one_log_line_and_keys_are_not_in_it() {
     client.charge(key, &with_method("pm_card_slow")).expect_problem(422, "idempotency_key_reused");
     client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     client.charge("t", &with_method("pm_card_timeout")).expect(201);
+    let encoded = key.replace('@', "%40");
+    client.get(&format!("/v1/idempotency-keys/{encoded}")).expect(200);
+    client.get(&format!("/v1/idempotency-keys/{key}")).expect(200);
     let log = server.log();
     let decisions: Vec<_> = log.lines().filter(|line| line.contains("oncepay::idempotency")).collect();
     assert_eq!(decisions.len(), 5, "{log}");

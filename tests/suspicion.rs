@@ -129,12 +129,62 @@ fn of_many_at_once_under_different_keys_one_is_made() {
         let answers: Vec<_> = requests.into_iter().map(|request| request.join().unwrap()).collect();
         let made: Vec<_> = answers.iter().filter(|answer| answer.status == 201).collect();
         assert_eq!(made.len(), 1, "{name}");
-        for refused in answers.iter().filter(|answer| answer.status != 201) {
-            refused.clone().expect_problem(409, "duplicate_suspected");
-            assert_eq!(refused.header(HEADER), Some(made[0].field("id").as_str()), "{name}");
+        for (number, refused) in answers.iter().enumerate().filter(|(_, answer)| answer.status != 201) {
+            // While the one was being made nothing was known for good, so that the key isn't used up.
+            if refused.code() == "duplicate_in_progress" {
+                assert_eq!((refused.status, &refused.json()["retryable"]), (409, &json!(true)));
+            } else {
+                refused.clone().expect_problem(409, "duplicate_suspected");
+            }
+            let again =
+                client.charge(&format!("{name}{number}"), &body).expect_problem(409, "duplicate_suspected");
+            assert_eq!(again.json()["charge_id"], made[0].json()["id"], "{name}");
         }
     }
     assert_eq!(database.rows("charges"), 2);
+}
+
+/// One that is parked, or was begun longer ago than the window, stands in nobody's way.
+#[test]
+fn what_is_stuck_does_not_make_others_duplicates() {
+    let (database, _app, client) = start();
+    database.set_policy("charges.create", "on_suspected_duplicate = 'reject'");
+    thread::sleep(std::time::Duration::from_millis(1_500));
+    let stuck = |key: &str, reference: &str| {
+        let mut body = order(reference);
+        body["payment_method"] = json!("pm_card_timeout");
+        client.charge(key, &body).expect_problem(503, "processor_unavailable");
+        body
+    };
+    let (parked, old, recent) = (stuck("a", "1"), stuck("b", "2"), stuck("c", "3"));
+    execute(&mut database.as_owner(), "UPDATE idempotency_keys SET parked_at = now() WHERE key = 'a'");
+    database.age_key("b", 601);
+    for (key, body) in [("d", &parked), ("e", &old)] {
+        client.charge(key, body).expect_problem(503, "processor_unavailable");
+    }
+    client.charge("f", &recent).expect_problem(409, "duplicate_in_progress");
+    execute(&mut database.as_owner(), "UPDATE idempotency_keys SET parked_at = NULL WHERE key = 'a'");
+}
+
+#[test]
+fn of_two_reported_at_once_the_later_waits_for_the_earlier() {
+    let (database, app, client) = start();
+    let frozen = Process::start(&database, &[("ONCEPAY_FAULT", "stop:in_finish")]);
+    let first = {
+        let client = frozen.client.like(&client);
+        thread::spawn(move || client.charge("a", &order("1")).expect(201))
+    };
+    frozen.wait_until_stopped();
+    let second = {
+        let client = client.clone();
+        thread::spawn(move || client.charge("b", &order("1")).expect(201))
+    };
+    thread::sleep(std::time::Duration::from_millis(300));
+    frozen.go_on();
+    let (first, second) = (first.join().unwrap(), second.join().unwrap());
+    assert_eq!(first.header(HEADER), None);
+    assert_eq!(second.header(HEADER), Some(first.field("id").as_str()));
+    drop(app);
 }
 
 #[test]

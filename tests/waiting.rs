@@ -161,6 +161,106 @@ fn who_waits_takes_over_when_the_first_attempt_fails() {
     assert_eq!(database.rows("charges"), 1);
 }
 
+/// A claim in an open transaction can't be seen, so nobody has compared its request when the wait begins.
+#[test]
+fn who_waits_with_another_request_is_refused_and_not_given_its_answer() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let (here, there) = (start(&database, &sandbox), start(&database, &sandbox));
+    let merchant = database.merchant();
+    let client = here.client.as_merchant(&merchant);
+    let charge = client.charge("charge", &visa()).expect(201).field("id");
+    let path = format!("/v1/charges/{charge}");
+    let refund = json!({"charge_id": charge, "amount": "1.00"});
+    for (name, method, first_path, body) in [
+        ("local", "PATCH", path.as_str(), json!({"description": "first"})),
+        ("external", "POST", "/v1/refunds", refund),
+    ] {
+        let send =
+            |app: &App, method: &'static str, path: &str, body: serde_json::Value, wait: &'static str| {
+                let (client, path) = (app.client.as_merchant(&merchant), path.to_owned());
+                thread::spawn(move || {
+                    let request = client.request(method, &path).idempotency_key(name).header("Prefer", wait);
+                    request.json(&body).send()
+                })
+            };
+        let mut owner = database.as_owner();
+        let (first, others, same) = diesel::Connection::transaction(&mut owner, |conn| {
+            diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
+            let first = send(&here, method, first_path, body.clone(), "wait=0");
+            thread::sleep(Duration::from_millis(200));
+            let other_body = json!({"description": "second"});
+            let others: Vec<_> = [&here, &there]
+                .into_iter()
+                .flat_map(|app| {
+                    [
+                        send(app, "PATCH", &path, other_body.clone(), "wait=10"),
+                        send(app, "POST", "/v1/charges", visa(), "wait=10"),
+                    ]
+                })
+                .collect();
+            let same = send(&there, method, first_path, body.clone(), "wait=10");
+            thread::sleep(Duration::from_millis(600));
+            Ok::<_, diesel::result::Error>((first, others, same))
+        })
+        .unwrap();
+        let first = first.join().unwrap();
+        assert!(first.status < 300, "{}", first.text());
+        for other in others {
+            other.join().unwrap().expect_problem(422, "idempotency_key_reused");
+        }
+        let same = same.join().unwrap();
+        assert!(same.is_replay(), "{}", same.text());
+        assert_eq!(same.body, first.body);
+    }
+    assert_eq!(database.rows("charges"), 1);
+}
+
+#[test]
+fn waiters_do_not_make_a_storm_of_what_fails() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let app = start(&database, &sandbox);
+    let client = app.client.as_merchant(&database.merchant());
+    execute(&mut database.as_owner(), "ALTER TABLE events ADD CONSTRAINT bug CHECK (false) NOT VALID");
+    client.charge("k", &visa()).expect_problem(500, "internal");
+    execute(
+        &mut database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '500 ms' WHERE key = 'k'",
+    );
+    let waiters: Vec<_> = (0..60)
+        .map(|_| {
+            let client = client.clone();
+            thread::spawn(move || waiting(&client, "k", &visa(), "wait=3"))
+        })
+        .collect();
+    let answers: Vec<_> = waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect();
+    assert!(answers.iter().all(|answer| matches!(answer.status, 500 | 409)));
+    let tries = database.count("SELECT attempts FROM idempotency_keys") - 1;
+    assert!((1..=4).contains(&tries), "{tries} tries in three seconds");
+    execute(&mut database.as_owner(), "ALTER TABLE events DROP CONSTRAINT bug");
+    client.charge("k", &visa()).expect(201);
+}
+
+/// What can't be taken over by a request, because the policy forgives that it's another one, isn't asked for all the time.
+#[test]
+fn a_wait_for_a_forgiven_mismatch_does_not_spin() {
+    let database = TestDatabase::new();
+    let app = start(&database, &Arc::new(Sandbox::recording()));
+    let client = app.client.as_merchant(&database.merchant());
+    client.get("/v1/idempotency-policies").expect(200);
+    database.set_policy("charges.create", "on_mismatch = 'replay'");
+    thread::sleep(Duration::from_millis(1_200));
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    let looks = || app.client.metrics().value("oncepay_db_pool_wait_duration_seconds_count", &[]);
+    let before = looks();
+    waiting(&client, "k", &visa(), "wait=3").expect_problem(409, "idempotency_request_in_progress");
+    let looked = looks() - before;
+    assert!(looked < 60.0, "{looked} times in three seconds");
+    let first = client.charge("k", &with_method("pm_card_timeout")).expect(201);
+    assert_eq!(waiting(&client, "k", &visa(), "wait=3").expect(201).body, first.body);
+}
+
 #[test]
 fn a_client_that_hangs_up_waits_no_longer() {
     let database = TestDatabase::new();
@@ -216,8 +316,10 @@ fn a_local_operation_can_be_waited_for_too() {
         Ok::<_, diesel::result::Error>((first, second))
     })
     .unwrap();
+    let freed = Instant::now();
     let first = first.join().unwrap().expect(200);
     let second = second.join().unwrap().expect(200);
+    assert!(freed.elapsed() < Duration::from_millis(700), "{:?}", freed.elapsed());
     assert!(second.is_replay());
     assert_eq!(second.body, first.body);
 }

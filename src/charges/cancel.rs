@@ -94,7 +94,7 @@ impl ExternalOperation for CancelCharge {
     }
 }
 
-problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, ProcessorUnavailable);
+problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, ProcessorUnavailable, OutcomeUnknown);
 
 /// Cancel a charge
 ///

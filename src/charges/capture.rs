@@ -120,7 +120,7 @@ impl ExternalOperation for CaptureCharge {
 
 problems!(
     CaptureProblems,
-    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, ProcessorUnavailable
+    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, ProcessorUnavailable, OutcomeUnknown
 );
 
 /// Capture a charge

@@ -117,24 +117,22 @@ impl ExternalOperation for CreateCharge {
         self.is_suspicious(policy) && policy.on_suspected_duplicate == OnSuspectedDuplicate::Reject
     }
 
-    /// Errors: `duplicate_suspected`, if the policy is to refuse those.
+    /// Errors, if the policy is to refuse suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
     ///
     /// Locks: with that policy, what makes charges alike.
     fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
         if !self.reserves(context.policy()) {
             return Ok(());
         }
-        let suspected = match self.find_alike(conn, context)? {
-            None => self.find_alike_in_progress(conn, context)?,
-            found => found,
-        };
-        match suspected {
-            None => Ok(()),
-            Some(charge_id) => {
-                context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
-                Err(Error::DuplicateSuspected { charge_id })
-            }
+        if let Some(charge_id) = self.find_alike(conn, context)? {
+            context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
+            return Err(Error::DuplicateSuspected { charge_id });
         }
+        // Whether that becomes a charge isn't known yet, so there is nothing to refuse for good.
+        if self.is_alike_in_progress(conn, context)? {
+            return Err(Error::DuplicateInProgress);
+        }
+        Ok(())
     }
 
     fn resume(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
@@ -259,14 +257,11 @@ impl CreateCharge {
         Ok(found.map(ChargeId))
     }
 
-    /// A charge that looks like this one and is being made at this moment, so that it isn't there yet.
-    fn find_alike_in_progress(
-        &self,
-        conn: &mut PgConnection,
-        context: &Context<'_>,
-    ) -> Result<Option<ChargeId>, Error> {
-        let mut others = context.others_in_progress(conn, Self::NAME)?.into_iter();
-        let alike = others.find(|(_, body)| {
+    /// Whether a charge that looks like this one is being made at this moment, so that it isn't there yet.
+    fn is_alike_in_progress(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<bool, Error> {
+        let window = std::time::Duration::from_secs(context.policy().suspicion_window_seconds.into());
+        let others = context.others_in_progress(conn, Self::NAME, window)?;
+        Ok(others.iter().any(|(_, body)| {
             let other = parse_json(body)
                 .and_then(|body| Fields::read(&body, |fields| Self::read(&mut Input { path: "", fields })));
             other.is_ok_and(|other| {
@@ -274,12 +269,11 @@ impl CreateCharge {
                     && other.amount == self.amount
                     && other.payment_method == self.payment_method
             })
-        });
-        Ok(alike.and_then(|(id, _)| id).map(ChargeId))
+        }))
     }
 }
 
-problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, ProcessorUnavailable);
+problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, ProcessorUnavailable, OutcomeUnknown);
 
 /// Create a charge
 ///

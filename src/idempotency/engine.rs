@@ -94,13 +94,20 @@ impl Context<'_> {
         &self.engine.metrics
     }
 
-    /// Requests of this merchant for `operation` that are being executed, except this one.
+    /// The latest requests of this merchant for `operation` that are being executed and were begun within `window`,
+    /// except this one.
     pub fn others_in_progress(
         &self,
         conn: &mut PgConnection,
         operation: &'static str,
+        window: Duration,
     ) -> Result<Vec<store::InProgress>, Error> {
-        store::others_in_progress(conn, self.claim, operation)
+        store::others_in_progress(conn, self.claim, operation, window)
+    }
+
+    /// Whether this request has this key of this merchant.
+    pub fn is_of_key(&self, merchant: MerchantId, key: &IdempotencyKey) -> bool {
+        self.envelope.merchant == merchant && self.envelope.key == *key
     }
 
     /// `error` as an answer to this request.
@@ -514,14 +521,18 @@ impl Engine {
             if let (Some(deadline), false) = (deadline, is_parked) {
                 let inner = &self.inner;
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
-                    Some(Woken::Answered(answer)) => {
+                    // The claim may not have been visible, so that nobody has compared it yet.
+                    Some(Woken::Answered(answer))
+                        if answer.fingerprint.is_of(&envelope.content) == Some(true) =>
+                    {
                         note("replayed");
                         return Ok(self.respond(&request, &answer, true));
                     }
-                    Some(Woken::Free) => continue,
+                    Some(Woken::Answered(_) | Woken::Free) => continue,
                     None => {}
                 }
             }
+            let wait = wait.filter(|_| !is_parked);
             note("in_progress");
             return Err(Error::IdempotencyRequestInProgress {
                 waited_s: wait.map(|wait| wait.as_secs()),
@@ -590,10 +601,10 @@ impl Engine {
             faults::reach("local_after_claim");
             let context = self.inner.context(request, &claim, claim.created_at);
             let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
-            store::complete(conn, &claim, &reply)?;
+            let answer = store::complete(conn, &claim, reply, &envelope.request_id)?;
             faults::reach("local_before_commit");
             self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
-            Ok(Look::Ours(answer(envelope, &claim, reply)))
+            Ok(Look::Ours(answer))
         })
     }
 
@@ -645,7 +656,9 @@ impl Engine {
             Err(Error::ClaimLost) => self.winners_answer(&request).await,
             Err(error) => {
                 self.give_up(&claim, &request.envelope.request_id, &error, Taker::Client).await;
-                Err(error)
+                // Without a key nothing can be resumed, only done again, beside the recovery of this one.
+                let is_keyed = request.treatment.enforcement != Enforcement::Off;
+                Err(if is_keyed { error } else { Error::OutcomeUnknown(error.detailed().into()) })
             }
         }
     }
@@ -662,17 +675,18 @@ impl Engine {
         let recovery = self.inner.timing.recovery;
         let setback = Setback {
             error: error.code().as_str(),
+            taker,
             recover_in: recovery.backoff(claim.recoveries),
-            park: taker == Taker::Recovery && recovery.is_last(claim.recoveries),
+            attempts_max: recovery.attempts_max,
         };
         let released = claim.clone();
         let release = self.inner.db.run(move |conn| store::release(conn, &released, setback)).await;
-        if let Err(error) = release {
+        self.inner.waiters.freed(claim.merchant, &claim.key);
+        release.unwrap_or_else(|error| {
             // Then the lease has to run out by itself.
             log_cause(&error, request_id);
-        }
-        self.inner.waiters.freed(claim.merchant, &claim.key);
-        setback.park
+            false
+        })
     }
 
     /// Finds the answer, or claims the key and prepares, or takes it over.
@@ -692,14 +706,16 @@ impl Engine {
         request: &IdempotentRequest<O>,
     ) -> Result<Look<Begun<O::Prepared>>, Error> {
         let started = Instant::now();
-        let Treatment { policy, enforcement, .. } = &request.treatment;
+        let policy = &request.treatment.policy;
         let look = match decide(store::find(conn, &request.envelope)?, policy) {
             Decision::Claim if request.operation.reserves(policy) => {
                 conn.transaction(|conn| self.claim_and_prepare(conn, request, false))
             }
             Decision::Claim => self.claim_and_prepare(conn, request, false),
             Decision::ClaimAfresh => conn.transaction(|conn| self.claim_and_prepare(conn, request, true)),
-            Decision::TakeOver(created_at) if *enforcement == Enforcement::Enforce => {
+            // While observing, too: the processor may have acted, and the recovery worker would finish the first one
+            // beside a second.
+            Decision::TakeOver(created_at) => {
                 let taken = self.take_over(conn, request, created_at)?;
                 Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::TakenOver(claim))))
             }
@@ -716,9 +732,8 @@ impl Engine {
         created_at: DateTime<Utc>,
     ) -> Result<Option<Claim>, Error> {
         faults::reach("before_takeover");
-        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
-        let lease = self.inner.timing.lease;
-        let claim = store::take_over(conn, envelope, created_at, Taker::Client, policy, lease)?;
+        let (envelope, lease) = (&request.envelope, self.inner.timing.lease);
+        let claim = store::take_over(conn, envelope, created_at, Taker::Client, lease)?;
         match &claim {
             Some(_) => self.inner.metrics.takeovers.inc(),
             None => faults::reach("after_conflict"),
@@ -749,8 +764,8 @@ impl Engine {
             }
             Err(error) if error.is_final() => {
                 let reply = context.problem(&error)?;
-                store::complete(conn, &claim, &reply)?;
-                Ok(Look::Ours(Begun::Refused(answer(&request.envelope, &claim, reply))))
+                let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
+                Ok(Look::Ours(Begun::Refused(answer)))
             }
             Err(error) => Err(error),
         }
@@ -797,9 +812,9 @@ impl Engine {
                     let reply = settle(conn, &context, |conn| {
                         request.operation.finish(conn, &context, &prepared, &outcome)
                     })?;
-                    store::complete(conn, &claim, &reply)?;
+                    let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
                     faults::reach("in_finish");
-                    Ok(answer(&request.envelope, &claim, reply))
+                    Ok(answer)
                 })
             })
             .await;
@@ -861,14 +876,12 @@ impl Engine {
         let policy = self.policy(O::NAME).await?;
         let lease = self.inner.timing.lease;
         let Due { envelope, created_at, .. } = due;
-        let taking = (envelope.clone(), Arc::clone(&policy));
+        let taking = envelope.clone();
         // Taken over before it's read: a request that can't be read must count as tried.
         let taken = self
             .inner
             .db
-            .run_retrying(move |conn| {
-                store::take_over(conn, &taking.0, created_at, Taker::Recovery, &taking.1, lease)
-            })
+            .run_retrying(move |conn| store::take_over(conn, &taking, created_at, Taker::Recovery, lease))
             .await?;
         let Some(claim) = taken else { return Ok(Recovered::Lost) };
         self.inner.metrics.takeovers.inc();
@@ -940,8 +953,4 @@ fn settle(
         Err(error) if error.is_final() => context.problem(&error),
         result => result,
     }
-}
-
-fn answer(envelope: &Envelope, claim: &Claim, reply: Reply) -> Arc<Answer> {
-    Arc::new(Answer { reply, request_id: envelope.request_id.clone(), expires_at: claim.expires_at })
 }

@@ -21,7 +21,7 @@
 //! ```text
 //!                claim                        complete (fenced)
 //!   (no row) ───────────────▶ in_progress ───────────────────────▶ completed
-//!      ▲                      │    ▲   │                               │ ttl_seconds after the claim
+//!      ▲                      │    ▲   │                               │ ttl_seconds later
 //!      │     lease runs out,  └────┘   │ failed without an outcome:    ▼
 //!      │     another attempt           │ the lease is given up      expired: a tombstone; the key is
 //!      │     takes over                ▼                               │     refused, not executed again

@@ -120,7 +120,7 @@ pub struct Policy {
     /// (`observe` instead of `enforce`, `off` instead of `observe`). Raising it never drops a merchant.
     #[schema(minimum = 0, maximum = 100, example = 100)]
     pub rollout_percent: u8,
-    /// How long an answer is kept and replayed, from the claim on.
+    /// How long an answer is kept and replayed.
     #[schema(minimum = 60, maximum = 2_592_000, example = 86_400)]
     pub ttl_seconds: u32,
     /// How long after that the key is refused rather than free.

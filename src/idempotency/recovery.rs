@@ -1,21 +1,22 @@
 //! The recovery worker: finishes requests that died, without their clients.
 //!
 //! Each instance runs one. They don't need to know of each other: a request is taken over by an update that
-//! skips locked rows, so that each is taken by one. Oldest first; after a failure, with growing pauses; and a
-//! request that has failed too often (a *poison* request) is parked until an operator looks at it, so that it
+//! skips locked rows, so that each is taken by one. Whoever has waited longest comes first; after a failure, with
+//! growing pauses, so that what fails doesn't keep the worker from what doesn't; and a request that has failed too often (a *poison* request) is parked until an operator looks at it, so that it
 //! can't keep the worker from the others.
 //!
 //! Guarantee: while processor and database work, a request that died is finished within the rest of its lease
-//! (or [`Recovery::delay`] after an attempt that failed), one [`Recovery::interval`], and the time that it takes
-//! by itself.
+//! (or [`Recovery::delay`] after an attempt that failed), one [`Recovery::interval`], its turn in the queue, and the time
+//! that it takes by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 
 use crate::error::Error;
 use crate::ids::MerchantId;
@@ -29,10 +30,6 @@ use super::request::Envelope;
 
 /// Longest pause between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(15 * 60);
-
-/// Requests that are looked up at a time. More than are worked on at a time, so that instances which look at the
-/// same ones find others when they come too late.
-const BATCH: i64 = 32;
 
 /// How the worker goes about it.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +52,6 @@ impl Recovery {
         let pause =
             self.delay.saturating_mul(2_u32.saturating_pow(recoveries)).min(BACKOFF_MAX.max(self.delay));
         pause.mul_f64(rand::random_range(0.75..=1.0))
-    }
-
-    /// Whether a request whose worker's attempt number `recoveries` has failed is to be parked.
-    pub fn is_last(&self, recoveries: u32) -> bool {
-        recoveries >= self.attempts_max
     }
 }
 
@@ -98,55 +90,67 @@ impl Recovered {
     }
 }
 
-/// Takes due requests on; doesn't return.
+/// Takes due requests on; doesn't return. One that takes its time keeps a place, and the others go on.
 pub async fn keep_recovering(engine: Engine, operations: Arc<Vec<Registered>>) {
     let recovery = engine.timing().recovery;
+    let places = recovery.concurrency as usize;
+    let mut running = FuturesUnordered::new();
+    let mut look_at = Instant::now();
     loop {
-        match run_due(&engine, &operations).await {
-            // There may be more.
-            Ok(1..) => {}
-            Ok(0) => tokio::time::sleep(recovery.interval).await,
-            Err(error) => {
-                log::warn!("the recovery worker couldn't look for work: {}", error.detailed());
-                tokio::time::sleep(recovery.interval).await;
+        if running.len() < places && look_at <= Instant::now() {
+            look_at = Instant::now() + recovery.interval;
+            match find_due(&engine, &operations, places - running.len()).await {
+                Ok(due) => running.extend(due.into_iter().map(|due| recover(&engine, &operations, due))),
+                Err(error) => log::warn!("the recovery worker couldn't look for work: {}", error.detailed()),
             }
+        }
+        let ended = if running.len() == places {
+            running.next().await
+        } else if running.is_empty() {
+            tokio::time::sleep_until(look_at.into()).await;
+            None
+        } else {
+            tokio::time::timeout_at(look_at.into(), running.next()).await.ok().flatten()
+        };
+        // Where one was, there may be more; but what somebody else has may be there for a while.
+        if ended.is_some_and(|recovered| recovered != Recovered::Lost) {
+            look_at = Instant::now();
         }
     }
 }
 
-/// Takes the oldest due requests on and waits for them. Returns how many were really taken on here.
-pub async fn run_due(engine: &Engine, operations: &[Registered]) -> Result<usize, Error> {
-    let recovery = engine.timing().recovery;
+/// Due requests, up to `limit`. Parks those that are due and exhausted.
+async fn find_due(engine: &Engine, operations: &[Registered], limit: usize) -> Result<Vec<Due>, Error> {
     // Only what this release knows: after a rollback, requests of the newer release wait for it.
     let known: Vec<&'static str> = operations
         .iter()
         .filter(|operation| operation.is_external())
         .map(|operation| operation.name)
         .collect();
-    let parked = engine.db().run_retrying(move |conn| park_exhausted(conn, recovery.attempts_max)).await?;
+    let attempts_max = engine.timing().recovery.attempts_max;
+    let parked = engine.db().run_retrying(move |conn| park_exhausted(conn, attempts_max)).await?;
     engine.metrics().parkings.inc_by(parked as u64);
-    let due = engine.db().run_retrying(move |conn| due(conn, &known, BATCH)).await?;
-    let attempts = due.into_iter().map(|due| async move {
-        // The query asked for known ones only.
-        let Some(operation) = operations.iter().find(|operation| operation.name == due.operation) else {
-            return 0;
-        };
-        let recovered = operation.recover(engine.clone(), due).await;
-        engine.metrics().recoveries.with_label_values(&[operation.name, recovered.as_str()]).inc();
-        if recovered == Recovered::Parked {
-            engine.metrics().parkings.inc();
-        }
-        usize::from(recovered != Recovered::Lost)
-    });
-    let concurrency = recovery.concurrency as usize;
-    Ok(stream::iter(attempts)
-        .buffer_unordered(concurrency)
-        .fold(0, |sum, taken| async move { sum + taken })
-        .await)
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    engine.db().run_retrying(move |conn| due(conn, &known, limit)).await
 }
 
-/// The oldest requests that nobody works on and whose time has come, up to `limit`. No lock: taking one over
-/// decides who gets it.
+/// Takes a due request over and tries to finish it.
+async fn recover(engine: &Engine, operations: &[Registered], due: Due) -> Recovered {
+    // The query asked for known ones only.
+    let Some(operation) = operations.iter().find(|operation| operation.name == due.operation) else {
+        return Recovered::Lost;
+    };
+    let recovered = operation.recover(engine.clone(), due).await;
+    engine.metrics().recoveries.with_label_values(&[operation.name, recovered.as_str()]).inc();
+    if recovered == Recovered::Parked {
+        engine.metrics().parkings.inc();
+    }
+    recovered
+}
+
+/// Requests that nobody works on and whose time has come, those first that have waited longest since: of requests
+/// that died these are the oldest, and of one that has failed before it's as if it had come then. No lock: taking one
+/// over decides who gets it.
 ///
 /// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
 fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Result<Vec<Due>, Error> {
@@ -157,7 +161,7 @@ fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Resu
          WHERE state = 'in_progress' AND parked_at IS NULL \
              AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
              AND operation = ANY ({}) \
-         ORDER BY created_at LIMIT {}",
+         ORDER BY recover_at LIMIT {}",
     )
     .bind::<Array<Text>, _>(operations)
     .bind::<BigInt, _>(limit)
@@ -207,6 +211,5 @@ mod tests {
             let pause = recovery.backoff(recoveries).as_secs_f64();
             assert!((nominal_s * 0.75..=nominal_s).contains(&pause), "{pause} after {recoveries}");
         }
-        assert!(!recovery.is_last(19) && recovery.is_last(20));
     }
 }

@@ -228,10 +228,14 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         .find_map(|preference| {
             let (name, value) = preference.split(';').next()?.split_once('=')?;
             // The first occurrence counts, even if it makes no sense.
-            name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())
+            let value = value.trim().trim_matches('"');
+            let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+            // More than fits is more than is ever granted.
+            let seconds = is_number.then(|| value.parse().unwrap_or(u32::MAX));
+            name.trim().eq_ignore_ascii_case("wait").then_some(seconds)
         })
         .flatten()
-        .map(|seconds: u32| Duration::from_secs(seconds.into()))
+        .map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 fn read_operation<O: Operation>(path: &str, body: &Value) -> Result<O, Error> {
@@ -310,10 +314,10 @@ mod tests {
 
     #[test]
     fn a_preference_that_makes_no_sense_is_ignored() {
-        for value in ["", "wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "await=7", "wait=99999999999"]
-        {
+        for value in ["", "wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "await=7"] {
             assert_eq!(wait_of(&[value]), None, "{value:?}");
         }
         assert_eq!(wait_of(&["wait=soon, wait=7"]), None);
+        assert_eq!(wait_of(&["wait=99999999999"]), Some(u32::MAX.into()), "is clamped later");
     }
 }

@@ -59,7 +59,8 @@ pub struct Claim {
     pub recoveries: u32,
     /// When the key was first claimed.
     pub created_at: DateTime<Utc>,
-    pub expires_at: DateTime<Utc>,
+    /// Of the request that claimed it.
+    pub fingerprint: Fingerprint,
 }
 
 /// A stored answer.
@@ -68,6 +69,8 @@ pub struct Answer {
     pub reply: Reply,
     /// Id of the request that it was made for.
     pub request_id: String,
+    /// What kind of request that was.
+    pub fingerprint: Fingerprint,
     pub expires_at: DateTime<Utc>,
 }
 
@@ -166,7 +169,12 @@ impl StoredRow {
         .optional()?)
     }
 
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
+    }
+
     fn into_answer(self) -> Result<Option<Arc<Answer>>, Error> {
+        let fingerprint = self.fingerprint();
         let (Some(status), Some(headers), Some(body)) =
             (self.response_status, self.response_headers, self.response_body)
         else {
@@ -178,6 +186,7 @@ impl StoredRow {
             .ok_or_else(|| Error::internal("a stored status is out of range"))?;
         let headers = serde_json::from_value(headers).map_err(Error::internal)?;
         Ok(Some(Arc::new(Answer {
+            fingerprint,
             reply: Reply { status, headers, body, notes: Vec::new() },
             request_id: self.request_id,
             expires_at: self.expires_at,
@@ -190,8 +199,7 @@ pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Store
     let Some(row) = StoredRow::load(conn, envelope.merchant, &envelope.key)? else {
         return Ok(None);
     };
-    let fingerprint = Fingerprint { version: row.fingerprint_version, sha256: row.fingerprint.clone() };
-    let is_same_request = match fingerprint.is_of(&envelope.content) {
+    let is_same_request = match row.fingerprint().is_of(&envelope.content) {
         Some(is_same) => is_same,
         // By a recipe of a release after this one, which was rolled back.
         None => has_same_content(conn, envelope)?,
@@ -204,11 +212,13 @@ pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Store
     Ok(Some(Stored { life, created_at, is_same_request, is_same_path, answer }))
 }
 
-/// Whether the stored request is the one at hand, by what it says rather than by its fingerprint.
+/// Whether the stored request is the one at hand, by what it says rather than by its fingerprint. Of a tombstone only
+/// method and path are left; it's given the benefit of the doubt, as it's refused in any case.
 fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool, Error> {
     let content = &envelope.content;
     Ok(statement::<Bool>(
-        "SELECT request_method = {} AND request_path = {} AND request_query = {} AND request_body = {} \
+        "SELECT request_method = {} AND request_path = {} \
+             AND (state = 'expired' OR request_query = {} AND request_body = {}) \
          FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
     )
     .bind::<Text, _>(&content.method)
@@ -244,7 +254,7 @@ pub fn claim(
     };
     let fingerprint = Fingerprint::of(policy.fingerprint.recipe(), &envelope.content);
     // A resource with a type and without an id is new.
-    let row = statement::<(Nullable<SqlUuid>, Timestamptz, Timestamptz)>(concat!(
+    let row = statement::<(Nullable<SqlUuid>, Timestamptz)>(concat!(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
              resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
@@ -260,7 +270,7 @@ pub fn claim(
          WHERE ",
         try_lock_key!(),
         " ON CONFLICT DO NOTHING \
-         RETURNING resource_id, created_at, expires_at",
+         RETURNING resource_id, created_at",
     ))
     .bind::<Text, _>(operation)
     .bind::<SmallInt, _>(fingerprint.version)
@@ -278,9 +288,9 @@ pub fn claim(
     .bind::<Nullable<SqlUuid>, _>(resource_id)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<(Option<Uuid>, DateTime<Utc>, DateTime<Utc>)>(conn)
+    .get_result::<(Option<Uuid>, DateTime<Utc>)>(conn)
     .optional()?;
-    Ok(row.map(|(resource_id, created_at, expires_at)| Claim {
+    Ok(row.map(|(resource_id, created_at)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
@@ -288,7 +298,7 @@ pub fn claim(
         attempt: 1,
         recoveries: 0,
         created_at,
-        expires_at,
+        fingerprint,
     }))
 }
 
@@ -329,47 +339,43 @@ pub enum Taker {
 ///
 /// Whoever was frozen between looking and this may find the key in another life, claimed by another request, which
 /// isn't his to finish.
-///
-/// The answer is going to be kept for its whole lifetime from now on: a client that had to wait this long
-/// must still find it.
 pub fn take_over(
     conn: &mut PgConnection,
     envelope: &Envelope,
     created_at: DateTime<Utc>,
     taker: Taker,
-    policy: &Policy,
     lease: Duration,
 ) -> Result<Option<Claim>, Error> {
     let token = Uuid::now_v7();
-    let is_recovery = taker == Taker::Recovery;
-    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz)>(
+    // A client's attempt leaves the worker's schedule as it is: otherwise one that keeps trying would keep the worker
+    // away, and with it the end of a request that can't succeed.
+    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, SmallInt, Binary)>(
         "WITH abandoned AS MATERIALIZED ( \
-             SELECT merchant_id, key, taker.is_recovery::integer AS recovery \
+             SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
                  AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
                  AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
-             attempts = k.attempts + 1, recoveries = k.recoveries + a.recovery, \
-             lease_expires_at = clock.now + life.lease, recover_at = clock.now + life.lease, \
-             expires_at = greatest(k.expires_at, clock.now + make_interval(secs => {})) \
+             attempts = k.attempts + 1, recoveries = k.recoveries + a.is_recovery::integer, \
+             lease_expires_at = clock.now + life.lease, \
+             recover_at = CASE WHEN a.is_recovery THEN clock.now + life.lease ELSE k.recover_at END \
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, k.expires_at",
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, k.fingerprint_version, k.fingerprint",
     )
-    .bind::<Bool, _>(is_recovery)
+    .bind::<Bool, _>(taker == Taker::Recovery)
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<Timestamptz, _>(created_at)
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
-    .bind::<Double, _>(f64::from(policy.ttl_seconds))
     .bind::<Double, _>(lease.as_secs_f64())
-    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>)>(conn)
+    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, i16, Vec<u8>)>(conn)
     .optional()?;
-    Ok(row.map(|(resource_id, attempts, recoveries, created_at, expires_at)| Claim {
+    Ok(row.map(|(resource_id, attempts, recoveries, created_at, version, sha256)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
@@ -377,7 +383,7 @@ pub fn take_over(
         attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
         recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
         created_at,
-        expires_at,
+        fingerprint: Fingerprint { version, sha256 },
     }))
 }
 
@@ -403,8 +409,7 @@ pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Err
 /// taken over while it's at work. Errors with [`Error::ClaimLost`] when that has happened already.
 pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Error> {
     let renewed = statement::<()>(
-        "UPDATE idempotency_keys SET lease_expires_at = clock.now + life.lease, recover_at = clock.now + life.lease \
-         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT make_interval(secs => {}) AS lease) AS life \
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + make_interval(secs => {}) \
          WHERE merchant_id = {} AND key = {} AND claim_token = {}",
     )
     .bind::<Double, _>(lease.as_secs_f64())
@@ -415,17 +420,24 @@ pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<
     if renewed == 1 { Ok(()) } else { Err(Error::ClaimLost) }
 }
 
-/// Stores the answer, and tells the instances on which somebody waits for it. Errors with
-/// [`Error::ClaimLost`] when the claim no longer owns the row.
-pub fn complete(conn: &mut PgConnection, claim: &Claim, reply: &Reply) -> Result<(), Error> {
+/// Stores the answer, and tells the instances on which somebody waits for it. Its lifetime begins now, however long
+/// the request has taken: an answer that was given must be there for the retry. Errors with [`Error::ClaimLost`] when
+/// the claim no longer owns the row.
+pub fn complete(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    reply: Reply,
+    request_id: &str,
+) -> Result<Arc<Answer>, Error> {
     let status = i16::try_from(reply.status.as_u16()).map_err(Error::internal)?;
-    let waited = statement::<Bool>(
+    let (waited, expires_at) = statement::<(Bool, Timestamptz)>(
         "UPDATE idempotency_keys SET state = 'completed', recovery_point = 'finished', \
              claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
              response_status = {}, response_headers = {}, response_body = {}, \
-             completed_at = clock_timestamp() \
+             completed_at = clock.now, expires_at = clock.now + (expires_at - created_at) \
+         FROM (SELECT clock_timestamp() AS now) AS clock \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
-         RETURNING waited",
+         RETURNING waited, expires_at",
     )
     .bind::<SmallInt, _>(status)
     .bind::<Jsonb, _>(serde_json::to_value(&reply.headers).map_err(Error::internal)?)
@@ -433,7 +445,7 @@ pub fn complete(conn: &mut PgConnection, claim: &Claim, reply: &Reply) -> Result
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
-    .get_result::<bool>(conn)
+    .get_result::<(bool, DateTime<Utc>)>(conn)
     .optional()?
     .ok_or(Error::ClaimLost)?;
     if waited {
@@ -443,37 +455,47 @@ pub fn complete(conn: &mut PgConnection, claim: &Claim, reply: &Reply) -> Result
             .bind::<Text, _>(claim.key.digest_for(claim.merchant))
             .execute(conn)?;
     }
-    Ok(())
+    let (request_id, fingerprint) = (request_id.to_owned(), claim.fingerprint.clone());
+    Ok(Arc::new(Answer { reply, request_id, fingerprint, expires_at }))
 }
 
-/// What happens to a request whose attempt ended without an outcome.
+/// An attempt that ended without an outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Setback {
     /// Code of the error.
     pub error: &'static str,
-    /// When the recovery worker may take it on.
+    /// Whose attempt it was.
+    pub taker: Taker,
+    /// When the recovery worker may take it on, if it was the worker's, or the first to fail.
     pub recover_in: Duration,
-    /// Whether that was the last attempt before an operator looks at it.
-    pub park: bool,
+    /// The worker's attempts before an operator has to look at it.
+    pub attempts_max: u32,
 }
 
 /// Gives up the lease of an attempt that ended without an outcome, so that the next one needn't wait for
-/// it to run out. Does nothing if another attempt has taken over already.
-pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<(), Error> {
-    statement::<()>(
-        "UPDATE idempotency_keys SET lease_expires_at = clock.now, recover_at = clock.now + make_interval(secs => {}), \
-             last_error = {}, parked_at = CASE WHEN {} THEN clock.now END \
-         FROM (SELECT clock_timestamp() AS now) AS clock \
-         WHERE merchant_id = {} AND key = {} AND claim_token = {}",
+/// it to run out. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
+///
+/// By the row and not by the claim, as far as the worker's schedule goes: an operator may have changed that meanwhile.
+pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Error> {
+    Ok(statement::<Bool>(
+        "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \
+             recover_at = CASE WHEN setback.is_recovery AND recoveries > 0 OR last_error IS NULL \
+                 THEN clock.now + make_interval(secs => {}) ELSE recover_at END, \
+             parked_at = CASE WHEN setback.is_recovery AND recoveries >= {} THEN clock.now END \
+         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery) AS setback \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+         RETURNING parked_at IS NOT NULL",
     )
-    .bind::<Double, _>(setback.recover_in.as_secs_f64())
     .bind::<Text, _>(setback.error)
-    .bind::<Bool, _>(setback.park)
+    .bind::<Double, _>(setback.recover_in.as_secs_f64())
+    .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
+    .bind::<Bool, _>(setback.taker == Taker::Recovery)
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
-    .execute(conn)?;
-    Ok(())
+    .get_result(conn)
+    .optional()?
+    .unwrap_or(false))
 }
 
 /// What somebody who waits for a key's answer gets to see.
@@ -481,8 +503,10 @@ pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Resu
 pub enum Glimpse {
     /// Here it is.
     Answered(Arc<Answer>),
-    /// It's being worked on.
+    /// It's being worked on, and whoever finishes it will notify.
     Running,
+    /// It's being claimed in a transaction that hasn't ended, which will notify nobody.
+    Claiming,
     /// Nobody works on it: whoever asks now executes it.
     Free,
 }
@@ -516,7 +540,7 @@ pub fn await_answer(
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(key.as_str())
         .get_result(conn)?;
-        return Ok(if is_free { Glimpse::Free } else { Glimpse::Running });
+        return Ok(if is_free { Glimpse::Free } else { Glimpse::Claiming });
     };
     match row.life.parse()? {
         Life::Running | Life::Parked => Ok(Glimpse::Running),
@@ -528,19 +552,28 @@ pub fn await_answer(
 /// A request that is being executed: the resource that it makes, and its canonical body.
 pub type InProgress = (Option<Uuid>, Vec<u8>);
 
-/// Requests for `operation` of a merchant that are being executed, except the one of `claim`.
+/// Most requests that [`others_in_progress`] returns.
+const OTHERS_MAX: i64 = 100;
+
+/// The latest requests for `operation` of a merchant that are being executed and were begun within `window`, except
+/// the one of `claim`. Those that wait for an operator aren't executed.
 pub fn others_in_progress(
     conn: &mut PgConnection,
     claim: &Claim,
     operation: &'static str,
+    window: Duration,
 ) -> Result<Vec<InProgress>, Error> {
     Ok(statement::<(Nullable<SqlUuid>, Binary)>(
         "SELECT resource_id, request_body FROM idempotency_keys \
-         WHERE state = 'in_progress' AND merchant_id = {} AND operation = {} AND key <> {} ORDER BY created_at",
+         WHERE state = 'in_progress' AND parked_at IS NULL AND merchant_id = {} AND operation = {} AND key <> {} \
+             AND created_at > statement_timestamp() - make_interval(secs => {}) \
+         ORDER BY created_at DESC LIMIT {}",
     )
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(operation)
     .bind::<Text, _>(claim.key.as_str())
+    .bind::<Double, _>(window.as_secs_f64())
+    .bind::<BigInt, _>(OTHERS_MAX)
     .load(conn)?)
 }
 

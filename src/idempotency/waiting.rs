@@ -3,16 +3,19 @@
 //! All that wait for one key on this instance form a group. A group looks at the database once for all of
 //! them: when the answer is made here, it's handed to them without a look; when another instance makes it,
 //! that instance sends a notification, because the group has asked for one in the key's row; and every now
-//! and then, in case the owner has died, which notifies nobody.
+//! and then, in case the owner has died, which notifies nobody. When an attempt has ended without an answer, one of
+//! the group tries to execute the request itself, while the others go on waiting.
 //!
 //! Promised: a wait holds no connection, and ends within a second after an answer was committed, whatever
 //! got lost; as a rule at once.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 
@@ -23,25 +26,31 @@ use crate::metrics::Counted;
 use super::IdempotencyKey;
 use super::store::{self, Answer, Glimpse};
 
-/// Pause after a group's first look. It doubles with each look.
-const PAUSE_MIN: Duration = Duration::from_millis(25);
+/// Half of the pause after a group's first look. It doubles with each look.
+const PAUSE_MIN: Duration = Duration::from_millis(12);
 /// Longest pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The same while the key is being claimed in a transaction that hasn't ended: no row asks for a notification then.
+const PAUSE_MAX_CLAIMING: Duration = Duration::from_millis(100);
+/// Shortest time between two of a group that try to execute the request themselves. However many wait, what fails is
+/// tried at this rate and no faster.
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a wait ended.
 #[derive(Clone, Debug)]
 pub enum Woken {
-    /// With the answer.
+    /// With an answer. Whether it's that of the same request is for the waiter to check.
     Answered(Arc<Answer>),
     /// Nobody works on the request any more: try again, to execute it.
     Free,
 }
 
 type Key = (MerchantId, String);
+type Groups = Arc<Mutex<HashMap<Key, Arc<Group>>>>;
 
 /// All who wait on this instance.
 pub struct Waiters {
-    groups: Arc<Mutex<HashMap<Key, Arc<Group>>>>,
+    groups: Groups,
     gauge: IntGauge,
 }
 
@@ -52,8 +61,10 @@ struct Group {
     digest: String,
     /// Makes the group look now.
     look: Notify,
-    /// How the wait ended, for all of them.
-    woken: watch::Sender<Option<Woken>>,
+    /// The answer, for all of them.
+    answered: watch::Sender<Option<Arc<Answer>>>,
+    /// Sends one of them off to execute the request.
+    free: Notify,
 }
 
 impl Waiters {
@@ -70,21 +81,28 @@ impl Waiters {
         key: &IdempotencyKey,
         deadline: Instant,
     ) -> Option<Woken> {
-        let mut woken = self.join(db, merchant, key);
+        let (group, mut answered) = self.join(db, merchant, key);
         let _counted = Counted::new(&self.gauge);
-        let ended = tokio::time::timeout_at(deadline.into(), woken.wait_for(Option::is_some)).await;
-        match ended {
-            Ok(Ok(woken)) => woken.clone(),
-            // The group ended without a word, when the server stops.
-            Ok(Err(_)) => Some(Woken::Free),
+        let answered = pin!(answered.wait_for(Option::is_some));
+        let free = pin!(group.free.notified());
+        match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {
+            Ok(Either::Left((Ok(answer), _))) => answer.clone().map(Woken::Answered),
+            // The group ended without a word: the server stops.
+            Ok(Either::Left((Err(_), _))) => None,
+            Ok(Either::Right(_)) => Some(Woken::Free),
             Err(_) => None,
         }
     }
 
-    fn join(&self, db: &Db, merchant: MerchantId, key: &IdempotencyKey) -> watch::Receiver<Option<Woken>> {
+    fn join(
+        &self,
+        db: &Db,
+        merchant: MerchantId,
+        key: &IdempotencyKey,
+    ) -> (Arc<Group>, watch::Receiver<Option<Arc<Answer>>>) {
         let mut groups = self.groups.lock().expect("no holder panics");
         match groups.entry((merchant, key.as_str().to_owned())) {
-            Entry::Occupied(group) => group.get().woken.subscribe(),
+            Entry::Occupied(group) => (Arc::clone(group.get()), group.get().answered.subscribe()),
             Entry::Vacant(place) => {
                 let (sender, receiver) = watch::channel(None);
                 let group = Arc::new(Group {
@@ -92,32 +110,24 @@ impl Waiters {
                     key: key.clone(),
                     digest: key.digest_for(merchant),
                     look: Notify::new(),
-                    woken: sender,
+                    answered: sender,
+                    free: Notify::new(),
                 });
                 place.insert(Arc::clone(&group));
-                actix_web::rt::spawn(keep_looking(Arc::clone(&self.groups), group, db.clone()));
-                receiver
+                actix_web::rt::spawn(keep_looking(Arc::clone(&self.groups), Arc::clone(&group), db.clone()));
+                (group, receiver)
             }
         }
     }
 
     /// Hands an answer that was made on this instance to those who wait for it.
     pub fn answered(&self, merchant: MerchantId, key: &IdempotencyKey, answer: &Arc<Answer>) {
-        self.wake(merchant, key, || Woken::Answered(Arc::clone(answer)));
-    }
-
-    /// Tells those who wait that the request's attempt ended without an answer.
-    pub fn freed(&self, merchant: MerchantId, key: &IdempotencyKey) {
-        self.wake(merchant, key, || Woken::Free);
-    }
-
-    fn wake(&self, merchant: MerchantId, key: &IdempotencyKey, woken: impl FnOnce() -> Woken) {
         let mut groups = self.groups.lock().expect("no holder panics");
         if groups.is_empty() {
             return;
         }
         if let Some(group) = groups.remove(&(merchant, key.as_str().to_owned())) {
-            group.woken.send_replace(Some(woken()));
+            group.answered.send_replace(Some(Arc::clone(answer)));
             group.look.notify_one();
         }
     }
@@ -132,6 +142,16 @@ impl Waiters {
         }
     }
 
+    /// The same for the group of a key, whose attempt has just ended without an answer.
+    pub fn freed(&self, merchant: MerchantId, key: &IdempotencyKey) {
+        let groups = self.groups.lock().expect("no holder panics");
+        if !groups.is_empty()
+            && let Some(group) = groups.get(&(merchant, key.as_str().to_owned()))
+        {
+            group.look.notify_one();
+        }
+    }
+
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.groups.lock().expect("no holder panics").is_empty()
@@ -139,42 +159,49 @@ impl Waiters {
 }
 
 /// Looks at the database for a group until its wait is over or nobody is left.
-async fn keep_looking(groups: Arc<Mutex<HashMap<Key, Arc<Group>>>>, group: Arc<Group>, db: Db) {
+async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db) {
     let mut pause = PAUSE_MIN;
-    while group.woken.borrow().is_none() {
+    let mut last_try: Option<Instant> = None;
+    while group.answered.borrow().is_none() {
         let looking = Arc::clone(&group);
         let glimpse = db.run(move |conn| store::await_answer(conn, looking.merchant, &looking.key)).await;
-        let woken = match glimpse {
-            Ok(Glimpse::Answered(answer)) => Some(Woken::Answered(answer)),
-            Ok(Glimpse::Free) => Some(Woken::Free),
-            Ok(Glimpse::Running) => None,
+        let (mut answer, mut pause_max) = (None, PAUSE_MAX);
+        match glimpse {
+            Ok(Glimpse::Answered(found)) => answer = Some(found),
+            Ok(Glimpse::Free) if last_try.is_none_or(|last| last.elapsed() >= TRY_INTERVAL) => {
+                last_try = Some(Instant::now());
+                group.free.notify_one();
+            }
+            Ok(Glimpse::Free | Glimpse::Running) => {}
+            Ok(Glimpse::Claiming) => pause_max = PAUSE_MAX_CLAIMING,
             Err(error) => {
                 log::warn!("looking for an answer that is waited for failed: {}", error.detailed());
-                None
-            }
-        };
-        {
-            let mut groups = groups.lock().expect("no holder panics");
-            // Nobody can join while the lock is held.
-            let is_over = woken.is_some() || group.woken.receiver_count() == 0;
-            if is_over {
-                let place = (group.merchant, group.key.as_str().to_owned());
-                if groups.get(&place).is_some_and(|other| Arc::ptr_eq(other, &group)) {
-                    groups.remove(&place);
-                }
-            }
-            if let Some(woken) = woken {
-                group.woken.send_if_modified(|current| {
-                    let is_first = current.is_none();
-                    current.get_or_insert(woken);
-                    is_first
-                });
-            }
-            if is_over {
-                return;
             }
         }
+        if end(&groups, &group, answer) {
+            return;
+        }
+        pause = (pause * 2).min(pause_max);
         let _ = tokio::time::timeout(pause, group.look.notified()).await;
-        pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Ends a group if there is an answer, or nobody is left. Nobody can join meanwhile.
+fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>) -> bool {
+    let mut groups = groups.lock().expect("no holder panics");
+    if answer.is_none() && group.answered.receiver_count() > 0 {
+        return false;
+    }
+    let place = (group.merchant, group.key.as_str().to_owned());
+    if groups.get(&place).is_some_and(|other| Arc::ptr_eq(other, group)) {
+        groups.remove(&place);
+    }
+    group.answered.send_if_modified(|current| {
+        let is_first = current.is_none() && answer.is_some();
+        if is_first {
+            *current = answer;
+        }
+        is_first
+    });
+    true
 }

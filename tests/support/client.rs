@@ -249,6 +249,20 @@ fn document() -> &'static Value {
     DOCUMENT.get_or_init(|| serde_json::to_value(oncepay::server::document()).unwrap())
 }
 
+/// Headers that mean something in this API.
+const OWN_HEADERS: &[&str] = &[
+    "X-Request-Id",
+    "Location",
+    "Link",
+    "Retry-After",
+    "Idempotency-Key",
+    "Idempotent-Replayed",
+    "Idempotency-Expires",
+    "Original-Request-Id",
+    "Preference-Applied",
+    "Suspected-Duplicate-Of",
+];
+
 /// Panics when an operation of the document answers what the document doesn't say: so every test also
 /// tests that each operation documents every problem that it can answer.
 fn assert_documented(method: &str, path: &str, response: &Response) {
@@ -257,6 +271,11 @@ fn assert_documented(method: &str, path: &str, response: &Response) {
     let Some(operation) = operation(method, path) else { return };
     let documented = &operation["responses"][response.status.to_string()];
     let code = response.code();
+    let listed = documented["headers"].as_object();
+    for header in OWN_HEADERS.iter().filter(|header| response.header(header).is_some()) {
+        let is_documented = listed.is_some_and(|listed| listed.contains_key(*header));
+        assert!(is_documented, "{method} {path} doesn't document {header} of {} {code}", response.status);
+    }
     if code.is_empty() {
         assert!(
             documented["content"]["application/json"].is_object(),
