@@ -42,15 +42,18 @@
 //! # Duplicates of what is still running
 //!
 //! They're refused with 409, or wait if they ask for it (`Prefer: wait=N`): in async code, without a connection,
-//! woken by the commit itself on the same instance and by a notification on others (see the module `waiting`).
+//! woken by the commit itself on the same instance and by a notification on others (see the module `waiting`). A claim
+//! in a transaction that is still open can't be seen, so a request that has waited is compared with what was answered
+//! before it gets that.
 //!
 //! # Staged rollout
 //!
 //! A policy's `enforcement` goes from `off` over `observe` to `enforce`, and `rollout_percent` says for how many
 //! merchants. While observing, each request is executed as if it had no key, and what the engine would have done
 //! is counted; the first request of each key claims it all the same, so that keys are protected from the moment
-//! at which that is enforced. Where keys have no effect, a request is executed under a key of its own that nobody
-//! else has: it too survives crashes.
+//! at which that is enforced, and the retry of a request that was interrupted resumes it. Where keys have no effect, a
+//! request is executed under a key of its own that nobody else has: it survives crashes too, and is finished by the
+//! recovery worker, so that its client is told not to send it again.
 //!
 //! # Promised
 //!
