@@ -169,6 +169,8 @@ fn what_is_stuck_does_not_make_others_duplicates() {
 #[test]
 fn of_two_reported_at_once_the_later_waits_for_the_earlier() {
     let (database, app, client) = start();
+    // So that the ledger's accounts are there, and nothing else makes one wait for the other.
+    client.charge("before", &visa()).expect(201);
     let frozen = Process::start(&database, &[("ONCEPAY_FAULT", "stop:in_finish")]);
     let first = {
         let client = frozen.client.like(&client);
