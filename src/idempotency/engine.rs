@@ -135,8 +135,8 @@ impl Context<'_> {
 
 /// An operation that changes only our own database.
 pub trait LocalOperation: Operation {
-    /// Does the work, inside the engine's transaction. A final error (see [`Error::is_final`]) undoes
-    /// what was written and is kept as the answer; any other undoes the claim as well.
+    /// Does the work, inside the engine's transaction, which any error undoes. A final one (see
+    /// [`Error::is_final`]) is then kept as the answer.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error>;
 }
 
@@ -331,6 +331,17 @@ enum Look<T> {
     NotOurs(Decision),
     /// Somebody else was faster, or hasn't committed yet: look again.
     Again,
+}
+
+impl<T> Look<T> {
+    /// The same with what was done as `convert` makes it.
+    fn map<U>(self, convert: impl FnOnce(T) -> U) -> Look<U> {
+        match self {
+            Self::Ours(done) => Look::Ours(convert(done)),
+            Self::NotOurs(decision) => Look::NotOurs(decision),
+            Self::Again => Look::Again,
+        }
+    }
 }
 
 /// How an external request was begun.
@@ -592,19 +603,45 @@ impl Engine {
             // Local operations never commit an unfinished claim, so nothing of theirs can be taken over.
             return Ok(Look::NotOurs(decision));
         }
-        conn.transaction(|conn| {
-            let Some(claim) = self.claim(conn, request, matches!(decision, Decision::ClaimAfresh))? else {
+        let afresh = matches!(decision, Decision::ClaimAfresh);
+        let executed = conn.transaction(|conn| {
+            let Some(claim) = self.claim(conn, request, afresh)? else {
                 return Ok(Look::Again);
             };
             self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
             let claimed = Instant::now();
             faults::reach("local_after_claim");
             let context = self.inner.context(request, &claim, claim.created_at);
-            let reply = settle(conn, &context, |conn| request.operation.execute(conn, &context))?;
+            let reply = request.operation.execute(conn, &context)?;
             let answer = store::complete(conn, &claim, reply, &envelope.request_id)?;
             faults::reach("local_before_commit");
             self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
-            Ok(Look::Ours(answer))
+            Ok::<_, Error>(Look::Ours(answer))
+        });
+        match executed {
+            Err(error) if error.is_final() => self.refuse(conn, request, afresh, &error),
+            executed => executed,
+        }
+    }
+
+    /// Stores a final error as the answer to a request whose transaction it has ended.
+    ///
+    /// In a transaction of its own: what was written before the error is undone with that one, without a savepoint
+    /// around the work, which would cost every request two round trips. Whoever claims the key in between executes
+    /// the request instead.
+    fn refuse<O: Operation>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        afresh: bool,
+        error: &Error,
+    ) -> Result<Look<Arc<Answer>>, Error> {
+        conn.transaction(|conn| {
+            let Some(claim) = self.claim(conn, request, afresh)? else {
+                return Ok(Look::Again);
+            };
+            let reply = self.inner.context(request, &claim, claim.created_at).problem(error)?;
+            Ok(Look::Ours(store::complete(conn, &claim, reply, &request.envelope.request_id)?))
         })
     }
 
@@ -707,12 +744,19 @@ impl Engine {
     ) -> Result<Look<Begun<O::Prepared>>, Error> {
         let started = Instant::now();
         let policy = &request.treatment.policy;
-        let look = match decide(store::find(conn, &request.envelope)?, policy) {
-            Decision::Claim if request.operation.reserves(policy) => {
-                conn.transaction(|conn| self.claim_and_prepare(conn, request, false))
+        let begun = match decide(store::find(conn, &request.envelope)?, policy) {
+            Decision::Claim if !request.operation.reserves(policy) => {
+                self.claim_and_prepare(conn, request, false)
             }
-            Decision::Claim => self.claim_and_prepare(conn, request, false),
-            Decision::ClaimAfresh => conn.transaction(|conn| self.claim_and_prepare(conn, request, true)),
+            decision @ (Decision::Claim | Decision::ClaimAfresh) => {
+                let afresh = matches!(decision, Decision::ClaimAfresh);
+                match conn.transaction(|conn| self.claim_and_prepare(conn, request, afresh)) {
+                    Err(error) if error.is_final() => {
+                        Ok(self.refuse(conn, request, afresh, &error)?.map(Begun::Refused))
+                    }
+                    begun => begun,
+                }
+            }
             // While observing, too: the processor may have acted, and the recovery worker would finish the first one
             // beside a second.
             Decision::TakeOver(created_at) => {
@@ -722,7 +766,7 @@ impl Engine {
             decision => return Ok(Look::NotOurs(decision)),
         }?;
         self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
-        Ok(look)
+        Ok(begun)
     }
 
     fn take_over<O: Operation>(
@@ -741,7 +785,7 @@ impl Engine {
         Ok(claim)
     }
 
-    /// Claims a key and reserves what its request needs: both, or a stored refusal.
+    /// Claims a key and reserves what its request needs.
     fn claim_and_prepare<O: ExternalOperation>(
         &self,
         conn: &mut PgConnection,
@@ -753,22 +797,9 @@ impl Engine {
             return Ok(Look::Again);
         };
         let context = self.inner.context(request, &claim, claim.created_at);
-        if !request.operation.reserves(&request.treatment.policy) {
-            let prepared = request.operation.prepare(conn, &context)?;
-            return Ok(Look::Ours(Begun::Claimed(claim, prepared)));
-        }
-        match conn.transaction(|conn| request.operation.prepare(conn, &context)) {
-            Ok(prepared) => {
-                self.renew_if_old(conn, &claim, started)?;
-                Ok(Look::Ours(Begun::Claimed(claim, prepared)))
-            }
-            Err(error) if error.is_final() => {
-                let reply = context.problem(&error)?;
-                let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
-                Ok(Look::Ours(Begun::Refused(answer)))
-            }
-            Err(error) => Err(error),
-        }
+        let prepared = request.operation.prepare(conn, &context)?;
+        self.renew_if_old(conn, &claim, started)?;
+        Ok(Look::Ours(Begun::Claimed(claim, prepared)))
     }
 
     fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), Error> {
@@ -806,16 +837,21 @@ impl Engine {
             .inner
             .db
             .run_retrying(move |conn| {
-                conn.transaction(|conn| {
-                    let now = store::lock(conn, &claim)?;
-                    let context = engine.inner.context(&request, &claim, now);
-                    let reply = settle(conn, &context, |conn| {
-                        request.operation.finish(conn, &context, &prepared, &outcome)
-                    })?;
-                    let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
-                    faults::reach("in_finish");
-                    Ok(answer)
-                })
+                let mut finish = |work: &dyn Fn(&mut PgConnection, &Context<'_>) -> Result<Reply, Error>| {
+                    conn.transaction(|conn| {
+                        let now = store::lock(conn, &claim)?;
+                        let reply = work(conn, &engine.inner.context(&request, &claim, now))?;
+                        let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
+                        faults::reach("in_finish");
+                        Ok::<_, Error>(answer)
+                    })
+                };
+                let operation = &request.operation;
+                match finish(&|conn, context| operation.finish(conn, context, &prepared, &outcome)) {
+                    // See `refuse`; here the claim is held anyway.
+                    Err(error) if error.is_final() => finish(&|_, context| context.problem(&error)),
+                    finished => finished,
+                }
             })
             .await;
         match &finished {
@@ -940,17 +976,5 @@ impl Engine {
             }
         }
         response.body(body)
-    }
-}
-
-/// Runs the domain's part in a savepoint: a final error undoes what it wrote and becomes the answer.
-fn settle(
-    conn: &mut PgConnection,
-    context: &Context<'_>,
-    work: impl FnOnce(&mut PgConnection) -> Result<Reply, Error>,
-) -> Result<Reply, Error> {
-    match conn.transaction(work) {
-        Err(error) if error.is_final() => context.problem(&error),
-        result => result,
     }
 }
