@@ -5,6 +5,9 @@
 //! merchant's rows. The database holds only the SHA-256 of a key; with 128 random bits in it there is
 //! nothing to guess, so a slow password hash would only slow the service down.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+
 use actix_web::dev::Payload;
 use actix_web::http::header::AUTHORIZATION;
 use actix_web::{FromRequest, HttpRequest, web};
@@ -107,6 +110,60 @@ impl FromRequest for AuthenticatedOperator {
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
         let req = req.clone();
         Box::pin(async move { Self::of(&req).await })
+    }
+}
+
+/// A merchant's key as it came with a request that changes something: valid as far as is known without asking the
+/// database. The statement that looks the idempotency key up asks in passing, so that this costs no round trip of its
+/// own; until then nothing may be told or done.
+#[derive(Clone, Debug)]
+pub struct PresentedKey {
+    /// The merchant that it names.
+    pub merchant: MerchantId,
+    /// What the database holds of it.
+    pub sha256: Vec<u8>,
+}
+
+impl PresentedKey {
+    /// Reads it from `req`. A key that hasn't been seen here before is authenticated right away, so that a stranger
+    /// gets no further. Errors as with [`AuthenticatedMerchant`].
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let known = req.app_data::<web::Data<KnownKeys>>().expect("the server provides it");
+        let key = bearer(req)?;
+        if let Some(merchant) = merchant_of_key(key) {
+            let presented = Self { merchant, sha256: key_sha256(key) };
+            if known.contains(&presented.sha256) {
+                return Ok(presented);
+            }
+        }
+        let sha256 = key_sha256(key);
+        let merchant = AuthenticatedMerchant::of(req).await?.0;
+        known.add(&sha256);
+        Ok(Self { merchant, sha256 })
+    }
+}
+
+/// The keys that were valid when they were first presented to this instance.
+#[derive(Debug, Default)]
+pub struct KnownKeys {
+    sha256s: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl KnownKeys {
+    /// Most keys that are known at a time: a few megabytes.
+    const KEYS_MAX: usize = 50_000;
+
+    fn contains(&self, sha256: &[u8]) -> bool {
+        self.sha256s.lock().expect("no holder panics").contains(sha256)
+    }
+
+    fn add(&self, sha256: &[u8]) {
+        let mut sha256s = self.sha256s.lock().expect("no holder panics");
+        if sha256s.len() >= Self::KEYS_MAX {
+            // They are authenticated once more, that's all.
+            sha256s.clear();
+        }
+        sha256s.insert(sha256.to_vec());
     }
 }
 

@@ -12,6 +12,7 @@ use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::auth::KnownKeys;
 use crate::config::Config;
 use crate::db::Db;
 use crate::error::Error;
@@ -145,6 +146,7 @@ impl Bound {
         let document = document();
         let methods = Arc::new(methods_by_path(&document));
         let document = web::Data::new(document);
+        let known_keys = web::Data::new(KnownKeys::default());
         let metrics = web::Data::from(metrics);
 
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -156,6 +158,7 @@ impl Bound {
             App::new()
                 .app_data(web::Data::new(db.clone()))
                 .app_data(web::Data::new(engine.clone()))
+                .app_data(known_keys.clone())
                 .app_data(document.clone())
                 .app_data(metrics.clone())
                 .wrap(from_fn(request::context))

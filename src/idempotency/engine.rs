@@ -498,7 +498,10 @@ impl Engine {
         loop {
             let envelope = &request.envelope;
             let note = |outcome| self.note(O::NAME, outcome, &envelope.request_id, Some(envelope), None);
-            let tried = attempt(self.clone(), request.clone()).await.inspect_err(|_| note("failed"))?;
+            let tried = attempt(self.clone(), request.clone()).await.inspect_err(|error| {
+                let is_stranger = matches!(error, Error::ApiKeyInvalid | Error::ApiKeyRevoked);
+                note(if is_stranger { "unauthorized" } else { "failed" });
+            })?;
             let is_parked = match tried {
                 Tried::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
                 Tried::Replayed(answer) => {

@@ -174,7 +174,7 @@ fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Resu
             Ok(Due {
                 operation,
                 created_at,
-                envelope: Envelope { merchant, key, request_id, content, actor: None },
+                envelope: Envelope { merchant, key, request_id, content, proof: None, actor: None },
             })
         })
         .collect()

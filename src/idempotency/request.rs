@@ -13,7 +13,7 @@ use futures_util::future::LocalBoxFuture;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator};
+use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
 use crate::error::Error;
 use crate::fields::{Fields, parse_json};
 use crate::ids::MerchantId;
@@ -106,6 +106,9 @@ pub struct Envelope {
     pub request_id: String,
     /// What the key must not be reused for anything else than.
     pub content: RequestContent,
+    /// SHA-256 of the merchant's API key, which is yet to be found valid: see [`PresentedKey`]. `None` where somebody
+    /// else asks, who is authenticated already or needn't be.
+    pub proof: Option<Vec<u8>>,
     /// Which operator asks, if one does.
     pub actor: Option<String>,
 }
@@ -144,53 +147,75 @@ impl<O: Operation> FromRequest for IdempotentRequest<O> {
         let req = req.clone();
         let payload = payload.take();
         Box::pin(async move {
-            let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
-            let (merchant, actor) = match O::CALLER {
-                Caller::Merchant => (AuthenticatedMerchant::of(&req).await?.0, None),
-                Caller::Operator => (OPERATORS, Some(AuthenticatedOperator::of(&req).await?.name)),
+            let (merchant, proof, actor) = match O::CALLER {
+                Caller::Merchant => {
+                    let key = PresentedKey::of(&req).await?;
+                    (key.merchant, Some(key.sha256), None)
+                }
+                Caller::Operator => (OPERATORS, None, Some(AuthenticatedOperator::of(&req).await?.name)),
             };
-            let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(&req, payload))
-                .await
-                .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
-            let is_empty = O::BODY_OPTIONAL && raw_body.is_empty();
-            if !is_empty {
-                check_media_type(&req)?;
+            match Self::read(&req, payload, merchant, proof, actor).await {
+                Ok(request) => Ok(request),
+                Err(error) => {
+                    // Whoever has no valid key any more isn't told what else is wrong.
+                    if O::CALLER == Caller::Merchant {
+                        AuthenticatedMerchant::of(&req).await?;
+                    }
+                    Err(error)
+                }
             }
-            let request_id = RequestId::from_request(&req).0;
-            let policy = engine.policy(O::NAME).await?;
-            let enforcement = policy.enforcement_for(merchant);
-            let sent = IdempotencyKey::from_headers(req.headers());
-            let key = engine.admit::<O>(sent, enforcement, &request_id)?;
-            let is_keyed = key.is_some();
-            let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
-            let operation = read_operation(req.path(), &value)?;
-            let body = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
-            let longest = Duration::from_secs(policy.wait_max_seconds.into());
-            let wait =
-                preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());
-            let request = Self {
-                envelope: Arc::new(Envelope {
-                    merchant,
-                    key: key.unwrap_or_else(IdempotencyKey::unkeyed),
-                    request_id,
-                    content: RequestContent {
-                        method: req.method().to_string(),
-                        path: req.path().to_owned(),
-                        query: req.query_string().to_owned(),
-                        body,
-                        raw_body,
-                    },
-                    actor,
-                }),
-                operation: Arc::new(operation),
-                treatment: Treatment { policy, enforcement, wait },
-            };
-            Ok(if is_keyed { request } else { request.unkeyed() })
         })
     }
 }
 
 impl<O: Operation> IdempotentRequest<O> {
+    async fn read(
+        req: &HttpRequest,
+        payload: Payload,
+        merchant: MerchantId,
+        proof: Option<Vec<u8>>,
+        actor: Option<String>,
+    ) -> Result<Self, Error> {
+        let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
+        let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload))
+            .await
+            .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
+        let is_empty = O::BODY_OPTIONAL && raw_body.is_empty();
+        if !is_empty {
+            check_media_type(req)?;
+        }
+        let request_id = RequestId::from_request(req).0;
+        let policy = engine.policy(O::NAME).await?;
+        let enforcement = policy.enforcement_for(merchant);
+        let sent = IdempotencyKey::from_headers(req.headers());
+        let key = engine.admit::<O>(sent, enforcement, &request_id)?;
+        let is_keyed = key.is_some();
+        let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
+        let operation = read_operation(req.path(), &value)?;
+        let body = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
+        let longest = Duration::from_secs(policy.wait_max_seconds.into());
+        let wait = preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());
+        let request = Self {
+            envelope: Arc::new(Envelope {
+                merchant,
+                key: key.unwrap_or_else(IdempotencyKey::unkeyed),
+                request_id,
+                content: RequestContent {
+                    method: req.method().to_string(),
+                    path: req.path().to_owned(),
+                    query: req.query_string().to_owned(),
+                    body,
+                    raw_body,
+                },
+                proof,
+                actor,
+            }),
+            operation: Arc::new(operation),
+            treatment: Treatment { policy, enforcement, wait },
+        };
+        Ok(if is_keyed { request } else { request.unkeyed() })
+    }
+
     /// Reads a stored request again. Fails if this release wouldn't take it.
     pub(super) fn restore(envelope: Envelope, treatment: Treatment) -> Result<Self, Error> {
         let value = parse_json(&envelope.content.body)?;

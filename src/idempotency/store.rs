@@ -169,6 +169,81 @@ impl StoredRow {
         .optional()?)
     }
 
+    /// The same for the holder of an API key, found valid in the same round trip.
+    fn load_for(
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        key: &IdempotencyKey,
+        key_sha256: &[u8],
+    ) -> Result<Option<Self>, Error> {
+        type Sql = (
+            Bool,
+            Nullable<Text>,
+            Nullable<SmallInt>,
+            Nullable<Binary>,
+            Nullable<Text>,
+            Nullable<Text>,
+            Nullable<Text>,
+            Nullable<SmallInt>,
+            Nullable<Jsonb>,
+            Nullable<Binary>,
+            Nullable<Timestamptz>,
+            Nullable<Timestamptz>,
+        );
+        #[derive(Queryable)]
+        struct Row {
+            is_revoked: bool,
+            life: Option<String>,
+            fingerprint_version: Option<i16>,
+            fingerprint: Option<Vec<u8>>,
+            request_method: Option<String>,
+            request_path: Option<String>,
+            request_id: Option<String>,
+            response_status: Option<i16>,
+            response_headers: Option<serde_json::Value>,
+            response_body: Option<Vec<u8>>,
+            created_at: Option<DateTime<Utc>>,
+            expires_at: Option<DateTime<Utc>>,
+        }
+        let row = statement::<Sql>(concat!(
+            "SELECT auth.is_revoked, k.* FROM ( \
+                 SELECT revoked_at IS NOT NULL AS is_revoked FROM api_keys WHERE merchant_id = {} AND key_sha256 = {}) AS auth \
+             LEFT JOIN ( \
+                 SELECT ",
+            life!(),
+            ", fingerprint_version, fingerprint, request_method, request_path, request_id, \
+                     response_status, response_headers, response_body, created_at, expires_at \
+                 FROM idempotency_keys WHERE merchant_id = {} AND key = {}) AS k ON true",
+        ))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Binary, _>(key_sha256)
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(key.as_str())
+        .get_result::<Row>(conn)
+        .optional()?
+        .ok_or(Error::ApiKeyInvalid)?;
+        if row.is_revoked {
+            return Err(Error::ApiKeyRevoked);
+        }
+        // All of these columns are there if the row is.
+        let stored = || {
+            Some(Self {
+                life: row.life?,
+                fingerprint_version: row.fingerprint_version?,
+                fingerprint: row.fingerprint?,
+                request_method: row.request_method?,
+                request_path: row.request_path?,
+                request_id: row.request_id?,
+                response_status: row.response_status,
+                response_headers: row.response_headers,
+                response_body: row.response_body,
+                created_at: row.created_at?,
+                expires_at: row.expires_at?,
+            })
+        };
+        Ok(stored())
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
     }
@@ -194,9 +269,15 @@ impl StoredRow {
     }
 }
 
-/// Looks the key up. No lock, no write: this is all that a replay does.
+/// Looks the key up, and whether who asks may know. No lock, no write: this is all that a replay does.
+///
+/// Errors: `api_key_invalid`, `api_key_revoked`.
 pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Error> {
-    let Some(row) = StoredRow::load(conn, envelope.merchant, &envelope.key)? else {
+    let row = match &envelope.proof {
+        Some(proof) => StoredRow::load_for(conn, envelope.merchant, &envelope.key, proof)?,
+        None => StoredRow::load(conn, envelope.merchant, &envelope.key)?,
+    };
+    let Some(row) = row else {
         return Ok(None);
     };
     let is_same_request = match row.fingerprint().is_of(&envelope.content) {

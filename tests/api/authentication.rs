@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use crate::support::*;
 
 #[test]
@@ -56,6 +58,35 @@ fn a_revoked_key_gets_no_stored_answer() {
     client.charge("k", &visa()).expect(201);
     database.revoke(&merchant.key);
     client.charge("k", &visa()).expect_problem(401, "api_key_revoked");
+}
+
+/// Keys that were used before are looked up together with the idempotency key. That must not show.
+#[test]
+fn a_key_that_was_valid_before_is_told_nothing_else_after_it_is_revoked() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    client.charge("k", &visa()).expect(201);
+    client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    let attempts = "SELECT sum(attempts) FROM idempotency_keys";
+    let (keys, tried) = (database.rows("idempotency_keys"), database.count(attempts));
+    database.revoke(&merchant.key);
+    let request = || client.request("POST", "/v1/charges");
+    for refused in [
+        request().json(&visa()).send(),
+        request().idempotency_key("a b").json(&visa()).send(),
+        request().idempotency_key("new").body("application/json", "{").send(),
+        request().idempotency_key("new").body("text/plain", "x").send(),
+        request().idempotency_key("new").body("application/json", " ".repeat(70_000)).send(),
+        request().idempotency_key("new").json(&json!({})).send(),
+        client.charge("new", &visa()),
+        client.charge("k", &with_method("pm_card_slow")),
+        client.charge("t", &with_method("pm_card_timeout")),
+    ] {
+        refused.expect_problem(401, "api_key_revoked");
+    }
+    assert_eq!((database.rows("idempotency_keys"), database.count(attempts)), (keys, tried));
 }
 
 #[test]
