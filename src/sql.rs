@@ -12,7 +12,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::SingleValue;
 use diesel::{IntoSql, PgConnection, QueryResult, RunQueryDsl};
 
-/// A statement with `{}` for each value, and rows of the SQL type `ST`.
+/// A statement with `{}` for each value or fragment, and rows of the SQL type `ST`.
 pub struct Statement<'a, ST> {
     sql: &'static str,
     binds: Vec<Box<dyn QueryFragment<Pg> + 'a>>,
@@ -33,6 +33,14 @@ impl<'a, ST> Statement<'a, ST> {
         V::Expression: Expression + QueryFragment<Pg> + 'a,
     {
         self.binds.push(Box::new(value.into_sql::<T>()));
+        self
+    }
+}
+
+impl<'a, ST> Statement<'a, ST> {
+    /// In place of the next `{}`, a piece of SQL of Diesel's making.
+    pub fn fragment(mut self, fragment: impl QueryFragment<Pg> + 'a) -> Self {
+        self.binds.push(Box::new(fragment));
         self
     }
 }

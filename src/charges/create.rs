@@ -185,16 +185,17 @@ impl ExternalOperation for CreateCharge {
             captured_at: None,
             canceled_at: None,
         };
+        let mut entry = None;
         let event = match authorization.decision {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
-                row.insert(conn, "charge.failed")?;
+                row.insert(conn, "charge.failed", None)?;
                 // Not an `Err`: the failed charge is to be kept, together with this answer.
                 return context.problem(&error);
             }
             Decision::Pending => "charge.processing",
             Decision::Approved if self.capture => {
-                row.capture(conn, self.amount, context.now())?;
+                entry = Some(row.mark_captured(conn, self.amount, context.now())?);
                 "charge.succeeded"
             }
             Decision::Approved => {
@@ -205,7 +206,7 @@ impl ExternalOperation for CreateCharge {
         // Looked for before it's written: afterwards it would find itself.
         let suspected =
             if self.is_suspicious(context.policy()) { self.find_alike(conn, context)? } else { None };
-        let charge = row.insert(conn, event)?;
+        let charge = row.insert(conn, event, entry.as_ref())?;
         let reply = Reply::json(StatusCode::CREATED, &charge)?
             .header(KeptHeader::Location, format!("/v1/charges/{id}"));
         Ok(match suspected {

@@ -249,14 +249,26 @@ impl ChargeRow {
         });
     }
 
-    /// Marks `captured` as captured: columns, and the journal entry `acquirer_clearing` gross to
-    /// `merchant_payable` net and `fee_revenue` fee.
+    /// Marks `captured` as captured, and posts the journal entry for that.
     pub fn capture(
         &mut self,
         conn: &mut PgConnection,
         captured: Money,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
+        let entry = self.mark_captured(conn, captured, now)?;
+        ledger::post(conn, self.merchant_id, &entry)?;
+        Ok(())
+    }
+
+    /// Marks `captured` as captured. Returns the journal entry to be posted for that: `acquirer_clearing` gross to
+    /// `merchant_payable` net and `fee_revenue` fee.
+    pub fn mark_captured(
+        &mut self,
+        conn: &mut PgConnection,
+        captured: Money,
+        now: DateTime<Utc>,
+    ) -> Result<JournalEntry, Error> {
         let fee = merchants::pricing(conn, self.merchant_id)?.fee(captured);
         let net = captured
             .amount()
@@ -266,13 +278,12 @@ impl ChargeRow {
             .debit(AccountKind::AcquirerClearing, captured)
             .credit(AccountKind::MerchantPayable, Money::from_stored(net, captured.currency()))
             .credit(AccountKind::FeeRevenue, Money::from_stored(fee, captured.currency()));
-        ledger::post(conn, self.merchant_id, &entry)?;
         self.amount_captured = captured.amount();
         self.fee = fee;
         self.captured_at = Some(now);
         self.in_flight = None;
         self.set_status(ChargeStatus::Succeeded);
-        Ok(())
+        Ok(entry)
     }
 
     /// Marks the charge as declined, and returns the error that tells the client.
@@ -294,10 +305,17 @@ impl ChargeRow {
         error
     }
 
-    /// Writes a new charge and the event that tells of it.
-    pub fn insert(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
-        diesel::insert_into(charges::table).values(&self).execute(conn)?;
-        self.record(conn, event)
+    /// Writes a new charge, the event that tells of it and the journal entry of its capture.
+    pub fn insert(
+        self,
+        conn: &mut PgConnection,
+        event: &'static str,
+        entry: Option<&JournalEntry>,
+    ) -> Result<Charge, Error> {
+        let (merchant, id, charge) = (self.merchant_id, self.id, self.clone().into_charge()?);
+        let insert = diesel::insert_into(charges::table).values(&self);
+        events::record_new(conn, merchant, event, id.0, &charge, insert, entry)?;
+        Ok(charge)
     }
 
     /// Writes what can change of a charge, and the event that tells of it.

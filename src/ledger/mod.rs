@@ -23,7 +23,7 @@ use rust_decimal::Decimal;
 use crate::error::{Error, violated_constraint};
 use crate::ids::{JournalEntryId, MerchantId};
 use crate::money::Money;
-use crate::sql::statement;
+use crate::sql::{Statement, statement};
 
 pub use balance::{Balance, CurrencyBalance, balance, balances, keep_rolling_up, roll_up, roll_up_due};
 
@@ -124,13 +124,23 @@ pub fn post(
     entry: &JournalEntry,
 ) -> Result<JournalEntryId, Error> {
     let id = JournalEntryId::new();
-    statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})")
+    bind_entry(statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})"), merchant, id, entry)
+        .execute(conn)?;
+    Ok(id)
+}
+
+/// Gives a statement the six values of a call of `ledger_post`, for one that does more than that in a round trip.
+pub(crate) fn bind_entry<'a, ST>(
+    statement: Statement<'a, ST>,
+    merchant: MerchantId,
+    id: JournalEntryId,
+    entry: &'a JournalEntry,
+) -> Statement<'a, ST> {
+    statement
         .bind::<SqlUuid, _>(merchant)
         .bind::<SqlUuid, _>(id)
         .bind::<Text, _>(&entry.source)
         .bind::<Array<Text>, _>(&entry.kinds)
         .bind::<Array<Text>, _>(&entry.currencies)
         .bind::<Array<Numeric>, _>(&entry.amounts)
-        .execute(conn)?;
-    Ok(id)
 }
