@@ -2,14 +2,13 @@
 //!
 //! An event is written with the change that it tells of, so that both are there or neither is.
 
-use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::QueryFragment;
 use diesel::sql_types::{Jsonb, Text, Uuid as SqlUuid};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::idempotency::Effects;
 use crate::ids::{EventId, JournalEntryId, MerchantId};
 use crate::ledger::{self, JournalEntry};
 use crate::sql::{Statement, statement};
@@ -25,43 +24,42 @@ pub fn record(
 ) -> Result<EventId, Error> {
     let (id, data) = (EventId::new(), serde_json::to_value(object).map_err(Error::internal)?);
     let insert = "INSERT INTO events (merchant_id, id, type, object_id, data) VALUES ({}, {}, {}, {}, {})";
-    bind_event(statement::<()>(insert), merchant, id, kind, object_id, &data).execute(conn)?;
+    bind_event(statement::<()>(insert), merchant, id, kind, object_id, data).execute(conn)?;
     Ok(id)
 }
 
-/// The same, together with the insert of the object itself and the journal entry that it causes, in one round trip.
-pub fn record_new(
-    conn: &mut PgConnection,
+/// The same as [effects](Effects) of a request, together with the insert of the object itself, whose values must come
+/// from `owner`, and the journal entry that it causes.
+pub fn record_with(
     merchant: MerchantId,
     kind: &'static str,
     object_id: Uuid,
     object: &impl Serialize,
-    insert: impl QueryFragment<Pg>,
-    entry: Option<&JournalEntry>,
-) -> Result<EventId, Error> {
+    insert: Statement<'static, ()>,
+    entry: Option<JournalEntry>,
+) -> Result<Effects, Error> {
     let (id, data) = (EventId::new(), serde_json::to_value(object).map_err(Error::internal)?);
-    let statement = match entry {
+    let effects = match entry {
         None => statement::<()>(
-            "WITH event AS ( \
-                 INSERT INTO events (merchant_id, id, type, object_id, data) VALUES ({}, {}, {}, {}, {})) \
-             {}",
+            "event AS ( \
+                 INSERT INTO events (merchant_id, id, type, object_id, data) SELECT {}, {}, {}, {}, {} FROM owner), \
+             object AS ({})",
         ),
         // That the event comes out of it makes sure that the function is called.
         Some(entry) => ledger::bind_entry(
             statement::<()>(
-                "WITH entry AS MATERIALIZED (SELECT ledger_post({}, {}, {}, {}, {}, {})), \
+                "entry AS MATERIALIZED (SELECT ledger_post({}, {}, {}, {}, {}, {}) FROM owner), \
                  event AS ( \
                      INSERT INTO events (merchant_id, id, type, object_id, data) \
-                     SELECT {}, {}, {}, {}, {} FROM entry) \
-                 {}",
+                     SELECT {}, {}, {}, {}, {} FROM entry), \
+                 object AS ({})",
             ),
             merchant,
             JournalEntryId::new(),
             entry,
         ),
     };
-    bind_event(statement, merchant, id, kind, object_id, &data).fragment(insert).execute(conn)?;
-    Ok(id)
+    Ok(bind_event(effects, merchant, id, kind, object_id, data).fragment(insert))
 }
 
 fn bind_event<'a, ST>(
@@ -70,7 +68,7 @@ fn bind_event<'a, ST>(
     id: EventId,
     kind: &'static str,
     object_id: Uuid,
-    data: &'a serde_json::Value,
+    data: serde_json::Value,
 ) -> Statement<'a, ST> {
     statement
         .bind::<SqlUuid, _>(merchant)

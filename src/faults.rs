@@ -56,6 +56,20 @@ pub fn reach(point: &str) {
     }
 }
 
+/// Whether the process is to die or stop at `point`.
+#[cfg(debug_assertions)]
+pub fn is_set(point: &str) -> bool {
+    std::env::var("ONCEPAY_FAULT")
+        .is_ok_and(|fault| fault.split_once(':').is_some_and(|(_, name)| name == point))
+}
+
+/// Never, in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn is_set(_point: &str) -> bool {
+    false
+}
+
 /// Nothing, in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]

@@ -23,11 +23,12 @@
 //!     store::find                  seen before? then replay or refuse, and that's all
 //!     store::claim                 one committed insert; the primary key decides who executes
 //!     CreateCharge::perform        calls the processor, no transaction open, key derived from ours
-//!     one transaction
-//!       store::lock                SELECT … FOR UPDATE: is the claim still ours? (the fence)
-//!       CreateCharge::finish       charge row, ledger::post, events::record
-//!       store::complete            the answer's bytes
+//!     CreateCharge::finish         says what follows: charge row, journal entry, event, answer
+//!     store::complete_with         writes all of it in one statement, if the claim is still ours (the fence)
 //! ```
+//!
+//! Where finishing has to read and lock more, it's a transaction instead: `store::lock` (`SELECT … FOR UPDATE` on the
+//! key, the same fence), the operation's statements, `store::complete`.
 //!
 //! What if we die …
 //! * … before the claim commits: nothing has happened, the retry is a first request.

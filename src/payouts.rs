@@ -22,7 +22,8 @@ use crate::error::Error;
 use crate::events;
 use crate::fields::Metadata;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, Operation, Reply, Resource,
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
+    Resource,
 };
 use crate::ids::{MerchantId, PayoutId};
 use crate::ledger::{self, AccountKind, JournalEntry};
@@ -212,7 +213,7 @@ impl ExternalOperation for CreatePayout {
         context: &Context<'_>,
         (): &(),
         (): &(),
-    ) -> Result<Reply, Error> {
+    ) -> Result<Finished, Error> {
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
         let mut row = PayoutRow::lock(conn, merchant, id)?;
         let entry = JournalEntry::new(id.to_string())
@@ -222,7 +223,8 @@ impl ExternalOperation for CreatePayout {
         row.status = "in_transit".to_owned();
         let payout = row.save(conn, "payout.created")?;
         Ok(Reply::json(StatusCode::CREATED, &payout)?
-            .header(KeptHeader::Location, format!("/v1/payouts/{id}")))
+            .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
+            .into())
     }
 }
 

@@ -25,7 +25,8 @@ use crate::error::Error;
 use crate::events;
 use crate::fields::{Metadata, TEXT_MAX};
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, Operation, Reply, Resource,
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
+    Resource,
 };
 use crate::ids::{ChargeId, MerchantId, RefundId};
 use crate::ledger::{self, AccountKind, JournalEntry};
@@ -223,7 +224,7 @@ impl ExternalOperation for CreateRefund {
         context: &Context<'_>,
         prepared: &Prepared,
         (): &(),
-    ) -> Result<Reply, Error> {
+    ) -> Result<Finished, Error> {
         let (merchant, id) = (context.merchant(), RefundId(context.resource_id()?));
         let mut row = RefundRow::find(conn, merchant, id)?;
         let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
@@ -247,7 +248,8 @@ impl ExternalOperation for CreateRefund {
         let refund = row.into_refund()?;
         events::record(conn, merchant, "refund.succeeded", id.0, &refund)?;
         Ok(Reply::json(StatusCode::CREATED, &refund)?
-            .header(KeptHeader::Location, format!("/v1/refunds/{id}")))
+            .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
+            .into())
     }
 }
 

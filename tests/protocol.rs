@@ -27,7 +27,7 @@
 //! | `Call`          | `ExternalOperation::perform`                                                      |
 //! | `FailToCall`    | the same without an outcome, though the processor may have acted                  |
 //! | `Release`       | `store::release`                                                                  |
-//! | `Finish`        | `store::lock`, `ExternalOperation::finish`, `store::complete`, in one transaction |
+//! | `Finish`        | `store::complete_with`; or `store::lock` to `store::complete`, in one transaction |
 //! | `FinishUnheard` | the same, but the connection breaks before the worker hears how it ended          |
 //! | `FindWinner`    | `Engine::winners_answer`                                                          |
 //! | `Respond`       | `Engine::respond`, and the client gets it; with `LoseAnswer` it doesn't           |

@@ -261,6 +261,37 @@ fn an_owner_that_outlives_its_lease_commits_nothing_and_tells_the_winners_answer
     assert_eq!(keys.len(), 2, "one authorization and one capture for the processor");
 }
 
+/// Somebody who begins to wait on another instance changes the key's row, at any moment.
+#[test]
+fn a_finish_that_meets_another_change_of_its_row_writes_all_or_nothing() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("before", &visa()).expect(201);
+    for round in 0..5 {
+        let key = format!("k{round}");
+        let request = {
+            let (client, key) = (client.clone(), key.clone());
+            thread::spawn(move || client.charge(&key, &with_method("pm_card_slow")))
+        };
+        eventually("the claim", || database.rows("idempotency_keys") == round + 2);
+        let mut owner = database.as_owner();
+        diesel::Connection::transaction(&mut owner, |conn| {
+            let mark = format!("UPDATE idempotency_keys SET waited = true WHERE key = '{key}'");
+            diesel::RunQueryDsl::execute(diesel::sql_query(mark), conn)?;
+            // Until the request stands before the row.
+            thread::sleep(Duration::from_millis(2_300));
+            Ok::<_, diesel::result::Error>(())
+        })
+        .unwrap();
+        let answer = request.join().unwrap().expect(201);
+        let replay = client.charge(&key, &with_method("pm_card_slow")).expect(201);
+        assert!(replay.is_replay());
+        assert_eq!(replay.body, answer.body);
+    }
+    assert_eq!((database.rows("charges"), database.rows("journal_entries")), (6, 6));
+}
+
 /// The same request under `count` different keys at once.
 fn under_different_keys(
     client: &Client,

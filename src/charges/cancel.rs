@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::error::Error;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, Operation, Reply, Resource,
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
 };
 use crate::ids::ChargeId;
 use crate::openapi::problems;
@@ -84,13 +84,13 @@ impl ExternalOperation for CancelCharge {
         context: &Context<'_>,
         _authorization_id: &String,
         (): &(),
-    ) -> Result<Reply, Error> {
+    ) -> Result<Finished, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         row.in_flight = None;
         row.canceled_at = Some(context.now());
         row.set_status(ChargeStatus::Canceled);
         let charge = row.save(conn, "charge.canceled")?;
-        Reply::json(StatusCode::OK, &charge)
+        Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
 }
 

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::error::Error;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, Operation, Reply, Resource,
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
 };
 use crate::ids::ChargeId;
 use crate::money::{Money, PlainAmount};
@@ -110,11 +110,11 @@ impl ExternalOperation for CaptureCharge {
         context: &Context<'_>,
         prepared: &Prepared,
         (): &(),
-    ) -> Result<Reply, Error> {
+    ) -> Result<Finished, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         row.capture(conn, prepared.amount, context.now())?;
         let charge = row.save(conn, "charge.captured")?;
-        Reply::json(StatusCode::OK, &charge)
+        Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
 }
 

@@ -23,8 +23,8 @@ use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
 use crate::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::idempotency::policy::OnSuspectedDuplicate;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, IdempotentRequest, Input, KeptHeader, Operation, Policy, Reply,
-    Resource,
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Policy,
+    Reply, Resource,
 };
 use crate::ids::ChargeId;
 use crate::lists::lowest_id;
@@ -153,13 +153,18 @@ impl ExternalOperation for CreateCharge {
         Ok(authorization)
     }
 
+    /// To look for charges that are alike it locks what makes them so; else it only reads the price.
+    fn finish_locks(&self, policy: &Policy) -> bool {
+        self.is_suspicious(policy)
+    }
+
     fn finish(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         (): &(),
         authorization: &Authorization,
-    ) -> Result<Reply, Error> {
+    ) -> Result<Finished, Error> {
         let id = ChargeId(context.resource_id()?);
         let mut row = ChargeRow {
             merchant_id: context.merchant(),
@@ -189,9 +194,9 @@ impl ExternalOperation for CreateCharge {
         let event = match authorization.decision {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
-                row.insert(conn, "charge.failed", None)?;
+                let (_, effects) = row.insert("charge.failed", None)?;
                 // Not an `Err`: the failed charge is to be kept, together with this answer.
-                return context.problem(&error);
+                return Ok(Finished::ToWrite(effects, context.problem(&error)?));
             }
             Decision::Pending => "charge.processing",
             Decision::Approved if self.capture => {
@@ -206,16 +211,17 @@ impl ExternalOperation for CreateCharge {
         // Looked for before it's written: afterwards it would find itself.
         let suspected =
             if self.is_suspicious(context.policy()) { self.find_alike(conn, context)? } else { None };
-        let charge = row.insert(conn, event, entry.as_ref())?;
+        let (charge, effects) = row.insert(event, entry)?;
         let reply = Reply::json(StatusCode::CREATED, &charge)?
             .header(KeptHeader::Location, format!("/v1/charges/{id}"));
-        Ok(match suspected {
+        let reply = match suspected {
             None => reply,
             Some(other) => {
                 context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
                 reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
             }
-        })
+        };
+        Ok(Finished::ToWrite(effects, reply))
     }
 }
 

@@ -33,6 +33,7 @@ pub mod update;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::sql_types::{Bool, Jsonb, Nullable, Numeric, Text, Timestamptz, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -40,12 +41,14 @@ use utoipa::ToSchema;
 use crate::error::Error;
 use crate::events;
 use crate::fields::Metadata;
+use crate::idempotency::Effects;
 use crate::ids::{ChargeId, MerchantId};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::merchants;
 use crate::money::{Currency, Money};
 use crate::processor::Decline;
 use crate::schema::charges;
+use crate::sql::statement;
 use crate::time::Timestamp;
 
 /// A payment from a customer to the merchant.
@@ -177,7 +180,7 @@ pub struct ChargeFailure {
 }
 
 /// A charge as it is stored.
-#[derive(Clone, Queryable, Selectable, Insertable)]
+#[derive(Clone, Queryable, Selectable)]
 #[diesel(table_name = charges)]
 pub(crate) struct ChargeRow {
     pub merchant_id: MerchantId,
@@ -305,17 +308,44 @@ impl ChargeRow {
         error
     }
 
-    /// Writes a new charge, the event that tells of it and the journal entry of its capture.
+    /// What writes a new charge, the event that tells of it and the journal entry of its capture.
     pub fn insert(
         self,
-        conn: &mut PgConnection,
         event: &'static str,
-        entry: Option<&JournalEntry>,
-    ) -> Result<Charge, Error> {
+        entry: Option<JournalEntry>,
+    ) -> Result<(Charge, Effects), Error> {
         let (merchant, id, charge) = (self.merchant_id, self.id, self.clone().into_charge()?);
-        let insert = diesel::insert_into(charges::table).values(&self);
-        events::record_new(conn, merchant, event, id.0, &charge, insert, entry)?;
-        Ok(charge)
+        let insert = statement(
+            "INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, amount_refunded, \
+                 amount_refund_pending, fee, payment_method, capture, in_flight, description, reference, metadata, \
+                 failure_code, failure_decline_code, failure_message, authorization_id, created_at, captured_at, \
+                 canceled_at) \
+             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {} FROM owner",
+        )
+        .bind::<SqlUuid, _>(self.merchant_id)
+        .bind::<SqlUuid, _>(self.id)
+        .bind::<Text, _>(self.status)
+        .bind::<Text, _>(self.currency)
+        .bind::<Numeric, _>(self.amount)
+        .bind::<Numeric, _>(self.amount_captured)
+        .bind::<Numeric, _>(self.amount_refunded)
+        .bind::<Numeric, _>(self.amount_refund_pending)
+        .bind::<Numeric, _>(self.fee)
+        .bind::<Text, _>(self.payment_method)
+        .bind::<Bool, _>(self.capture)
+        .bind::<Nullable<Text>, _>(self.in_flight)
+        .bind::<Nullable<Text>, _>(self.description)
+        .bind::<Nullable<Text>, _>(self.reference)
+        .bind::<Jsonb, _>(self.metadata)
+        .bind::<Nullable<Text>, _>(self.failure_code)
+        .bind::<Nullable<Text>, _>(self.failure_decline_code)
+        .bind::<Nullable<Text>, _>(self.failure_message)
+        .bind::<Text, _>(self.authorization_id)
+        .bind::<Timestamptz, _>(self.created_at)
+        .bind::<Nullable<Timestamptz>, _>(self.captured_at)
+        .bind::<Nullable<Timestamptz>, _>(self.canceled_at);
+        let effects = events::record_with(merchant, event, id.0, &charge, insert, entry)?;
+        Ok((charge, effects))
     }
 
     /// Writes what can change of a charge, and the event that tells of it.

@@ -28,7 +28,7 @@ use super::recovery::{Due, Recovered, Recovery};
 use super::registry::Registered;
 use super::reply::Reply;
 use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
-use super::store::{self, Answer, Claim, Life, Setback, Stored, Taker};
+use super::store::{self, Answer, Claim, Effects, Life, Setback, Stored, Taker};
 use super::waiting::{Waiters, Woken};
 use super::{listen, reaper, recovery, status};
 
@@ -181,15 +181,35 @@ pub trait ExternalOperation: Operation {
         prepared: &Self::Prepared,
     ) -> Result<Self::Outcome, Error>;
 
-    /// Writes what follows from the outcome, inside the engine's transaction, which holds a lock on the
-    /// key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
+    /// Whether [`finish`](Self::finish) locks something, writes by itself, or relies on what it reads. Without that it
+    /// needs no transaction, which saves most of its round trips; it must leave the writing to the engine then.
+    fn finish_locks(&self, _policy: &Policy) -> bool {
+        true
+    }
+
+    /// Writes what follows from the outcome or says what is to be written, inside the engine's transaction, which
+    /// holds a lock on the key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
     fn finish(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         prepared: &Self::Prepared,
         outcome: &Self::Outcome,
-    ) -> Result<Reply, Error>;
+    ) -> Result<Finished, Error>;
+}
+
+/// What an external operation has come to.
+pub enum Finished {
+    /// Everything is written.
+    Written(Reply),
+    /// This is to be written, together with the answer.
+    ToWrite(Effects, Reply),
+}
+
+impl From<Reply> for Finished {
+    fn from(reply: Reply) -> Self {
+        Self::Written(reply)
+    }
 }
 
 /// How long things last. Unlike [policies](Policy), the same for all operations.
@@ -840,19 +860,37 @@ impl Engine {
             .inner
             .db
             .run_retrying(move |conn| {
-                let mut finish = |work: &dyn Fn(&mut PgConnection, &Context<'_>) -> Result<Reply, Error>| {
+                let operation = &request.operation;
+                let attempt = |conn: &mut PgConnection, now| {
+                    let context = engine.inner.context(&request, &claim, now);
+                    match operation.finish(conn, &context, &prepared, &outcome)? {
+                        Finished::Written(reply) => {
+                            store::complete(conn, &claim, reply, request_id(&request))
+                        }
+                        Finished::ToWrite(effects, reply) => {
+                            store::complete_with(conn, &claim, effects, reply, request_id(&request))
+                        }
+                    }
+                };
+                // A fault between writing and committing needs a transaction to happen in.
+                let locks = operation.finish_locks(&request.treatment.policy) || faults::is_set("in_finish");
+                let finished = if locks {
                     conn.transaction(|conn| {
                         let now = store::lock(conn, &claim)?;
-                        let reply = work(conn, &engine.inner.context(&request, &claim, now))?;
-                        let answer = store::complete(conn, &claim, reply, &request.envelope.request_id)?;
+                        let answer = attempt(conn, now)?;
                         faults::reach("in_finish");
-                        Ok::<_, Error>(answer)
+                        Ok(answer)
                     })
+                } else {
+                    attempt(conn, claim.now())
                 };
-                let operation = &request.operation;
-                match finish(&|conn, context| operation.finish(conn, context, &prepared, &outcome)) {
+                match finished {
                     // See `refuse`; here the claim is held anyway.
-                    Err(error) if error.is_final() => finish(&|_, context| context.problem(&error)),
+                    Err(error) if error.is_final() => conn.transaction(|conn| {
+                        let now = store::lock(conn, &claim)?;
+                        let reply = engine.inner.context(&request, &claim, now).problem(&error)?;
+                        store::complete(conn, &claim, reply, request_id(&request))
+                    }),
                     finished => finished,
                 }
             })
@@ -980,4 +1018,8 @@ impl Engine {
         }
         response.body(body)
     }
+}
+
+fn request_id<O>(request: &IdempotentRequest<O>) -> &str {
+    &request.envelope.request_id
 }

@@ -93,10 +93,11 @@ pub mod status;
 mod store;
 mod waiting;
 
-pub use engine::{Context, Engine, ExternalOperation, LocalOperation, Timing};
+pub use engine::{Context, Engine, ExternalOperation, Finished, LocalOperation, Timing};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use key::IdempotencyKey;
 pub use policy::Policy;
 pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};
 pub use request::{BODY_BYTES_MAX, Caller, IdempotentRequest, Input, OPERATORS, Operation, Resource};
+pub use store::Effects;

@@ -4,7 +4,7 @@
 //! and unlike `now()` it goes on inside a transaction.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::ids::MerchantId;
-use crate::sql::statement;
+use crate::sql::{Statement, statement};
 
 use super::policy::{OnExpired, Policy};
 use super::reply::Reply;
@@ -45,6 +45,15 @@ macro_rules! try_lock_key {
     };
 }
 
+/// SQL: what completing a key sets, with `clock.now`.
+macro_rules! completion {
+    () => {
+        "state = 'completed', recovery_point = 'finished', \
+         claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
+         response_status = {}, response_headers = {}, response_body = {}, \
+         completed_at = clock.now, expires_at = clock.now + (expires_at - created_at)"
+    };
+}
 /// The right to execute a request, until its lease runs out.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -59,8 +68,18 @@ pub struct Claim {
     pub recoveries: u32,
     /// When the key was first claimed.
     pub created_at: DateTime<Utc>,
+    /// The database's clock when this attempt took the claim, and ours.
+    pub taken_at: (DateTime<Utc>, Instant),
     /// Of the request that claimed it.
     pub fingerprint: Fingerprint,
+}
+
+impl Claim {
+    /// The time by the database's clock, without asking it: when the claim was taken, and what has passed since.
+    pub fn now(&self) -> DateTime<Utc> {
+        let (taken_at, then) = self.taken_at;
+        taken_at + then.elapsed()
+    }
 }
 
 /// A stored answer.
@@ -379,6 +398,7 @@ pub fn claim(
         attempt: 1,
         recoveries: 0,
         created_at,
+        taken_at: (created_at, Instant::now()),
         fingerprint,
     }))
 }
@@ -430,7 +450,7 @@ pub fn take_over(
     let token = Uuid::now_v7();
     // A client's attempt leaves the worker's schedule as it is: otherwise one that keeps trying would keep the worker
     // away, and with it the end of a request that can't succeed.
-    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, SmallInt, Binary)>(
+    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(
         "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
@@ -445,7 +465,7 @@ pub fn take_over(
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, k.fingerprint_version, k.fingerprint",
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, clock.now, k.fingerprint_version, k.fingerprint",
     )
     .bind::<Bool, _>(taker == Taker::Recovery)
     .bind::<SqlUuid, _>(envelope.merchant)
@@ -454,9 +474,9 @@ pub fn take_over(
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(lease.as_secs_f64())
-    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, i16, Vec<u8>)>(conn)
+    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>, i16, Vec<u8>)>(conn)
     .optional()?;
-    Ok(row.map(|(resource_id, attempts, recoveries, created_at, version, sha256)| Claim {
+    Ok(row.map(|(resource_id, attempts, recoveries, created_at, now, version, sha256)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
@@ -464,6 +484,7 @@ pub fn take_over(
         attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
         recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
         created_at,
+        taken_at: (now, Instant::now()),
         fingerprint: Fingerprint { version, sha256 },
     }))
 }
@@ -510,25 +531,83 @@ pub fn complete(
     reply: Reply,
     request_id: &str,
 ) -> Result<Arc<Answer>, Error> {
-    let status = i16::try_from(reply.status.as_u16()).map_err(Error::internal)?;
-    let (waited, expires_at) = statement::<(Bool, Timestamptz)>(
-        "UPDATE idempotency_keys SET state = 'completed', recovery_point = 'finished', \
-             claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
-             response_status = {}, response_headers = {}, response_body = {}, \
-             completed_at = clock.now, expires_at = clock.now + (expires_at - created_at) \
-         FROM (SELECT clock_timestamp() AS now) AS clock \
-         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
-         RETURNING waited, expires_at",
-    )
-    .bind::<SmallInt, _>(status)
-    .bind::<Jsonb, _>(serde_json::to_value(&reply.headers).map_err(Error::internal)?)
-    .bind::<Binary, _>(&reply.body)
-    .bind::<SqlUuid, _>(claim.merchant)
-    .bind::<Text, _>(claim.key.as_str())
-    .bind::<SqlUuid, _>(claim.token)
-    .get_result::<(bool, DateTime<Utc>)>(conn)
-    .optional()?
-    .ok_or(Error::ClaimLost)?;
+    let completed = bind_completion(
+        statement(concat!(
+            "UPDATE idempotency_keys SET ",
+            completion!(),
+            " FROM (SELECT clock_timestamp() AS now) AS clock \
+             WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at"
+        )),
+        claim,
+        &reply,
+    )?;
+    let completed =
+        completed.get_result::<(bool, DateTime<Utc>)>(conn).optional()?.ok_or(Error::ClaimLost)?;
+    announce(conn, claim, reply, request_id, completed)
+}
+
+/// Everything that follows from a request, beside its answer: further parts of a `WITH`, separated by commas.
+///
+/// Each must take its rows from `owner`, directly or through another part: that has one row if the claim still holds,
+/// and none if it doesn't. And a part that changes nothing itself but calls a function that does must be read by one
+/// that changes something, or it isn't called.
+pub type Effects = Statement<'static, ()>;
+
+/// Checks the fence, writes `effects`, and stores the answer: [`lock`] and [`complete`] and what is in between, in one
+/// statement, which needs no transaction around it.
+pub fn complete_with(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    effects: Effects,
+    reply: Reply,
+    request_id: &str,
+) -> Result<Arc<Answer>, Error> {
+    // The update is fence, lock and completion in one: if it finds the row with our token, nobody else does until this
+    // is committed, and everything else comes out of it.
+    let completed = bind_completion(
+        statement(concat!(
+            "WITH owner AS ( \
+                 UPDATE idempotency_keys SET ",
+            completion!(),
+            " FROM (SELECT clock_timestamp() AS now) AS clock \
+                 WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at), \
+             {} \
+             SELECT waited, expires_at FROM owner"
+        )),
+        claim,
+        &reply,
+    )?;
+    let completed = completed
+        .fragment(effects)
+        .get_result::<(bool, DateTime<Utc>)>(conn)
+        .optional()?
+        .ok_or(Error::ClaimLost)?;
+    announce(conn, claim, reply, request_id, completed)
+}
+
+/// The values of a statement that completes the key of `claim`.
+fn bind_completion<'a>(
+    statement: Statement<'a, (Bool, Timestamptz)>,
+    claim: &'a Claim,
+    reply: &'a Reply,
+) -> Result<Statement<'a, (Bool, Timestamptz)>, Error> {
+    Ok(statement
+        .bind::<SmallInt, _>(i16::try_from(reply.status.as_u16()).map_err(Error::internal)?)
+        .bind::<Jsonb, _>(serde_json::to_value(&reply.headers).map_err(Error::internal)?)
+        .bind::<Binary, _>(&reply.body)
+        .bind::<SqlUuid, _>(claim.merchant)
+        .bind::<Text, _>(claim.key.as_str())
+        .bind::<SqlUuid, _>(claim.token))
+}
+
+/// The answer that was stored. Tells the instances on which somebody waits for it.
+fn announce(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    reply: Reply,
+    request_id: &str,
+    (waited, expires_at): (bool, DateTime<Utc>),
+) -> Result<Arc<Answer>, Error> {
     if waited {
         // Not in every completion: a commit with a notification waits for all others that have one.
         statement::<()>("SELECT pg_notify({}, {})")

@@ -124,23 +124,23 @@ pub fn post(
     entry: &JournalEntry,
 ) -> Result<JournalEntryId, Error> {
     let id = JournalEntryId::new();
-    bind_entry(statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})"), merchant, id, entry)
+    bind_entry(statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})"), merchant, id, entry.clone())
         .execute(conn)?;
     Ok(id)
 }
 
 /// Gives a statement the six values of a call of `ledger_post`, for one that does more than that in a round trip.
-pub(crate) fn bind_entry<'a, ST>(
-    statement: Statement<'a, ST>,
+pub(crate) fn bind_entry<ST>(
+    statement: Statement<'_, ST>,
     merchant: MerchantId,
     id: JournalEntryId,
-    entry: &'a JournalEntry,
-) -> Statement<'a, ST> {
+    entry: JournalEntry,
+) -> Statement<'_, ST> {
     statement
         .bind::<SqlUuid, _>(merchant)
         .bind::<SqlUuid, _>(id)
-        .bind::<Text, _>(&entry.source)
-        .bind::<Array<Text>, _>(&entry.kinds)
-        .bind::<Array<Text>, _>(&entry.currencies)
-        .bind::<Array<Numeric>, _>(&entry.amounts)
+        .bind::<Text, _>(entry.source)
+        .bind::<Array<Text>, _>(entry.kinds)
+        .bind::<Array<Text>, _>(entry.currencies)
+        .bind::<Array<Numeric>, _>(entry.amounts)
 }
