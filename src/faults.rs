@@ -15,6 +15,12 @@
 //! | `local_after_claim` | a local operation's claim is written, not committed |
 //! | `local_before_commit` | effects and answer are written, not committed |
 //! | `local_after_commit_before_response` | they are committed; the client hasn't got its answer |
+//!
+//! And promises that can be broken, to see that whoever checks them notices:
+//!
+//! | promise | broken |
+//! |---|---|
+//! | `claim` | a duplicate of what is still running is executed, too, under a key of its own |
 
 /// The points of external operations at which a process can die.
 pub const EXTERNAL_POINTS: &[&str] =
@@ -23,32 +29,31 @@ pub const EXTERNAL_POINTS: &[&str] =
 pub const LOCAL_POINTS: &[&str] =
     &["local_after_claim", "local_before_commit", "local_after_commit_before_response"];
 
+/// `ONCEPAY_FAULT` in the environment, as `action:name`.
+#[cfg(debug_assertions)]
+fn fault() -> Option<(&'static str, &'static str)> {
+    static FAULT: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    FAULT.get_or_init(|| std::env::var("ONCEPAY_FAULT").ok()).as_deref()?.split_once(':')
+}
+
 /// A point in the code. With `ONCEPAY_FAULT=kill:name` in the environment, a debug build kills itself here with
 /// SIGKILL, which no destructor and no handler survives. With `stop:name` it stops itself here once, with
 /// SIGSTOP, until somebody sends SIGCONT.
 #[cfg(debug_assertions)]
 pub fn reach(point: &str) {
-    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use nix::sys::signal::{Signal, kill, raise};
     use nix::unistd::Pid;
 
-    static FAULT: OnceLock<Option<(String, String)>> = OnceLock::new();
     static HAS_STOPPED: AtomicBool = AtomicBool::new(false);
-    let fault = FAULT.get_or_init(|| {
-        let fault = std::env::var("ONCEPAY_FAULT").ok()?;
-        fault.split_once(':').map(|(action, name)| (action.to_owned(), name.to_owned()))
-    });
-    match fault {
-        Some((action, name)) if name == point && action == "kill" => {
+    match fault() {
+        Some(("kill", name)) if name == point => {
             let _ = kill(Pid::this(), Signal::SIGKILL);
             // The signal takes effect on the way out of the system call at the latest.
             std::process::abort();
         }
-        Some((action, name))
-            if name == point && action == "stop" && !HAS_STOPPED.swap(true, Ordering::SeqCst) =>
-        {
+        Some(("stop", name)) if name == point && !HAS_STOPPED.swap(true, Ordering::SeqCst) => {
             // To this thread, so that it goes no further.
             let _ = raise(Signal::SIGSTOP);
         }
@@ -59,9 +64,19 @@ pub fn reach(point: &str) {
 /// Whether the process is to die or stop at `point`.
 #[cfg(debug_assertions)]
 pub fn is_set(point: &str) -> bool {
-    std::env::var("ONCEPAY_FAULT")
-        .is_ok_and(|fault| fault.split_once(':').is_some_and(|(_, name)| name == point))
+    fault().is_some_and(|(_, name)| name == point)
 }
+
+/// Whether a promise is to be broken: in a debug build with `ONCEPAY_FAULT=break:name` in the environment.
+#[cfg(debug_assertions)]
+pub fn breaks(promise: &str) -> bool {
+    fault() == Some(("break", promise))
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn reach(_point: &str) {}
 
 /// Never, in a release build.
 #[cfg(not(debug_assertions))]
@@ -70,7 +85,9 @@ pub fn is_set(_point: &str) -> bool {
     false
 }
 
-/// Nothing, in a release build.
+/// Never, in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub fn reach(_point: &str) {}
+pub fn breaks(_promise: &str) -> bool {
+    false
+}

@@ -550,6 +550,10 @@ impl Engine {
                     request = request.unkeyed();
                     continue;
                 }
+                Tried::Running { .. } if faults::breaks("claim") => {
+                    Arc::make_mut(&mut request.envelope).key = IdempotencyKey::unkeyed();
+                    continue;
+                }
                 Tried::Running { is_parked } => is_parked,
             };
             if let (Some(deadline), false) = (deadline, is_parked) {

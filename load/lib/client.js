@@ -1,0 +1,262 @@
+// A client as it should be: the same request under the same key until there's a final answer, with a timeout for each
+// attempt and growing, jittered pauses in between. And clients as they are: impatient ones that hang up early, ask for
+// nothing to be waited for and come back at once.
+
+import http from 'k6/http';
+import { countAttempt, countKey, countOutcome, measure, unexpectedAnswer, violation } from './metrics.js';
+import { urls } from './settings.js';
+
+/** Longest time to get a final answer. Above the lease (30 s), after which a request whose instance died goes on. */
+const GIVE_UP_MS = 90000;
+const TIMEOUT_MS = 10000;
+const PAUSE_MIN_MS = 50;
+const PAUSE_MAX_MS = 5000;
+
+/** Waits like the README tells clients to. */
+export const steady = {
+  timeoutMs: () => TIMEOUT_MS,
+  pauseMs: (attempt, retryAfterMs) => retryAfterMs + between(0.5, 1) * backoff(attempt),
+  headers: {},
+};
+
+/**
+ * One of the clients that make a storm, drawn anew each time. Half of them hang up within milliseconds, in the middle of
+ * the request; later attempts are given more time, or they'd never end. Some ask the service to wait for the first
+ * request; some ignore `Retry-After`.
+ */
+export function impatient() {
+  const firstTimeoutMs = Math.random() < 0.5 ? TIMEOUT_MS : between(1, 60);
+  const isDeaf = Math.random() < 0.5;
+  return {
+    timeoutMs: (attempt) => Math.min(Math.ceil(firstTimeoutMs * 3 ** attempt), TIMEOUT_MS),
+    pauseMs: (attempt, retryAfterMs) => (isDeaf ? 0 : retryAfterMs) + between(0, 1) * backoff(attempt),
+    headers: Math.random() < 0.3 ? { Prefer: 'wait=5' } : {},
+  };
+}
+
+/** A request that changes something, and what is known about its answers. All copies of it share this object. */
+export class Request {
+  /** `series` is where its latencies go in the chart; without one, to `executed` or `replayed`. */
+  constructor({ method = 'POST', path, name = path, key, body, expect = 201, series, isTimed = true }) {
+    Object.assign(this, { method, path, name, key, expect, series, isTimed });
+    this.text = JSON.stringify(body);
+    this.isCounted = false;
+    this.executions = 0;
+    /** Whether an answer may have been lost on the way to us, so that an execution went unseen. */
+    this.anyLost = false;
+    this.first = null;
+  }
+
+  /** Takes note of a final answer. Each must be the first one again. */
+  note(answer) {
+    if (answer.status !== this.expect) {
+      unexpectedAnswer(`${this.method} ${this.path} ${this.key}: ${answer.brief()}`);
+    }
+    const [was, is] = [this.first || answer, answer];
+    this.first = was;
+    if (was.status !== is.status || was.text !== is.text || was.location !== is.location) {
+      violation('answers_differ', `${this.key}: ${was.brief()} and ${is.brief()}`);
+    }
+    if (is.isReplay === undefined) {
+      unexpectedAnswer(`${this.key}: no Idempotent-Replayed with ${is.brief()}`);
+    }
+    if (is.isReplay === false) {
+      this.executions += 1;
+      if (this.executions > 1) {
+        violation('executed_twice', `${this.key}: ${this.executions} answers say that they are the first`);
+      }
+    }
+  }
+
+  /** When all copies have their answers: somebody must have been told that it's the first. */
+  settle() {
+    if (this.first && this.executions === 0 && !this.anyLost) {
+      violation('never_executed', `${this.key}: all of its answers are replays`);
+    }
+  }
+}
+
+/**
+ * Talks to the service as one merchant or operator: to an instance that is drawn for each request, and with each further
+ * attempt to the next one.
+ */
+export class Client {
+  constructor(apiKey) {
+    this.apiKey = apiKey;
+  }
+
+  /** Sends a request until its answer is final. Without one in time, that's a violation, and null. */
+  async execute(request, patience = steady) {
+    if (!request.isCounted) {
+      request.isCounted = true;
+      countKey();
+    }
+    const [giveUpAt, instance] = [Date.now() + GIVE_UP_MS, anyInstance()];
+    for (let attempt = 0; Date.now() < giveUpAt; attempt++) {
+      const answer = await this.attempt(request, patience, attempt, instance + attempt);
+      if (answer && answer.isFinal) {
+        request.note(answer);
+        return answer;
+      }
+      await pause(patience.pauseMs(attempt, answer ? answer.retryAfterMs : 0));
+    }
+    violation('unanswered', `${request.method} ${request.path} ${request.key}`);
+    return null;
+  }
+
+  /** Sends a request once. Null if there's no answer. */
+  async attempt(request, patience = steady, attempt = 0, instance = anyInstance()) {
+    countAttempt(attempt > 0);
+    const { method, path, text, name } = request;
+    const headers = { ...headersOf(request), ...patience.headers };
+    const answer = await this.send(method, path, text, headers, {
+      name,
+      instance,
+      timeoutMs: patience.timeoutMs(attempt),
+    });
+    if (answer === null) {
+      request.anyLost = true;
+      countOutcome('no answer');
+      return null;
+    }
+    if (answer.status >= 500) {
+      request.anyLost = true;
+    }
+    if (answer.status === 503) {
+      countOutcome('unavailable');
+    } else if (answer.status >= 500) {
+      unexpectedAnswer(`${request.key}: ${answer.brief()}`);
+    } else if (!answer.isFinal) {
+      countOutcome('in progress');
+    } else if (answer.isReplay !== undefined) {
+      const outcome = answer.isReplay ? 'replayed' : 'executed';
+      countOutcome(outcome);
+      // Whoever asked for waiting has waited for somebody else.
+      if (request.isTimed && !patience.headers.Prefer) {
+        measure(request.series || outcome, answer.ms);
+      }
+    }
+    return answer;
+  }
+
+  /** Sends a request that must be refused at once. */
+  async refused(request, status, code) {
+    const answer = await this.attempt(request);
+    if (answer && answer.status < 500 && (answer.status !== status || answer.json().code !== code)) {
+      unexpectedAnswer(`${request.method} ${request.path} ${request.key}: ${answer.brief()} and not ${code}`);
+    }
+  }
+
+  /** Reads an object, with retries. Counts in the chart if it's given a series. */
+  async read(path, series) {
+    const answer = await this.insist('GET', path, null, {}, path.replace(/\?.*/, '').replace(/_[0-9a-f]{32}/g, '_…'));
+    if (series) {
+      countAttempt(false);
+      measure(series, answer.ms);
+    }
+    return answer.json();
+  }
+
+  /** Sends what belongs to the script rather than to the load until it succeeds. Throws if it doesn't. */
+  async insist(method, path, body, headers, name = path) {
+    const answer = await this.ask(method, path, body, headers, name);
+    if (answer.status >= 300) {
+      throw new Error(`${method} ${path}: ${answer.brief()}`);
+    }
+    return answer;
+  }
+
+  /** Sends what isn't part of the load until it's answered. Throws if it isn't. */
+  async ask(method, path, body, headers, name) {
+    const [giveUpAt, instance] = [Date.now() + GIVE_UP_MS, anyInstance()];
+    for (let attempt = 0; Date.now() < giveUpAt; attempt++) {
+      const answer = await this.send(method, path, body, headers, {
+        name,
+        instance: instance + attempt,
+        timeoutMs: 60000,
+      });
+      if (answer && answer.isFinal) {
+        return answer;
+      }
+      await pause(steady.pauseMs(attempt, answer ? answer.retryAfterMs : 0));
+    }
+    throw new Error(`${method} ${path}: no answer`);
+  }
+
+  /** Reads a list to its end, page by page. */
+  async all(path) {
+    const items = [];
+    for (let page = { has_more: true }; page.has_more;) {
+      const after = items.length === 0 ? '' : `&starting_after=${items[items.length - 1].id}`;
+      page = await this.read(`${path}?limit=100${after}`);
+      items.push(...page.data);
+    }
+    return items;
+  }
+
+  /** One request over the wire. Null if there's no answer. */
+  async send(method, path, body, headers, { name, instance = anyInstance(), timeoutMs = TIMEOUT_MS }) {
+    const url = urls[instance % urls.length];
+    const params = {
+      headers: { ...headers, Authorization: `Bearer ${this.apiKey}` },
+      tags: { name },
+      timeout: timeoutMs,
+    };
+    try {
+      return new Answer(await http.asyncRequest(method, `${url}${path}`, body, params));
+    } catch (_) {
+      return null;
+    }
+  }
+}
+
+class Answer {
+  constructor(response) {
+    this.status = response.status;
+    this.text = response.body;
+    this.ms = response.timings.duration;
+    this.location = response.headers.Location;
+    this.isReplay = { true: true, false: false }[response.headers['Idempotent-Replayed']];
+    this.retryAfterMs = Number(response.headers['Retry-After'] || 0) * 1000;
+    this.isFinal = this.status < 500 && !(this.status === 409 && this.json().retryable);
+  }
+
+  json() {
+    return JSON.parse(this.text);
+  }
+
+  /** Enough to tell it from others. */
+  brief() {
+    return `${this.status} ${this.text.slice(0, 150)}`;
+  }
+}
+
+/** Sends `copies` of a request at once, each by a client of its own, until all have their answer. Returns the first. */
+export async function storm(client, request, copies, patience = impatient) {
+  await Promise.all(Array.from({ length: copies }, () => client.execute(request, patience())));
+  request.settle();
+  return request.first;
+}
+
+/** Headers of a request. */
+export function headersOf({ key }) {
+  return { 'Content-Type': 'application/json', ...(key === undefined ? {} : { 'Idempotency-Key': key }) };
+}
+
+function anyInstance() {
+  return Math.floor(Math.random() * urls.length);
+}
+
+/** Waits without holding up what else this virtual user does. */
+export function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** A random number between two bounds. */
+export function between(low, high) {
+  return low + Math.random() * (high - low);
+}
+
+function backoff(attempt) {
+  return Math.min(PAUSE_MIN_MS * 2 ** attempt, PAUSE_MAX_MS);
+}

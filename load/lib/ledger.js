@@ -1,0 +1,192 @@
+// The check at the end of each run: reads all that the run has left behind, through the API, and counts it again.
+//
+// Of each merchant: one charge per key, and of each charge what the plan of its key says, to the cent. One journal entry
+// for each thing that moves money, of that amount, and none for anything else. Sums, trial balance and balance from the
+// postings. Then a sample of the keys again: the same charge as ever. And the service's own audit of its books.
+//
+// What the client has counted meanwhile is compared by `ledgerCounts`.
+
+import { Client, headersOf } from './client.js';
+import { countDuplicates, ledgerCounts, ledgerWasChecked, violation } from './metrics.js';
+import { CURRENCY, amount, cents, fee } from './money.js';
+import { chargeRequest } from './payments.js';
+import { plan, sum } from './plan.js';
+import { operatorKey } from './settings.js';
+
+/** Keys of each merchant that are sent once more at the end. */
+const SENT_AGAIN_MAX = 50;
+
+/** The whole check. Whatever it can't check is a violation, too. */
+export async function checkLedger({ merchants }) {
+  try {
+    for (const merchant of merchants) {
+      await checkMerchant(new Client(merchant.apiKey));
+    }
+    await checkAudit(new Client(operatorKey));
+    ledgerWasChecked();
+  } catch (error) {
+    violation('ledger', `the check broke off: ${error.message || error}`);
+  }
+}
+
+async function checkMerchant(client) {
+  const charges = await client.all('/v1/charges');
+  const refunds = groupBy(await client.all('/v1/refunds'), (refund) => refund.charge_id);
+  const payouts = groupBy(await client.all('/v1/payouts'), (payout) => payout.metadata.key);
+  const entries = groupBy(await client.all('/v1/ledger/journal-entries'), (entry) => entry.source);
+
+  /** Sources of journal entries that there must be, with their lines. */
+  const expected = {};
+  const byKey = groupBy(charges, (charge) => charge.reference);
+  for (const [key, ofKey] of Object.entries(byKey)) {
+    if (ofKey.length > 1) {
+      countDuplicates(ofKey.length - 1);
+      violation('charges_per_key', `${key}: ${ofKey.map((charge) => charge.id).join(', ')}`);
+    }
+    for (const charge of ofKey) {
+      Object.assign(expected, checkCharge(charge, refunds[charge.id] || []));
+    }
+    Object.assign(expected, checkPayouts(key, payouts[key] || []));
+  }
+  const posted = checkEntries(entries, expected);
+  await checkBalances(client, posted);
+  await sendAgain(client, byKey);
+
+  ledgerCounts('charges', charges.length);
+  ledgerCounts('journal entries', sum(Object.values(entries).map((ofSource) => ofSource.length)));
+  ledgerCounts('captured', posted.captured);
+  ledgerCounts('refunded', posted.refunded);
+  ledgerCounts('paid out', posted['paid out']);
+}
+
+/** Compares a charge and its refunds with their plan. Returns the lines of their journal entries by source. */
+function checkCharge(charge, refunds) {
+  const planned = plan(charge.reference);
+  const earned = fee(planned.captured);
+  agree(charge.id, 'amount', charge.amount, amount(planned.authorized));
+  agree(charge.id, 'amount_captured', charge.amount_captured, amount(planned.captured));
+  agree(charge.id, 'amount_refunded', charge.amount_refunded, amount(sum(planned.refunds)));
+  agree(charge.id, 'fee', charge.fee, amount(earned));
+  agree(charge.id, 'status', charge.status, planned.status);
+  agree(charge.id, 'payment_method', charge.payment_method, planned.card);
+  const made = refunds.map((refund) => cents(refund.amount));
+  agree(charge.id, 'refunds', ordered(made), ordered(planned.refunds));
+  countDuplicates(Math.max(made.length - planned.refunds.length, 0));
+
+  const sources = {};
+  if (planned.captured > 0) {
+    sources[`${charge.id}:capture`] = [
+      line('acquirer_clearing', 'debit', planned.captured),
+      line('fee_revenue', 'credit', earned),
+      line('merchant_payable', 'credit', planned.captured - earned),
+    ];
+  }
+  refunds.forEach(({ id }, i) => {
+    sources[id] = [line('acquirer_clearing', 'credit', made[i]), line('merchant_payable', 'debit', made[i])];
+  });
+  return sources;
+}
+
+function checkPayouts(key, payouts) {
+  const { payout } = plan(key);
+  agree(key, 'payouts', ordered(payouts.map((made) => cents(made.amount))), ordered(payout ? [payout] : []));
+  countDuplicates(Math.max(payouts.length - 1, 0));
+  return Object.fromEntries(
+    payouts.map(({ id }) => [
+      id,
+      [line('merchant_payable', 'debit', payout), line('payouts_in_transit', 'credit', payout)],
+    ]),
+  );
+}
+
+/** Compares the journal with the sources that there must be. Returns sums of what was posted, by account and by what. */
+function checkEntries(entries, expected) {
+  const posted = { captured: 0, refunded: 0, 'paid out': 0, accounts: {} };
+  const what = { ch: 'captured', re: 'refunded', po: 'paid out' };
+  for (const [source, ofSource] of Object.entries(entries)) {
+    if (ofSource.length > 1) {
+      countDuplicates(ofSource.length - 1);
+      violation('ledger', `${source} is posted ${ofSource.length} times`);
+    }
+    for (const entry of ofSource) {
+      const lines = entry.postings.map((posting) => line(posting.account_kind, posting.side, cents(posting.amount)));
+      agree(source, 'postings', ordered(lines), ordered(expected[source] || []));
+      for (const { account_kind: kind, side, amount: text } of entry.postings) {
+        const signed = side === 'debit' ? cents(text) : -cents(text);
+        posted.accounts[kind] = (posted.accounts[kind] || 0) + signed;
+        posted[what[source.slice(0, 2)]] += Math.max(signed, 0);
+      }
+    }
+  }
+  Object.keys(expected)
+    .filter((source) => !entries[source])
+    .forEach((source) => violation('ledger', `${source} isn't posted`));
+  return posted;
+}
+
+/** Compares trial balance and balance with the sums of the postings. */
+async function checkBalances(client, { accounts }) {
+  const trial = await client.read('/v1/ledger/trial-balance');
+  for (const { currency, debit, credit } of trial.totals) {
+    agree(`trial balance ${currency}`, 'columns', debit, credit);
+  }
+  const balances = trial.accounts.map(({ kind, debit, credit }) => `${kind} ${cents(debit) - cents(credit)}`);
+  agree(
+    'trial balance',
+    'accounts',
+    ordered(balances),
+    ordered(Object.entries(accounts).map(([kind, of]) => `${kind} ${of}`)),
+  );
+
+  const [balance] = (await client.read('/v1/balance')).balances.filter(({ currency }) => currency === CURRENCY);
+  if (balance) {
+    agree('balance', 'available', balance.available, amount(-(accounts.merchant_payable || 0)));
+    agree('balance', 'in_transit', balance.in_transit, amount(-(accounts.payouts_in_transit || 0)));
+  } else {
+    agree('balance', CURRENCY, ordered(Object.keys(accounts)), '');
+  }
+}
+
+/** Sends some of the keys once more, evenly spread over the run. */
+async function sendAgain(client, byKey) {
+  const keys = Object.keys(byKey);
+  const step = Math.ceil(keys.length / SENT_AGAIN_MAX);
+  for (const key of keys.filter((_, i) => i % step === 0)) {
+    const request = chargeRequest(key);
+    const answer = await client.ask(request.method, request.path, request.text, headersOf(request), 'again');
+    const { id, charge_id: failedId } = answer.json();
+    if (answer.status !== request.expect || !answer.isReplay || (id || failedId) !== byKey[key][0].id) {
+      violation('answers_differ', `${key} sent again: ${answer.brief()}`);
+    }
+  }
+}
+
+async function checkAudit(operator) {
+  const report = await operator.read('/v1/operator/audit');
+  const failed = report.checks.filter((check) => check.violations > 0);
+  failed.forEach((check) => violation('audit', `${check.name}: ${check.violations}, e.g. ${check.samples.join(', ')}`));
+  if (!report.clean && failed.length === 0) {
+    violation('audit', "it isn't clean and doesn't say why");
+  }
+}
+
+function agree(whose, what, found, expected) {
+  if (found !== expected) {
+    violation('ledger', `${whose}: ${what} is ${found || 'nothing'} and not ${expected || 'nothing'}`);
+  }
+}
+
+function line(account, side, inCents) {
+  return `${account} ${side} ${inCents}`;
+}
+
+/** A list as a text that doesn't depend on its order. */
+function ordered(items) {
+  return items.map(String).sort().join(', ');
+}
+
+function groupBy(items, keyOf) {
+  const groups = {};
+  items.forEach((item) => (groups[keyOf(item)] = groups[keyOf(item)] || []).push(item));
+  return groups;
+}

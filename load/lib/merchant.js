@@ -1,0 +1,19 @@
+// Merchants of a run's own, so that their ledgers hold this run's payments and nothing else.
+
+import { Client, headersOf } from './client.js';
+import { PRICING } from './money.js';
+import { operatorKey } from './settings.js';
+
+/** Makes `count` merchants. What is returned is what k6 hands to every virtual user and to the check at the end. */
+export async function newMerchants(script, count = 1) {
+  const operator = new Client(operatorKey);
+  const run = `load-${Date.now().toString(36)}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`;
+  const merchants = [];
+  for (let i = 0; i < count; i++) {
+    const body = JSON.stringify({ name: `Load: ${script} ${i + 1}`, ...PRICING });
+    const answer = await operator.insist('POST', '/v1/operator/merchants', body, headersOf({ key: `${run}-${i}` }));
+    const { id, api_key } = answer.json();
+    merchants.push({ id, apiKey: api_key.key });
+  }
+  return { merchants };
+}

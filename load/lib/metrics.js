@@ -1,0 +1,175 @@
+// What a run counts and measures, and which of it makes it fail.
+//
+// k6 keeps no samples for the summary, only sums and percentiles per metric and per tag that a threshold names. So each
+// latency is tagged with one of a fixed number of slices of the run's time, and each slice gets a threshold without a
+// condition: that is all it takes to draw the latency over time afterwards, however long the run.
+
+import exec from 'k6/execution';
+import { Counter, Gauge, Trend } from 'k6/metrics';
+
+/** Slices of time in the chart. */
+export const SLICES = 40;
+/** What the client and the ledger both count. Amounts in cents. */
+export const BOOKED = ['charges', 'journal entries', 'captured', 'refunded', 'paid out'];
+/** What can be wrong. */
+export const VIOLATIONS = {
+  executed_twice: 'keys executed more than once',
+  never_executed: 'keys answered as replays that nobody executed',
+  answers_differ: 'answers to one key that differ',
+  unanswered: 'requests without a final answer',
+  charges_per_key: 'keys with another number of charges than one',
+  broken_off: 'iterations that broke off',
+  ledger: 'disagreements in the ledger',
+  audit: 'checks of the audit that failed',
+};
+
+const latency = new Trend('latency', true);
+const elapsed = new Gauge('elapsed', true);
+const attempts = new Counter('attempts');
+const retries = new Counter('retries');
+const keys = new Counter('keys');
+const unseen = new Counter('unseen_executions');
+const outcomes = new Counter('outcomes');
+const unexpected = new Counter('unexpected');
+const violations = new Counter('violations');
+const duplicates = new Counter('duplicates');
+const client = new Counter('client');
+const ledger = new Counter('ledger');
+const difference = new Counter('difference');
+const ledgerChecks = new Counter('ledger_checks');
+
+const OUTCOMES = ['executed', 'replayed', 'in progress', 'no answer', 'unavailable'];
+
+/** Length of a slice; set by `options`. */
+export let sliceMs = 1000;
+
+/**
+ * Options of a script: `scenarios` that take `runSeconds` together, and the names of the `series` in its chart.
+ * Must be called by every virtual user, which it is where scripts are loaded.
+ */
+export function options({ scenarios, runSeconds, series }) {
+  sliceMs = (runSeconds * 1000) / SLICES;
+  const none = ['count==0'];
+  const thresholds = {
+    violations: none,
+    unexpected: none,
+    duplicates: none,
+    // Below zero there were more executions than keys.
+    unseen_executions: ['count>=0'],
+    // A run that checked nothing has proved nothing.
+    ledger_checks: ['count>0'],
+    'client{of:charges}': ['count>0'],
+  };
+  const shown = [];
+  BOOKED.forEach((of) => {
+    thresholds[`difference{of:${of}}`] = none;
+    shown.push(`client{of:${of}}`, `ledger{of:${of}}`);
+  });
+  Object.keys(VIOLATIONS).forEach((kind) => shown.push(`violations{kind:${kind}}`));
+  OUTCOMES.forEach((outcome) => shown.push(`outcomes{outcome:${outcome}}`));
+  series.forEach((name) => {
+    shown.push(`latency{series:${name}}`);
+    for (let slice = 0; slice < SLICES; slice++) {
+      shown.push(`latency{series:${name},slice:${slice}}`);
+    }
+  });
+  shown.forEach((name) => (thresholds[name] = thresholds[name] || []));
+  return {
+    scenarios,
+    thresholds,
+    // Whoever gets no answer has to deal with it, rather than k6 logging it.
+    throw: true,
+    setupTimeout: '5m',
+    // The check reads everything that the run has written.
+    teardownTimeout: '30m',
+    summaryTrendStats: ['med', 'p(95)', 'p(99)', 'max', 'count'],
+  };
+}
+
+export function countAttempt(isRetry) {
+  attempts.add(1);
+  if (isRetry) {
+    retries.add(1);
+  }
+}
+
+/** A key that is sent for the first time. */
+export function countKey() {
+  keys.add(1);
+  unseen.add(1);
+}
+
+/** How an attempt ended: one of `OUTCOMES`. */
+export function countOutcome(outcome) {
+  outcomes.add(1, { outcome });
+  if (outcome === 'executed') {
+    unseen.add(-1);
+  }
+}
+
+/** Adds a latency to a series of the chart. */
+export function measure(series, ms) {
+  const nowMs = exec.instance.currentTestRunDuration;
+  elapsed.add(nowMs);
+  const slice = Math.floor(nowMs / sliceMs);
+  latency.add(ms, { series, slice: String(Math.min(slice, SLICES - 1)) });
+}
+
+/** The client's books: what it has sent and what it was told. `of` is one of `BOOKED`. */
+export function clientCounts(of, count) {
+  client.add(count, { of });
+  difference.add(count, { of });
+}
+
+/**
+ * The ledger's books, at the end. The check can't read what the virtual users have counted, as k6 lets nobody read a
+ * metric; but a counter to which they add and from which it subtracts is zero if both agree.
+ */
+export function ledgerCounts(of, count) {
+  ledger.add(count, { of });
+  difference.add(-count, { of });
+}
+
+/** What a virtual user does in an iteration. If it breaks off, that's a violation; k6 would only log it. */
+export function iteration(work) {
+  return async (data) => {
+    try {
+      await work(data);
+    } catch (error) {
+      violation('broken_off', error.stack || error);
+    }
+  };
+}
+
+/** More than one of what there must be one of. */
+export function countDuplicates(count) {
+  duplicates.add(count);
+}
+
+/** The check went through to its end. */
+export function ledgerWasChecked() {
+  ledgerChecks.add(1);
+}
+
+/** What must not happen has. `kind` is one of `VIOLATIONS`. */
+export function violation(kind, message) {
+  violations.add(1, { kind });
+  tell(`${kind}: ${message}`);
+}
+
+/** An answer that isn't what the contract says. */
+export function unexpectedAnswer(message) {
+  unexpected.add(1);
+  tell(`unexpected answer: ${message}`);
+}
+
+/** Messages per virtual user: of a service that is broken there's no need to see every trace. */
+const MESSAGES_MAX = 2;
+let messages = 0;
+
+function tell(message) {
+  messages += 1;
+  if (messages <= MESSAGES_MAX) {
+    console.error(message);
+  }
+}

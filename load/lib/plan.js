@@ -1,0 +1,99 @@
+// What is paid under a key. Everything follows from the key itself: amounts, the card, whether it's captured later,
+// refunded and paid out. So the check at the end can tell of each charge that it finds, to the cent, what it must look
+// like, without anybody having written down what was sent.
+//
+// A real client's keys are random UUIDs that it stores before sending. Ours name the virtual user and its iteration,
+// which is as unique within the merchant that each run makes for itself.
+
+import exec from 'k6/execution';
+import { fee } from './money.js';
+
+/** Kinds of payments by the card that they use. */
+const CARDS = {
+  charge: 'pm_card_visa',
+  declined: 'pm_card_declined',
+  life: 'pm_card_visa',
+  lost: 'pm_card_timeout',
+  slow: 'pm_card_slow',
+};
+/** Cards of the sandbox and how many of a hundred charges use them, where a script wants trouble. */
+const TROUBLED_CARDS = [
+  ['pm_card_visa', 78],
+  ['pm_card_declined', 8],
+  ['pm_card_timeout', 5],
+  ['pm_card_error_once', 5],
+  ['pm_card_insufficient_funds', 3],
+  ['pm_card_slow', 1],
+];
+
+/** A new key of the virtual user that asks, at most one per kind and iteration. `kind` is one of the kinds of `plan`. */
+export function newKey(kind) {
+  return `${kind}-${exec.vu.idInTest}-${exec.vu.iterationInInstance}`;
+}
+
+/**
+ * What is paid under a key, by its kind, the word that it begins with: `charge` is a charge with a good card, `declined`,
+ * `lost` and `slow` are charges with a card that has this happen, `troubled` with any card. And `life` is an authorization
+ * that is captured in part, refunded once or twice, and paid out in part.
+ */
+export function plan(key) {
+  const draw = dice(key);
+  const kind = key.split('-')[0];
+  const authorized = 1000 + draw(50000);
+  const card = CARDS[kind] || pick(TROUBLED_CARDS, draw(100));
+  const declined = card === 'pm_card_declined' || card === 'pm_card_insufficient_funds';
+  if (kind !== 'life') {
+    const captured = declined ? 0 : authorized;
+    const status = declined ? 'failed' : 'succeeded';
+    return {
+      key,
+      card,
+      capture: true,
+      answer: declined ? 402 : 201,
+      authorized,
+      captured,
+      status,
+      refunds: [],
+      payout: 0,
+    };
+  }
+  const captured = authorized - draw(authorized >> 2);
+  const refunds = Array.from({ length: 1 + draw(2) }, () => 1 + draw(captured >> 2));
+  const left = captured - fee(captured) - sum(refunds);
+  const payout = 1 + draw(left >> 1);
+  return {
+    key,
+    card,
+    capture: false,
+    answer: 201,
+    authorized,
+    captured,
+    status: 'partially_refunded',
+    refunds,
+    payout,
+  };
+}
+
+/** Sum of whole numbers. */
+export function sum(numbers) {
+  return numbers.reduce((total, number) => total + number, 0);
+}
+
+function pick(choices, point) {
+  let left = point;
+  return choices.find(([, weight]) => (left -= weight) < 0)[0];
+}
+
+/** Draws whole numbers below a bound, the same ones for the same text: FNV-1a, then Marsaglia's xorshift. */
+function dice(text) {
+  let state = 0x811c9dc5;
+  for (let i = 0; i < text.length; i++) {
+    state = Math.imul(state ^ text.charCodeAt(i), 0x01000193);
+  }
+  return (bound) => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) % bound;
+  };
+}

@@ -1,0 +1,64 @@
+// Where the service is, who we are, and how long to run: from the environment, else from the dev.env that
+// `oncepay dev` writes.
+
+const known = { ...devEnv(), ...__ENV };
+
+/** Base addresses of all instances. */
+export const urls = (known.ONCEPAY_URLS || known.ONCEPAY_URL || '')
+  .split(',')
+  .map((url) => url.trim().replace(/\/$/, ''))
+  .filter((url) => url);
+
+/** Key of an operator, who makes the merchants of a run and asks for the audit. */
+export const operatorKey = known.ONCEPAY_OPERATOR_KEY;
+
+if (urls.length === 0 || !operatorKey) {
+  throw new Error(
+    'No service is known. Start one with `cargo run -- dev`, or set ONCEPAY_URL (or ONCEPAY_URLS=http://…,http://…) ' +
+      'and ONCEPAY_OPERATOR_KEY. ONCEPAY_DATA_DIR names the folder of a dev.env that is elsewhere.',
+  );
+}
+
+/** A whole number that `k6 run -e NAME=…` may set. */
+export function number(name, byDefault) {
+  const value = known[name] === undefined ? byDefault : Number(known[name]);
+  if (!Number.isInteger(value) || value < 1) {
+    throw new Error(`${name} must be a whole number above zero.`);
+  }
+  return value;
+}
+
+/** Seconds of a duration like `90s`, `5m` or `1h30m` that `k6 run -e NAME=…` may set. */
+export function seconds(name, byDefault) {
+  const text = known[name] || byDefault;
+  const parts = /^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$/.exec(text);
+  const total = parts && Number(parts[1] || 0) * 3600 + Number(parts[2] || 0) * 60 + Number(parts[3] || 0);
+  if (!total) {
+    throw new Error(`${name} must be a duration like 90s, 5m or 1h30m.`);
+  }
+  return total;
+}
+
+/** File for the chart of a script. */
+export function chartPath(script) {
+  return known.CHART || fileOf(`../out/${script}.html`);
+}
+
+function devEnv() {
+  const folder = __ENV.ONCEPAY_DATA_DIR;
+  // Like the service itself, by default next to the sources, else as seen from the working directory.
+  const path = !folder
+    ? fileOf('../../.oncepay/dev.env')
+    : `${folder.startsWith('/') ? '' : `${__ENV.PWD}/`}${folder}/dev.env`;
+  try {
+    const lines = open(path).split('\n');
+    return Object.fromEntries(lines.filter((line) => line.includes('=')).map((line) => line.split(/=(.*)/s, 2)));
+  } catch (_) {
+    return {};
+  }
+}
+
+/** `open` takes paths relative to the script that k6 was given, so ours are made absolute. */
+function fileOf(relative) {
+  return decodeURIComponent(import.meta.resolve(relative).replace(/^file:\/\//, ''));
+}
