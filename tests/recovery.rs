@@ -387,19 +387,24 @@ fn a_request_that_kills_its_worker_is_parked_too() {
 #[test]
 fn a_stored_request_that_cannot_be_read_any_more_is_parked() {
     let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let body = {
+        let app = App::start(&database);
+        let client = app.client.as_merchant(&merchant);
+        client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+        let body = database.text("SELECT encode(request_body, 'hex') FROM idempotency_keys");
+        // As after a deploy that takes fewer payment methods.
+        execute(&mut database.as_owner(), "UPDATE idempotency_keys SET request_body = '{}'");
+        database.end_lease("k");
+        body
+    };
     let app = App::start_with(&database, |config| {
         eager(config);
         config.recovery_attempts_max = 2;
-        config.recovery_delay_ms = 300;
     });
-    let client = app.client.as_merchant(&database.merchant());
-    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
-    let body = database.text("SELECT encode(request_body, 'hex') FROM idempotency_keys");
-    // As after a deploy that takes fewer payment methods.
-    execute(&mut database.as_owner(), "UPDATE idempotency_keys SET request_body = '{}'");
-    eventually("the parking", || {
-        database.count("SELECT count(*) FROM idempotency_keys WHERE parked_at IS NOT NULL") == 1
-    });
+    let client = app.client.as_merchant(&merchant);
+    let parked = "SELECT count(*) FROM idempotency_keys WHERE parked_at IS NOT NULL";
+    eventually("the parking", || database.count(parked) == 1);
     execute(
         &mut database.as_owner(),
         &format!("UPDATE idempotency_keys SET request_body = '\\x{body}', parked_at = NULL, recoveries = 0"),

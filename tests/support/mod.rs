@@ -15,7 +15,7 @@ pub use database::{Merchant, TestDatabase, execute};
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} didn't come about");
         thread::sleep(Duration::from_millis(20));
