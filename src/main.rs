@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use oncepay::config::Config;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use oncepay::config::{self, Config};
 use oncepay::server::{self, Bound};
 use oncepay::{audit, auth, db, dev, journal, shell};
 use secrecy::{ExposeSecret, SecretString};
@@ -37,7 +37,7 @@ enum Command {
     /// Print a merchant's journal with debits, credits and totals
     Ledger {
         /// Id of the merchant (mer_…); by default, that of the API key in ONCEPAY_API_KEY
-        #[arg(long, required_unless_present = "api_key")]
+        #[arg(long)]
         merchant: Option<String>,
         /// An API key of the merchant
         #[arg(long, env = "ONCEPAY_API_KEY", hide_env_values = true)]
@@ -58,13 +58,19 @@ enum Command {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(Cli::parse().command) {
+    match settings().and_then(|settings| run(settings.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What was asked for. Asking for help, or for what there isn't, ends the program here.
+fn settings() -> Result<Cli, String> {
+    let command = config::with_secret_files(Cli::command(), |name| std::env::var_os(name))?;
+    Ok(Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit()))
 }
 
 fn run(command: Command) -> Result<(), String> {
