@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use oncepay::config::{self, Config};
 use oncepay::server::{self, Bound};
-use oncepay::{audit, auth, db, dev, journal, shell};
+use oncepay::{audit, auth, db, dev, health, journal, shell};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -28,6 +28,10 @@ enum Command {
         #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
         owner_database_url: SecretString,
     },
+    /// Make sure that there are a merchant and keys to try the service with, and write them to dev.env
+    Seed(dev::SeedOptions),
+    /// Ask the service on this machine whether it lives; exit status 1 if not
+    Health(health::Options),
     /// Check that everything that must agree does; exit status 1 if not
     Audit {
         /// Connection string of the database, as the role `oncepay_app`
@@ -86,6 +90,8 @@ fn run(command: Command) -> Result<(), String> {
             println!("{} migrations run.", run.len());
             Ok(())
         }
+        Command::Seed(options) => dev::seed(&options),
+        Command::Health(options) => health::ask(&options),
         Command::Audit { database_url } => {
             let report =
                 audit::run(&mut db::connect(&database_url)?).map_err(|error| match error.cause() {
