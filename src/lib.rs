@@ -63,7 +63,7 @@
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
 //! | [`db`], [`sql`], [`schema`] | the bounded pool, prepared statements, tables | the domain |
-//! | [`dev`], [`config`], [`faults`] | `oncepay dev`, settings, crash points for tests | |
+//! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants
 //!

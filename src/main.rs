@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use oncepay::config::Config;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use oncepay::config::{self, Config};
 use oncepay::server::{self, Bound};
-use oncepay::{audit, auth, db, dev, journal, shell};
+use oncepay::{audit, auth, db, dev, health, journal, shell};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -28,6 +28,10 @@ enum Command {
         #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
         owner_database_url: SecretString,
     },
+    /// Make sure that there are a merchant and keys to try the service with, and write them to dev.env
+    Seed(dev::SeedOptions),
+    /// Ask the service on this machine whether it lives; exit status 1 if not
+    Health(health::Options),
     /// Check that everything that must agree does; exit status 1 if not
     Audit {
         /// Connection string of the database, as the role `oncepay_app`
@@ -37,7 +41,7 @@ enum Command {
     /// Print a merchant's journal with debits, credits and totals
     Ledger {
         /// Id of the merchant (mer_…); by default, that of the API key in ONCEPAY_API_KEY
-        #[arg(long, required_unless_present = "api_key")]
+        #[arg(long)]
         merchant: Option<String>,
         /// An API key of the merchant
         #[arg(long, env = "ONCEPAY_API_KEY", hide_env_values = true)]
@@ -58,13 +62,19 @@ enum Command {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(Cli::parse().command) {
+    match settings().and_then(|settings| run(settings.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What was asked for. Asking for help, or for what there isn't, ends the program here.
+fn settings() -> Result<Cli, String> {
+    let command = config::with_secret_files(Cli::command(), |name| std::env::var_os(name))?;
+    Ok(Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit()))
 }
 
 fn run(command: Command) -> Result<(), String> {
@@ -80,6 +90,8 @@ fn run(command: Command) -> Result<(), String> {
             println!("{} migrations run.", run.len());
             Ok(())
         }
+        Command::Seed(options) => dev::seed(&options),
+        Command::Health(options) => health::ask(&options),
         Command::Audit { database_url } => {
             let report =
                 audit::run(&mut db::connect(&database_url)?).map_err(|error| match error.cause() {

@@ -4,7 +4,9 @@
 //! the two roles, migrates, seeds a merchant, and serves. Every step can be repeated, so whenever it's
 //! killed, the next start goes on from there.
 //!
-//! Order: the port is taken first, since that is what most likely fails and leaves nothing behind; then
+//! `oncepay seed` is the part of it for a service that is started otherwise: the merchant and its keys.
+//!
+//! Order of `dev`: the port is taken first, since that is what most likely fails and leaves nothing behind; then
 //! the folder, Postgres, the rest.
 
 pub mod database;
@@ -49,6 +51,36 @@ pub struct Options {
     database_url: Option<SecretString>,
 }
 
+/// Options of the `seed` command.
+#[derive(Debug, clap::Args)]
+pub struct SeedOptions {
+    /// Connection string of the database, as its owner
+    #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
+    owner_database_url: SecretString,
+
+    /// Address under which the service is reached
+    #[arg(long, env = "ONCEPAY_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+
+    /// Folder for dev.env. Keys that are there already are kept if they work
+    #[arg(long, env = "ONCEPAY_DATA_DIR")]
+    data_dir: PathBuf,
+}
+
+/// Makes sure that there are a merchant and keys, writes dev.env, and tells how to use them. An error is a sentence.
+pub fn seed(options: &SeedOptions) -> Result<(), String> {
+    let folder = DataFolder::open(&options.data_dir)?;
+    let keys = ensure_keys(&options.owner_database_url, &folder)?;
+    folder.write_env(&[
+        ("ONCEPAY_URL", &options.url),
+        ("ONCEPAY_API_KEY", &keys.api_key),
+        ("ONCEPAY_OPERATOR_KEY", &keys.operator_key),
+    ])?;
+    folder.keep();
+    print_first_steps(&options.url, &keys, &folder.path);
+    Ok(())
+}
+
 /// Runs until SIGINT or SIGTERM. An error is a sentence or two that say what to do.
 pub fn run(options: &Options) -> Result<(), String> {
     let bound = Bound::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)), "--port")?;
@@ -77,9 +109,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     for migration in database::migrate(&owner_url)? {
         println!("Migrated: {migration}");
     }
-    let keys = seed::ensure(&mut db::connect(&owner_url)?, MERCHANT, folder.known_keys())
-        .map_err(|error| format!("Can't seed the database: {error}."))?;
-
+    let keys = ensure_keys(&owner_url, &folder)?;
     let master_key = folder.known("ONCEPAY_MASTER_KEY").map_or_else(new_password, SecretString::from);
     let url = format!("http://{}", bound.address());
     folder.write_env(&[
@@ -93,7 +123,10 @@ pub fn run(options: &Options) -> Result<(), String> {
     folder.keep();
 
     let config = Config::for_database(app_url, master_key);
-    let served = crate::serve(bound, &config, || print_welcome(&url, &keys, &folder.path));
+    let served = crate::serve(bound, &config, || {
+        println!("\nOncepay is running; Ctrl-C stops it.");
+        print_first_steps(&url, &keys, &folder.path);
+    });
     if let Some(server) = server {
         println!("Stopping Postgres …");
         server.stop().map_err(|error| error.to_string())?;
@@ -125,11 +158,14 @@ fn prepare_given(owner_url: &SecretString) -> Result<(SecretString, SecretString
     Ok((owner_url.clone(), database::url_changing_to(owner_url, database::APP)?))
 }
 
-fn print_welcome(url: &str, keys: &Keys, folder: &Path) {
+fn ensure_keys(owner_url: &SecretString, folder: &DataFolder) -> Result<Keys, String> {
+    seed::ensure(&mut db::connect(owner_url)?, MERCHANT, folder.known_keys())
+        .map_err(|error| format!("Can't seed the database: {error}."))
+}
+
+fn print_first_steps(url: &str, keys: &Keys, folder: &Path) {
     println!(
         "
-Oncepay is running; Ctrl-C stops it.
-
   API       {url}
   API docs  {url}/docs
   Settings  {env}

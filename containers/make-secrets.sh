@@ -1,0 +1,29 @@
+#!/bin/sh
+# Draws the secrets of this set of containers at its first start, so that no two sets have the same and none is checked
+# in. Each goes to the volumes of those who need it; what is there already stays.
+set -eu
+umask 022
+
+# keep FILE - writes it from standard input, whole or not at all.
+keep() {
+    cat >"$1.new"
+    mv "$1.new" "$1"
+}
+
+# draw FILE - 192 random bits in hexadecimal.
+draw() {
+    [ -s "$1" ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' | keep "$1"
+}
+
+# database_url ROLE FILE - the connection string of a role with the password in FILE.
+database_url() {
+    printf 'postgres://%s:%s@db/oncepay' "$1" "$(cat "$2")"
+}
+
+cd /secrets
+draw postgres/superuser_password
+draw postgres/owner_password
+draw postgres/app_password
+draw service/master_key
+database_url oncepay_owner postgres/owner_password | keep owner/database_url
+database_url oncepay_app postgres/app_password | keep service/database_url
