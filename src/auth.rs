@@ -130,13 +130,12 @@ impl PresentedKey {
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
         let known = req.app_data::<web::Data<KnownKeys>>().expect("the server provides it");
         let key = bearer(req)?;
-        if let Some(merchant) = merchant_of_key(key) {
-            let presented = Self { merchant, sha256: key_sha256(key) };
-            if known.contains(&presented.sha256) {
-                return Ok(presented);
-            }
-        }
         let sha256 = key_sha256(key);
+        if let Some(merchant) = merchant_of_key(key)
+            && known.contains(&sha256)
+        {
+            return Ok(Self { merchant, sha256 });
+        }
         let merchant = AuthenticatedMerchant::of(req).await?.0;
         known.add(&sha256);
         Ok(Self { merchant, sha256 })

@@ -268,7 +268,7 @@ impl CreateCharge {
     fn is_alike_in_progress(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<bool, Error> {
         let window = std::time::Duration::from_secs(context.policy().suspicion_window_seconds.into());
         let others = context.others_in_progress(conn, Self::NAME, window)?;
-        Ok(others.iter().any(|(_, body)| {
+        Ok(others.iter().any(|body| {
             let other = parse_json(body)
                 .and_then(|body| Fields::read(&body, |fields| Self::read(&mut Input { path: "", fields })));
             other.is_ok_and(|other| {

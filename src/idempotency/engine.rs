@@ -94,14 +94,14 @@ impl Context<'_> {
         &self.engine.metrics
     }
 
-    /// The latest requests of this merchant for `operation` that are being executed and were begun within `window`,
-    /// except this one.
+    /// Canonical bodies of the latest requests of this merchant for `operation` that are being executed and were begun
+    /// within `window`, except this one.
     pub fn others_in_progress(
         &self,
         conn: &mut PgConnection,
         operation: &'static str,
         window: Duration,
-    ) -> Result<Vec<store::InProgress>, Error> {
+    ) -> Result<Vec<Vec<u8>>, Error> {
         store::others_in_progress(conn, self.claim, operation, window)
     }
 
@@ -610,9 +610,7 @@ impl Engine {
             Ok(answer) => answer,
             Err(tried) => return Ok(tried),
         };
-        let envelope = &request.envelope;
-        self.inner.waiters.answered(envelope.merchant, &envelope.key, &answer);
-        self.note(O::NAME, "executed", &envelope.request_id, Some(envelope), Some(1));
+        self.executed(&request, &answer, 1);
         faults::reach("local_after_commit_before_response");
         Ok(Tried::Executed(answer))
     }

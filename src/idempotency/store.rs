@@ -54,6 +54,18 @@ macro_rules! completion {
          completed_at = clock.now, expires_at = clock.now + (expires_at - created_at)"
     };
 }
+
+/// SQL: the columns of a [`StoredRow`].
+macro_rules! stored_columns {
+    () => {
+        concat!(
+            life!(),
+            " AS life, fingerprint_version, fingerprint, request_method, request_path, request_id, \
+             response_status, response_headers, response_body, created_at, expires_at"
+        )
+    };
+}
+
 /// The right to execute a request, until its lease runs out.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -177,10 +189,8 @@ impl StoredRow {
     ) -> Result<Option<Self>, Error> {
         Ok(statement::<StoredSql>(concat!(
             "SELECT ",
-            life!(),
-            ", fingerprint_version, fingerprint, request_method, request_path, request_id, \
-             response_status, response_headers, response_body, created_at, expires_at \
-             FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+            stored_columns!(),
+            " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
         ))
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(key.as_str())
@@ -195,72 +205,22 @@ impl StoredRow {
         key: &IdempotencyKey,
         key_sha256: &[u8],
     ) -> Result<Option<Self>, Error> {
-        type Sql = (
-            Bool,
-            Nullable<Text>,
-            Nullable<SmallInt>,
-            Nullable<Binary>,
-            Nullable<Text>,
-            Nullable<Text>,
-            Nullable<Text>,
-            Nullable<SmallInt>,
-            Nullable<Jsonb>,
-            Nullable<Binary>,
-            Nullable<Timestamptz>,
-            Nullable<Timestamptz>,
-        );
-        #[derive(Queryable)]
-        struct Row {
-            is_revoked: bool,
-            life: Option<String>,
-            fingerprint_version: Option<i16>,
-            fingerprint: Option<Vec<u8>>,
-            request_method: Option<String>,
-            request_path: Option<String>,
-            request_id: Option<String>,
-            response_status: Option<i16>,
-            response_headers: Option<serde_json::Value>,
-            response_body: Option<Vec<u8>>,
-            created_at: Option<DateTime<Utc>>,
-            expires_at: Option<DateTime<Utc>>,
-        }
-        let row = statement::<Sql>(concat!(
+        let (is_revoked, stored) = statement::<(Bool, Nullable<StoredSql>)>(concat!(
             "SELECT auth.is_revoked, k.* FROM ( \
                  SELECT revoked_at IS NOT NULL AS is_revoked FROM api_keys WHERE merchant_id = {} AND key_sha256 = {}) AS auth \
              LEFT JOIN ( \
                  SELECT ",
-            life!(),
-            ", fingerprint_version, fingerprint, request_method, request_path, request_id, \
-                     response_status, response_headers, response_body, created_at, expires_at \
-                 FROM idempotency_keys WHERE merchant_id = {} AND key = {}) AS k ON true",
+            stored_columns!(),
+            " FROM idempotency_keys WHERE merchant_id = {} AND key = {}) AS k ON true",
         ))
         .bind::<SqlUuid, _>(merchant)
         .bind::<Binary, _>(key_sha256)
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(key.as_str())
-        .get_result::<Row>(conn)
+        .get_result::<(bool, Option<Self>)>(conn)
         .optional()?
         .ok_or(Error::ApiKeyInvalid)?;
-        if row.is_revoked {
-            return Err(Error::ApiKeyRevoked);
-        }
-        // All of these columns are there if the row is.
-        let stored = || {
-            Some(Self {
-                life: row.life?,
-                fingerprint_version: row.fingerprint_version?,
-                fingerprint: row.fingerprint?,
-                request_method: row.request_method?,
-                request_path: row.request_path?,
-                request_id: row.request_id?,
-                response_status: row.response_status,
-                response_headers: row.response_headers,
-                response_body: row.response_body,
-                created_at: row.created_at?,
-                expires_at: row.expires_at?,
-            })
-        };
-        Ok(stored())
+        if is_revoked { Err(Error::ApiKeyRevoked) } else { Ok(stored) }
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -709,22 +669,19 @@ pub fn await_answer(
     }
 }
 
-/// A request that is being executed: the resource that it makes, and its canonical body.
-pub type InProgress = (Option<Uuid>, Vec<u8>);
-
 /// Most requests that [`others_in_progress`] returns.
 const OTHERS_MAX: i64 = 100;
 
-/// The latest requests for `operation` of a merchant that are being executed and were begun within `window`, except
-/// the one of `claim`. Those that wait for an operator aren't executed.
+/// Canonical bodies of the latest requests for `operation` of a merchant that are being executed and were begun within
+/// `window`, except the one of `claim`. Those that wait for an operator aren't executed.
 pub fn others_in_progress(
     conn: &mut PgConnection,
     claim: &Claim,
     operation: &'static str,
     window: Duration,
-) -> Result<Vec<InProgress>, Error> {
-    Ok(statement::<(Nullable<SqlUuid>, Binary)>(
-        "SELECT resource_id, request_body FROM idempotency_keys \
+) -> Result<Vec<Vec<u8>>, Error> {
+    Ok(statement::<Binary>(
+        "SELECT request_body FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL AND merchant_id = {} AND operation = {} AND key <> {} \
              AND created_at > statement_timestamp() - make_interval(secs => {}) \
          ORDER BY created_at DESC LIMIT {}",
