@@ -131,7 +131,7 @@ async fn find_due(engine: &Engine, operations: &[Registered], limit: usize) -> R
     let parked = engine.db().run_retrying(move |conn| park_exhausted(conn, attempts_max)).await?;
     engine.metrics().parkings.inc_by(parked as u64);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    engine.db().run_retrying(move |conn| due(conn, &known, limit)).await
+    engine.db().run_retrying(move |conn| due(conn, &known, attempts_max, limit)).await
 }
 
 /// Takes a due request over and tries to finish it.
@@ -150,20 +150,26 @@ async fn recover(engine: &Engine, operations: &[Registered], due: Due) -> Recove
 
 /// Requests that nobody works on and whose time has come, those first that have waited longest since: of requests
 /// that died these are the oldest, and of one that has failed before it's as if it had come then. No lock: taking one
-/// over decides who gets it.
+/// over decides who gets it. Not the exhausted ones, of which one may have come due since [`park_exhausted`].
 ///
 /// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
-fn due(conn: &mut PgConnection, operations: &[&'static str], limit: i64) -> Result<Vec<Due>, Error> {
+fn due(
+    conn: &mut PgConnection,
+    operations: &[&'static str],
+    attempts_max: u32,
+    limit: i64,
+) -> Result<Vec<Due>, Error> {
     let rows = statement::<(SqlUuid, Text, Text, Timestamptz, Text, Text, Text, Text, Binary)>(
         "SELECT merchant_id, key, operation, created_at, request_id, request_method, request_path, request_query, \
              request_body \
          FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL \
              AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
-             AND operation = ANY ({}) \
+             AND operation = ANY ({}) AND recoveries < {} \
          ORDER BY recover_at LIMIT {}",
     )
     .bind::<Array<Text>, _>(operations)
+    .bind::<Integer, _>(i32::try_from(attempts_max).unwrap_or(i32::MAX))
     .bind::<BigInt, _>(limit)
     .load::<(MerchantId, String, String, DateTime<Utc>, String, String, String, String, Vec<u8>)>(conn)?;
     rows.into_iter()
