@@ -20,7 +20,7 @@
 //! | Action          | Code                                                                              |
 //! |-----------------|-----------------------------------------------------------------------------------|
 //! | `Ask`           | a client's request arrives, and `Look`                                            |
-//! | `Look`          | `store::find`, `engine::decide`                                                   |
+//! | `Look`          | `store::find`, `decision::decide`                                                 |
 //! | `Claim`         | `store::claim`                                                                    |
 //! | `Reuse`         | `store::forget`, `store::claim`, in one transaction                               |
 //! | `TakeOver`      | `store::take_over`                                                                |

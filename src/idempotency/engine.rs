@@ -5,30 +5,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::HttpResponse;
-use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 use futures_util::FutureExt;
 use secrecy::SecretString;
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use crate::db::Db;
 use crate::error::Error;
 use crate::faults;
-use crate::ids::MerchantId;
 use crate::metrics::Metrics;
-use crate::processor::{Processor, ProcessorCall};
+use crate::processor::Processor;
 use crate::request::log_cause;
 use crate::vault::Vault;
 
+use super::decision::{Decision, Look, Tried, decide};
 use super::key::IdempotencyKey;
-use super::policy::{ByOperation, Enforcement, OnExpired, OnMismatch, Policies, Policy};
+use super::operation::{Context, ExternalOperation, Finished, LocalOperation};
+use super::policy::{ByOperation, Enforcement, Policies, Policy};
 use super::recovery::{Due, Recovered, Recovery};
 use super::registry::Registered;
-use super::reply::Reply;
 use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
-use super::store::{self, Answer, Claim, Effects, Life, Setback, Stored, Taker};
+use super::store::{self, Answer, Claim, Setback, Taker};
 use super::waiting::{Waiters, Woken};
 use super::{listen, reaper, recovery, status};
 
@@ -41,176 +38,6 @@ const LOOKS_MAX: u32 = 5;
 /// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock), the
 /// lease is started anew: it's only as long as the attempt may take, with little to spare.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
-
-/// What an operation gets to know about its execution.
-#[derive(Clone, Copy)]
-pub struct Context<'a> {
-    envelope: &'a Envelope,
-    claim: &'a Claim,
-    now: DateTime<Utc>,
-    policy: &'a Policy,
-    engine: &'a Inner,
-}
-
-impl Context<'_> {
-    /// Whose request it is.
-    pub fn merchant(&self) -> MerchantId {
-        self.envelope.merchant
-    }
-
-    /// When the key was first claimed: the same in every attempt.
-    pub fn claimed_at(&self) -> DateTime<Utc> {
-        self.claim.created_at
-    }
-
-    /// Time of the effects, by the database's clock.
-    pub fn now(&self) -> DateTime<Utc> {
-        self.now
-    }
-
-    /// Id of the resource: allocated with the first claim or named by the request, and the same in every
-    /// attempt.
-    pub fn resource_id(&self) -> Result<Uuid, Error> {
-        self.claim.resource_id.ok_or_else(|| Error::internal("the claim has no resource"))
-    }
-
-    /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
-    pub fn secret(&self, purpose: &str, id: Uuid) -> String {
-        self.engine.vault.derive(purpose, id)
-    }
-
-    /// The operation's policy.
-    pub fn policy(&self) -> &Policy {
-        self.policy
-    }
-
-    /// Who asks, if that is an operator.
-    pub fn actor(&self) -> &str {
-        self.envelope.actor.as_deref().unwrap_or("unknown")
-    }
-
-    /// Where the service counts.
-    pub fn metrics(&self) -> &Metrics {
-        &self.engine.metrics
-    }
-
-    /// Canonical bodies of the latest requests of this merchant for `operation` that are being executed and were begun
-    /// within `window`, except this one.
-    pub fn others_in_progress(
-        &self,
-        conn: &mut PgConnection,
-        operation: &'static str,
-        window: Duration,
-    ) -> Result<Vec<Vec<u8>>, Error> {
-        store::others_in_progress(conn, self.claim, operation, window)
-    }
-
-    /// Whether this request has this key of this merchant.
-    pub fn is_of_key(&self, merchant: MerchantId, key: &IdempotencyKey) -> bool {
-        self.envelope.merchant == merchant && self.envelope.key == *key
-    }
-
-    /// `error` as an answer to this request.
-    pub fn problem(&self, error: &Error) -> Result<Reply, Error> {
-        Reply::problem(error, &self.envelope.request_id, &self.envelope.content.path)
-    }
-
-    /// Names one step of this request towards the processor: the same in every attempt, another for
-    /// every other request.
-    ///
-    /// The processor's key is derived rather than passed through, so that two merchants with the same
-    /// key stay apart. The time of the first claim is part of it: when a key is used again after it has
-    /// been forgotten, that is a new payment for the processor too.
-    pub fn processor_call(&self, step: &str) -> ProcessorCall {
-        let mut hash = Sha256::new();
-        hash.update(self.claim.merchant.0.as_bytes());
-        hash.update(self.claim.created_at.timestamp_micros().to_be_bytes());
-        hash.update(self.claim.key.as_str());
-        ProcessorCall {
-            key: format!("{}:{step}", hex::encode(&hash.finalize()[..16])),
-            attempt: self.claim.attempt,
-        }
-    }
-}
-
-/// An operation that changes only our own database.
-pub trait LocalOperation: Operation {
-    /// Does the work, inside the engine's transaction, which any error undoes. A final one (see
-    /// [`Error::is_final`]) is then kept as the answer.
-    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error>;
-}
-
-/// An operation that calls the payment processor.
-///
-/// ```text
-/// one transaction   claim, prepare        reserve what the call will use, or refuse for good
-///   (a takeover: take over, then resume)
-/// no transaction    perform               call the processor
-/// one transaction   lock (fence), finish  write what follows, release the reservation, store the answer
-/// ```
-#[async_trait]
-pub trait ExternalOperation: Operation {
-    /// What performing and finishing need to know of the reservation.
-    type Prepared: Send + Sync + 'static;
-
-    /// What the processor said, as far as finishing needs it.
-    type Outcome: Send + Sync + 'static;
-
-    /// Whether [`prepare`](Self::prepare) uses the database. Without it the claim needs no transaction
-    /// around it, which saves most of its round trips.
-    fn reserves(&self, _policy: &Policy) -> bool {
-        true
-    }
-
-    /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
-    /// object), in the transaction of the first claim: so that two requests can't both be let through to
-    /// the processor where there is room for one. A final error is kept as the answer, and the
-    /// processor is never called; any other undoes the claim.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
-
-    /// Finds the reservation of an earlier attempt again, in a transaction after a takeover.
-    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
-
-    /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
-    /// out under a key from [`Context::processor_call`]. A decline is an outcome; an error means that
-    /// there is none yet.
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        prepared: &Self::Prepared,
-    ) -> Result<Self::Outcome, Error>;
-
-    /// Whether [`finish`](Self::finish) locks something, writes by itself, or relies on what it reads. Without that it
-    /// needs no transaction, which saves most of its round trips; it must leave the writing to the engine then.
-    fn finish_locks(&self, _policy: &Policy) -> bool {
-        true
-    }
-
-    /// Writes what follows from the outcome or says what is to be written, inside the engine's transaction, which
-    /// holds a lock on the key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
-    fn finish(
-        &self,
-        conn: &mut PgConnection,
-        context: &Context<'_>,
-        prepared: &Self::Prepared,
-        outcome: &Self::Outcome,
-    ) -> Result<Finished, Error>;
-}
-
-/// What an external operation has come to.
-pub enum Finished {
-    /// Everything is written.
-    Written(Reply),
-    /// This is to be written, together with the answer.
-    ToWrite(Effects, Reply),
-}
-
-impl From<Reply> for Finished {
-    fn from(reply: Reply) -> Self {
-        Self::Written(reply)
-    }
-}
 
 /// How long things last. Unlike [policies](Policy), the same for all operations.
 #[derive(Clone, Copy, Debug)]
@@ -248,118 +75,13 @@ impl Inner {
         claim: &'a Claim,
         now: DateTime<Utc>,
     ) -> Context<'a> {
-        Context { envelope: &request.envelope, claim, now, policy: &request.treatment.policy, engine: self }
-    }
-}
-
-/// What is to be done about a key.
-#[derive(Debug)]
-enum Decision {
-    /// It's new: claim it.
-    Claim,
-    /// It's free again: delete what is left, and claim it.
-    ClaimAfresh,
-    /// It's answered, with this.
-    Replay(Arc<Answer>),
-    /// It's another request's, but the policy says to replay that one's answer.
-    ReplayDespiteMismatch(Arc<Answer>),
-    /// It's another request's.
-    Mismatch,
-    /// It was answered too long ago.
-    Expired,
-    /// It's being worked on, or waits for an operator.
-    Running { is_parked: bool },
-    /// Nobody works on it any more: take it over, in the life that began at this time.
-    TakeOver(DateTime<Utc>),
-}
-
-/// Decides what is to be done about a key for which `stored` was found. Checked in this order: free, other
-/// request, expired, running.
-fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
-    let Some(stored) = stored else { return Decision::Claim };
-    let is_free = match stored.life {
-        Life::Forgotten => true,
-        Life::Expired => policy.on_expired == OnExpired::Execute,
-        _ => false,
-    };
-    if is_free {
-        return Decision::ClaimAfresh;
-    }
-    let is_same = stored.is_same_request;
-    // The answer for one charge is never given for another.
-    let is_forgiven = policy.on_mismatch == OnMismatch::Replay && stored.is_same_path;
-    if !is_same && !is_forgiven {
-        return Decision::Mismatch;
-    }
-    match (stored.life, stored.answer) {
-        (Life::Expired, _) => Decision::Expired,
-        (_, Some(answer)) if is_same => Decision::Replay(answer),
-        (_, Some(answer)) => Decision::ReplayDespiteMismatch(answer),
-        // What was begun is finished as it was begun, so not by another request.
-        (Life::Abandoned, None) if is_same => Decision::TakeOver(stored.created_at),
-        (life, None) => Decision::Running { is_parked: life == Life::Parked },
-    }
-}
-
-/// What came of trying a request.
-enum Tried {
-    /// It was executed just now.
-    Executed(Arc<Answer>),
-    /// It was executed before.
-    Replayed(Arc<Answer>),
-    /// Another one was executed before, whose answer has to do.
-    ReplayedDespiteMismatch(Arc<Answer>),
-    /// Another one was executed before.
-    Mismatch,
-    /// It was executed too long ago.
-    Expired,
-    /// It's being executed.
-    Running { is_parked: bool },
-    /// Any of the above, if the policy weren't just to observe.
-    Observed(&'static str),
-}
-
-impl Tried {
-    /// What a key that isn't ours to claim or take over leads to.
-    fn of(decision: Decision, enforcement: Enforcement) -> Self {
-        if enforcement != Enforcement::Enforce {
-            return Self::Observed(match decision {
-                Decision::Replay(_) => "observed_would_replay",
-                Decision::Mismatch | Decision::ReplayDespiteMismatch(_) => "observed_would_mismatch",
-                Decision::Expired => "observed_would_expire",
-                _ => "observed_would_conflict",
-            });
-        }
-        match decision {
-            Decision::Replay(answer) => Self::Replayed(answer),
-            Decision::ReplayDespiteMismatch(answer) => Self::ReplayedDespiteMismatch(answer),
-            Decision::Mismatch => Self::Mismatch,
-            Decision::Expired => Self::Expired,
-            Decision::Running { is_parked } => Self::Running { is_parked },
-            Decision::Claim | Decision::ClaimAfresh | Decision::TakeOver(_) => {
-                Self::Running { is_parked: false }
-            }
-        }
-    }
-}
-
-/// What a look at a key led to.
-enum Look<T> {
-    /// It's ours, and this was done with it.
-    Ours(T),
-    /// It's not.
-    NotOurs(Decision),
-    /// Somebody else was faster, or hasn't committed yet: look again.
-    Again,
-}
-
-impl<T> Look<T> {
-    /// The same with what was done as `convert` makes it.
-    fn map<U>(self, convert: impl FnOnce(T) -> U) -> Look<U> {
-        match self {
-            Self::Ours(done) => Look::Ours(convert(done)),
-            Self::NotOurs(decision) => Look::NotOurs(decision),
-            Self::Again => Look::Again,
+        Context {
+            envelope: &request.envelope,
+            claim,
+            now,
+            policy: &request.treatment.policy,
+            vault: &self.vault,
+            metrics: &self.metrics,
         }
     }
 }

@@ -79,10 +79,12 @@
 //! "Avoiding Double Payments in a Distributed Payments System"; the header follows the IETF draft
 //! draft-ietf-httpapi-idempotency-key-header, and waiting RFC 7240.
 
+mod decision;
 mod engine;
 mod fingerprint;
 mod key;
 mod listen;
+mod operation;
 pub mod policy;
 pub mod reaper;
 pub mod recovery;
@@ -93,9 +95,10 @@ pub mod status;
 mod store;
 mod waiting;
 
-pub use engine::{Context, Engine, ExternalOperation, Finished, LocalOperation, Timing};
+pub use engine::{Engine, Timing};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use key::IdempotencyKey;
+pub use operation::{Context, ExternalOperation, Finished, LocalOperation};
 pub use policy::Policy;
 pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};

@@ -3,7 +3,8 @@
 
 use futures_util::future::LocalBoxFuture;
 
-use super::engine::{Engine, ExternalOperation, LocalOperation};
+use super::engine::Engine;
+use super::operation::{ExternalOperation, LocalOperation};
 use super::recovery::{Due, Recovered};
 use super::request::{Caller, Operation};
 
