@@ -105,6 +105,10 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_POOL_TIMEOUT_MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub pool_timeout_ms: u64,
 
+    /// Requests that may share a statement when many come at once; with 1 each has its own
+    #[arg(long, env = "ONCEPAY_BATCH_SIZE_MAX", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub batch_size_max: u32,
+
     /// How long an attempt has a request to itself, in milliseconds. After that another attempt may
     /// take over, so it must be longer than the wait for the processor
     #[arg(long, env = "ONCEPAY_LEASE_MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -157,6 +161,7 @@ impl Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             pool_size: 8,
             pool_timeout_ms: 2_000,
+            batch_size_max: 32,
             lease_ms: 30_000,
             processor_timeout_ms: 10_000,
             recovery_interval_ms: 1_000,

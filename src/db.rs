@@ -56,6 +56,11 @@ impl Db {
         Self { pool, permits: Arc::new(Semaphore::new(size as usize)), acquire_timeout, metrics }
     }
 
+    /// Longest wait for a connection.
+    pub fn acquire_timeout(&self) -> Duration {
+        self.acquire_timeout
+    }
+
     /// Runs `work` with a connection on a blocking thread.
     ///
     /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
@@ -160,7 +165,11 @@ fn with_network_timeouts(url: &str) -> String {
     url
 }
 
-/// Bounds for everything that a session of the service may wait for.
+/// Bounds for everything that a session of the service may wait for, and for what the planner may do.
+///
+/// The service's statements are prepared, find rows by index and touch few. They're planned once per connection and not
+/// anew for each number of requests in a batch, which costs more than running them; and not as a scan of a table
+/// because that was empty when the plan was made. What reads whole tables asks for that itself ([`plan_for_analysis`]).
 #[derive(Debug)]
 struct SessionLimits;
 
@@ -170,12 +179,25 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
             "SELECT set_config('application_name', 'oncepay', false), \
                     set_config('statement_timeout', '5s', false), \
                     set_config('lock_timeout', '2s', false), \
-                    set_config('idle_in_transaction_session_timeout', '10s', false)",
+                    set_config('idle_in_transaction_session_timeout', '10s', false), \
+                    set_config('plan_cache_mode', 'force_generic_plan', false), \
+                    set_config('enable_seqscan', 'off', false), \
+                    set_config('jit', 'off', false)",
         )
         .execute(conn)
         .map(|_| ())
         .map_err(diesel::r2d2::Error::QueryError)
     }
+}
+
+/// Lets the planner do what it likes until the transaction ends, for a statement that reads most of a table.
+pub fn plan_for_analysis(conn: &mut PgConnection) -> diesel::QueryResult<()> {
+    diesel::sql_query(
+        "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true), \
+                set_config('jit', 'on', true)",
+    )
+    .execute(conn)
+    .map(|_| ())
 }
 
 /// Connects outside of the pool. The error is a sentence.

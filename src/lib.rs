@@ -99,6 +99,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod auth;
 pub mod balance;
+pub mod batch;
 pub mod charges;
 pub mod config;
 pub mod db;

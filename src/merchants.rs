@@ -36,6 +36,19 @@ const RATE_SCALE: u32 = 5;
 /// Most decimals of `fee_fixed`.
 const FIXED_SCALE: u32 = 4;
 
+/// SQL: what the merchant of a new idempotency key pays per capture when the key is claimed, for
+/// [`pricing_from_json`].
+pub const PRICING: &str = "( \
+    SELECT jsonb_build_array(p.fee_rate::text, p.fee_fixed::text) FROM merchant_pricing p \
+    WHERE p.merchant_id = idempotency_keys.merchant_id AND p.effective_at <= idempotency_keys.created_at \
+    ORDER BY p.effective_at DESC LIMIT 1)";
+
+/// A price that was read by [`PRICING`].
+pub fn pricing_from_json(pricing: serde_json::Value) -> Result<Pricing, Error> {
+    let (rate, fixed) = serde_json::from_value(pricing).map_err(Error::internal)?;
+    Ok(Pricing { rate, fixed })
+}
+
 /// What the merchant pays per capture now.
 pub fn pricing(conn: &mut PgConnection, merchant: MerchantId) -> Result<Pricing, Error> {
     let (rate, fixed) = statement::<(Numeric, Numeric)>(

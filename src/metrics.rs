@@ -20,6 +20,8 @@ pub struct Metrics {
     pub claim_seconds: Histogram,
     /// Time to write an external operation's effects and its answer.
     pub finish_seconds: Histogram,
+    /// Requests that share a statement, by step.
+    pub batch_sizes: HistogramVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
     /// Requests taken over from an attempt that died or failed.
@@ -52,6 +54,8 @@ pub struct Metrics {
     pub pool_in_use: IntGauge,
     /// Time that work waits for a connection.
     pub pool_wait_seconds: Histogram,
+    /// Requests that aren't answered yet.
+    pub http_in_flight: IntGauge,
     /// Requests by method, route and status.
     pub http_requests: IntCounterVec,
     /// Time from the request's head to the answer, by method and route.
@@ -91,6 +95,14 @@ impl Metrics {
                 "oncepay_idempotency_finish_duration_seconds",
                 "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."
             ))),
+            batch_sizes: register!(HistogramVec::new(
+                HistogramOpts::new(
+                    "oncepay_idempotency_batch_size",
+                    "Requests that were looked up and claimed, or finished, in one statement, by step (claim, finish)."
+                )
+                .buckets(exponential_buckets(1.0, 2.0, 7).expect("the bounds are positive")),
+                &["step"]
+            )),
             waiters: register!(IntGauge::new(
                 "oncepay_idempotency_waiters",
                 "Duplicates that wait for an answer (Prefer: wait)."
@@ -161,6 +173,10 @@ impl Metrics {
                 "oncepay_db_pool_wait_duration_seconds",
                 "Time that work waits for a database connection."
             ))),
+            http_in_flight: register!(IntGauge::new(
+                "oncepay_http_requests_in_flight",
+                "HTTP requests that aren't answered yet, this one included."
+            )),
             http_requests: register!(IntCounterVec::new(
                 Opts::new("oncepay_http_requests_total", "HTTP requests, by method, route and status."),
                 &["method", "route", "status"]

@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 
 /// Name of the header that carries the request id.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -52,6 +52,8 @@ pub async fn context(
     let started = std::time::Instant::now();
     let id = RequestId::of(&req);
     req.extensions_mut().insert(id.clone());
+    let _in_flight =
+        req.app_data::<web::Data<Metrics>>().map(|metrics| Counted::new(&metrics.http_in_flight));
 
     // No clone of the request may be alive here: the router wants it to itself. Errors of handlers and
     // extractors come back as responses, so `?` only passes on what an inner middleware failed with.

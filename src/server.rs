@@ -140,8 +140,15 @@ impl Bound {
         let metrics = Arc::new(Metrics::new());
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), Arc::clone(&metrics));
         let vault = Vault::new(config.master_key.clone());
-        let engine =
-            Engine::new(db.clone(), processor, vault, config.timing(), &operations(), Arc::clone(&metrics));
+        let engine = Engine::new(
+            db.clone(),
+            processor,
+            vault,
+            config.timing(),
+            config.batch_size_max as usize,
+            &operations(),
+            Arc::clone(&metrics),
+        );
         let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
         let document = document();
         let methods = Arc::new(methods_by_path(&document));

@@ -4,6 +4,7 @@ mod support;
 
 mod api;
 mod audit;
+mod batches;
 mod containers;
 mod contract_table;
 mod crashes;

@@ -21,13 +21,13 @@
 //! |-----------------|-----------------------------------------------------------------------------------|
 //! | `Ask`           | a client's request arrives, and `Look`                                            |
 //! | `Look`          | `store::find`, `decision::decide`                                                 |
-//! | `Claim`         | `store::claim`                                                                    |
+//! | `Claim`         | `store::claim_all`                                                                |
 //! | `Reuse`         | `store::forget`, `store::claim`, in one transaction                               |
 //! | `TakeOver`      | `store::take_over`                                                                |
 //! | `Call`          | `ExternalOperation::perform`                                                      |
 //! | `FailToCall`    | the same without an outcome, though the processor may have acted                  |
 //! | `Release`       | `store::release`                                                                  |
-//! | `Finish`        | `store::complete_with`; or `store::lock` to `store::complete`, in one transaction |
+//! | `Finish`        | `store::complete_all`; or `store::lock` to `store::complete`, in one transaction  |
 //! | `FinishUnheard` | the same, but the connection breaks before the worker hears how it ended          |
 //! | `FindWinner`    | `Engine::winners_answer`                                                          |
 //! | `Respond`       | `Engine::respond`, and the client gets it; with `LoseAnswer` it doesn't           |
@@ -59,7 +59,7 @@ use Step::*;
 struct Protocol {
     /// `store::lock` lets nobody finish but the holder of the row's token.
     fence: bool,
-    /// (merchant, key) is unique, and `store::claim` yields to a row that is there.
+    /// (merchant, key) is unique, and `store::claim_all` yields to a row that is there.
     unique_index: bool,
     /// `store::take_over` checks that the lease, which was seen run out, still is.
     lease_checked: bool,

@@ -23,12 +23,13 @@ use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
 use crate::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::idempotency::policy::OnSuspectedDuplicate;
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Policy,
-    Reply, Resource,
+    Context, Effects, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation,
+    Policy, Reply, Resource, Together,
 };
 use crate::ids::ChargeId;
 use crate::lists::lowest_id;
-use crate::money::{Currency, Money};
+use crate::merchants;
+use crate::money::{Currency, Money, Pricing};
 use crate::openapi::problems;
 use crate::processor::{Authorization, Decision, PaymentMethod, Processor};
 use crate::sql::statement;
@@ -108,7 +109,10 @@ impl Operation for CreateCharge {
 
 #[async_trait]
 impl ExternalOperation for CreateCharge {
-    type Prepared = ();
+    const TOGETHER: Option<Together> = Some(Together { reads: merchants::PRICING, writes: super::WRITES });
+
+    /// What the merchant pays, when the charge is claimed.
+    type Prepared = Pricing;
     type Outcome = Authorization;
 
     /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
@@ -120,9 +124,9 @@ impl ExternalOperation for CreateCharge {
     /// Errors, if the policy is to refuse suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
     ///
     /// Locks: with that policy, what makes charges alike.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
         if !self.reserves(context.policy()) {
-            return Ok(());
+            return merchants::pricing(conn, context.merchant());
         }
         if let Some(charge_id) = self.find_alike(conn, context)? {
             context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
@@ -132,18 +136,22 @@ impl ExternalOperation for CreateCharge {
         if self.is_alike_in_progress(conn, context)? {
             return Err(Error::DuplicateInProgress);
         }
-        Ok(())
+        merchants::pricing(conn, context.merchant())
     }
 
-    fn resume(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
-        Ok(())
+    fn prepared(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
+        merchants::pricing_from_json(read.unwrap_or_default())
+    }
+
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
+        merchants::pricing(conn, context.merchant())
     }
 
     async fn perform(
         &self,
         processor: &dyn Processor,
         context: &Context<'_>,
-        (): &(),
+        _: &Pricing,
     ) -> Result<Authorization, Error> {
         let call = context.processor_call("authorize");
         let authorization = processor.authorize(&call, self.amount, &self.payment_method).await?;
@@ -153,18 +161,51 @@ impl ExternalOperation for CreateCharge {
         Ok(authorization)
     }
 
-    /// To look for charges that are alike it locks what makes them so; else it only reads the price.
-    fn finish_locks(&self, policy: &Policy) -> bool {
-        self.is_suspicious(policy)
+    /// Unless charges that are alike have to be looked for.
+    fn conclude(
+        &self,
+        context: &Context<'_>,
+        pricing: &Pricing,
+        authorization: &Authorization,
+    ) -> Result<Option<(Effects, Reply)>, Error> {
+        if self.is_suspicious(context.policy()) {
+            return Ok(None);
+        }
+        self.follow(context, *pricing, authorization).map(Some)
     }
 
     fn finish(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
-        (): &(),
+        pricing: &Pricing,
         authorization: &Authorization,
     ) -> Result<Finished, Error> {
+        let (effects, reply) = self.follow(context, *pricing, authorization)?;
+        let is_declined = matches!(authorization.decision, Decision::Declined(_));
+        if is_declined || !self.is_suspicious(context.policy()) {
+            return Ok(Finished::ToWrite(effects, reply));
+        }
+        // Looked for before it's written: afterwards it would find itself.
+        let reply = match self.find_alike(conn, context)? {
+            None => reply,
+            Some(other) => {
+                context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
+                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
+            }
+        };
+        Ok(Finished::ToWrite(effects, reply))
+    }
+}
+
+impl CreateCharge {
+    /// What follows from the processor's decision.
+    fn follow(
+        &self,
+        context: &Context<'_>,
+        pricing: Pricing,
+        authorization: &Authorization,
+    ) -> Result<(Effects, Reply), Error> {
         let id = ChargeId(context.resource_id()?);
         let mut row = ChargeRow {
             merchant_id: context.merchant(),
@@ -194,13 +235,13 @@ impl ExternalOperation for CreateCharge {
         let event = match authorization.decision {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
-                let (_, effects) = row.insert("charge.failed", None)?;
+                let (_, effects) = row.to_effects("charge.failed", None)?;
                 // Not an `Err`: the failed charge is to be kept, together with this answer.
-                return Ok(Finished::ToWrite(effects, context.problem(&error)?));
+                return Ok((effects, context.problem(&error)?));
             }
             Decision::Pending => "charge.processing",
             Decision::Approved if self.capture => {
-                entry = Some(row.mark_captured(conn, self.amount, context.now())?);
+                entry = Some(row.mark_captured(pricing, self.amount, context.now())?);
                 "charge.succeeded"
             }
             Decision::Approved => {
@@ -208,24 +249,12 @@ impl ExternalOperation for CreateCharge {
                 "charge.authorized"
             }
         };
-        // Looked for before it's written: afterwards it would find itself.
-        let suspected =
-            if self.is_suspicious(context.policy()) { self.find_alike(conn, context)? } else { None };
-        let (charge, effects) = row.insert(event, entry)?;
+        let (charge, effects) = row.to_effects(event, entry.as_ref())?;
         let reply = Reply::json(StatusCode::CREATED, &charge)?
             .header(KeptHeader::Location, format!("/v1/charges/{id}"));
-        let reply = match suspected {
-            None => reply,
-            Some(other) => {
-                context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
-                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
-            }
-        };
-        Ok(Finished::ToWrite(effects, reply))
+        Ok((effects, reply))
     }
-}
 
-impl CreateCharge {
     /// Whether this charge can be told from another payment at all. Two without a reference can't: a customer may
     /// well buy the same thing twice.
     fn is_suspicious(&self, policy: &Policy) -> bool {

@@ -33,9 +33,9 @@ pub mod update;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Jsonb, Nullable, Numeric, Text, Timestamptz, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::error::Error;
@@ -45,10 +45,9 @@ use crate::idempotency::Effects;
 use crate::ids::{ChargeId, MerchantId};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::merchants;
-use crate::money::{Currency, Money};
+use crate::money::{Currency, Money, Pricing};
 use crate::processor::Decline;
 use crate::schema::charges;
-use crate::sql::statement;
 use crate::time::Timestamp;
 
 /// A payment from a customer to the merchant.
@@ -207,6 +206,28 @@ pub(crate) struct ChargeRow {
     pub canceled_at: Option<DateTime<Utc>>,
 }
 
+/// SQL: writes new charges with all that belongs to them, as [`ChargeRow::to_effects`] describes it.
+///
+/// That the charges and events come out of `posted` makes sure that the ledger is written before.
+pub(crate) const WRITES: &str = "\
+    posted AS MATERIALIZED ( \
+        SELECT owner.merchant_id, owner.effects, CASE WHEN entry.id IS NOT NULL THEN \
+            ledger_post(owner.merchant_id, entry.id, entry.source, entry.kinds, entry.currencies, entry.amounts) END \
+        FROM owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
+            (id uuid, source text, kinds text[], currencies text[], amounts numeric[]) ON true), \
+    charge AS ( \
+        INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture, \
+            description, reference, metadata, failure_code, failure_decline_code, failure_message, authorization_id, \
+            created_at, captured_at) \
+        SELECT posted.merchant_id, c.id, c.status, c.currency, c.amount, c.amount_captured, c.fee, c.payment_method, \
+            c.capture, c.description, c.reference, c.metadata, c.failure_code, c.failure_decline_code, \
+            c.failure_message, c.authorization_id, c.created_at, c.captured_at \
+        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
+    event AS ( \
+        INSERT INTO events (merchant_id, id, type, object_id, data) \
+        SELECT posted.merchant_id, e.id, e.type, e.object_id, e.data \
+        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
+
 impl ChargeRow {
     /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.
     pub fn lock(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Result<Self, Error> {
@@ -259,7 +280,8 @@ impl ChargeRow {
         captured: Money,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let entry = self.mark_captured(conn, captured, now)?;
+        let pricing = merchants::pricing(conn, self.merchant_id)?;
+        let entry = self.mark_captured(pricing, captured, now)?;
         ledger::post(conn, self.merchant_id, &entry)?;
         Ok(())
     }
@@ -268,11 +290,11 @@ impl ChargeRow {
     /// `merchant_payable` net and `fee_revenue` fee.
     pub fn mark_captured(
         &mut self,
-        conn: &mut PgConnection,
+        pricing: Pricing,
         captured: Money,
         now: DateTime<Utc>,
     ) -> Result<JournalEntry, Error> {
-        let fee = merchants::pricing(conn, self.merchant_id)?.fee(captured);
+        let fee = pricing.fee(captured);
         let net = captured
             .amount()
             .checked_sub(fee)
@@ -308,43 +330,37 @@ impl ChargeRow {
         error
     }
 
-    /// What writes a new charge, the event that tells of it and the journal entry of its capture.
-    pub fn insert(
-        self,
+    /// The new charge, and what [`WRITES`] needs to write it, the event that tells of it and the journal entry of its
+    /// capture.
+    pub fn to_effects(
+        &self,
         event: &'static str,
-        entry: Option<JournalEntry>,
+        entry: Option<&JournalEntry>,
     ) -> Result<(Charge, Effects), Error> {
-        let (merchant, id, charge) = (self.merchant_id, self.id, self.clone().into_charge()?);
-        let insert = statement(
-            "INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, amount_refunded, \
-                 amount_refund_pending, fee, payment_method, capture, in_flight, description, reference, metadata, \
-                 failure_code, failure_decline_code, failure_message, authorization_id, created_at, captured_at, \
-                 canceled_at) \
-             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {} FROM owner",
-        )
-        .bind::<SqlUuid, _>(self.merchant_id)
-        .bind::<SqlUuid, _>(self.id)
-        .bind::<Text, _>(self.status)
-        .bind::<Text, _>(self.currency)
-        .bind::<Numeric, _>(self.amount)
-        .bind::<Numeric, _>(self.amount_captured)
-        .bind::<Numeric, _>(self.amount_refunded)
-        .bind::<Numeric, _>(self.amount_refund_pending)
-        .bind::<Numeric, _>(self.fee)
-        .bind::<Text, _>(self.payment_method)
-        .bind::<Bool, _>(self.capture)
-        .bind::<Nullable<Text>, _>(self.in_flight)
-        .bind::<Nullable<Text>, _>(self.description)
-        .bind::<Nullable<Text>, _>(self.reference)
-        .bind::<Jsonb, _>(self.metadata)
-        .bind::<Nullable<Text>, _>(self.failure_code)
-        .bind::<Nullable<Text>, _>(self.failure_decline_code)
-        .bind::<Nullable<Text>, _>(self.failure_message)
-        .bind::<Text, _>(self.authorization_id)
-        .bind::<Timestamptz, _>(self.created_at)
-        .bind::<Nullable<Timestamptz>, _>(self.captured_at)
-        .bind::<Nullable<Timestamptz>, _>(self.canceled_at);
-        let effects = events::record_with(merchant, event, id.0, &charge, insert, entry)?;
+        let charge = self.clone().into_charge()?;
+        let effects = json!({
+            "charge": {
+                "id": self.id.0,
+                "status": self.status,
+                "currency": self.currency,
+                "amount": self.amount,
+                "amount_captured": self.amount_captured,
+                "fee": self.fee,
+                "payment_method": self.payment_method,
+                "capture": self.capture,
+                "description": self.description,
+                "reference": self.reference,
+                "metadata": self.metadata,
+                "failure_code": self.failure_code,
+                "failure_decline_code": self.failure_decline_code,
+                "failure_message": self.failure_message,
+                "authorization_id": self.authorization_id,
+                "created_at": self.created_at,
+                "captured_at": self.captured_at,
+            },
+            "entry": entry.map(JournalEntry::to_json),
+            "event": events::to_json(event, self.id.0, &charge)?,
+        });
         Ok((charge, effects))
     }
 

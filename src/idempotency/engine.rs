@@ -1,5 +1,6 @@
 //! The state machine: replay, refuse, wait or execute.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,8 @@ use super::policy::{ByOperation, Enforcement, Policies, Policy};
 use super::recovery::{Due, Recovered, Recovery};
 use super::registry::Registered;
 use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
-use super::store::{self, Answer, Claim, Setback, Taker};
+use super::store::{self, Answer, Claim, Claimant, Completion, Setback, Taker};
+use super::together::{Batchers, Candidate, Looked};
 use super::waiting::{Waiters, Woken};
 use super::{listen, reaper, recovery, status};
 
@@ -64,6 +66,7 @@ pub(super) struct Inner {
     vault: Vault,
     timing: Timing,
     metrics: Arc<Metrics>,
+    batchers: HashMap<&'static str, Batchers>,
     pub(super) policies: Policies,
     pub(super) waiters: Waiters,
 }
@@ -88,28 +91,32 @@ impl Inner {
 
 /// How an external request was begun.
 enum Begun<P> {
-    /// It was claimed, and this was reserved.
-    Claimed(Claim, P),
-    /// It was taken over.
-    TakenOver(Claim),
+    /// It's ours, and this was reserved, or has yet to be found.
+    Ours(Claim, Option<P>),
     /// It was refused for good.
     Refused(Arc<Answer>),
 }
 
 impl Engine {
     /// An engine on `db` for `operations`, whose external operations call `processor` and whose secrets come
-    /// from `vault`.
+    /// from `vault`. Where they can, up to `batch_size_max` requests share a statement.
     pub fn new(
         db: Db,
         processor: Arc<dyn Processor>,
         vault: Vault,
         timing: Timing,
+        batch_size_max: usize,
         operations: &[Registered],
         metrics: Arc<Metrics>,
     ) -> Self {
+        let batchers = operations.iter().filter_map(|operation| {
+            let together = operation.together?;
+            Some((operation.name, Batchers::new(&db, together, timing.lease, batch_size_max, &metrics)))
+        });
+        let batchers = batchers.collect();
         let policies = Policies::new(operations.iter().map(|operation| operation.name).collect());
         let waiters = Waiters::new(metrics.waiters.clone());
-        Self { inner: Arc::new(Inner { db, processor, vault, timing, metrics, policies, waiters }) }
+        Self { inner: Arc::new(Inner { db, processor, vault, timing, metrics, batchers, policies, waiters }) }
     }
 
     /// Starts what runs beside the requests: the copy of the policies, the recovery worker, the reaper, what
@@ -404,7 +411,8 @@ impl Engine {
             store::forget(conn, envelope, policy)?;
         }
         let resource = request.operation.resource();
-        let claim = store::claim(conn, envelope, O::NAME, resource, policy, self.inner.timing.lease)?;
+        let claimant = Claimant { envelope, operation: O::NAME, resource, policy };
+        let claim = store::claim(conn, claimant, self.inner.timing.lease)?;
         if claim.is_none() {
             faults::reach("after_conflict");
         }
@@ -425,8 +433,7 @@ impl Engine {
                 self.executed(&request, &answer, 1);
                 return Ok(Tried::Executed(answer));
             }
-            Begun::Claimed(claim, prepared) => (claim, Some(prepared)),
-            Begun::TakenOver(claim) => (claim, None),
+            Begun::Ours(claim, prepared) => (claim, prepared),
         };
         faults::reach("after_claim");
         match self.perform_and_finish(&request, &claim, prepared).await {
@@ -478,9 +485,45 @@ impl Engine {
         &self,
         request: &IdempotentRequest<O>,
     ) -> Result<Result<Begun<O::Prepared>, Tried>, Error> {
+        if let Some(begun) = self.begin_together(request).await? {
+            return Ok(begun);
+        }
         let (engine, work) = (self.clone(), request.clone());
         let enforcement = request.treatment.enforcement;
         self.looking_again(enforcement, move |conn| engine.look_external(conn, &work)).await
+    }
+
+    /// The same together with other requests, where that's all there is to do. `None`: there is more.
+    async fn begin_together<O: ExternalOperation>(
+        &self,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Option<Result<Begun<O::Prepared>, Tried>>, Error> {
+        let policy = &request.treatment.policy;
+        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !request.operation.reserves(policy))
+        else {
+            return Ok(None);
+        };
+        let started = Instant::now();
+        let candidate = Candidate {
+            envelope: Arc::clone(&request.envelope),
+            operation: O::NAME,
+            resource: request.operation.resource(),
+            policy: Arc::clone(policy),
+        };
+        Ok(match batchers.claims.call(candidate).await?.transpose()? {
+            Some(Looked::Claimed(claim, read)) => {
+                self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
+                // If it can't be understood: it's read again, and fails then.
+                Some(Ok(Begun::Ours(claim, request.operation.prepared(read).ok())))
+            }
+            Some(Looked::Found(Decision::ClaimAfresh | Decision::TakeOver(_)) | Looked::Contended) | None => {
+                None
+            }
+            Some(Looked::Found(decision)) => {
+                self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
+                Some(Err(Tried::of(decision, request.treatment.enforcement)))
+            }
+        })
     }
 
     /// One look at the key of an external request.
@@ -492,9 +535,6 @@ impl Engine {
         let started = Instant::now();
         let policy = &request.treatment.policy;
         let begun = match decide(store::find(conn, &request.envelope)?, policy) {
-            Decision::Claim if !request.operation.reserves(policy) => {
-                self.claim_and_prepare(conn, request, false)
-            }
             decision @ (Decision::Claim | Decision::ClaimAfresh) => {
                 let afresh = matches!(decision, Decision::ClaimAfresh);
                 match conn.transaction(|conn| self.claim_and_prepare(conn, request, afresh)) {
@@ -508,7 +548,7 @@ impl Engine {
             // beside a second.
             Decision::TakeOver(created_at) => {
                 let taken = self.take_over(conn, request, created_at)?;
-                Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::TakenOver(claim))))
+                Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::Ours(claim, None))))
             }
             decision => return Ok(Look::NotOurs(decision)),
         }?;
@@ -546,7 +586,7 @@ impl Engine {
         let context = self.inner.context(request, &claim, claim.created_at);
         let prepared = request.operation.prepare(conn, &context)?;
         self.renew_if_old(conn, &claim, started)?;
-        Ok(Look::Ours(Begun::Claimed(claim, prepared)))
+        Ok(Look::Ours(Begun::Ours(claim, Some(prepared))))
     }
 
     fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), Error> {
@@ -579,38 +619,72 @@ impl Engine {
         faults::reach("after_processor");
 
         let started = Instant::now();
+        let finished = match self.finish_together(request, claim, &prepared, &outcome).await? {
+            Some(answer) => Ok(answer),
+            None => self.finish(request, claim, prepared, outcome).await,
+        };
+        match &finished {
+            Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
+            Err(Error::ClaimLost) => self.inner.metrics.fenced_commits.inc(),
+            Err(_) => {}
+        }
+        finished
+    }
+
+    /// Writes what follows from the outcome together with other requests, where it takes no look at the database to
+    /// know that. `None`: it does, or somebody else has the row at this moment, or has taken over.
+    async fn finish_together<O: ExternalOperation>(
+        &self,
+        request: &IdempotentRequest<O>,
+        claim: &Claim,
+        prepared: &O::Prepared,
+        outcome: &O::Outcome,
+    ) -> Result<Option<Arc<Answer>>, Error> {
+        // A fault between writing and committing needs a transaction to happen in.
+        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !faults::is_set("in_finish")) else {
+            return Ok(None);
+        };
+        let context = self.inner.context(request, claim, claim.now());
+        let Ok(Some((effects, reply))) = request.operation.conclude(&context, prepared, outcome) else {
+            return Ok(None);
+        };
+        let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
+        Ok(batchers.completions.call(Completion { claim, request_id, effects, reply }).await?.flatten())
+    }
+
+    /// The same in a transaction.
+    async fn finish<O: ExternalOperation>(
+        &self,
+        request: &IdempotentRequest<O>,
+        claim: &Claim,
+        prepared: O::Prepared,
+        outcome: O::Outcome,
+    ) -> Result<Arc<Answer>, Error> {
         let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
-        let finished = self
-            .inner
+        self.inner
             .db
             .run_retrying(move |conn| {
-                let operation = &request.operation;
-                let attempt = |conn: &mut PgConnection, now| {
+                let finished = conn.transaction(|conn| {
+                    let now = store::lock(conn, &claim)?;
                     let context = engine.inner.context(&request, &claim, now);
-                    match operation.finish(conn, &context, &prepared, &outcome)? {
+                    let answer = match request.operation.finish(conn, &context, &prepared, &outcome)? {
                         Finished::Written(reply) => {
-                            store::complete(conn, &claim, reply, request_id(&request))
+                            store::complete(conn, &claim, reply, request_id(&request))?
                         }
                         Finished::ToWrite(effects, reply) => {
-                            store::complete_with(conn, &claim, effects, reply, request_id(&request))
+                            let writes = O::TOGETHER.map(|together| together.writes).unwrap_or_default();
+                            let (claim, request_id) = (claim.clone(), request_id(&request).to_owned());
+                            let completion = Completion { claim, request_id, effects, reply };
+                            let mut completed = store::complete_all(conn, &[completion], writes)?;
+                            completed.pop().flatten().ok_or(Error::ClaimLost)?
                         }
-                    }
-                };
-                // A fault between writing and committing needs a transaction to happen in.
-                let locks = operation.finish_locks(&request.treatment.policy) || faults::is_set("in_finish");
-                let finished = if locks {
-                    conn.transaction(|conn| {
-                        let now = store::lock(conn, &claim)?;
-                        let answer = attempt(conn, now)?;
-                        faults::reach("in_finish");
-                        Ok(answer)
-                    })
-                } else {
-                    attempt(conn, claim.now())
-                };
+                    };
+                    faults::reach("in_finish");
+                    Ok(answer)
+                });
                 match finished {
                     // See `refuse`; here the claim is held anyway.
-                    Err(error) if error.is_final() => conn.transaction(|conn| {
+                    Err(error) if Error::is_final(&error) => conn.transaction(|conn| {
                         let now = store::lock(conn, &claim)?;
                         let reply = engine.inner.context(&request, &claim, now).problem(&error)?;
                         store::complete(conn, &claim, reply, request_id(&request))
@@ -618,13 +692,7 @@ impl Engine {
                     finished => finished,
                 }
             })
-            .await;
-        match &finished {
-            Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
-            Err(Error::ClaimLost) => self.inner.metrics.fenced_commits.inc(),
-            Err(_) => {}
-        }
-        finished
+            .await
     }
 
     /// Finds what an earlier attempt has reserved.

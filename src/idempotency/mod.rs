@@ -46,6 +46,14 @@
 //! in a transaction that is still open can't be seen, so a request that has waited is compared with what was answered
 //! before it gets that.
 //!
+//! # Many at a time
+//!
+//! Requests that need nothing of the database but their claim and the writing of what follows share statements when
+//! many come at once (an operation says how, with [`Together`]). Each still claims its own key and is fenced by its own
+//! token: a request that loses is left out of the statement, not the cause of its failure. Whatever fails for all of
+//! them is tried again by each alone, as are requests that find more to do than to claim: a takeover, a key to be used
+//! again, a row that somebody else has locked.
+//!
 //! # Staged rollout
 //!
 //! A policy's `enforcement` goes from `off` over `observe` to `enforce`, and `rollout_percent` says for how many
@@ -93,12 +101,13 @@ mod reply;
 mod request;
 pub mod status;
 mod store;
+mod together;
 mod waiting;
 
 pub use engine::{Engine, Timing};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use key::IdempotencyKey;
-pub use operation::{Context, ExternalOperation, Finished, LocalOperation};
+pub use operation::{Context, ExternalOperation, Finished, LocalOperation, Together};
 pub use policy::Policy;
 pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};

@@ -119,6 +119,16 @@ pub trait LocalOperation: Operation {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error>;
 }
 
+/// SQL that lets requests of one operation be claimed and finished many at a time, where they need nothing else of the
+/// database.
+#[derive(Clone, Copy, Debug)]
+pub struct Together {
+    /// What preparing needs to know: an expression of type `jsonb` over the claim's new row (`idempotency_keys`).
+    pub reads: &'static str,
+    /// What writes [`Effects`]: further parts of a `WITH` (see `store::complete_all`).
+    pub writes: &'static str,
+}
+
 /// An operation that calls the payment processor.
 ///
 /// ```text
@@ -135,10 +145,18 @@ pub trait ExternalOperation: Operation {
     /// What the processor said, as far as finishing needs it.
     type Outcome: Send + Sync + 'static;
 
-    /// Whether [`prepare`](Self::prepare) uses the database. Without it the claim needs no transaction
-    /// around it, which saves most of its round trips.
+    /// How requests are claimed and finished many at a time. `None`: each needs transactions of its own.
+    const TOGETHER: Option<Together> = None;
+
+    /// Whether [`prepare`](Self::prepare) does more than to read what [`Together::reads`] reads. Without that the
+    /// claim needs no transaction around it.
     fn reserves(&self, _policy: &Policy) -> bool {
         true
+    }
+
+    /// What [`prepare`](Self::prepare) would return, from what [`Together::reads`] has read.
+    fn prepared(&self, _read: Option<serde_json::Value>) -> Result<Self::Prepared, Error> {
+        Err(Error::internal("this operation reads nothing with its claim"))
     }
 
     /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
@@ -160,10 +178,15 @@ pub trait ExternalOperation: Operation {
         prepared: &Self::Prepared,
     ) -> Result<Self::Outcome, Error>;
 
-    /// Whether [`finish`](Self::finish) locks something, writes by itself, or relies on what it reads. Without that it
-    /// needs no transaction, which saves most of its round trips; it must leave the writing to the engine then.
-    fn finish_locks(&self, _policy: &Policy) -> bool {
-        true
+    /// Says what follows from the outcome, if that takes no look at the database: then requests are finished many at
+    /// a time. `None`: [`finish`](Self::finish) has to.
+    fn conclude(
+        &self,
+        _context: &Context<'_>,
+        _prepared: &Self::Prepared,
+        _outcome: &Self::Outcome,
+    ) -> Result<Option<(Effects, Reply)>, Error> {
+        Ok(None)
     }
 
     /// Writes what follows from the outcome or says what is to be written, inside the engine's transaction, which
@@ -181,7 +204,7 @@ pub trait ExternalOperation: Operation {
 pub enum Finished {
     /// Everything is written.
     Written(Reply),
-    /// This is to be written, together with the answer.
+    /// This is to be written, by [`Together::writes`], together with the answer.
     ToWrite(Effects, Reply),
 }
 

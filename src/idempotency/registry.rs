@@ -4,7 +4,7 @@
 use futures_util::future::LocalBoxFuture;
 
 use super::engine::Engine;
-use super::operation::{ExternalOperation, LocalOperation};
+use super::operation::{ExternalOperation, LocalOperation, Together};
 use super::recovery::{Due, Recovered};
 use super::request::{Caller, Operation};
 
@@ -19,6 +19,7 @@ pub struct Registered {
     pub caller: Caller,
     /// Whether an empty body stands for `{}`.
     pub body_optional: bool,
+    pub(super) together: Option<Together>,
     recover: Option<Recover>,
 }
 
@@ -31,11 +32,12 @@ impl Registered {
 
     /// An operation that calls the processor.
     pub fn external<O: ExternalOperation>() -> Self {
-        Self::new::<O>(Some(|engine, due| Box::pin(async move { engine.recover::<O>(due).await })))
+        let recover: Recover = |engine, due| Box::pin(async move { engine.recover::<O>(due).await });
+        Self { together: O::TOGETHER, ..Self::new::<O>(Some(recover)) }
     }
 
     fn new<O: Operation>(recover: Option<Recover>) -> Self {
-        Self { name: O::NAME, caller: O::CALLER, body_optional: O::BODY_OPTIONAL, recover }
+        Self { name: O::NAME, caller: O::CALLER, body_optional: O::BODY_OPTIONAL, together: None, recover }
     }
 
     /// Whether it calls the processor.

@@ -3,19 +3,21 @@
 //! All times come from the database's `clock_timestamp()`: clocks of different instances needn't agree,
 //! and unlike `now()` it goes on inside a transaction.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{
-    BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+    Array, BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz,
+    Uuid as SqlUuid,
 };
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::ids::MerchantId;
-use crate::sql::{Statement, statement};
+use crate::sql::{sql, statement};
 
 use super::policy::{OnExpired, Policy};
 use super::reply::Reply;
@@ -47,11 +49,18 @@ macro_rules! try_lock_key {
 
 /// SQL: what completing a key sets, with `clock.now`.
 macro_rules! completion {
-    () => {
-        "state = 'completed', recovery_point = 'finished', \
-         claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
-         response_status = {}, response_headers = {}, response_body = {}, \
-         completed_at = clock.now, expires_at = clock.now + (expires_at - created_at)"
+    ($status:literal, $headers:literal, $body:literal) => {
+        concat!(
+            "state = 'completed', recovery_point = 'finished', \
+             claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
+             response_status = ",
+            $status,
+            ", response_headers = ",
+            $headers,
+            ", response_body = ",
+            $body,
+            ", completed_at = clock.now, expires_at = clock.now + (expires_at - created_at)"
+        )
     };
 }
 
@@ -198,33 +207,56 @@ impl StoredRow {
         .optional()?)
     }
 
-    /// The same for the holder of an API key, found valid in the same round trip.
-    fn load_for(
+    /// The same for many, and whether the holders of their API keys may know: `Err` for those who may not.
+    ///
+    /// The limits make each look-up one of its own, by index, whatever the planner thinks of the tables' sizes.
+    fn load_all(
         conn: &mut PgConnection,
-        merchant: MerchantId,
-        key: &IdempotencyKey,
-        key_sha256: &[u8],
-    ) -> Result<Option<Self>, Error> {
-        let (is_revoked, stored) = statement::<(Bool, Nullable<StoredSql>)>(concat!(
-            "SELECT auth.is_revoked, k.* FROM ( \
-                 SELECT revoked_at IS NOT NULL AS is_revoked FROM api_keys WHERE merchant_id = {} AND key_sha256 = {}) AS auth \
-             LEFT JOIN ( \
+        envelopes: &[&Envelope],
+    ) -> Result<Vec<Result<Option<Self>, Error>>, Error> {
+        let rows = statement::<(Bool, Nullable<Bool>, Nullable<StoredSql>)>(concat!(
+            "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
+             FROM unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number) \
+             LEFT JOIN LATERAL ( \
+                 SELECT a.revoked_at IS NOT NULL AS is_revoked FROM api_keys a \
+                 WHERE a.merchant_id = asked.merchant_id AND a.key_sha256 = asked.key_sha256 LIMIT 1) AS auth ON true \
+             LEFT JOIN LATERAL ( \
                  SELECT ",
             stored_columns!(),
-            " FROM idempotency_keys WHERE merchant_id = {} AND key = {}) AS k ON true",
+            " FROM idempotency_keys k \
+                 WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key LIMIT 1) AS stored ON true \
+             ORDER BY asked.number",
         ))
-        .bind::<SqlUuid, _>(merchant)
-        .bind::<Binary, _>(key_sha256)
-        .bind::<SqlUuid, _>(merchant)
-        .bind::<Text, _>(key.as_str())
-        .get_result::<(bool, Option<Self>)>(conn)
-        .optional()?
-        .ok_or(Error::ApiKeyInvalid)?;
-        if is_revoked { Err(Error::ApiKeyRevoked) } else { Ok(stored) }
+        .bind::<Array<SqlUuid>, _>(column(envelopes, |envelope| envelope.merchant.0))
+        .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
+        .bind::<Array<Nullable<Binary>>, _>(column(envelopes, |envelope| envelope.proof.as_deref()))
+        .load::<(bool, Option<bool>, Option<Self>)>(conn)?;
+        Ok(rows
+            .into_iter()
+            .map(|(needs_no_proof, is_revoked, stored)| match is_revoked {
+                Some(true) => Err(Error::ApiKeyRevoked),
+                None if !needs_no_proof => Err(Error::ApiKeyInvalid),
+                _ => Ok(stored),
+            })
+            .collect())
     }
 
     fn fingerprint(&self) -> Fingerprint {
         Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
+    }
+
+    /// What the row means to who asks for `envelope`.
+    fn compared_with(self, conn: &mut PgConnection, envelope: &Envelope) -> Result<Stored, Error> {
+        let is_same_request = match self.fingerprint().is_of(&envelope.content) {
+            Some(is_same) => is_same,
+            // By a recipe of a release after this one, which was rolled back.
+            None => has_same_content(conn, envelope)?,
+        };
+        let is_same_path =
+            self.request_method == envelope.content.method && self.request_path == envelope.content.path;
+        let (life, created_at) = (self.life.parse()?, self.created_at);
+        let answer = if life == Life::Completed { self.into_answer()? } else { None };
+        Ok(Stored { life, created_at, is_same_request, is_same_path, answer })
     }
 
     fn into_answer(self) -> Result<Option<Arc<Answer>>, Error> {
@@ -252,24 +284,24 @@ impl StoredRow {
 ///
 /// Errors: `api_key_invalid`, `api_key_revoked`.
 pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Error> {
-    let row = match &envelope.proof {
-        Some(proof) => StoredRow::load_for(conn, envelope.merchant, &envelope.key, proof)?,
-        None => StoredRow::load(conn, envelope.merchant, &envelope.key)?,
+    find_all(conn, &[envelope])?.pop().unwrap_or(Ok(None))
+}
+
+/// [`find`] for many, in one round trip. The outer error is everybody's, the inner ones are one's own.
+pub fn find_all(
+    conn: &mut PgConnection,
+    envelopes: &[&Envelope],
+) -> Result<Vec<Result<Option<Stored>, Error>>, Error> {
+    let rows = StoredRow::load_all(conn, envelopes)?;
+    let compare = |(row, envelope): (Result<Option<StoredRow>, Error>, &&Envelope)| {
+        row?.map(|row| row.compared_with(conn, envelope)).transpose()
     };
-    let Some(row) = row else {
-        return Ok(None);
-    };
-    let is_same_request = match row.fingerprint().is_of(&envelope.content) {
-        Some(is_same) => is_same,
-        // By a recipe of a release after this one, which was rolled back.
-        None => has_same_content(conn, envelope)?,
-    };
-    let is_same_path =
-        row.request_method == envelope.content.method && row.request_path == envelope.content.path;
-    let life = row.life.parse()?;
-    let created_at = row.created_at;
-    let answer = if life == Life::Completed { row.into_answer()? } else { None };
-    Ok(Some(Stored { life, created_at, is_same_request, is_same_path, answer }))
+    Ok(rows.into_iter().zip(envelopes).map(compare).collect())
+}
+
+/// A value of each, as an array.
+fn column<'a, T, V>(of: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
+    of.iter().map(value).collect()
 }
 
 /// Whether the stored request is the one at hand, by what it says rather than by its fingerprint. Of a tombstone only
@@ -292,75 +324,112 @@ fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool
     .unwrap_or(false))
 }
 
+/// A request that wants to claim its key.
+#[derive(Clone, Copy)]
+pub struct Claimant<'a> {
+    pub envelope: &'a Envelope,
+    pub operation: &'static str,
+    pub resource: Resource,
+    pub policy: &'a Policy,
+}
+
 /// Claims a key that nobody has used. `None` when somebody else has it, or is claiming it right now in
 /// a transaction that hasn't ended: look again.
-///
-/// The primary key is the arbiter. The advisory lock only keeps a loser from *blocking* inside the
-/// insert, with a connection in its hand, until the winner's transaction ends: it fails at once instead.
-/// Both live until the end of the surrounding transaction.
 pub fn claim(
     conn: &mut PgConnection,
-    envelope: &Envelope,
-    operation: &'static str,
-    resource: Resource,
-    policy: &Policy,
+    claimant: Claimant<'_>,
     lease: Duration,
 ) -> Result<Option<Claim>, Error> {
-    let token = Uuid::now_v7();
-    let (resource_type, resource_id) = match resource {
+    let claimed = claim_all(conn, &[claimant], lease, "NULL")?.pop().flatten();
+    Ok(claimed.map(|(claim, _)| claim))
+}
+
+/// A claim, and what was read with it.
+pub type Claimed = (Claim, Option<serde_json::Value>);
+
+/// [`claim`] for many, in one round trip. `reads` is an SQL expression of type `jsonb` over the new row
+/// (`idempotency_keys`), whose value comes with each claim.
+///
+/// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the
+/// insert, with a connection in its hand, until the winner's transaction ends: it fails at once instead.
+/// All of them live until the end of the surrounding transaction.
+pub fn claim_all(
+    conn: &mut PgConnection,
+    claimants: &[Claimant<'_>],
+    lease: Duration,
+    reads: &'static str,
+) -> Result<Vec<Option<Claimed>>, Error> {
+    let tokens = column(claimants, |_| Uuid::now_v7());
+    let fingerprints = column(claimants, |claimant| {
+        Fingerprint::of(claimant.policy.fingerprint.recipe(), &claimant.envelope.content)
+    });
+    let resources = column(claimants, |claimant| match claimant.resource {
         Resource::None => (None, None),
         Resource::New(kind) => (Some(kind), None),
         Resource::Existing(kind, id) => (Some(kind), Some(id)),
-    };
-    let fingerprint = Fingerprint::of(policy.fingerprint.recipe(), &envelope.content);
+    });
     // A resource with a type and without an id is new.
-    let row = statement::<(Nullable<SqlUuid>, Timestamptz)>(concat!(
+    let rows = statement::<(SqlUuid, Nullable<SqlUuid>, Timestamptz, Nullable<Jsonb>)>(concat!(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
              resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
              created_at, expires_at, tombstone_seconds) \
-         SELECT key.merchant_id, key.key, 'in_progress', {}, {}, {}, {}, {}, {}, {}, {}, resource.type, \
-             CASE WHEN resource.type IS NOT NULL THEN coalesce(resource.id, uuid_v7(clock.now)) END, {}, \
-             clock.now + life.lease, clock.now + life.lease, 1, 'started', \
-             clock.now, clock.now + make_interval(secs => {}), {} \
+         SELECT key.merchant_id, key.key, 'in_progress', key.operation, key.fingerprint_version, key.fingerprint, \
+             key.request_id, key.method, key.path, key.query, key.body, key.resource_type, \
+             CASE WHEN key.resource_type IS NOT NULL THEN coalesce(key.resource_id, uuid_v7(clock.now)) END, \
+             key.token, clock.now + life.lease, clock.now + life.lease, 1, 'started', \
+             clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
               (SELECT make_interval(secs => {}) AS lease) AS life, \
-              (SELECT {} AS type, {} AS id) AS resource, \
-              (SELECT {} AS merchant_id, {} AS key) AS key \
+              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
+                  (merchant_id, key, operation, fingerprint_version, fingerprint, request_id, method, path, query, \
+                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds) \
          WHERE ",
         try_lock_key!(),
         " ON CONFLICT DO NOTHING \
-         RETURNING resource_id, created_at",
+         RETURNING claim_token, resource_id, created_at, {}",
     ))
-    .bind::<Text, _>(operation)
-    .bind::<SmallInt, _>(fingerprint.version)
-    .bind::<Binary, _>(&fingerprint.sha256)
-    .bind::<Text, _>(&envelope.request_id)
-    .bind::<Text, _>(&envelope.content.method)
-    .bind::<Text, _>(&envelope.content.path)
-    .bind::<Text, _>(&envelope.content.query)
-    .bind::<Binary, _>(&envelope.content.body)
-    .bind::<SqlUuid, _>(token)
-    .bind::<Double, _>(f64::from(policy.ttl_seconds))
-    .bind::<Integer, _>(i32::try_from(policy.tombstone_seconds).unwrap_or(i32::MAX))
     .bind::<Double, _>(lease.as_secs_f64())
-    .bind::<Nullable<Text>, _>(resource_type)
-    .bind::<Nullable<SqlUuid>, _>(resource_id)
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<(Option<Uuid>, DateTime<Utc>)>(conn)
-    .optional()?;
-    Ok(row.map(|(resource_id, created_at)| Claim {
-        merchant: envelope.merchant,
-        key: envelope.key.clone(),
-        token,
-        resource_id,
-        attempt: 1,
-        recoveries: 0,
-        created_at,
-        taken_at: (created_at, Instant::now()),
-        fingerprint,
+    .bind::<Array<SqlUuid>, _>(column(claimants, |claimant| claimant.envelope.merchant.0))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.key.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.operation))
+    .bind::<Array<SmallInt>, _>(column(&fingerprints, |fingerprint| fingerprint.version))
+    .bind::<Array<Binary>, _>(column(&fingerprints, |fingerprint| fingerprint.sha256.as_slice()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.request_id.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.method.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.path.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.query.as_str()))
+    .bind::<Array<Binary>, _>(column(claimants, |claimant| claimant.envelope.content.body.as_slice()))
+    .bind::<Array<Nullable<Text>>, _>(column(&resources, |(kind, _)| *kind))
+    .bind::<Array<Nullable<SqlUuid>>, _>(column(&resources, |(_, id)| *id))
+    .bind::<Array<SqlUuid>, _>(tokens.clone())
+    .bind::<Array<Double>, _>(column(claimants, |claimant| f64::from(claimant.policy.ttl_seconds)))
+    .bind::<Array<Integer>, _>(column(claimants, |claimant| {
+        i32::try_from(claimant.policy.tombstone_seconds).unwrap_or(i32::MAX)
     }))
+    .fragment(sql(reads))
+    .load::<(Uuid, Option<Uuid>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
+    let taken_at = Instant::now();
+    let mut rows: HashMap<Uuid, _> = rows
+        .into_iter()
+        .map(|(token, resource_id, created_at, read)| (token, (resource_id, created_at, read)))
+        .collect();
+    let claims = claimants.iter().zip(tokens).zip(fingerprints).map(|((claimant, token), fingerprint)| {
+        let (resource_id, created_at, read) = rows.remove(&token)?;
+        let claim = Claim {
+            merchant: claimant.envelope.merchant,
+            key: claimant.envelope.key.clone(),
+            token,
+            resource_id,
+            attempt: 1,
+            recoveries: 0,
+            created_at,
+            taken_at: (created_at, taken_at),
+            fingerprint,
+        };
+        Some((claim, read))
+    });
+    Ok(claims.collect())
 }
 
 /// Deletes a key that is free to be used again and that the reaper hasn't deleted yet, in the transaction
@@ -491,92 +560,124 @@ pub fn complete(
     reply: Reply,
     request_id: &str,
 ) -> Result<Arc<Answer>, Error> {
-    let completed = bind_completion(
-        statement(concat!(
-            "UPDATE idempotency_keys SET ",
-            completion!(),
-            " FROM (SELECT clock_timestamp() AS now) AS clock \
-             WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at"
-        )),
-        claim,
-        &reply,
-    )?;
-    let completed =
-        completed.get_result::<(bool, DateTime<Utc>)>(conn).optional()?.ok_or(Error::ClaimLost)?;
-    announce(conn, claim, reply, request_id, completed)
-}
-
-/// Everything that follows from a request, beside its answer: further parts of a `WITH`, separated by commas.
-///
-/// Each must take its rows from `owner`, directly or through another part: that has one row if the claim still holds,
-/// and none if it doesn't. And a part that changes nothing itself but calls a function that does must be read by one
-/// that changes something, or it isn't called.
-pub type Effects = Statement<'static, ()>;
-
-/// Checks the fence, writes `effects`, and stores the answer: [`lock`] and [`complete`] and what is in between, in one
-/// statement, which needs no transaction around it.
-pub fn complete_with(
-    conn: &mut PgConnection,
-    claim: &Claim,
-    effects: Effects,
-    reply: Reply,
-    request_id: &str,
-) -> Result<Arc<Answer>, Error> {
-    // The update is fence, lock and completion in one: if it finds the row with our token, nobody else does until this
-    // is committed, and everything else comes out of it.
-    let completed = bind_completion(
-        statement(concat!(
-            "WITH owner AS ( \
-                 UPDATE idempotency_keys SET ",
-            completion!(),
-            " FROM (SELECT clock_timestamp() AS now) AS clock \
-                 WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at), \
-             {} \
-             SELECT waited, expires_at FROM owner"
-        )),
-        claim,
-        &reply,
-    )?;
-    let completed = completed
-        .fragment(effects)
-        .get_result::<(bool, DateTime<Utc>)>(conn)
-        .optional()?
-        .ok_or(Error::ClaimLost)?;
-    announce(conn, claim, reply, request_id, completed)
-}
-
-/// The values of a statement that completes the key of `claim`.
-fn bind_completion<'a>(
-    statement: Statement<'a, (Bool, Timestamptz)>,
-    claim: &'a Claim,
-    reply: &'a Reply,
-) -> Result<Statement<'a, (Bool, Timestamptz)>, Error> {
-    Ok(statement
-        .bind::<SmallInt, _>(i16::try_from(reply.status.as_u16()).map_err(Error::internal)?)
-        .bind::<Jsonb, _>(serde_json::to_value(&reply.headers).map_err(Error::internal)?)
-        .bind::<Binary, _>(&reply.body)
-        .bind::<SqlUuid, _>(claim.merchant)
-        .bind::<Text, _>(claim.key.as_str())
-        .bind::<SqlUuid, _>(claim.token))
-}
-
-/// The answer that was stored. Tells the instances on which somebody waits for it.
-fn announce(
-    conn: &mut PgConnection,
-    claim: &Claim,
-    reply: Reply,
-    request_id: &str,
-    (waited, expires_at): (bool, DateTime<Utc>),
-) -> Result<Arc<Answer>, Error> {
+    let (waited, expires_at) = statement::<(Bool, Timestamptz)>(concat!(
+        "UPDATE idempotency_keys SET ",
+        completion!("{}", "{}", "{}"),
+        " FROM (SELECT clock_timestamp() AS now) AS clock \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at"
+    ))
+    .bind::<SmallInt, _>(stored_status(&reply)?)
+    .bind::<Jsonb, _>(stored_headers(&reply)?)
+    .bind::<Binary, _>(&reply.body)
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<SqlUuid, _>(claim.token)
+    .get_result::<(bool, DateTime<Utc>)>(conn)
+    .optional()?
+    .ok_or(Error::ClaimLost)?;
     if waited {
-        // Not in every completion: a commit with a notification waits for all others that have one.
-        statement::<()>("SELECT pg_notify({}, {})")
-            .bind::<Text, _>(ANSWERS_CHANNEL)
-            .bind::<Text, _>(claim.key.digest_for(claim.merchant))
-            .execute(conn)?;
+        announce(conn, &[claim])?;
     }
     let (request_id, fingerprint) = (request_id.to_owned(), claim.fingerprint.clone());
     Ok(Arc::new(Answer { reply, request_id, fingerprint, expires_at }))
+}
+
+fn stored_status(reply: &Reply) -> Result<i16, Error> {
+    i16::try_from(reply.status.as_u16()).map_err(Error::internal)
+}
+
+fn stored_headers(reply: &Reply) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(&reply.headers).map_err(Error::internal)
+}
+
+/// Tells the instances on which somebody waits for the answers to these claims.
+///
+/// Not for every completion: a commit with a notification waits for all others that have one.
+fn announce(conn: &mut PgConnection, claims: &[&Claim]) -> Result<(), Error> {
+    statement::<()>("SELECT pg_notify({}, digest) FROM unnest({}) AS digest")
+        .bind::<Text, _>(ANSWERS_CHANNEL)
+        .bind::<Array<Text>, _>(column(claims, |claim| claim.key.digest_for(claim.merchant)))
+        .execute(conn)?;
+    Ok(())
+}
+
+/// What is to be written for a request, beside its answer: a document that the operation's SQL takes apart.
+pub type Effects = serde_json::Value;
+
+/// A request to be completed.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub claim: Claim,
+    pub request_id: String,
+    pub effects: Effects,
+    pub reply: Reply,
+}
+
+/// Checks the fences, writes the effects and stores the answers of many requests in one statement: [`lock`] and
+/// [`complete`] and what is in between. Needs no transaction around it. `None` for each whose claim doesn't own its
+/// row, or whose row somebody else has locked: nothing of it is written.
+///
+/// `writes` is SQL, further parts of a `WITH`, separated by commas. They find `owner`, with a row per request that
+/// holds its claim and the columns `merchant_id` and `effects`, and must take all that they write out of that. A part
+/// that changes nothing itself but calls a function that does must be read by one that changes something, or it
+/// isn't called.
+pub fn complete_all(
+    conn: &mut PgConnection,
+    completions: &[Completion],
+    writes: &'static str,
+) -> Result<Vec<Option<Arc<Answer>>>, Error> {
+    let (mut statuses, mut headers) = (Vec::new(), Vec::new());
+    for completion in completions {
+        statuses.push(stored_status(&completion.reply)?);
+        headers.push(stored_headers(&completion.reply)?);
+    }
+    // The lock is the fence: where it's had, the row has our token, and nobody changes that before this is committed.
+    // What is locked by somebody else is skipped, so that the others needn't wait, and so that two of these statements
+    // can't deadlock. By `ctid`, which under the lock stays what it is: no plan for that can be a slow one.
+    let rows = statement::<(SqlUuid, Bool, Timestamptz)>(concat!(
+        "WITH held AS MATERIALIZED ( \
+             SELECT stored.ctid AS place, asked.* \
+             FROM unnest({}, {}, {}, {}, {}, {}, {}) AS asked (merchant_id, key, token, status, headers, body, effects) \
+             CROSS JOIN LATERAL ( \
+                 SELECT k.ctid FROM idempotency_keys k \
+                 WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key AND k.claim_token = asked.token \
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS stored), \
+         owner AS ( \
+             UPDATE idempotency_keys k SET ",
+        completion!("held.status", "held.headers", "held.body"),
+        " FROM held, (SELECT clock_timestamp() AS now) AS clock \
+             WHERE k.ctid = held.place \
+             RETURNING held.merchant_id, held.token, held.effects, k.waited, k.expires_at), \
+         {} \
+         SELECT token, waited, expires_at FROM owner"
+    ))
+    .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
+    .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.as_str()))
+    .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.token))
+    .bind::<Array<SmallInt>, _>(statuses)
+    .bind::<Array<Jsonb>, _>(headers)
+    .bind::<Array<Binary>, _>(column(completions, |completion| completion.reply.body.as_slice()))
+    .bind::<Array<Jsonb>, _>(column(completions, |completion| &completion.effects))
+    .fragment(sql(writes))
+    .load::<(Uuid, bool, DateTime<Utc>)>(conn)?;
+    let rows: HashMap<Uuid, _> =
+        rows.into_iter().map(|(token, waited, expires_at)| (token, (waited, expires_at))).collect();
+    let is_waited = |claim: &Claim| rows.get(&claim.token).is_some_and(|(waited, _)| *waited);
+    let waited: Vec<&Claim> =
+        completions.iter().map(|completion| &completion.claim).filter(|claim| is_waited(claim)).collect();
+    if !waited.is_empty() {
+        announce(conn, &waited)?;
+    }
+    let answers = completions.iter().map(|completion| {
+        let (_, expires_at) = *rows.get(&completion.claim.token)?;
+        Some(Arc::new(Answer {
+            reply: completion.reply.clone(),
+            request_id: completion.request_id.clone(),
+            fingerprint: completion.claim.fingerprint.clone(),
+            expires_at,
+        }))
+    });
+    Ok(answers.collect())
 }
 
 /// An attempt that ended without an outcome.

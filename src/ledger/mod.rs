@@ -19,11 +19,12 @@ mod balance;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
+use serde_json::json;
 
 use crate::error::{Error, violated_constraint};
 use crate::ids::{JournalEntryId, MerchantId};
 use crate::money::Money;
-use crate::sql::{Statement, statement};
+use crate::sql::statement;
 
 pub use balance::{Balance, CurrencyBalance, balance, balances, keep_rolling_up, roll_up, roll_up_due};
 
@@ -83,6 +84,17 @@ impl JournalEntry {
         self.line(account, money, -money.amount())
     }
 
+    /// The entry, with a new id, as the arguments of `ledger_post` by name: for a statement that posts many.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "id": JournalEntryId::new().0,
+            "source": self.source,
+            "kinds": self.kinds,
+            "currencies": self.currencies,
+            "amounts": self.amounts,
+        })
+    }
+
     fn line(mut self, account: AccountKind, money: Money, signed_amount: Decimal) -> Self {
         if !signed_amount.is_zero() {
             self.kinds.push(account.as_str());
@@ -124,23 +136,13 @@ pub fn post(
     entry: &JournalEntry,
 ) -> Result<JournalEntryId, Error> {
     let id = JournalEntryId::new();
-    bind_entry(statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})"), merchant, id, entry.clone())
-        .execute(conn)?;
-    Ok(id)
-}
-
-/// Gives a statement the six values of a call of `ledger_post`, for one that does more than that in a round trip.
-pub(crate) fn bind_entry<ST>(
-    statement: Statement<'_, ST>,
-    merchant: MerchantId,
-    id: JournalEntryId,
-    entry: JournalEntry,
-) -> Statement<'_, ST> {
-    statement
+    statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})")
         .bind::<SqlUuid, _>(merchant)
         .bind::<SqlUuid, _>(id)
-        .bind::<Text, _>(entry.source)
-        .bind::<Array<Text>, _>(entry.kinds)
-        .bind::<Array<Text>, _>(entry.currencies)
-        .bind::<Array<Numeric>, _>(entry.amounts)
+        .bind::<Text, _>(&entry.source)
+        .bind::<Array<Text>, _>(&entry.kinds)
+        .bind::<Array<Text>, _>(&entry.currencies)
+        .bind::<Array<Numeric>, _>(&entry.amounts)
+        .execute(conn)?;
+    Ok(id)
 }

@@ -1,0 +1,163 @@
+//! Requests that share statements stay each on its own.
+
+use std::thread::{self, JoinHandle};
+
+use diesel::Connection;
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// An answer to come.
+type Pending = JoinHandle<Response>;
+
+fn send(client: &Client, key: &str, body: &Value) -> Pending {
+    let (client, key, body) = (client.clone(), key.to_owned(), body.clone());
+    thread::spawn(move || client.charge(&key, &body))
+}
+
+fn of_amount(amount: &str) -> Value {
+    json!({"amount": amount, "currency": "USD", "payment_method": "pm_card_visa"})
+}
+
+/// Runs `send` while no statement on the table of keys gets through, so that what is sent gathers.
+fn gathered<T>(database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
+    let mut conn = database.as_owner();
+    conn.transaction::<_, diesel::result::Error, _>(|conn| {
+        execute(conn, "LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE");
+        let before = app.client.metrics().value("oncepay_http_requests_in_flight", &[]);
+        let (count, sent) = send();
+        eventually("their arrival", || {
+            app.client.metrics().value("oncepay_http_requests_in_flight", &[]) >= before + count as f64
+        });
+        Ok(sent)
+    })
+    .unwrap()
+}
+
+fn batches(app: &App, step: &str) -> (f64, f64) {
+    let metrics = app.client.metrics();
+    let of = |what| metrics.value(&format!("oncepay_idempotency_batch_size_{what}"), &[("step", step)]);
+    (of("count"), of("sum"))
+}
+
+#[test]
+fn each_of_a_batch_gets_its_own_answer() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchants: Vec<Merchant> = (0..3).map(|_| database.merchant()).collect();
+    let clients: Vec<Client> = merchants.iter().map(|merchant| app.client.as_merchant(merchant)).collect();
+    let revoked = app.client.as_merchant(&merchants[2]);
+    let first = clients[0].charge("first", &of_amount("9.00")).expect(201);
+    clients[1].charge("first", &of_amount("9.00")).expect(201);
+    // Known to the instance as valid, so that only the database can tell.
+    revoked.charge("first", &of_amount("9.00")).expect(201);
+    database.revoke(&merchants[2].key);
+    let (batches_before, requests_before) = batches(&app, "claim");
+
+    let (charges, duplicates, replay, reused, strangers) = gathered(&database, &app, || {
+        let charges: Vec<(usize, Pending)> = (0..20)
+            .map(|n| (n, send(&clients[n % 2], &format!("key-{}", n / 2), &of_amount(&format!("{n}.50")))))
+            .collect();
+        let duplicates: Vec<Pending> =
+            (0..5).map(|_| send(&clients[0], "same", &of_amount("7.00"))).collect();
+        let replay = send(&clients[0], "first", &of_amount("9.00"));
+        let reused = send(&clients[1], "first", &of_amount("8.00"));
+        let strangers: Vec<Pending> = (0..3).map(|n| send(&revoked, &format!("r-{n}"), &visa())).collect();
+        let count = charges.len() + duplicates.len() + 2 + strangers.len();
+        (count, (charges, duplicates, replay, reused, strangers))
+    });
+
+    for (n, charge) in charges {
+        let charge = charge.join().unwrap().expect(201);
+        assert!(!charge.is_replay());
+        assert_eq!(charge.field("amount"), format!("{n}.50"));
+        let own = clients[n % 2].charge(&format!("key-{}", n / 2), &of_amount(&format!("{n}.50")));
+        assert_eq!(own.expect(201).body, charge.body);
+    }
+    let duplicates: Vec<Response> = duplicates.into_iter().map(|sent| sent.join().unwrap()).collect();
+    assert_eq!(duplicates.iter().filter(|r| r.status == 201 && !r.is_replay()).count(), 1);
+    for duplicate in duplicates.into_iter().filter(|r| r.status != 201) {
+        duplicate.expect_problem(409, "idempotency_request_in_progress");
+    }
+    let replay = replay.join().unwrap().expect(201);
+    assert!(replay.is_replay());
+    assert_eq!(replay.body, first.body);
+    reused.join().unwrap().expect_problem(422, "idempotency_key_reused");
+    for stranger in strangers {
+        stranger.join().unwrap().expect_problem(401, "api_key_revoked");
+    }
+    assert_eq!(database.rows("charges"), 3 + 20 + 1);
+    let (batches_after, requests_after) = batches(&app, "claim");
+    assert!(
+        batches_after - batches_before < (requests_after - requests_before) * 0.8,
+        "they didn't share: {} statements for {} requests",
+        batches_after - batches_before,
+        requests_after - requests_before
+    );
+}
+
+#[test]
+fn what_fails_for_one_does_not_fail_the_others() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let mut owner = database.as_owner();
+    execute(
+        &mut owner,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN IF NEW.amount = 6.66 THEN RAISE EXCEPTION 'no' USING ERRCODE = 'raise_exception'; END IF; \
+         RETURN NEW; END $$",
+    );
+    execute(
+        &mut owner,
+        "CREATE TRIGGER refuse BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let (good, bad) = gathered(&database, &app, || {
+        let good: Vec<Pending> =
+            (0..20).map(|n| send(&client, &format!("good-{n}"), &of_amount("5.00"))).collect();
+        let bad: Vec<Pending> =
+            (0..2).map(|n| send(&client, &format!("bad-{n}"), &of_amount("6.66"))).collect();
+        (22, (good, bad))
+    });
+    for good in good {
+        assert!(!good.join().unwrap().expect(201).is_replay());
+    }
+    for bad in bad {
+        bad.join().unwrap().expect_problem(500, "internal");
+    }
+    assert_eq!(database.rows("charges"), 20);
+    execute(&mut owner, "DROP TRIGGER refuse ON charges");
+    for n in 0..2 {
+        client.charge(&format!("bad-{n}"), &of_amount("6.66")).expect(201);
+    }
+}
+
+#[test]
+fn a_row_that_somebody_has_locked_does_not_hold_up_the_others() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let slow = send(&client, "slow", &with_method("pm_card_slow"));
+    let claimed = "SELECT count(*) FROM idempotency_keys WHERE key = 'slow' AND state = 'in_progress'";
+    eventually("the claim", || database.count(claimed) == 1);
+    let mut conn = database.as_owner();
+    conn.transaction::<_, diesel::result::Error, _>(|conn| {
+        execute(conn, "SELECT 1 FROM idempotency_keys WHERE key = 'slow' FOR UPDATE");
+        // Until the slow one comes to its end and waits for the lock, however long that takes: with a statement of its
+        // own, not the one that it shares with others.
+        let waits = |statement| {
+            database.count(&format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND query LIKE '{statement}%'"
+            ))
+        };
+        eventually("the wait for the lock", || {
+            client.charge(&fresh_key(), &visa()).expect(201);
+            assert_eq!(waits("WITH held"), 0);
+            waits("SELECT claim_token") == 1
+        });
+        Ok(())
+    })
+    .unwrap();
+    assert!(!slow.join().unwrap().expect(201).is_replay());
+}
