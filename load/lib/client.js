@@ -203,7 +203,9 @@ export class Client {
       timeout: timeoutMs,
     };
     try {
-      return new Answer(await http.asyncRequest(method, `${url}${path}`, body, params));
+      const response = await http.asyncRequest(method, `${url}${path}`, body, params);
+      // Never the service's: this is how a proxy says that it got no answer, as when the instance has died.
+      return [502, 504].includes(response.status) ? null : new Answer(response);
     } catch (_) {
       return null;
     }

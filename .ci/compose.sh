@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Whether the set of containers can work, as far as that shows without an engine and without the ten minutes that the
+# image takes: whether Compose and HAProxy understand their files, what is mounted exists, versions agree, and the
+# sources that the image gets are enough to build it. As root it installs Compose and HAProxy where they are missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+die() {
+    printf 'compose: %s\n' "$*" >&2
+    exit 1
+}
+
+# HAProxy is in sbin, which a plain user's PATH often lacks.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+unset COMPOSE_FILE COMPOSE_PROFILES COMPOSE_ENV_FILES COMPOSE_PATH_SEPARATOR
+
+missing=()
+docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || missing+=(docker-compose)
+command -v haproxy >/dev/null || missing+=(haproxy)
+if [ ${#missing[@]} -gt 0 ]; then
+    { apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } \
+        </dev/null >/dev/null || die "could not install ${missing[*]}."
+fi
+if docker compose version >/dev/null 2>&1; then
+    compose=(docker compose)
+else
+    compose=(docker-compose)
+fi
+
+# Also without the load profile: nothing else may depend on what is in it.
+"${compose[@]}" config -q || die 'docker-compose.yml is not valid.'
+all=$("${compose[@]}" --profile load config) || die 'docker-compose.yml is not valid with the profile load.'
+grep -q '^  k6:' <<<"$all" || die 'the profile load has no k6.'
+
+# The engine makes an empty folder of a file that isn't there, and goes on.
+mounted=$(grep -oE "$PWD/[^: ]+" <<<"$all" | sort -u)
+[ -n "$mounted" ] || die 'found no file that is mounted.'
+while read -r path; do
+    [ -e "$path" ] || die "$path is mounted, but does not exist."
+done <<<"$mounted"
+
+# Debian's HAProxy may be older than the container's, which is for the good as long as it understands the file.
+checked=$(haproxy -c -f containers/haproxy.cfg 2>&1) || die "containers/haproxy.cfg is not valid.
+$checked"
+
+# What is linked against one Debian's libc needn't start on another.
+releases=$(sed -nE 's/^FROM (rust|debian):.*(bookworm|trixie|forky).*/\2/p' Dockerfile)
+[[ $releases =~ ^([a-z]+)$'\n'([a-z]+)$ && ${BASH_REMATCH[1]} = "${BASH_REMATCH[2]}" ]] ||
+    die "the image is built on another Debian than it runs on: ${releases//$'\n'/, }."
+
+k6=$(sed -n 's/.*image: grafana\/k6:/==/p' docker-compose.yml)
+grep -q "k6$k6\b" .ci/load.sh || die "the checks run the load scripts with another k6 than the container's, $k6."
+
+# The sources as the image gets them, where a file that is included from elsewhere isn't found. In the folder of the
+# build, whose dependencies serve here, too: as they are with those of the tests, so that none is compiled twice.
+copied=$(sed -n 's/^COPY \([^-].*\) [^ ]*$/\1/p' Dockerfile | tr ' ' '\n' | sort)
+sent=$(sed -n 's/^!//p' .dockerignore | sort)
+[ "$copied" = "$sent" ] || die "the Dockerfile copies something else than .dockerignore lets through:
+$(diff <(echo "$copied") <(echo "$sent") || true)"
+target=${CARGO_TARGET_DIR:-$PWD/target}
+sources=$target/image
+rm -rf "$sources"
+mkdir -p "$sources/tests"
+while read -r path; do
+    cp -R "$path" "$sources/"
+done <<<"$copied"
+touch "$sources/tests/main.rs"
+cargo check --locked --quiet --manifest-path "$sources/Cargo.toml" --target-dir "$target" --bin oncepay --test suite ||
+    die 'the sources that the image gets are not enough to build it.'
+
+echo "The set of containers is sound, says $("${compose[@]}" version --short)."
