@@ -11,8 +11,8 @@ import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
-# What was fastest on two cores; see README.md.
-GUNICORN = ["--worker-class", "gthread", "--workers", "4", "--threads", "2", "--no-control-socket"]
+# What was fastest on two cores, see README.md: one process for each.
+GUNICORN = ["--worker-class", "sync", "--workers", str(os.cpu_count()), "--no-control-socket"]
 
 
 class Unavailable(Exception):
@@ -24,7 +24,9 @@ def venv():
     folder, wanted = os.path.join(ROOT, "target", "bench-venv-django"), os.path.join(HERE, "requirements.txt")
     python, marker = os.path.join(folder, "bin", "python"), os.path.join(folder, "requirements.txt")
     if not (os.path.exists(marker) and open(marker).read() == open(wanted).read()):
-        for command in ([sys.executable, "-m", "venv", "--clear", folder], [python, "-m", "pip", "install", "-q", "-r", wanted]):
+        make = [sys.executable, "-m", "venv", "--clear", folder]
+        install = [python, "-m", "pip", "install", "-q", "-r", wanted]
+        for command in (make, install):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise Unavailable(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -45,9 +47,8 @@ class Peer:
                 environment["REDIS_URL"] = self._start_redis(folder)
             port = port or free_port()
             self.url = f"http://127.0.0.1:{port}"
-            self.gunicorn = self._start(
-                [python, "-m", "gunicorn", *GUNICORN, "--bind", f"127.0.0.1:{port}", "wsgi"], folder, "gunicorn", environment
-            )
+            command = [python, "-m", "gunicorn", *GUNICORN, "--bind", f"127.0.0.1:{port}", "wsgi"]
+            self.gunicorn = self._start(command, folder, "gunicorn", environment)
             self._wait(self._answers)
         except BaseException:
             self.stop()
@@ -64,7 +65,8 @@ class Peer:
         if not shutil.which("redis-server"):
             raise Unavailable("redis-server is missing. Install it first.")
         self.redis_socket = os.path.join(folder, "redis.sock")
-        self._start(["redis-server", "--port", "0", "--unixsocket", self.redis_socket, "--dir", folder], folder, "redis", None)
+        command = ["redis-server", "--port", "0", "--unixsocket", self.redis_socket, "--dir", folder]
+        self._start(command, folder, "redis", None)
         self._wait(lambda: os.path.exists(self.redis_socket))
         return f"unix://{self.redis_socket}"
 

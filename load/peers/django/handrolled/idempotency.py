@@ -56,8 +56,9 @@ def fingerprint(request, body):
 
 def look(merchant_id, key, sent):
     """What is there under the key, if it's of the request with the fingerprint `sent`. All that a replay does."""
-    fields = ("state", "fingerprint", "response_status", "response_headers", "response_body", "resource_id", "created_at")
-    row = IdempotencyKey.objects.only(*fields).filter(merchant_id=merchant_id, key=key).first()
+    row = IdempotencyKey.objects.filter(merchant_id=merchant_id, key=key).only(
+        "state", "fingerprint", "response_status", "response_headers", "response_body", "resource_id", "created_at"
+    ).first()
     if row and row.fingerprint != sent:
         raise KeyReused
     if row and row.state == IdempotencyKey.EXPIRED:
@@ -66,7 +67,7 @@ def look(merchant_id, key, sent):
 
 
 def take(row, merchant_id, key, request, body, sent):
-    """The key's row when it's ours to execute, or when somebody else has just completed it. `row` is what `look` has seen."""
+    """The key's row: ours to execute, or just completed by somebody else. `row` is what `look` has seen."""
     if row is None:
         claimed = _claim(merchant_id, key, request, body, sent)
         if claimed:
@@ -79,8 +80,8 @@ def take(row, merchant_id, key, request, body, sent):
 
 def lock(row):
     """Locks the key until the transaction ends. Whoever was too slow and was taken over writes nothing."""
-    owner = IdempotencyKey.objects.select_for_update().values_list("claim_token", flat=True).get(merchant_id=row.merchant_id, key=row.key)
-    if owner != row.claim_token:
+    locked = IdempotencyKey.objects.select_for_update().filter(merchant_id=row.merchant_id, key=row.key)
+    if locked.values_list("claim_token", flat=True).first() != row.claim_token:
         raise InProgress
 
 
@@ -138,4 +139,7 @@ def _take_over(row):
         merchant_id=row.merchant_id, key=row.key, state=IdempotencyKey.IN_PROGRESS,
         created_at=row.created_at, lease_expires_at__lte=Now(), parked_at=None,
     )
-    return abandoned.update(claim_token=row.claim_token, lease_expires_at=Now() + LEASE, attempts=F("attempts") + 1) == 1
+    taken = abandoned.update(
+        claim_token=row.claim_token, lease_expires_at=Now() + LEASE, attempts=F("attempts") + 1
+    )
+    return taken == 1

@@ -18,9 +18,9 @@ CACHES = {
 
 IDEMPOTENCY_KEY = {
     "STORAGE": {"CLASS": "idempotency_key.storage.CacheKeyStorage"},
-    # The README's lock for several processes, MultiProcessRedisLock, is one lock for all requests: with eight clients it
-    # refuses every sixth request with 423. It's held for the lookup only, so that duplicates run in parallel with
-    # either lock.
+    # The default. The README's lock for several processes, MultiProcessRedisLock, is one for all requests: with eight
+    # clients it refuses a tenth to a third of them with 423. Either is held for the lookup only, so that duplicates
+    # run at the same time with both.
     "LOCK": {"CLASS": "idempotency_key.locks.basic.ThreadLock"},
     # Replays with the status of the first answer. The default is 409, with the first answer's body.
     "CONFLICT_STATUS_CODE": None,

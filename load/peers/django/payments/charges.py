@@ -97,10 +97,16 @@ def _fee(merchant_id, charge):
 
 def _post_capture(charge):
     """The entry goes through `ledger_post`: the service's role has no other way to write the ledger."""
-    lines = [("acquirer_clearing", charge.amount), ("merchant_payable", charge.fee - charge.amount), ("fee_revenue", -charge.fee)]
-    kinds, amounts = zip(*[line for line in lines if line[1]])
+    lines = {
+        "acquirer_clearing": charge.amount, "merchant_payable": charge.fee - charge.amount, "fee_revenue": -charge.fee,
+    }
+    lines = {kind: amount for kind, amount in lines.items() if amount}
+    currencies = [charge.currency] * len(lines)
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT ledger_post(%s, %s, %s, %s, %s, %s::numeric[])",
-            [charge.merchant_id, uuid7(), f"ch_{charge.id.hex}:capture", list(kinds), [charge.currency] * len(kinds), list(amounts)],
+            [
+                charge.merchant_id, uuid7(), f"ch_{charge.id.hex}:capture",
+                list(lines), currencies, list(lines.values()),
+            ],
         )
