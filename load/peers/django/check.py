@@ -27,12 +27,14 @@ class Oncepay:
         self.settings = {name: value.strip("'\"") for name, value in settings.items()}
         self.url = self.settings["ONCEPAY_URL"]
         merchant = {"name": "Check", "fee_rate": "0.029", "fee_fixed": "0.30"}
-        _, answer = send(self.url + "/v1/operator/merchants", str(uuid.uuid4()), merchant, self.settings["ONCEPAY_OPERATOR_KEY"])
+        operator_key = self.settings["ONCEPAY_OPERATOR_KEY"]
+        _, answer = send(self.url + "/v1/operator/merchants", str(uuid.uuid4()), merchant, operator_key)
         self.api_key = json.loads(answer)["api_key"]["key"]
         self.merchant_id = self.api_key.removeprefix("sk_test_")[:32]
 
     def sql(self, statement):
-        command = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", self.settings["ONCEPAY_OWNER_DATABASE_URL"], "-c", statement]
+        url = self.settings["ONCEPAY_OWNER_DATABASE_URL"]
+        command = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url, "-c", statement]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def charges(self):
@@ -48,8 +50,9 @@ class Oncepay:
 def send(url, key, body, api_key):
     """Status and body of the answer; 0 if there was none."""
     headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json", "Idempotency-Key": key}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -74,8 +77,10 @@ def at_once(charge, count=20):
         statuses.append(charge()[0])
 
     threads = [threading.Thread(target=run) for _ in range(count)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return sorted(statuses)
 
 
@@ -84,11 +89,12 @@ def die_before_storing(oncepay, peer, charge):
     request = threading.Thread(target=charge)
     if peer.kind == "handrolled":
         # Writing the event, the last row before the answer, waits for this.
-        blocker = threading.Thread(target=oncepay.sql, args=["BEGIN; LOCK TABLE events IN EXCLUSIVE MODE; SELECT pg_sleep(2); COMMIT"])
-        blocker.start()
+        lock = "BEGIN; LOCK TABLE events IN EXCLUSIVE MODE; SELECT pg_sleep(2); COMMIT"
+        threading.Thread(target=oncepay.sql, args=[lock]).start()
         time.sleep(0.5)
     else:
-        subprocess.run(["redis-cli", "-s", peer.redis_socket, "CLIENT", "PAUSE", "3000", "WRITE"], check=True, stdout=subprocess.DEVNULL)
+        pause = ["redis-cli", "-s", peer.redis_socket, "CLIENT", "PAUSE", "3000", "WRITE"]
+        subprocess.run(pause, check=True, capture_output=True)
     request.start()
     time.sleep(1)
     for pid in peer.pids()[1:]:
@@ -99,7 +105,8 @@ def die_before_storing(oncepay, peer, charge):
 
 
 def check(kind, oncepay, folder):
-    peer = Peer(kind, oncepay.settings["DATABASE_URL"], oncepay.settings["ONCEPAY_OWNER_DATABASE_URL"], folder)
+    settings = oncepay.settings
+    peer = Peer(kind, settings["DATABASE_URL"], settings["ONCEPAY_OWNER_DATABASE_URL"], folder)
     print(f"{kind} ({peer.rss_mib():.0f} MiB)")
 
     def charge(key, body=BODY, url=peer.url):
@@ -112,11 +119,12 @@ def check(kind, oncepay, folder):
         return action(), oncepay.charges() - before
 
     try:
-        first, again, other, same, crash = (str(uuid.uuid4()) for _ in range(5))
+        first, same, crash = (str(uuid.uuid4()) for _ in range(3))
         (status, body), count = made(lambda: charge(first))
         expect(f"first: {status}, {count} charge", (status, count) == (201, 1))
         (status, second), count = made(lambda: charge(first))
-        expect(f"again: {status}, {count} charges, same body: {second == body}", (status, count, second) == (201, 0, body))
+        is_same = second == body
+        expect(f"again: {status}, {count} charges, same body: {is_same}", (status, count, is_same) == (201, 0, True))
 
         (status, _), count = made(lambda: charge(first, BODY | {"amount": "99.00"}))
         expect(f"another body: {status}, {count} charges", (status, count) == (422, 0) or kind == "library")
@@ -133,7 +141,8 @@ def check(kind, oncepay, folder):
             expect(f"… again after its lease: {status}, {count} charge", (status, count) == (201, 1))
             (status, second), count = made(lambda: charge(first, url=oncepay.url))
             expect(f"again, sent to Oncepay: {status}, same body: {second == body}", (status, second) == (201, body))
-        violations = {name: count - known.get(name, 0) for name, count in oncepay.violations().items() if count > known.get(name, 0)}
+        now = oncepay.violations()
+        violations = {name: now[name] - known.get(name, 0) for name in now if now[name] > known.get(name, 0)}
         expect(f"new violations in the audit: {violations or 'none'}", not violations or kind == "library")
     finally:
         peer.stop()
