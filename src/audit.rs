@@ -10,7 +10,7 @@ use diesel::sql_types::{Array, BigInt, Text};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::db::plan_for_analysis;
+use crate::db::plan_freely;
 use crate::error::Error;
 
 /// Most sample ids per check.
@@ -199,7 +199,7 @@ struct Found {
 pub fn run(conn: &mut PgConnection) -> Result<AuditReport, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
-        plan_for_analysis(conn)?;
+        plan_freely(conn)?;
         let checks = CHECKS
             .iter()
             .map(|check| {

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use diesel::PgConnection;
 use prometheus::Histogram;
@@ -31,6 +32,7 @@ pub struct Batcher<I, O> {
     db: Db,
     size_max: usize,
     sizes: Histogram,
+    waits: Histogram,
     work: Work<I, O>,
     queue: Mutex<Queue<I, O>>,
 }
@@ -42,6 +44,7 @@ struct Queue<I, O> {
 
 struct Call<I, O> {
     input: I,
+    asked: Instant,
     /// Set by whoever comes first: the batch that makes the call, or the caller who gives up.
     is_taken: Arc<AtomicBool>,
     output: oneshot::Sender<Made<O>>,
@@ -58,15 +61,16 @@ enum Made<O> {
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Calls are made by `work`, up to `size_max` at a time, which must return an output per input, in their order.
-    /// `sizes` observes how many it were.
+    /// `sizes` observes how many it were, and `waits` for how many seconds each has waited to be among them.
     pub fn new(
         db: Db,
         size_max: usize,
         sizes: Histogram,
+        waits: Histogram,
         work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Error> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let queue = Mutex::new(Queue { calls: VecDeque::new(), batches: 0 });
-        Arc::new(Self { db, size_max, sizes, work: Box::new(work), queue })
+        Arc::new(Self { db, size_max, sizes, waits, work: Box::new(work), queue })
     }
 
     /// Makes a call, with others. `None` if those failed together: it's for the caller to try alone, and to be ready
@@ -76,21 +80,22 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Error> {
         let (output, mut made) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
-        let call = Call { input, is_taken: Arc::clone(&is_taken), output };
+        let call = Call { input, asked: Instant::now(), is_taken: Arc::clone(&is_taken), output };
         {
             let mut queue = self.queue();
             queue.calls.push_back(call);
             if queue.batches < BATCHES_MAX {
                 queue.batches += 1;
                 let batch = Batch { batcher: Arc::clone(self), is_over: false };
-                // A task of its own: this caller's end mustn't be that of the others' calls.
-                actix_web::rt::spawn(batch.run());
+                // On the system's thread: neither this caller's end nor that of the worker that serves it may be the end
+                // of the others' calls.
+                actix_web::rt::System::current().arbiter().spawn(batch.run());
             }
         }
         let made = match tokio::time::timeout(self.db.acquire_timeout(), &mut made).await {
             Ok(made) => made,
             Err(_) if !is_taken.swap(true, Ordering::AcqRel) => {
-                return Err(Error::DatabaseUnavailable("all connections are in use".into()));
+                return Err(Error::DatabaseUnavailable("too many calls are waiting".into()));
             }
             Err(_) => made.await,
         };
@@ -161,7 +166,9 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         while inputs.len() < self.batcher.size_max
             && let Some(call) = queue.calls.pop_front()
         {
-            if !call.is_taken.swap(true, Ordering::AcqRel) {
+            // Neither for those who have given up, nor for those who are gone.
+            if !call.is_taken.swap(true, Ordering::AcqRel) && !call.output.is_closed() {
+                self.batcher.waits.observe(call.asked.elapsed().as_secs_f64());
                 inputs.push(call.input);
                 outputs.push(call.output);
             }

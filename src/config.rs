@@ -105,8 +105,8 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_POOL_TIMEOUT_MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub pool_timeout_ms: u64,
 
-    /// Requests that may share a statement when many come at once; with 1 each has its own
-    #[arg(long, env = "ONCEPAY_BATCH_SIZE_MAX", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Requests that may share statements when many come at once; with 1 each has its own
+    #[arg(long, env = "ONCEPAY_BATCH_SIZE_MAX", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_size_max: u32,
 
     /// How long an attempt has a request to itself, in milliseconds. After that another attempt may

@@ -1,6 +1,6 @@
 //! The way to the database: one bounded pool, and the migrations.
 //!
-//! Promised: no request waits longer than the acquire timeout for a connection, and none holds one
+//! Promised: no work waits longer than the acquire timeout for a connection, and none holds one
 //! while it waits for anything but the database.
 
 use std::sync::Arc;
@@ -167,9 +167,9 @@ fn with_network_timeouts(url: &str) -> String {
 
 /// Bounds for everything that a session of the service may wait for, and for what the planner may do.
 ///
-/// The service's statements are prepared, find rows by index and touch few. They're planned once per connection and not
-/// anew for each number of requests in a batch, which costs more than running them; and not as a scan of a table
-/// because that was empty when the plan was made. What reads whole tables asks for that itself ([`plan_for_analysis`]).
+/// Nearly all of the service's statements find few rows by index. They're planned once per connection and not anew for
+/// each number of requests in a batch, which costs more than running them; and not as a scan of a table because that
+/// was empty when the plan was made. The others ask for more freedom themselves ([`plan_freely`]).
 #[derive(Debug)]
 struct SessionLimits;
 
@@ -190,8 +190,9 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
     }
 }
 
-/// Lets the planner do what it likes until the transaction ends, for a statement that reads most of a table.
-pub fn plan_for_analysis(conn: &mut PgConnection) -> diesel::QueryResult<()> {
+/// Lets the planner do what it likes until the transaction ends, for statements that read most of a table, or whose
+/// filters matter only where they're set.
+pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
     diesel::sql_query(
         "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true), \
                 set_config('jit', 'on', true)",

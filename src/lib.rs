@@ -16,19 +16,22 @@
 //! POST /v1/charges
 //!   request::context               gives it a request id, will log one line
 //!   IdempotentRequest<CreateCharge>
-//!     AuthenticatedMerchant        whose API key is it?
+//!     PresentedKey                 whose API key is it?
 //!     body, media type, key, JSON  refused here: nothing has been stored
 //!     CreateCharge::read           every field at once
 //!   Engine::run_external
-//!     store::find                  seen before? then replay or refuse, and that's all
-//!     store::claim                 one committed insert; the primary key decides who executes
+//!     store::find_all              is the API key valid? seen before? then replay or refuse, and that's all
+//!     store::claim_all             one committed insert; the primary key decides who executes
 //!     CreateCharge::perform        calls the processor, no transaction open, key derived from ours
-//!     CreateCharge::finish         says what follows: charge row, journal entry, event, answer
-//!     store::complete_with         writes all of it in one statement, if the claim is still ours (the fence)
+//!     CreateCharge::conclude       says what follows: charge row, journal entry, event, answer
+//!     store::complete_all          writes all of it in one statement, if the claim is still ours (the fence)
 //! ```
 //!
+//! Each of the three statements is shared by the charges that come while others are on their way to the database
+//! (see [`batch`]): the more there is to do, the less a charge costs.
+//!
 //! Where finishing has to read and lock more, it's a transaction instead: `store::lock` (`SELECT … FOR UPDATE` on the
-//! key, the same fence), the operation's statements, `store::complete`.
+//! key, the same fence), the operation's statements, the answer.
 //!
 //! What if we die …
 //! * … before the claim commits: nothing has happened, the retry is a first request.
@@ -62,7 +65,7 @@
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
-//! | [`db`], [`sql`], [`schema`] | the bounded pool, prepared statements, tables | the domain |
+//! | [`db`], [`sql`], [`batch`], [`schema`] | the bounded pool, prepared statements, many calls in one statement, tables | the domain |
 //! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants

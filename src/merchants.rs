@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::DatabaseErrorKind;
-use diesel::sql_types::{Numeric, Uuid as SqlUuid};
+use diesel::sql_types::{Numeric, Timestamptz, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -49,13 +49,14 @@ pub fn pricing_from_json(pricing: serde_json::Value) -> Result<Pricing, Error> {
     Ok(Pricing { rate, fixed })
 }
 
-/// What the merchant pays per capture now.
-pub fn pricing(conn: &mut PgConnection, merchant: MerchantId) -> Result<Pricing, Error> {
+/// What the merchant pays per capture at a time.
+pub fn pricing(conn: &mut PgConnection, merchant: MerchantId, at: DateTime<Utc>) -> Result<Pricing, Error> {
     let (rate, fixed) = statement::<(Numeric, Numeric)>(
         "SELECT fee_rate, fee_fixed FROM merchant_pricing \
-         WHERE merchant_id = {} AND effective_at <= clock_timestamp() ORDER BY effective_at DESC LIMIT 1",
+         WHERE merchant_id = {} AND effective_at <= {} ORDER BY effective_at DESC LIMIT 1",
     )
     .bind::<SqlUuid, _>(merchant)
+    .bind::<Timestamptz, _>(at)
     .get_result(conn)?;
     Ok(Pricing { rate, fixed })
 }
@@ -362,7 +363,8 @@ problems!(ChangePricingProblems, operating_mutating: MerchantNotFound);
 
 /// Change a merchant's price
 ///
-/// From now or from a time on. Prices are added and never changed; each capture pays the one that holds then.
+/// From now or from a time on. Prices are added and never changed; each capture pays the one that holds then,
+/// and a charge that is captured at once the one that held when the request was first seen.
 #[utoipa::path(
     operation_id = "operator.merchants.change_pricing",
     tag = "Operators",

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub finish_seconds: Histogram,
     /// Requests that share a statement, by step.
     pub batch_sizes: HistogramVec,
+    /// Time that requests wait to be among them, by step.
+    pub batch_wait_seconds: HistogramVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
     /// Requests taken over from an attempt that died or failed.
@@ -98,9 +100,16 @@ impl Metrics {
             batch_sizes: register!(HistogramVec::new(
                 HistogramOpts::new(
                     "oncepay_idempotency_batch_size",
-                    "Requests that were looked up and claimed, or finished, in one statement, by step (claim, finish)."
+                    "Requests that were looked up and claimed, or finished, together, by step (claim, finish)."
                 )
                 .buckets(exponential_buckets(1.0, 2.0, 7).expect("the bounds are positive")),
+                &["step"]
+            )),
+            batch_wait_seconds: register!(HistogramVec::new(
+                histogram(
+                    "oncepay_idempotency_batch_wait_duration_seconds",
+                    "Time that a request waits for the others under way, by step (claim, finish)."
+                ),
                 &["step"]
             )),
             waiters: register!(IntGauge::new(

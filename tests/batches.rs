@@ -161,3 +161,33 @@ fn a_row_that_somebody_has_locked_does_not_hold_up_the_others() {
     .unwrap();
     assert!(!slow.join().unwrap().expect(201).is_replay());
 }
+
+#[test]
+fn a_charge_pays_the_price_of_its_first_claim_however_late_it_is_made() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let operator = app.client.with_key(&database.operator_key());
+    let before = client.charge("before", &visa()).expect(201);
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    let path = format!("/v1/operator/merchants/{}/pricing", merchant.id);
+    operator.send("POST", &path, "p", &json!({"fee_rate": "0.5", "fee_fixed": "0.00"})).expect(201);
+    let resumed = client.charge("k", &with_method("pm_card_timeout")).expect(201);
+    assert_eq!(resumed.field("fee"), before.field("fee"));
+    assert_eq!(client.charge("after", &visa()).expect(201).field("fee"), "6.25");
+}
+
+#[test]
+fn times_are_the_same_wherever_they_are_shown() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    for n in 0..20 {
+        client.charge(&format!("k{n}"), &visa()).expect(201);
+    }
+    let stored = "SELECT count(*) FROM charges c JOIN events e ON e.object_id = c.id \
+        WHERE (e.data->>'captured_at')::timestamptz <> date_trunc('milliseconds', c.captured_at) \
+            OR c.captured_at < c.created_at";
+    assert_eq!(database.count(stored), 0);
+}

@@ -3,6 +3,20 @@
 -- KEYS     file with an API key per line; requests go to them in turn
 -- PREFIX   what this run's idempotency keys start with
 -- REPLAY   if set, keys repeat after that many requests
+-- RATE     if set, requests per second of all connections together, sent at times that don't depend on answers (as
+--          long as a connection is free); else each connection sends as soon as it has its answer
+-- REPEAT   if set, each key is sent that many times before the next one comes
+local ffi = require("ffi")
+ffi.cdef([[
+  typedef struct { long s; long ns; } timespec_t;
+  int clock_gettime(int clock, timespec_t *time);
+]])
+local time = ffi.new("timespec_t")
+local function now_ms()
+  ffi.C.clock_gettime(1, time)
+  return tonumber(time.s) * 1e3 + tonumber(time.ns) / 1e6
+end
+
 local threads = 0
 function setup(thread)
   thread:set("number", threads)
@@ -14,13 +28,23 @@ function init()
   for key in io.lines(os.getenv("KEYS")) do keys[#keys + 1] = key end
   prefix = os.getenv("PREFIX") .. "-" .. number .. "-"
   replay = tonumber(os.getenv("REPLAY") or "")
-  count = 0
+  times = tonumber(os.getenv("REPEAT") or "")
+  rate = tonumber(os.getenv("RATE") or "")
+  count, due = 0, now_ms()
   body = '{"amount":"12.50","currency":"USD","payment_method":"pm_card_visa"}'
+  -- Its mere presence makes wrk send later than it could.
+  if rate then
+    function delay()
+      -- Exponential gaps, as between the clicks of people who don't know of each other.
+      due = due - math.log(1 - math.random()) * 1e3 / rate
+      return math.max(0, math.floor(due - now_ms() + 0.5))
+    end
+  end
 end
 
 function request()
   count = count + 1
-  local n = replay and count % replay or count
+  local n = replay and count % replay or times and math.floor(count / times) or count
   local headers = {
     ["Authorization"] = "Bearer " .. keys[n % #keys + 1],
     ["Content-Type"] = "application/json",

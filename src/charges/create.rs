@@ -111,7 +111,7 @@ impl Operation for CreateCharge {
 impl ExternalOperation for CreateCharge {
     const TOGETHER: Option<Together> = Some(Together { reads: merchants::PRICING, writes: super::WRITES });
 
-    /// What the merchant pays, when the charge is claimed.
+    /// What the merchant pays, by the time of the first claim.
     type Prepared = Pricing;
     type Outcome = Authorization;
 
@@ -126,7 +126,7 @@ impl ExternalOperation for CreateCharge {
     /// Locks: with that policy, what makes charges alike.
     fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
         if !self.reserves(context.policy()) {
-            return merchants::pricing(conn, context.merchant());
+            return merchants::pricing(conn, context.merchant(), context.claimed_at());
         }
         if let Some(charge_id) = self.find_alike(conn, context)? {
             context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
@@ -136,7 +136,7 @@ impl ExternalOperation for CreateCharge {
         if self.is_alike_in_progress(conn, context)? {
             return Err(Error::DuplicateInProgress);
         }
-        merchants::pricing(conn, context.merchant())
+        merchants::pricing(conn, context.merchant(), context.claimed_at())
     }
 
     fn prepared(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
@@ -144,7 +144,7 @@ impl ExternalOperation for CreateCharge {
     }
 
     fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
-        merchants::pricing(conn, context.merchant())
+        merchants::pricing(conn, context.merchant(), context.claimed_at())
     }
 
     async fn perform(

@@ -208,13 +208,15 @@ pub(crate) struct ChargeRow {
 
 /// SQL: writes new charges with all that belongs to them, as [`ChargeRow::to_effects`] describes it.
 ///
-/// That the charges and events come out of `posted` makes sure that the ledger is written before.
+/// That the charges and events come out of `posted` makes sure that the ledger is written before. In order, so that two
+/// statements that both make accounts for new merchants wait for each other instead of deadlocking.
 pub(crate) const WRITES: &str = "\
     posted AS MATERIALIZED ( \
         SELECT owner.merchant_id, owner.effects, CASE WHEN entry.id IS NOT NULL THEN \
             ledger_post(owner.merchant_id, entry.id, entry.source, entry.kinds, entry.currencies, entry.amounts) END \
         FROM owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
-            (id uuid, source text, kinds text[], currencies text[], amounts numeric[]) ON true), \
+            (id uuid, source text, kinds text[], currencies text[], amounts numeric[]) ON true \
+        ORDER BY owner.merchant_id, owner.effects->'charge'->>'currency'), \
     charge AS ( \
         INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture, \
             description, reference, metadata, failure_code, failure_decline_code, failure_message, authorization_id, \
@@ -280,7 +282,7 @@ impl ChargeRow {
         captured: Money,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let pricing = merchants::pricing(conn, self.merchant_id)?;
+        let pricing = merchants::pricing(conn, self.merchant_id, now)?;
         let entry = self.mark_captured(pricing, captured, now)?;
         ledger::post(conn, self.merchant_id, &entry)?;
         Ok(())

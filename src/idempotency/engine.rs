@@ -1,7 +1,7 @@
 //! The state machine: replay, refuse, wait or execute.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ use super::{listen, reaper, recovery, status};
 /// request's) rather than being sent away.
 const LOOKS_MAX: u32 = 5;
 
-/// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock), the
-/// lease is started anew: it's only as long as the attempt may take, with little to spare.
+/// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock; requests
+/// that are claimed together prepare nothing), the lease is started anew: it's only as long as the attempt may take, with little to spare.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// How long things last. Unlike [policies](Policy), the same for all operations.
@@ -640,12 +640,16 @@ impl Engine {
         prepared: &O::Prepared,
         outcome: &O::Outcome,
     ) -> Result<Option<Arc<Answer>>, Error> {
-        // A fault between writing and committing needs a transaction to happen in.
-        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !faults::is_set("in_finish")) else {
+        // What has failed before would fail the others with it. And a fault between writing and committing needs a
+        // transaction to happen in.
+        let is_apart = claim.attempt > 1 || faults::is_set("in_finish");
+        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !is_apart) else {
             return Ok(None);
         };
         let context = self.inner.context(request, claim, claim.now());
-        let Ok(Some((effects, reply))) = request.operation.conclude(&context, prepared, outcome) else {
+        // An error or a panic will come again there, where it's dealt with.
+        let conclude = || request.operation.conclude(&context, prepared, outcome);
+        let Ok(Ok(Some((effects, reply)))) = catch_unwind(AssertUnwindSafe(conclude)) else {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());

@@ -148,8 +148,8 @@ pub trait ExternalOperation: Operation {
     /// How requests are claimed and finished many at a time. `None`: each needs transactions of its own.
     const TOGETHER: Option<Together> = None;
 
-    /// Whether [`prepare`](Self::prepare) does more than to read what [`Together::reads`] reads. Without that the
-    /// claim needs no transaction around it.
+    /// Whether [`prepare`](Self::prepare) does more than to read what [`Together::reads`] reads. Without that requests
+    /// are claimed together.
     fn reserves(&self, _policy: &Policy) -> bool {
         true
     }

@@ -11,6 +11,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Double, Integer, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
+use crate::db::plan_freely;
 use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::lists::{Cursor, List, Page};
@@ -247,8 +248,11 @@ pub fn list(
     .bind::<Nullable<Double>, _>(filter.older_than_s.map(|seconds| seconds as f64))
     .bind::<Nullable<Text>, _>(filter.operation.as_deref())
     .bind::<Nullable<SqlUuid>, _>(filter.merchant)
-    .bind::<BigInt, _>(page.limit + 1)
-    .load::<KeyRow>(conn)?;
+    .bind::<BigInt, _>(page.limit + 1);
+    let rows = conn.transaction(|conn| {
+        plan_freely(conn)?;
+        rows.load::<KeyRow>(conn)
+    })?;
     Ok(Some(page.cut(rows)))
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{
     Array, BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz,
@@ -24,8 +24,33 @@ use super::reply::Reply;
 use super::request::{Envelope, Resource};
 use super::{Fingerprint, IdempotencyKey};
 
-/// Channel on which instances tell each other of answers that somebody waits for.
-pub const ANSWERS_CHANNEL: &str = "oncepay_answers";
+/// SQL: the channel on which instances tell each other of answers that somebody waits for.
+macro_rules! answers_channel {
+    () => {
+        "oncepay_answers"
+    };
+}
+
+/// The same.
+pub const ANSWERS_CHANNEL: &str = answers_channel!();
+
+/// SQL: has the instances told, when the transaction commits, that a key is completed, if somebody waits for that. A
+/// boolean that means nothing.
+///
+/// Not for every key: a commit with a notification waits for all others that have one.
+macro_rules! announcement {
+    ($waited:literal, $digest:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $waited,
+            " THEN pg_notify('",
+            answers_channel!(),
+            "', ",
+            $digest,
+            ") END IS NULL"
+        )
+    };
+}
 
 /// SQL: where a key is in its life, as one of the words of [`Life`]. The same everywhere, so that all agree.
 macro_rules! life {
@@ -99,7 +124,8 @@ impl Claim {
     /// The time by the database's clock, without asking it: when the claim was taken, and what has passed since.
     pub fn now(&self) -> DateTime<Utc> {
         let (taken_at, then) = self.taken_at;
-        taken_at + then.elapsed()
+        // As precise as the database keeps it, so that it's the same everywhere.
+        (taken_at + then.elapsed()).trunc_subsecs(6)
     }
 }
 
@@ -280,11 +306,11 @@ impl StoredRow {
     }
 }
 
-/// Looks the key up, and whether who asks may know. No lock, no write: this is all that a replay does.
+/// Looks the key up, and whether who asks may know. No lock, no write: this is all that a replay needs.
 ///
 /// Errors: `api_key_invalid`, `api_key_revoked`.
 pub fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Error> {
-    find_all(conn, &[envelope])?.pop().unwrap_or(Ok(None))
+    find_all(conn, &[envelope])?.pop().ok_or_else(|| Error::internal("a look-up has no result"))?
 }
 
 /// [`find`] for many, in one round trip. The outer error is everybody's, the inner ones are one's own.
@@ -293,10 +319,15 @@ pub fn find_all(
     envelopes: &[&Envelope],
 ) -> Result<Vec<Result<Option<Stored>, Error>>, Error> {
     let rows = StoredRow::load_all(conn, envelopes)?;
-    let compare = |(row, envelope): (Result<Option<StoredRow>, Error>, &&Envelope)| {
-        row?.map(|row| row.compared_with(conn, envelope)).transpose()
-    };
-    Ok(rows.into_iter().zip(envelopes).map(compare).collect())
+    let mut compare =
+        |row: Option<StoredRow>, envelope| row.map(|row| row.compared_with(conn, envelope)).transpose();
+    rows.into_iter()
+        .zip(envelopes)
+        .map(|(row, envelope)| match row {
+            Ok(row) => Ok(Ok(compare(row, envelope)?)),
+            Err(refused) => Ok(Err(refused)),
+        })
+        .collect()
 }
 
 /// A value of each, as an array.
@@ -560,11 +591,13 @@ pub fn complete(
     reply: Reply,
     request_id: &str,
 ) -> Result<Arc<Answer>, Error> {
-    let (waited, expires_at) = statement::<(Bool, Timestamptz)>(concat!(
+    let (expires_at, _) = statement::<(Timestamptz, Bool)>(concat!(
         "UPDATE idempotency_keys SET ",
         completion!("{}", "{}", "{}"),
         " FROM (SELECT clock_timestamp() AS now) AS clock \
-         WHERE merchant_id = {} AND key = {} AND claim_token = {} RETURNING waited, expires_at"
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+         RETURNING expires_at, ",
+        announcement!("waited", "{}"),
     ))
     .bind::<SmallInt, _>(stored_status(&reply)?)
     .bind::<Jsonb, _>(stored_headers(&reply)?)
@@ -572,12 +605,10 @@ pub fn complete(
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
-    .get_result::<(bool, DateTime<Utc>)>(conn)
+    .bind::<Text, _>(claim.key.digest_for(claim.merchant))
+    .get_result::<(DateTime<Utc>, bool)>(conn)
     .optional()?
     .ok_or(Error::ClaimLost)?;
-    if waited {
-        announce(conn, &[claim])?;
-    }
     let (request_id, fingerprint) = (request_id.to_owned(), claim.fingerprint.clone());
     Ok(Arc::new(Answer { reply, request_id, fingerprint, expires_at }))
 }
@@ -588,17 +619,6 @@ fn stored_status(reply: &Reply) -> Result<i16, Error> {
 
 fn stored_headers(reply: &Reply) -> Result<serde_json::Value, Error> {
     serde_json::to_value(&reply.headers).map_err(Error::internal)
-}
-
-/// Tells the instances on which somebody waits for the answers to these claims.
-///
-/// Not for every completion: a commit with a notification waits for all others that have one.
-fn announce(conn: &mut PgConnection, claims: &[&Claim]) -> Result<(), Error> {
-    statement::<()>("SELECT pg_notify({}, digest) FROM unnest({}) AS digest")
-        .bind::<Text, _>(ANSWERS_CHANNEL)
-        .bind::<Array<Text>, _>(column(claims, |claim| claim.key.digest_for(claim.merchant)))
-        .execute(conn)?;
-    Ok(())
 }
 
 /// What is to be written for a request, beside its answer: a document that the operation's SQL takes apart.
@@ -615,7 +635,7 @@ pub struct Completion {
 
 /// Checks the fences, writes the effects and stores the answers of many requests in one statement: [`lock`] and
 /// [`complete`] and what is in between. Needs no transaction around it. `None` for each whose claim doesn't own its
-/// row, or whose row somebody else has locked: nothing of it is written.
+/// row, or whose row somebody else has locked or has just changed: nothing of it is written.
 ///
 /// `writes` is SQL, further parts of a `WITH`, separated by commas. They find `owner`, with a row per request that
 /// holds its claim and the columns `merchant_id` and `effects`, and must take all that they write out of that. A part
@@ -633,11 +653,14 @@ pub fn complete_all(
     }
     // The lock is the fence: where it's had, the row has our token, and nobody changes that before this is committed.
     // What is locked by somebody else is skipped, so that the others needn't wait, and so that two of these statements
-    // can't deadlock. By `ctid`, which under the lock stays what it is: no plan for that can be a slow one.
-    let rows = statement::<(SqlUuid, Bool, Timestamptz)>(concat!(
+    // can't deadlock over keys. By `ctid`, as no plan for that can be a slow one: under the lock it stays what it is.
+    // If the row has been changed since the statement began, it's that of a version that the statement can't see, and
+    // the update leaves it out.
+    let rows = statement::<(SqlUuid, Timestamptz, Bool)>(concat!(
         "WITH held AS MATERIALIZED ( \
              SELECT stored.ctid AS place, asked.* \
-             FROM unnest({}, {}, {}, {}, {}, {}, {}) AS asked (merchant_id, key, token, status, headers, body, effects) \
+             FROM unnest({}, {}, {}, {}, {}, {}, {}, {}) AS asked \
+                 (merchant_id, key, token, status, headers, body, digest, effects) \
              CROSS JOIN LATERAL ( \
                  SELECT k.ctid FROM idempotency_keys k \
                  WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key AND k.claim_token = asked.token \
@@ -647,9 +670,11 @@ pub fn complete_all(
         completion!("held.status", "held.headers", "held.body"),
         " FROM held, (SELECT clock_timestamp() AS now) AS clock \
              WHERE k.ctid = held.place \
-             RETURNING held.merchant_id, held.token, held.effects, k.waited, k.expires_at), \
+             RETURNING held.merchant_id, held.token, held.digest, held.effects, k.waited, k.expires_at), \
          {} \
-         SELECT token, waited, expires_at FROM owner"
+         SELECT token, expires_at, ",
+        announcement!("waited", "digest"),
+        " FROM owner"
     ))
     .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
     .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.as_str()))
@@ -657,19 +682,13 @@ pub fn complete_all(
     .bind::<Array<SmallInt>, _>(statuses)
     .bind::<Array<Jsonb>, _>(headers)
     .bind::<Array<Binary>, _>(column(completions, |completion| completion.reply.body.as_slice()))
+    .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.digest_for(completion.claim.merchant)))
     .bind::<Array<Jsonb>, _>(column(completions, |completion| &completion.effects))
     .fragment(sql(writes))
-    .load::<(Uuid, bool, DateTime<Utc>)>(conn)?;
-    let rows: HashMap<Uuid, _> =
-        rows.into_iter().map(|(token, waited, expires_at)| (token, (waited, expires_at))).collect();
-    let is_waited = |claim: &Claim| rows.get(&claim.token).is_some_and(|(waited, _)| *waited);
-    let waited: Vec<&Claim> =
-        completions.iter().map(|completion| &completion.claim).filter(|claim| is_waited(claim)).collect();
-    if !waited.is_empty() {
-        announce(conn, &waited)?;
-    }
+    .load::<(Uuid, DateTime<Utc>, bool)>(conn)?;
+    let rows: HashMap<Uuid, _> = rows.into_iter().map(|(token, expires_at, _)| (token, expires_at)).collect();
     let answers = completions.iter().map(|completion| {
-        let (_, expires_at) = *rows.get(&completion.claim.token)?;
+        let expires_at = *rows.get(&completion.claim.token)?;
         Some(Arc::new(Answer {
             reply: completion.reply.clone(),
             request_id: completion.request_id.clone(),

@@ -45,14 +45,23 @@ impl Batchers {
     /// For an operation whose claims have a `lease`; `size_max` requests at a time.
     pub fn new(db: &Db, together: Together, lease: Duration, size_max: usize, metrics: &Metrics) -> Self {
         let sizes = |step| metrics.batch_sizes.with_label_values(&[step]);
+        let waits = |step| metrics.batch_wait_seconds.with_label_values(&[step]);
         let Together { reads, writes } = together;
         Self {
-            claims: Batcher::new(db.clone(), size_max, sizes("claim"), move |conn, candidates| {
-                look(conn, candidates, lease, reads)
-            }),
-            completions: Batcher::new(db.clone(), size_max, sizes("finish"), move |conn, completions| {
-                store::complete_all(conn, completions, writes)
-            }),
+            claims: Batcher::new(
+                db.clone(),
+                size_max,
+                sizes("claim"),
+                waits("claim"),
+                move |conn, candidates| look(conn, candidates, lease, reads),
+            ),
+            completions: Batcher::new(
+                db.clone(),
+                size_max,
+                sizes("finish"),
+                waits("finish"),
+                move |conn, completions| store::complete_all(conn, completions, writes),
+            ),
         }
     }
 }

@@ -260,6 +260,14 @@ impl TestDatabase {
                  WHERE key = '{key}'"
             ),
         );
+        // What its merchant pays must have held by then.
+        execute(
+            &mut superuser,
+            &format!(
+                "UPDATE merchant_pricing SET effective_at = effective_at - interval '{seconds} s' WHERE merchant_id IN \
+                 (SELECT merchant_id FROM idempotency_keys WHERE key = '{key}')"
+            ),
+        );
     }
 
     /// Gives up the lease of a key in progress, and makes it due for recovery.

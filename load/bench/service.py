@@ -1,0 +1,138 @@
+"""What is measured: Oncepay with a fresh Postgres of its own, further instances on it, and the programs that measure."""
+
+import glob
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+
+LOAD = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(LOAD)
+
+
+def run(*command, **options):
+    """The output of a command, or the end of this program with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command[:3])} … failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def find(program):
+    """A program in the PATH or among Postgres' binaries."""
+    found = shutil.which(program) or next(
+        iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"), reverse=True)), None
+    )
+    return found or sys.exit(f"{program} is missing. Install it first.")
+
+
+def is_ready(url):
+    try:
+        urllib.request.urlopen(url + "/readyz", timeout=5)
+        return True
+    except OSError:
+        return False
+
+
+class Process:
+    """A running server, its CPU time and memory, without Postgres."""
+
+    def __init__(self, command, log, environment=None):
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+    def cpu_s(self):
+        """User and system time."""
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_rss_mib(self):
+        """The most memory that was resident at any time."""
+        status = open(f"/proc/{self.process.pid}/status").read()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+
+
+class Service(Process):
+    """`oncepay dev` in a folder that goes away with it."""
+
+    def __init__(self, binary):
+        self.binary, self.folder = binary, tempfile.mkdtemp(prefix="oncepay-bench-")
+        os.chmod(self.folder, 0o755)
+        data, log = os.path.join(self.folder, "data"), os.path.join(self.folder, "log")
+        super().__init__([binary, "dev", "--port", "0", "--data-dir", data], log)
+        file = os.path.join(data, "dev.env")
+        for _ in range(600):
+            if os.path.exists(file):
+                lines = (line.strip().split("=", 1) for line in open(file) if "=" in line)
+                self.settings = {name: value.strip("'\"") for name, value in lines}
+                self.url = self.settings["ONCEPAY_URL"]
+                if is_ready(self.url):
+                    return
+            time.sleep(0.1)
+        sys.exit(f"oncepay dev didn't start; see {log}")
+
+    def another(self, number):
+        """A further instance on the same database."""
+        url = f"http://127.0.0.1:{47000 + number}"
+        environment = os.environ | {name: self.settings[name] for name in ("DATABASE_URL", "ONCEPAY_MASTER_KEY")}
+        command = [self.binary, "serve", "--listen", url.removeprefix("http://")]
+        instance = Process(command, os.path.join(self.folder, f"instance-{number}.log"), environment)
+        instance.url = url
+        while not is_ready(url):
+            time.sleep(0.1)
+        return instance
+
+    def request(self, method, path, body=None, key="ONCEPAY_OPERATOR_KEY"):
+        headers = {"Authorization": f"Bearer {self.settings.get(key, key)}", "Content-Type": "application/json"}
+        headers["Idempotency-Key"] = str(uuid.uuid4())
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        return json.load(urllib.request.urlopen(request))
+
+    def sql(self, statement):
+        url = self.settings["ONCEPAY_OWNER_DATABASE_URL"]
+        return run(find("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", url, "-c", statement).strip()
+
+    def stop(self):
+        super().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def pgbench(service, script, clients, seconds):
+    """Transactions per second."""
+    output = run(
+        find("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds),
+        "-f", os.path.join(LOAD, "pgbench", script), service.settings["ONCEPAY_OWNER_DATABASE_URL"],
+    )
+    return float(output.split("tps = ")[1].split()[0])
+
+
+def start_wrk(url, clients, seconds, keys, prefix, **settings):
+    """Starts wrk; `wrk_result` waits for it. `settings` are those of `wrk/charges.lua`, in lower case."""
+    environment = os.environ | {"KEYS": keys, "PREFIX": prefix}
+    environment |= {name.upper(): str(value) for name, value in settings.items()}
+    command = [find("wrk"), "-t", "1", "-c", str(clients), "-d", f"{seconds}s"]
+    command += ["-s", os.path.join(LOAD, "wrk", "charges.lua"), url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wrk_result(process, may_fail=False):
+    result = json.loads(process.communicate()[0].strip().splitlines()[-1])
+    if result["bad"] and not may_fail:
+        sys.exit(f"{result['bad']} of {result['requests']} requests failed: no measurement.")
+    result["rate"] = result["requests"] / result["seconds"]
+    return result
+
+
+def wrk(*arguments, **settings):
+    return wrk_result(start_wrk(*arguments, **settings))
