@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use prometheus::Histogram;
@@ -20,8 +20,12 @@ use tokio::sync::oneshot;
 use crate::db::Db;
 use crate::error::Error;
 
-/// Batches that may be under way at the same time. More makes them smaller, fewer makes calls wait; two cores can't tell
-/// four from two, but for few clients.
+/// Longest wait of a call for the batch before it. As a rule one batch at a time is fastest (1.3 times four at a time,
+/// with 8 clients and with 64): calls gather meanwhile. But one that is stuck, on a lock or a connection that is dead,
+/// mustn't hold up everybody, so whoever has waited that long starts another one beside it.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Batches that may be under way at the same time.
 const BATCHES_MAX: usize = 4;
 
 type Outputs<O> = Vec<oneshot::Sender<Made<O>>>;
@@ -81,18 +85,14 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let (output, mut made) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
         let call = Call { input, asked: Instant::now(), is_taken: Arc::clone(&is_taken), output };
-        {
-            let mut queue = self.queue();
-            queue.calls.push_back(call);
-            if queue.batches < BATCHES_MAX {
-                queue.batches += 1;
-                let batch = Batch { batcher: Arc::clone(self), is_over: false };
-                // On the system's thread: neither this caller's end nor that of the worker that serves it may be the end
-                // of the others' calls.
-                actix_web::rt::System::current().arbiter().spawn(batch.run());
-            }
+        self.queue().calls.push_back(call);
+        self.start_batch_beside(0);
+        let mut answered = tokio::time::timeout(PATIENCE, &mut made).await;
+        if answered.is_err() && !is_taken.load(Ordering::Acquire) {
+            self.start_batch_beside(BATCHES_MAX - 1);
+            answered = tokio::time::timeout(self.db.acquire_timeout(), &mut made).await;
         }
-        let made = match tokio::time::timeout(self.db.acquire_timeout(), &mut made).await {
+        let made = match answered {
             Ok(made) => made,
             Err(_) if !is_taken.swap(true, Ordering::AcqRel) => {
                 return Err(Error::DatabaseUnavailable("too many calls are waiting".into()));
@@ -104,6 +104,18 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             Ok(Made::Unavailable(cause)) => Err(Error::DatabaseUnavailable(cause.into())),
             // The sender is dropped where the service is being stopped.
             Ok(Made::Failed) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Starts a batch, unless more than `others` are under way.
+    fn start_batch_beside(self: &Arc<Self>, others: usize) {
+        let mut queue = self.queue();
+        if queue.batches <= others {
+            queue.batches += 1;
+            let batch = Batch { batcher: Arc::clone(self), is_over: false };
+            // On the system's thread: neither this caller's end nor that of the worker that serves it may be the end
+            // of the others' calls.
+            actix_web::rt::System::current().arbiter().spawn(batch.run());
         }
     }
 }

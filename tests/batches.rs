@@ -163,6 +163,34 @@ fn a_row_that_somebody_has_locked_does_not_hold_up_the_others() {
 }
 
 #[test]
+fn what_is_stuck_does_not_hold_up_what_comes_later() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let mut owner = database.as_owner();
+    execute(
+        &mut owner,
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN IF NEW.amount = 6.66 THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END $$",
+    );
+    execute(
+        &mut owner,
+        "CREATE TRIGGER linger BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION linger()",
+    );
+    // Makes the merchant's accounts, for which others would have to wait.
+    client.charge("first", &visa()).expect(201);
+    let stuck = send(&client, "stuck", &of_amount("6.66"));
+    let asleep =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    eventually("the sleep", || database.count(asleep) == 1);
+    for _ in 0..5 {
+        client.charge(&fresh_key(), &visa()).expect(201);
+    }
+    assert!(!stuck.is_finished(), "they waited for it");
+    stuck.join().unwrap().expect(201);
+}
+
+#[test]
 fn a_charge_pays_the_price_of_its_first_claim_however_late_it_is_made() {
     let database = TestDatabase::new();
     let app = App::start(&database);
