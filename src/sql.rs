@@ -45,11 +45,6 @@ impl<'a, ST> Statement<'a, ST> {
     }
 }
 
-/// A fixed piece of SQL, for [`Statement::fragment`].
-pub fn sql(sql: &'static str) -> Statement<'static, ()> {
-    statement(sql)
-}
-
 impl<ST> QueryFragment<Pg> for Statement<'_, ST> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         let mut binds = self.binds.iter();

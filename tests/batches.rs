@@ -34,6 +34,22 @@ fn gathered<T>(database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize
     .unwrap()
 }
 
+/// Has the database do something when a charge of 6.66 is written.
+fn on_writing_6_66(database: &TestDatabase, does: &str) {
+    let mut owner = database.as_owner();
+    execute(
+        &mut owner,
+        &format!(
+            "CREATE FUNCTION on_6_66() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN IF NEW.amount = 6.66 THEN {does}; END IF; RETURN NEW; END $$"
+        ),
+    );
+    execute(
+        &mut owner,
+        "CREATE TRIGGER on_6_66 BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION on_6_66()",
+    );
+}
+
 fn batches(app: &App, step: &str) -> (f64, f64) {
     let metrics = app.client.metrics();
     let of = |what| metrics.value(&format!("oncepay_idempotency_batch_size_{what}"), &[("step", step)]);
@@ -101,17 +117,7 @@ fn what_fails_for_one_does_not_fail_the_others() {
     let database = TestDatabase::new();
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
-    let mut owner = database.as_owner();
-    execute(
-        &mut owner,
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-         $$ BEGIN IF NEW.amount = 6.66 THEN RAISE EXCEPTION 'no' USING ERRCODE = 'raise_exception'; END IF; \
-         RETURN NEW; END $$",
-    );
-    execute(
-        &mut owner,
-        "CREATE TRIGGER refuse BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION refuse()",
-    );
+    on_writing_6_66(&database, "RAISE EXCEPTION 'no' USING ERRCODE = 'raise_exception'");
     let (good, bad) = gathered(&database, &app, || {
         let good: Vec<Pending> =
             (0..20).map(|n| send(&client, &format!("good-{n}"), &of_amount("5.00"))).collect();
@@ -126,7 +132,7 @@ fn what_fails_for_one_does_not_fail_the_others() {
         bad.join().unwrap().expect_problem(500, "internal");
     }
     assert_eq!(database.rows("charges"), 20);
-    execute(&mut owner, "DROP TRIGGER refuse ON charges");
+    execute(&mut database.as_owner(), "DROP TRIGGER on_6_66 ON charges");
     for n in 0..2 {
         client.charge(&format!("bad-{n}"), &of_amount("6.66")).expect(201);
     }
@@ -167,16 +173,7 @@ fn what_is_stuck_does_not_hold_up_what_comes_later() {
     let database = TestDatabase::new();
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
-    let mut owner = database.as_owner();
-    execute(
-        &mut owner,
-        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS \
-         $$ BEGIN IF NEW.amount = 6.66 THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END $$",
-    );
-    execute(
-        &mut owner,
-        "CREATE TRIGGER linger BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION linger()",
-    );
+    on_writing_6_66(&database, "PERFORM pg_sleep(3)");
     // Makes the merchant's accounts, for which others would have to wait.
     client.charge("first", &visa()).expect(201);
     let stuck = send(&client, "stuck", &of_amount("6.66"));

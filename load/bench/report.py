@@ -70,7 +70,7 @@ def table(head, rows):
 
 
 def bars(figures):
-    """Throughput as an SVG, a bar per figure; on a scale by thousands per row, as replays are ten times faster."""
+    """Throughput as an SVG, a bar per figure; charges and replays each on a scale of their own."""
     groups = [("First-time charges per second", ["pgbench natural", "pgbench limit", "charge", "handrolled charge", "library charge"]),
               ("Replays per second", ["pgbench select", "replay", "handrolled replay", "library replay"])]
     titles = {"pgbench natural": "pgbench, natural", "pgbench limit": "pgbench, one statement", "pgbench select": "pgbench, SELECT",

@@ -27,7 +27,7 @@ use super::recovery::{Due, Recovered, Recovery};
 use super::registry::Registered;
 use super::request::{Envelope, IdempotentRequest, Operation, Treatment};
 use super::store::{self, Answer, Claim, Claimant, Completion, Setback, Taker};
-use super::together::{Batchers, Candidate, Looked};
+use super::together::{Batchers, Looked};
 use super::waiting::{Waiters, Woken};
 use super::{listen, reaper, recovery, status};
 
@@ -399,6 +399,15 @@ impl Engine {
         })
     }
 
+    fn claimant<O: Operation>(request: &IdempotentRequest<O>) -> Claimant {
+        Claimant {
+            envelope: Arc::clone(&request.envelope),
+            operation: O::NAME,
+            resource: request.operation.resource(),
+            policy: Arc::clone(&request.treatment.policy),
+        }
+    }
+
     /// Claims a key that is new, or that was forgotten or may be (`afresh`; needs a transaction).
     fn claim<O: Operation>(
         &self,
@@ -406,13 +415,10 @@ impl Engine {
         request: &IdempotentRequest<O>,
         afresh: bool,
     ) -> Result<Option<Claim>, Error> {
-        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
         if afresh {
-            store::forget(conn, envelope, policy)?;
+            store::forget(conn, &request.envelope, &request.treatment.policy)?;
         }
-        let resource = request.operation.resource();
-        let claimant = Claimant { envelope, operation: O::NAME, resource, policy };
-        let claim = store::claim(conn, claimant, self.inner.timing.lease)?;
+        let claim = store::claim(conn, &Self::claimant(request), self.inner.timing.lease)?;
         if claim.is_none() {
             faults::reach("after_conflict");
         }
@@ -504,13 +510,7 @@ impl Engine {
             return Ok(None);
         };
         let started = Instant::now();
-        let candidate = Candidate {
-            envelope: Arc::clone(&request.envelope),
-            operation: O::NAME,
-            resource: request.operation.resource(),
-            policy: Arc::clone(policy),
-        };
-        Ok(match batchers.claims.call(candidate).await?.transpose()? {
+        Ok(match batchers.claims.call(Self::claimant(request)).await?.transpose()? {
             Some(Looked::Claimed(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 // If it can't be understood: it's read again, and fails then.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::ids::MerchantId;
-use crate::sql::{sql, statement};
+use crate::sql::statement;
 
 use super::policy::{OnExpired, Policy};
 use super::reply::Reply;
@@ -355,22 +355,17 @@ fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool
     .unwrap_or(false))
 }
 
-/// A request that wants to claim its key.
-#[derive(Clone, Copy)]
-pub struct Claimant<'a> {
-    pub envelope: &'a Envelope,
+/// A request that wants to claim its key, unless that's taken.
+pub struct Claimant {
+    pub envelope: Arc<Envelope>,
     pub operation: &'static str,
     pub resource: Resource,
-    pub policy: &'a Policy,
+    pub policy: Arc<Policy>,
 }
 
 /// Claims a key that nobody has used. `None` when somebody else has it, or is claiming it right now in
 /// a transaction that hasn't ended: look again.
-pub fn claim(
-    conn: &mut PgConnection,
-    claimant: Claimant<'_>,
-    lease: Duration,
-) -> Result<Option<Claim>, Error> {
+pub fn claim(conn: &mut PgConnection, claimant: &Claimant, lease: Duration) -> Result<Option<Claim>, Error> {
     let claimed = claim_all(conn, &[claimant], lease, "NULL")?.pop().flatten();
     Ok(claimed.map(|(claim, _)| claim))
 }
@@ -386,7 +381,7 @@ pub type Claimed = (Claim, Option<serde_json::Value>);
 /// All of them live until the end of the surrounding transaction.
 pub fn claim_all(
     conn: &mut PgConnection,
-    claimants: &[Claimant<'_>],
+    claimants: &[&Claimant],
     lease: Duration,
     reads: &'static str,
 ) -> Result<Vec<Option<Claimed>>, Error> {
@@ -438,7 +433,7 @@ pub fn claim_all(
     .bind::<Array<Integer>, _>(column(claimants, |claimant| {
         i32::try_from(claimant.policy.tombstone_seconds).unwrap_or(i32::MAX)
     }))
-    .fragment(sql(reads))
+    .fragment(statement::<()>(reads))
     .load::<(Uuid, Option<Uuid>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
     let taken_at = Instant::now();
     let mut rows: HashMap<Uuid, _> = rows
@@ -684,7 +679,7 @@ pub fn complete_all(
     .bind::<Array<Binary>, _>(column(completions, |completion| completion.reply.body.as_slice()))
     .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.digest_for(completion.claim.merchant)))
     .bind::<Array<Jsonb>, _>(column(completions, |completion| &completion.effects))
-    .fragment(sql(writes))
+    .fragment(statement::<()>(writes))
     .load::<(Uuid, DateTime<Utc>, bool)>(conn)?;
     let rows: HashMap<Uuid, _> = rows.into_iter().map(|(token, expires_at, _)| (token, expires_at)).collect();
     let answers = completions.iter().map(|completion| {

@@ -12,19 +12,10 @@ use crate::metrics::Metrics;
 
 use super::decision::{Decision, decide};
 use super::operation::Together;
-use super::policy::Policy;
-use super::request::{Envelope, Resource};
+use super::request::Envelope;
 use super::store::{self, Answer, Claim, Claimant, Completion};
 
-/// A request that looks for its answer, or wants to claim its key.
-pub struct Candidate {
-    pub envelope: Arc<Envelope>,
-    pub operation: &'static str,
-    pub resource: Resource,
-    pub policy: Arc<Policy>,
-}
-
-/// What came of that.
+/// What came of a look at a key.
 pub enum Looked {
     /// It has claimed its key, and this was read with it.
     Claimed(Claim, Option<serde_json::Value>),
@@ -36,7 +27,7 @@ pub enum Looked {
 
 /// The batchers of one operation.
 pub struct Batchers {
-    pub claims: Arc<Batcher<Candidate, Result<Looked, Error>>>,
+    pub claims: Arc<Batcher<Claimant, Result<Looked, Error>>>,
     /// Return `None` for a request that has to find out by itself why it wasn't completed.
     pub completions: Arc<Batcher<Completion, Option<Arc<Answer>>>>,
 }
@@ -53,7 +44,7 @@ impl Batchers {
                 size_max,
                 sizes("claim"),
                 waits("claim"),
-                move |conn, candidates| look(conn, candidates, lease, reads),
+                move |conn, requests| look(conn, requests, lease, reads),
             ),
             completions: Batcher::new(
                 db.clone(),
@@ -69,26 +60,21 @@ impl Batchers {
 /// Looks all keys up, and claims those that are new: one round trip, or two.
 fn look(
     conn: &mut PgConnection,
-    candidates: &[Candidate],
+    requests: &[Claimant],
     lease: Duration,
     reads: &'static str,
 ) -> Result<Vec<Result<Looked, Error>>, Error> {
-    let envelopes: Vec<&Envelope> = candidates.iter().map(|candidate| &*candidate.envelope).collect();
+    let envelopes: Vec<&Envelope> = requests.iter().map(|request| &*request.envelope).collect();
     let decisions: Vec<Result<Decision, Error>> = store::find_all(conn, &envelopes)?
         .into_iter()
-        .zip(candidates)
-        .map(|(stored, candidate)| Ok(decide(stored?, &candidate.policy)))
+        .zip(requests)
+        .map(|(stored, request)| Ok(decide(stored?, &request.policy)))
         .collect();
-    let claimants: Vec<Claimant<'_>> = decisions
+    let claimants: Vec<&Claimant> = decisions
         .iter()
-        .zip(candidates)
+        .zip(requests)
         .filter(|(decision, _)| matches!(decision, Ok(Decision::Claim)))
-        .map(|(_, candidate)| Claimant {
-            envelope: &candidate.envelope,
-            operation: candidate.operation,
-            resource: candidate.resource,
-            policy: &candidate.policy,
-        })
+        .map(|(_, request)| request)
         .collect();
     let claimed =
         if claimants.is_empty() { Vec::new() } else { store::claim_all(conn, &claimants, lease, reads)? };
