@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
 use crate::idempotency::Timing;
 use crate::idempotency::recovery::Recovery;
+use crate::processor::HttpSettings;
 use crate::vault::MASTER_KEY_LENGTH_MIN;
 
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
@@ -81,6 +83,65 @@ fn secret_variable(arg: &clap::Arg) -> Option<String> {
     name.to_str().map(str::to_owned)
 }
 
+/// How to reach the acquirer. Without an address, a sandbox in our own process plays it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AcquirerOptions {
+    /// Address of the acquirer, such as https://acquirer.example. Without it a sandbox in this process plays the
+    /// acquirer, and no money is moved
+    #[arg(long = "acquirer-url", env = "ONCEPAY_ACQUIRER_URL", requires = "api_key")]
+    pub url: Option<Url>,
+
+    /// What the acquirer knows us by
+    #[arg(
+        long = "acquirer-api-key",
+        id = "api_key",
+        env = "ONCEPAY_ACQUIRER_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_key: Option<SecretString>,
+
+    /// Longest time to connect to the acquirer, and for it to tell that it's well, in milliseconds
+    #[arg(long = "acquirer-connect-timeout-ms", env = "ONCEPAY_ACQUIRER_CONNECT_TIMEOUT_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub connect_timeout_ms: u64,
+
+    /// Longest time for one HTTP request to the acquirer, in milliseconds
+    #[arg(long = "acquirer-request-timeout-ms", env = "ONCEPAY_ACQUIRER_REQUEST_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub request_timeout_ms: u64,
+
+    /// How often the acquirer is asked whether it's well, in milliseconds
+    #[arg(long = "acquirer-probe-interval-ms", env = "ONCEPAY_ACQUIRER_PROBE_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub probe_interval_ms: u64,
+}
+
+impl AcquirerOptions {
+    /// No acquirer.
+    pub fn none() -> Self {
+        Self {
+            url: None,
+            api_key: None,
+            connect_timeout_ms: 1_000,
+            request_timeout_ms: 3_000,
+            probe_interval_ms: 1_000,
+        }
+    }
+
+    /// The acquirer at `url`.
+    pub fn at(url: Url, api_key: SecretString) -> Self {
+        Self { url: Some(url), api_key: Some(api_key), ..Self::none() }
+    }
+
+    /// For the client of the acquirer, if there is one.
+    pub fn http_settings(&self) -> Option<HttpSettings> {
+        Some(HttpSettings {
+            url: self.url.clone()?,
+            api_key: self.api_key.clone()?,
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            request_timeout: Duration::from_millis(self.request_timeout_ms),
+            probe_interval: Duration::from_millis(self.probe_interval_ms),
+        })
+    }
+}
+
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -115,7 +176,7 @@ pub struct Config {
     pub lease_ms: u64,
 
     /// Longest wait for an answer of the payment processor, in milliseconds
-    #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 8_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub processor_timeout_ms: u64,
 
     /// How often each instance looks for requests that died, in milliseconds
@@ -147,6 +208,19 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_ROLL_UP_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub roll_up_interval_ms: u64,
 
+    /// Longest time to answer a request once it has arrived, in milliseconds; then 503. What it began goes on, and its
+    /// retry gets the answer. `Prefer: wait` adds to it
+    #[arg(long, env = "ONCEPAY_REQUEST_DEADLINE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub request_deadline_ms: u64,
+
+    /// The acquirer
+    #[command(flatten)]
+    pub acquirer: AcquirerOptions,
+
+    /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
+    #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
+    pub ready_without_acquirer: bool,
+
     /// File to which the sandbox processor appends each call as a line of JSON
     #[arg(long, env = "ONCEPAY_SANDBOX_JOURNAL")]
     pub sandbox_journal: Option<PathBuf>,
@@ -163,7 +237,7 @@ impl Config {
             pool_timeout_ms: 2_000,
             batch_size_max: 32,
             lease_ms: 30_000,
-            processor_timeout_ms: 10_000,
+            processor_timeout_ms: 8_000,
             recovery_interval_ms: 1_000,
             recovery_delay_ms: 5_000,
             recovery_attempts_max: 20,
@@ -171,6 +245,9 @@ impl Config {
             reaper_interval_ms: 5_000,
             metrics_interval_ms: 5_000,
             roll_up_interval_ms: 5_000,
+            request_deadline_ms: 10_000,
+            acquirer: AcquirerOptions::none(),
+            ready_without_acquirer: false,
             sandbox_journal: None,
         }
     }
@@ -187,6 +264,12 @@ impl Config {
                 self.lease_ms, self.processor_timeout_ms
             ));
         }
+        if self.acquirer.url.is_some() && self.acquirer.request_timeout_ms > self.processor_timeout_ms {
+            return Err(format!(
+                "One request to the acquirer ({} ms) can't take longer than all that a charge needs of it ({} ms).",
+                self.acquirer.request_timeout_ms, self.processor_timeout_ms
+            ));
+        }
         Ok(())
     }
 
@@ -198,6 +281,7 @@ impl Config {
     /// How long things last in the idempotency engine.
     pub fn timing(&self) -> Timing {
         Timing {
+            request_deadline: Duration::from_millis(self.request_deadline_ms),
             lease: Duration::from_millis(self.lease_ms),
             processor_timeout: Duration::from_millis(self.processor_timeout_ms),
             recovery: Recovery {
@@ -284,7 +368,7 @@ mod tests {
     fn settings_that_do_not_go_together_are_refused() {
         let valid = || Config::for_database("postgres://h/d".into(), "m".repeat(32).into());
         assert_eq!(valid().validate(), Ok(()));
-        let short_lease = Config { lease_ms: 10_499, ..valid() };
+        let short_lease = Config { lease_ms: 8_499, ..valid() };
         assert!(short_lease.validate().is_err_and(|error| error.contains("lease")));
         let short_key = Config { master_key: "m".repeat(31).into(), ..valid() };
         assert!(short_key.validate().is_err_and(|error| error.contains("master key")));

@@ -14,6 +14,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
+use crate::deadline;
 use crate::error::Error;
 use crate::metrics::{Counted, Metrics};
 
@@ -64,15 +65,16 @@ impl Db {
     /// Runs `work` with a connection on a blocking thread.
     ///
     /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
-    /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds; then
-    /// it isn't known whether it has taken effect. A panic in `work` is `internal`, and its connection is
+    /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds or than the
+    /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`, and its connection is
     /// discarded.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let asked = Instant::now();
-        let permit = tokio::time::timeout(self.acquire_timeout, Arc::clone(&self.permits).acquire_owned())
+        let patience = deadline::remaining(self.acquire_timeout);
+        let permit = tokio::time::timeout(patience, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
             .map_err(Error::internal)?;
@@ -92,7 +94,7 @@ impl Db {
             }
             result
         });
-        match tokio::time::timeout(WORK_TIMEOUT, work).await {
+        match tokio::time::timeout(deadline::remaining(WORK_TIMEOUT), work).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::internal("the database work panicked")),
             Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),

@@ -12,6 +12,8 @@ use serde_json::json;
 
 use crate::db::Db;
 use crate::error::Error;
+use crate::idempotency::Engine;
+use crate::processor::ProcessorError;
 
 /// Whether the process runs. Asks nothing of the database: a restart wouldn't help that.
 #[route("/healthz", method = "GET", method = "HEAD")]
@@ -19,9 +21,20 @@ pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
 }
 
-/// Whether requests can be served: the database answers and can be written. 503 otherwise.
+/// What this instance takes for being ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Readiness {
+    /// Whether it takes the processor.
+    pub needs_processor: bool,
+}
+
+/// Whether requests can be served: the database answers and can be written, and the processor is there. 503 otherwise.
 #[route("/readyz", method = "GET", method = "HEAD")]
-pub async fn ready(db: web::Data<Db>) -> Result<HttpResponse, Error> {
+pub async fn ready(
+    db: web::Data<Db>,
+    engine: web::Data<Engine>,
+    readiness: web::Data<Readiness>,
+) -> Result<HttpResponse, Error> {
     db.run_retrying(|conn| {
         let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
         if read_only.get_result(conn)? {
@@ -30,6 +43,9 @@ pub async fn ready(db: web::Data<Db>) -> Result<HttpResponse, Error> {
         Ok(())
     })
     .await?;
+    if readiness.needs_processor && !engine.is_processor_available() {
+        return Err(ProcessorError::Down.into());
+    }
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
 }
 

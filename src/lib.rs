@@ -106,6 +106,7 @@ pub mod batch;
 pub mod charges;
 pub mod config;
 pub mod db;
+pub mod deadline;
 pub mod dev;
 pub mod disputes;
 pub mod error;

@@ -50,6 +50,12 @@ pub struct Metrics {
     pub table_rows: IntGauge,
     /// Charges that look like another, by what was done about it.
     pub suspected_duplicates: IntCounterVec,
+    /// HTTP requests to the processor, by call and outcome.
+    pub processor_calls: IntCounterVec,
+    /// Time that they take, by call.
+    pub processor_seconds: HistogramVec,
+    /// Whether the processor is called at the moment.
+    pub processor_available: IntGauge,
     /// Size of the pool.
     pub pool_size: IntGauge,
     /// Connections in use.
@@ -173,6 +179,24 @@ impl Metrics {
                 ),
                 &["action"]
             )),
+            processor_calls: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_processor_requests_total",
+                    "HTTP requests to the payment processor, by call and outcome (answered, refused, failed, lost, unreachable)."
+                ),
+                &["call", "outcome"]
+            )),
+            processor_seconds: register!(HistogramVec::new(
+                histogram(
+                    "oncepay_processor_request_duration_seconds",
+                    "Time that an HTTP request to the payment processor takes, by call."
+                ),
+                &["call"]
+            )),
+            processor_available: register!(IntGauge::new(
+                "oncepay_processor_available",
+                "1 while the payment processor is called, 0 while its circuit breaker is open."
+            )),
             pool_size: register!(IntGauge::new(
                 "oncepay_db_pool_size",
                 "Most database connections in use at once."
@@ -200,6 +224,7 @@ impl Metrics {
         registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("names are unique");
+        metrics.processor_available.set(1);
         metrics
     }
 

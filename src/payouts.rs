@@ -203,7 +203,8 @@ impl ExternalOperation for CreatePayout {
     }
 
     async fn perform(&self, processor: &dyn Processor, context: &Context<'_>, (): &()) -> Result<(), Error> {
-        Ok(processor.payout(&context.processor_call("payout"), self.amount, &self.destination).await?)
+        let call = context.processor_call("payout", PayoutId(context.resource_id()?));
+        Ok(processor.payout(&call, self.amount, &self.destination).await?)
     }
 
     /// Locks: the payout, the merchant's `merchant_payable` account.

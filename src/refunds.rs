@@ -213,7 +213,7 @@ impl ExternalOperation for CreateRefund {
         context: &Context<'_>,
         prepared: &Prepared,
     ) -> Result<(), Error> {
-        let call = context.processor_call("refund");
+        let call = context.processor_call("refund", RefundId(context.resource_id()?));
         Ok(processor.refund(&call, &prepared.authorization_id, prepared.amount).await?)
     }
 

@@ -11,7 +11,9 @@ use actix_web::{HttpMessage, HttpRequest, web};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
+use crate::deadline;
 use crate::error::Error;
+use crate::idempotency::Engine;
 use crate::metrics::{Counted, Metrics};
 
 /// Name of the header that carries the request id.
@@ -57,7 +59,9 @@ pub async fn context(
 
     // No clone of the request may be alive here: the router wants it to itself. Errors of handlers and
     // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
-    let mut response = next.call(req).await?.map_into_boxed_body();
+    let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
+    let limit = engine.request_deadline();
+    let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
     let answer = response.response().error().map(|error| {
         let path = response.request().path();
         // What isn't ours comes from actix-web itself and can only be a bug.

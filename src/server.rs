@@ -16,9 +16,10 @@ use crate::auth::KnownKeys;
 use crate::config::Config;
 use crate::db::Db;
 use crate::error::Error;
+use crate::health::Readiness;
 use crate::idempotency::{Engine, Registered};
 use crate::metrics::Metrics;
-use crate::processor::{Processor, Sandbox};
+use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
 use crate::{
     api_keys, balance, charges, disputes, health, keys_api, ledger, ledger_api, merchants, metrics, openapi,
@@ -129,15 +130,11 @@ impl Bound {
         config: &Config,
         processor: Option<Arc<dyn Processor>>,
     ) -> Result<(Server, ServerHandle), String> {
-        let processor = match (processor, &config.sandbox_journal) {
-            (Some(processor), _) => processor,
-            (None, None) => Arc::new(Sandbox::new()),
-            (None, Some(path)) => Arc::new(
-                Sandbox::with_journal(path)
-                    .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
-            ),
-        };
         let metrics = Arc::new(Metrics::new());
+        let processor = match processor {
+            Some(processor) => processor,
+            None => configured_processor(config, &metrics)?,
+        };
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), Arc::clone(&metrics));
         let vault = Vault::new(config.master_key.clone());
         let engine = Engine::new(
@@ -155,6 +152,7 @@ impl Bound {
         let document = web::Data::new(document);
         let known_keys = web::Data::new(KnownKeys::default());
         let metrics = web::Data::from(metrics);
+        let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
 
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
@@ -168,6 +166,7 @@ impl Bound {
                 .app_data(known_keys.clone())
                 .app_data(document.clone())
                 .app_data(metrics.clone())
+                .app_data(readiness.clone())
                 .wrap(from_fn(request::context))
                 .into_utoipa_app()
                 .configure(api)
@@ -211,6 +210,23 @@ impl Bound {
         let handle = server.handle();
         Ok((server, handle))
     }
+}
+
+/// The processor that the settings name: the acquirer, or the sandbox.
+fn configured_processor(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Processor>, String> {
+    if let Some(settings) = config.acquirer.http_settings() {
+        let processor = Arc::new(HttpProcessor::new(settings, Arc::clone(metrics))?);
+        let watched = Arc::clone(&processor);
+        actix_web::rt::spawn(async move { watched.watch().await });
+        return Ok(processor);
+    }
+    Ok(match &config.sandbox_journal {
+        None => Arc::new(Sandbox::new()),
+        Some(path) => Arc::new(
+            Sandbox::with_journal(path)
+                .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
+        ),
+    })
 }
 
 /// Path templates and the methods that each has, as `GET, POST`.

@@ -74,7 +74,8 @@ impl ExternalOperation for CancelCharge {
         context: &Context<'_>,
         authorization_id: &String,
     ) -> Result<(), Error> {
-        Ok(processor.void(&context.processor_call("void"), authorization_id).await?)
+        let call = context.processor_call("void", ChargeId(context.resource_id()?));
+        Ok(processor.void(&call, authorization_id).await?)
     }
 
     /// Locks: the charge.

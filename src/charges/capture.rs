@@ -99,7 +99,7 @@ impl ExternalOperation for CaptureCharge {
         context: &Context<'_>,
         prepared: &Prepared,
     ) -> Result<(), Error> {
-        let call = context.processor_call("capture");
+        let call = context.processor_call("capture", ChargeId(context.resource_id()?));
         Ok(processor.capture(&call, &prepared.authorization_id, prepared.amount).await?)
     }
 

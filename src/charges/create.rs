@@ -153,10 +153,12 @@ impl ExternalOperation for CreateCharge {
         context: &Context<'_>,
         _: &Pricing,
     ) -> Result<Authorization, Error> {
-        let call = context.processor_call("authorize");
+        let charge_id = ChargeId(context.resource_id()?);
+        let call = context.processor_call("authorize", charge_id);
         let authorization = processor.authorize(&call, self.amount, &self.payment_method).await?;
         if self.capture && authorization.decision == Decision::Approved {
-            processor.capture(&context.processor_call("capture"), &authorization.id, self.amount).await?;
+            let call = context.processor_call("capture", charge_id);
+            processor.capture(&call, &authorization.id, self.amount).await?;
         }
         Ok(authorization)
     }

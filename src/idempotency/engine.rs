@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use secrecy::SecretString;
 
 use crate::db::Db;
+use crate::deadline;
 use crate::error::Error;
 use crate::faults;
 use crate::metrics::Metrics;
@@ -44,6 +45,8 @@ const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 /// How long things last. Unlike [policies](Policy), the same for all operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
+    /// Longest time until a request is answered once it has arrived, without what it asked to wait.
+    pub request_deadline: Duration,
     /// How long an attempt has the request to itself.
     pub lease: Duration,
     /// Longest time for the calls to the processor in one attempt. Below the lease, so that an attempt
@@ -146,6 +149,16 @@ impl Engine {
         self.inner.timing
     }
 
+    /// Longest time until a request is answered once it has arrived, without what it asked to wait.
+    pub fn request_deadline(&self) -> Duration {
+        self.inner.timing.request_deadline
+    }
+
+    /// Whether the processor is called at the moment, as far as is known.
+    pub fn is_processor_available(&self) -> bool {
+        self.inner.processor.is_available()
+    }
+
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.inner.metrics
     }
@@ -243,11 +256,18 @@ impl Engine {
         attempt: impl Fn(Self, IdempotentRequest<O>) -> F,
     ) -> Result<HttpResponse, Error> {
         let wait = request.treatment.wait;
+        deadline::extend(wait.unwrap_or_default());
         let deadline = wait.map(|wait| Instant::now() + wait);
         loop {
             let envelope = &request.envelope;
             let note = |outcome| self.note(O::NAME, outcome, &envelope.request_id, Some(envelope), None);
-            let tried = attempt(self.clone(), request.clone()).await.inspect_err(|error| {
+            let answer_in = deadline::remaining(Duration::MAX);
+            let tried = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
+                Ok(tried) => tried,
+                // It goes on, so that a retry finds what comes of it.
+                Err(_) => Err(Error::DatabaseUnavailable("the request's time is over".into())),
+            };
+            let tried = tried.inspect_err(|error| {
                 let is_stranger = matches!(error, Error::ApiKeyInvalid | Error::ApiKeyRevoked);
                 note(if is_stranger { "unauthorized" } else { "failed" });
             })?;

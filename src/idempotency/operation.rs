@@ -1,5 +1,6 @@
 //! What an operation is to the engine: what it gets, and what it must do.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -100,13 +101,17 @@ impl Context<'_> {
     /// The processor's key is derived rather than passed through, so that two merchants with the same
     /// key stay apart. The time of the first claim is part of it: when a key is used again after it has
     /// been forgotten, that is a new payment for the processor too.
-    pub fn processor_call(&self, step: &str) -> ProcessorCall {
+    ///
+    /// `reference` is the object that the call is for.
+    pub fn processor_call(&self, step: &str, reference: impl Display) -> ProcessorCall {
         let mut hash = Sha256::new();
         hash.update(self.claim.merchant.0.as_bytes());
         hash.update(self.claim.created_at.timestamp_micros().to_be_bytes());
         hash.update(self.claim.key.as_str());
         ProcessorCall {
             key: format!("{}:{step}", hex::encode(&hash.finalize()[..16])),
+            merchant: self.claim.merchant,
+            reference: reference.to_string(),
             attempt: self.claim.attempt,
         }
     }

@@ -99,6 +99,10 @@ pub async fn keep_recovering(engine: Engine, operations: Arc<Vec<Registered>>) {
     loop {
         if running.len() < places && look_at <= Instant::now() {
             look_at = Instant::now() + recovery.interval;
+            if !engine.is_processor_available() {
+                // They would all fail, again and again until they're parked.
+                continue;
+            }
             match find_due(&engine, &operations, places - running.len()).await {
                 Ok(due) => running.extend(due.into_iter().map(|due| recover(&engine, &operations, due))),
                 Err(error) => log::warn!("the recovery worker couldn't look for work: {}", error.detailed()),

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
+use crate::deadline;
 use crate::error::Error;
 use crate::fields::{Fields, parse_json};
 use crate::ids::MerchantId;
@@ -180,6 +181,8 @@ impl<O: Operation> IdempotentRequest<O> {
         let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload))
             .await
             .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
+        // What the client took to send it was the client's time.
+        deadline::restart(engine.request_deadline());
         let is_empty = O::BODY_OPTIONAL && raw_body.is_empty();
         if !is_empty {
             check_media_type(req)?;

@@ -1,13 +1,19 @@
 //! The payment processor: who moves the money between cardholder and us.
 
+mod breaker;
+mod http;
 mod payment_method;
+mod protocol;
 mod sandbox;
 
 use async_trait::async_trait;
 
+use crate::ids::MerchantId;
 use crate::money::Money;
 
+pub use http::{HttpProcessor, HttpSettings};
 pub use payment_method::{PaymentMethod, UnknownPaymentMethod};
+pub use protocol::{AcquirerOperation, Refusal};
 pub use sandbox::{CallRecord, Sandbox};
 
 /// A payment processor. Each call is idempotent under its key: repeating it has no further effect and
@@ -48,6 +54,11 @@ pub trait Processor: Send + Sync {
         amount: Money,
         destination: &str,
     ) -> Result<(), ProcessorError>;
+
+    /// Whether calls make sense at the moment. If not they fail at once, with [`ProcessorError::Down`].
+    fn is_available(&self) -> bool {
+        true
+    }
 }
 
 /// Names a call.
@@ -55,6 +66,11 @@ pub trait Processor: Send + Sync {
 pub struct ProcessorCall {
     /// Idempotency key towards the processor.
     pub key: String,
+    /// Whose money it's about.
+    pub merchant: MerchantId,
+    /// Our id of what the call is for (`ch_…`, `re_…`, `po_…`), the same in every attempt. By it the processor's
+    /// books are compared with ours.
+    pub reference: String,
     /// Which attempt of the request makes the call, from 1. Real processors don't care; the sandbox plays
     /// its faults by it.
     pub attempt: u32,
@@ -89,7 +105,7 @@ pub enum Decline {
     InsufficientFunds,
 }
 
-/// There is no outcome: the call may or may not have taken effect.
+/// There is no outcome: the call may or may not have taken effect, unless the variant says more.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
     /// No answer in time, or the connection broke.
@@ -98,6 +114,18 @@ pub enum ProcessorError {
     /// The processor said that it failed.
     #[error("the processor failed")]
     Failed,
+    /// The processor couldn't be reached, so that nothing has happened.
+    #[error("the processor can't be reached")]
+    Unreachable,
+    /// The processor is known to be down and wasn't asked.
+    #[error("the processor is down and wasn't asked")]
+    Down,
+    /// The processor won't do that, ever: the two sides disagree on what there is. Nothing has happened.
+    #[error("the processor refuses: {code}")]
+    Refused {
+        /// The processor's reason.
+        code: String,
+    },
 }
 
 impl From<ProcessorError> for crate::error::Error {

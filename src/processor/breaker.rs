@@ -1,0 +1,166 @@
+//! A circuit breaker: while the processor is down, calls fail at once instead of each waiting for a timeout.
+//!
+//! Whether it's down is found out by asking for its health, all the time, and sooner when calls fail. Failing calls
+//! alone don't open the circuit: one kind of request that the processor chokes on would shut out all others. So calls
+//! are let through again as soon as it's healthy, with or without traffic, and none has to be the guinea pig.
+//!
+//! The pattern is from Michael Nygard's *Release It!*; the usual form lets a call through as the probe.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+
+use super::ProcessorError;
+
+/// Calls in a row that may fail before the health is asked for out of turn.
+const FAILURES_MAX: u32 = 5;
+/// Answers about its health that may be missing in a row.
+const MISSES_MAX: u32 = 2;
+
+/// Lets calls through, or not.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    is_open: AtomicBool,
+    failures: AtomicU32,
+    suspicious: Notify,
+    /// 1 while calls are let through.
+    available: IntGauge,
+}
+
+impl Breaker {
+    pub fn new(available: IntGauge) -> Self {
+        Self {
+            is_open: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            suspicious: Notify::new(),
+            available,
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Fails while the circuit is open.
+    pub fn check(&self) -> Result<(), ProcessorError> {
+        if self.is_open() { Err(ProcessorError::Down) } else { Ok(()) }
+    }
+
+    /// A call was answered.
+    pub fn succeeded(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// A call failed.
+    pub fn failed(&self) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
+            self.suspicious.notify_one();
+        }
+    }
+
+    /// Asks for the health every `interval` and opens and closes the circuit by it; doesn't return.
+    pub async fn watch(&self, interval: Duration, is_healthy: impl AsyncFn() -> bool) {
+        let mut misses = 0;
+        loop {
+            if is_healthy().await {
+                misses = 0;
+                self.succeeded();
+                self.set_open(false);
+            } else {
+                misses += 1;
+                if misses >= MISSES_MAX || self.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
+                    self.set_open(true);
+                }
+            }
+            let _ = tokio::time::timeout(interval, self.suspicious.notified()).await;
+        }
+    }
+
+    fn set_open(&self, open: bool) {
+        if self.is_open.swap(open, Ordering::Relaxed) == open {
+            return;
+        }
+        self.available.set((!open).into());
+        if open {
+            log::error!("the processor is down: calls fail at once until it answers again");
+        } else {
+            log::warn!("the processor answers again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaker() -> Breaker {
+        Breaker::new(IntGauge::new("a", "b").expect("valid"))
+    }
+
+    /// Watches for as long as `test` takes, with the health that it sets.
+    fn watched(test: impl AsyncFn(&Breaker, &AtomicBool)) {
+        actix_web::rt::System::new().block_on(async {
+            let (breaker, healthy) = (breaker(), AtomicBool::new(true));
+            let watching = breaker.watch(Duration::from_millis(2), async || healthy.load(Ordering::Relaxed));
+            tokio::select! {
+                () = watching => unreachable!(),
+                () = test(&breaker, &healthy) => {}
+            }
+        });
+    }
+
+    async fn until(what: impl Fn() -> bool) {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn opens_when_the_processor_is_ill_and_closes_when_it_is_well_without_any_call() {
+        watched(async |breaker, healthy| {
+            healthy.store(false, Ordering::Relaxed);
+            until(|| breaker.is_open()).await;
+            assert!(matches!(breaker.check(), Err(ProcessorError::Down)));
+            assert_eq!(breaker.available.get(), 0);
+            healthy.store(true, Ordering::Relaxed);
+            until(|| !breaker.is_open()).await;
+            assert!(breaker.check().is_ok());
+            assert_eq!(breaker.available.get(), 1);
+        });
+    }
+
+    #[test]
+    fn failing_calls_do_not_open_it_while_the_processor_is_well() {
+        watched(async |breaker, _| {
+            for _ in 0..10 * FAILURES_MAX {
+                breaker.failed();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert!(!breaker.is_open());
+            }
+        });
+    }
+
+    #[test]
+    fn failing_calls_make_it_look_out_of_turn() {
+        actix_web::rt::System::new().block_on(async {
+            let (breaker, healthy) = (breaker(), AtomicBool::new(true));
+            // So long that it's never its turn again.
+            let watching = breaker.watch(Duration::from_secs(3600), async || healthy.load(Ordering::Relaxed));
+            let test = async {
+                tokio::task::yield_now().await;
+                healthy.store(false, Ordering::Relaxed);
+                for _ in 0..FAILURES_MAX {
+                    assert!(!breaker.is_open());
+                    breaker.failed();
+                }
+                until(|| breaker.is_open()).await;
+            };
+            tokio::select! {
+                () = watching => unreachable!(),
+                () = test => {}
+            }
+        });
+    }
+}

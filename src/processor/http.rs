@@ -1,0 +1,283 @@
+//! A processor on the other side of a network.
+//!
+//! A call can end in four ways: it did what it should; it was declined or refused; it certainly didn't happen (the
+//! connection was never made); or *nobody knows*, because the answer was lost. Of the last we never assume anything:
+//! the acquirer is asked what came of the key, and only if it doesn't know the key is the call sent again, under the
+//! same key, so that it's harmless even if the first one is still on its way. A later attempt of the same request
+//! begins with that question.
+//!
+//! | bound | |
+//! |---|---|
+//! | to connect | [`HttpSettings::connect_timeout`] |
+//! | for each HTTP request | [`HttpSettings::request_timeout`] |
+//! | for all of an attempt's calls together | the engine's (`Timing::processor_timeout`) |
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use reqwest::header::HeaderName;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::metrics::Metrics;
+use crate::money::Money;
+
+use super::breaker::Breaker;
+use super::protocol::{AcquirerOperation, Page, Problem};
+use super::{Authorization, PaymentMethod, Processor, ProcessorCall, ProcessorError};
+
+/// Times that a call is sent or asked about in one attempt.
+const TRIES_MAX: u32 = 3;
+/// Longest pause before the second try; doubles.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections that are kept for the next calls.
+const IDLE_CONNECTIONS_MAX: usize = 64;
+/// Which attempt of a request calls. Our own acquirer plays its faults by it; others don't know it.
+const ATTEMPT: HeaderName = HeaderName::from_static("oncepay-attempt");
+
+/// How to reach the acquirer.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Its address.
+    pub url: Url,
+    /// What it knows us by.
+    pub api_key: SecretString,
+    /// Longest time to connect. Also for the answer about its health.
+    pub connect_timeout: Duration,
+    /// Longest time for one HTTP request, connecting included.
+    pub request_timeout: Duration,
+    /// How often it's asked for its health.
+    pub probe_interval: Duration,
+}
+
+/// Calls the acquirer over HTTP.
+pub struct HttpProcessor {
+    client: reqwest::Client,
+    settings: HttpSettings,
+    breaker: Breaker,
+    metrics: Arc<Metrics>,
+}
+
+impl HttpProcessor {
+    /// One for the acquirer at `settings.url`. Doesn't connect yet. The error is a sentence.
+    pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
+        if settings.url.cannot_be_a_base() || settings.url.host().is_none() {
+            return Err(format!(
+                "{} is no address of an acquirer, such as https://acquirer.example.",
+                settings.url
+            ));
+        }
+        let client = reqwest::Client::builder()
+            .connect_timeout(settings.connect_timeout)
+            .timeout(settings.request_timeout)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            // A redirect would carry our key elsewhere.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| format!("Can't set up the client of the acquirer: {error}."))?;
+        let breaker = Breaker::new(metrics.processor_available.clone());
+        Ok(Self { client, settings, breaker, metrics })
+    }
+
+    /// Asks the acquirer for its health from time to time, and holds calls back while it's down; doesn't return.
+    pub async fn watch(&self) {
+        let health = self.url(&["health"]);
+        let is_healthy = async || {
+            let asked = self.client.get(health.clone()).timeout(self.settings.connect_timeout).send().await;
+            asked.is_ok_and(|answer| answer.status().is_success())
+        };
+        self.breaker.watch(self.settings.probe_interval, is_healthy).await;
+    }
+
+    /// What came of the call with this key; `None` if the acquirer doesn't know it.
+    pub async fn find(&self, call: &ProcessorCall) -> Result<Option<AcquirerOperation>, ProcessorError> {
+        let request =
+            self.request(Method::GET, &["operations", "by-key", &call.key]).header(ATTEMPT, call.attempt);
+        match self.send("find", request).await {
+            Ok(operation) => Ok(Some(operation)),
+            Err(ProcessorError::Refused { code }) if code == "operation_not_found" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the acquirer did and changed after `sequence`, up to `limit` of it, and whether there is more.
+    pub async fn operations(
+        &self,
+        sequence: i64,
+        limit: usize,
+    ) -> Result<(Vec<AcquirerOperation>, bool), ProcessorError> {
+        let mut url = self.url(&["operations"]);
+        url.query_pairs_mut()
+            .append_pair("after", &sequence.to_string())
+            .append_pair("limit", &limit.to_string());
+        let page: Page = self.send("list", self.request_to(Method::GET, url)).await?;
+        Ok((page.operations, page.has_more))
+    }
+
+    /// Has the acquirer do something once, and finds out what came of it.
+    async fn call(
+        &self,
+        name: &'static str,
+        call: &ProcessorCall,
+        path: &[&str],
+        mut body: Value,
+    ) -> Result<AcquirerOperation, ProcessorError> {
+        body["merchant"] = call.merchant.to_string().into();
+        body["reference"] = call.reference.as_str().into();
+        // An earlier attempt may have got through.
+        let mut may_have_happened = call.attempt > 1;
+        let mut error = ProcessorError::Down;
+        for tries in 0..TRIES_MAX {
+            if tries > 0 {
+                let pause = PAUSE * 2_u32.pow(tries - 1);
+                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            }
+            self.breaker.check()?;
+            if may_have_happened {
+                match self.find(call).await {
+                    Ok(Some(operation)) => return Ok(operation),
+                    Ok(None) => {}
+                    Err(lost) => {
+                        error = lost;
+                        continue;
+                    }
+                }
+            }
+            let request = self
+                .request(Method::POST, path)
+                .header("Idempotency-Key", &call.key)
+                .header(ATTEMPT, call.attempt)
+                .json(&body);
+            error = match self.send(name, request).await {
+                Ok(operation) => return Ok(operation),
+                Err(refused @ ProcessorError::Refused { .. }) => return Err(refused),
+                Err(lost) => lost,
+            };
+            may_have_happened |= !matches!(error, ProcessorError::Unreachable);
+        }
+        Err(error)
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.settings.url.clone();
+        // Checked when it was set.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.request_to(method, self.url(path))
+    }
+
+    fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
+        self.client.request(method, url).bearer_auth(self.settings.api_key.expose_secret())
+    }
+
+    /// One HTTP request.
+    async fn send<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &'static str,
+        request: RequestBuilder,
+    ) -> Result<T, ProcessorError> {
+        let started = Instant::now();
+        let result = read(request).await;
+        let outcome = match &result {
+            Ok(_) => "answered",
+            Err(ProcessorError::Refused { .. }) => "refused",
+            Err(ProcessorError::Unreachable) => "unreachable",
+            Err(ProcessorError::Failed) => "failed",
+            Err(_) => "lost",
+        };
+        match &result {
+            Ok(_) | Err(ProcessorError::Refused { .. }) => self.breaker.succeeded(),
+            Err(_) => self.breaker.failed(),
+        }
+        self.metrics.processor_calls.with_label_values(&[name, outcome]).inc();
+        self.metrics.processor_seconds.with_label_values(&[name]).observe(started.elapsed().as_secs_f64());
+        result
+    }
+}
+
+/// Sends a request and sorts what comes back.
+async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
+    let lost = |error: reqwest::Error| {
+        log::warn!("no answer from the acquirer: {:?}", error.without_url());
+        ProcessorError::AnswerLost
+    };
+    let answer = request.send().await.map_err(|error| match error.is_connect() {
+        true => ProcessorError::Unreachable,
+        false => lost(error),
+    })?;
+    match answer.status() {
+        status if status.is_success() => answer.json().await.map_err(lost),
+        StatusCode::TOO_MANY_REQUESTS => Err(ProcessorError::Failed),
+        status if status.is_client_error() => {
+            let problem = answer.json().await.map_err(lost);
+            problem.and_then(|Problem { error }| Err(ProcessorError::Refused { code: error.code }))
+        }
+        _ => Err(ProcessorError::Failed),
+    }
+}
+
+fn money(amount: Money) -> Value {
+    json!({"amount": amount.currency().format(amount.amount()), "currency": amount.currency()})
+}
+
+#[async_trait]
+impl Processor for HttpProcessor {
+    async fn authorize(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        payment_method: &PaymentMethod,
+    ) -> Result<Authorization, ProcessorError> {
+        let mut body = money(amount);
+        body["payment_method"] = payment_method.as_str().into();
+        self.call("authorize", call, &["authorizations"], body).await?.into_authorization()
+    }
+
+    async fn capture(
+        &self,
+        call: &ProcessorCall,
+        authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError> {
+        let path = ["authorizations", authorization_id, "captures"];
+        self.call("capture", call, &path, money(amount)).await?.into_done()
+    }
+
+    async fn void(&self, call: &ProcessorCall, authorization_id: &str) -> Result<(), ProcessorError> {
+        let path = ["authorizations", authorization_id, "void"];
+        self.call("void", call, &path, json!({})).await?.into_done()
+    }
+
+    async fn refund(
+        &self,
+        call: &ProcessorCall,
+        authorization_id: &str,
+        amount: Money,
+    ) -> Result<(), ProcessorError> {
+        let path = ["authorizations", authorization_id, "refunds"];
+        self.call("refund", call, &path, money(amount)).await?.into_done()
+    }
+
+    async fn payout(
+        &self,
+        call: &ProcessorCall,
+        amount: Money,
+        destination: &str,
+    ) -> Result<(), ProcessorError> {
+        let mut body = money(amount);
+        body["destination"] = destination.into();
+        self.call("payout", call, &["payouts"], body).await?.into_done()
+    }
+
+    fn is_available(&self) -> bool {
+        !self.breaker.is_open()
+    }
+}
