@@ -168,6 +168,11 @@ const CHECKS: &[Check] = &[
                 WHERE h.amount IS DISTINCT FROM o.amount",
     },
     Check {
+        name: "processor_operations",
+        description: "operations of the acquirer that don't match ours, as of the last look at its list",
+        query: "SELECT difference || ' ' || reference FROM acquirer_differences(interval '1 hour')",
+    },
+    Check {
         name: "stuck_keys",
         description: "requests that wait for an operator, or that nobody has worked on for an hour",
         query: "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \

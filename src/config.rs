@@ -12,6 +12,7 @@ use url::Url;
 use crate::idempotency::Timing;
 use crate::idempotency::recovery::Recovery;
 use crate::processor::HttpSettings;
+use crate::reconcile;
 use crate::vault::MASTER_KEY_LENGTH_MIN;
 
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
@@ -217,6 +218,14 @@ pub struct Config {
     #[command(flatten)]
     pub acquirer: AcquirerOptions,
 
+    /// How often our books are compared with the acquirer's, in milliseconds, by one instance at a time
+    #[arg(long, env = "ONCEPAY_RECONCILE_INTERVAL_MS", default_value_t = 600_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub reconcile_interval_ms: u64,
+
+    /// How they are compared
+    #[command(flatten)]
+    pub reconcile: reconcile::Options,
+
     /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
     #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
     pub ready_without_acquirer: bool,
@@ -247,6 +256,8 @@ impl Config {
             roll_up_interval_ms: 5_000,
             request_deadline_ms: 10_000,
             acquirer: AcquirerOptions::none(),
+            reconcile_interval_ms: 600_000,
+            reconcile: reconcile::Options::default(),
             ready_without_acquirer: false,
             sandbox_journal: None,
         }

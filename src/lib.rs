@@ -130,6 +130,7 @@ pub mod payouts;
 pub mod policies_api;
 pub mod problems;
 pub mod processor;
+pub mod reconcile;
 pub mod refunds;
 pub mod request;
 #[expect(missing_docs, reason = "the migrations describe each table and column")]

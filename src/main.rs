@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use oncepay::config::{self, Config};
+use oncepay::config::{self, AcquirerOptions, Config};
 use oncepay::server::{self, Bound};
-use oncepay::{audit, auth, db, dev, health, journal, shell};
+use oncepay::{audit, auth, db, dev, health, journal, reconcile, shell};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -37,6 +37,21 @@ enum Command {
         /// Connection string of the database, as the role `oncepay_app`
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: SecretString,
+        /// The acquirer, if its operations are to be read first
+        #[command(flatten)]
+        acquirer: AcquirerOptions,
+    },
+    /// Compare our books with the acquirer's; exit status 1 if they differ
+    Reconcile {
+        /// Connection string of the database, as the role `oncepay_app`
+        #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+        database_url: SecretString,
+        /// The acquirer
+        #[command(flatten)]
+        acquirer: AcquirerOptions,
+        /// How
+        #[command(flatten)]
+        options: reconcile::Options,
     },
     /// Print a merchant's journal with debits, credits and totals
     Ledger {
@@ -92,7 +107,10 @@ fn run(command: Command) -> Result<(), String> {
         }
         Command::Seed(options) => dev::seed(&options),
         Command::Health(options) => health::ask(&options),
-        Command::Audit { database_url } => {
+        Command::Audit { database_url, acquirer } => {
+            if acquirer.url.is_some() {
+                reconcile::read_from(&database_url, &acquirer)?;
+            }
             let report =
                 audit::run(&mut db::connect(&database_url)?).map_err(|error| match error.cause() {
                     Some(cause) => format!("The audit couldn't be run: {cause}."),
@@ -100,6 +118,11 @@ fn run(command: Command) -> Result<(), String> {
                 })?;
             print!("{report}");
             if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
+        }
+        Command::Reconcile { database_url, acquirer, options } => {
+            let report = reconcile::run_once(&database_url, &acquirer, options)?;
+            print!("{report}");
+            if report.is_settled() { Ok(()) } else { Err("Our books and the acquirer's differ.".to_owned()) }
         }
         Command::Ledger { merchant, api_key, database_url } => {
             let merchant = match (&merchant, &api_key) {

@@ -4,8 +4,8 @@
 
 use actix_web::{HttpResponse, get, web};
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder, exponential_buckets,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, exponential_buckets,
 };
 
 use crate::error::Error;
@@ -56,6 +56,12 @@ pub struct Metrics {
     pub processor_seconds: HistogramVec,
     /// Whether the processor is called at the moment.
     pub processor_available: IntGauge,
+    /// Differences between our books and the acquirer's at the last reconciliation, by kind.
+    pub reconciliation_differences: IntGaugeVec,
+    /// When it was, in seconds since 1970. 0: not yet, by this instance.
+    pub reconciled_at: Gauge,
+    /// Authorizations without a charge that were voided.
+    pub orphans_voided: IntCounter,
     /// Size of the pool.
     pub pool_size: IntGauge,
     /// Connections in use.
@@ -196,6 +202,21 @@ impl Metrics {
             processor_available: register!(IntGauge::new(
                 "oncepay_processor_available",
                 "1 while the payment processor is called, 0 while its circuit breaker is open."
+            )),
+            reconciliation_differences: register!(IntGaugeVec::new(
+                Opts::new(
+                    "oncepay_reconciliation_differences",
+                    "Differences between our books and the acquirer's, when this instance compared them last."
+                ),
+                &["difference"]
+            )),
+            reconciled_at: register!(Gauge::new(
+                "oncepay_reconciliation_timestamp_seconds",
+                "When this instance compared our books with the acquirer's last, in seconds since 1970."
+            )),
+            orphans_voided: register!(IntCounter::new(
+                "oncepay_reconciliation_orphans_voided_total",
+                "Authorizations without a charge that were voided."
             )),
             pool_size: register!(IntGauge::new(
                 "oncepay_db_pool_size",

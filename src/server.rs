@@ -23,7 +23,7 @@ use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
 use crate::{
     api_keys, balance, charges, disputes, health, keys_api, ledger, ledger_api, merchants, metrics, openapi,
-    operator, payouts, policies_api, problems, refunds, request,
+    operator, payouts, policies_api, problems, reconcile, refunds, request,
 };
 
 /// How long a stopping server waits for requests that are being handled.
@@ -131,9 +131,14 @@ impl Bound {
         processor: Option<Arc<dyn Processor>>,
     ) -> Result<(Server, ServerHandle), String> {
         let metrics = Arc::new(Metrics::new());
-        let processor = match processor {
-            Some(processor) => processor,
-            None => configured_processor(config, &metrics)?,
+        let acquirer = match config.acquirer.http_settings() {
+            Some(settings) => Some(Arc::new(HttpProcessor::new(settings, Arc::clone(&metrics))?)),
+            None => None,
+        };
+        let processor = match (processor, &acquirer) {
+            (Some(processor), _) => processor,
+            (None, Some(acquirer)) => Arc::clone(acquirer) as Arc<dyn Processor>,
+            (None, None) => Arc::new(sandbox(config)?),
         };
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), Arc::clone(&metrics));
         let vault = Vault::new(config.master_key.clone());
@@ -151,6 +156,7 @@ impl Bound {
         let methods = Arc::new(methods_by_path(&document));
         let document = web::Data::new(document);
         let known_keys = web::Data::new(KnownKeys::default());
+        let shared_metrics = Arc::clone(&metrics);
         let metrics = web::Data::from(metrics);
         let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
 
@@ -203,6 +209,18 @@ impl Bound {
             Duration::from_millis(config.reaper_interval_ms),
             Duration::from_millis(config.metrics_interval_ms),
         );
+        if let Some(acquirer) = acquirer {
+            let interval = Duration::from_millis(config.reconcile_interval_ms);
+            let watched = Arc::clone(&acquirer);
+            actix_web::rt::spawn(async move { watched.watch().await });
+            actix_web::rt::spawn(reconcile::keep_reconciling(
+                roll_up_db.clone(),
+                acquirer,
+                config.reconcile,
+                interval,
+                shared_metrics,
+            ));
+        }
         actix_web::rt::spawn(ledger::keep_rolling_up(
             roll_up_db,
             Duration::from_millis(config.roll_up_interval_ms),
@@ -212,21 +230,14 @@ impl Bound {
     }
 }
 
-/// The processor that the settings name: the acquirer, or the sandbox.
-fn configured_processor(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Processor>, String> {
-    if let Some(settings) = config.acquirer.http_settings() {
-        let processor = Arc::new(HttpProcessor::new(settings, Arc::clone(metrics))?);
-        let watched = Arc::clone(&processor);
-        actix_web::rt::spawn(async move { watched.watch().await });
-        return Ok(processor);
+/// The processor in our own process.
+fn sandbox(config: &Config) -> Result<Sandbox, String> {
+    match &config.sandbox_journal {
+        None => Ok(Sandbox::new()),
+        Some(path) => {
+            Sandbox::with_journal(path).map_err(|error| format!("Can't write {}: {error}.", path.display()))
+        }
     }
-    Ok(match &config.sandbox_journal {
-        None => Arc::new(Sandbox::new()),
-        Some(path) => Arc::new(
-            Sandbox::with_journal(path)
-                .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
-        ),
-    })
 }
 
 /// Path templates and the methods that each has, as `GET, POST`.
