@@ -60,6 +60,7 @@
 //! | [`metrics`] | counts and measures | |
 //! | [`audit`] | checks that everything that must agree does | |
 //! | [`processor`] | who moves the money; the sandbox plays it | our database |
+//! | [`acquirer`] | plays the bank behind a network, as a server of its own | our database, our engine |
 //! | [`events`] | records state changes with the changes | who reads them |
 //! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
@@ -98,6 +99,7 @@
 //! of the idempotency rules apply by themselves.
 #![warn(missing_docs)]
 
+pub mod acquirer;
 pub mod api_keys;
 pub mod audit;
 pub mod auth;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use oncepay::config::{self, AcquirerOptions, Config};
 use oncepay::server::{self, Bound};
-use oncepay::{audit, auth, db, dev, health, journal, reconcile, shell};
+use oncepay::{acquirer, audit, auth, db, dev, health, journal, reconcile, shell};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -22,6 +22,8 @@ enum Command {
     Dev(dev::Options),
     /// Serve the API
     Serve(Box<Config>),
+    /// Play the acquiring bank: a stand-in for development and tests, with its own database
+    Acquirer(Box<acquirer::Options>),
     /// Bring the database's schema up to date
     Migrate {
         /// Connection string of the database, as its owner
@@ -100,6 +102,7 @@ fn run(command: Command) -> Result<(), String> {
             let address = bound.address();
             oncepay::serve(bound, &config, || println!("Serving on http://{address}"))
         }
+        Command::Acquirer(options) => acquirer::run(*options),
         Command::Migrate { owner_database_url } => {
             let run = db::migrate(&mut db::connect(&owner_database_url)?)?;
             println!("{} migrations run.", run.len());

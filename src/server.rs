@@ -124,6 +124,11 @@ impl Bound {
         self.listener.local_addr().expect("a bound socket has an address")
     }
 
+    /// The port, for another server than this one.
+    pub fn into_listener(self) -> TcpListener {
+        self.listener
+    }
+
     /// Starts serving. Must be called inside an actix system. `processor` is the sandbox unless given.
     pub fn serve(
         self,

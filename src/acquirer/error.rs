@@ -1,0 +1,89 @@
+//! Why a request isn't answered with an operation.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, ResponseError};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// `Display` is a sentence for the client.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("Authenticate with `Authorization: Bearer …`.")]
+    Unauthorized,
+    #[error("Send an `Idempotency-Key` header.")]
+    IdempotencyKeyMissing,
+    #[error("The `Idempotency-Key` must have 1 to 255 visible ASCII characters.")]
+    IdempotencyKeyInvalid,
+    #[error("{0}")]
+    Invalid(String),
+    #[error("This idempotency key was used before for something else.")]
+    IdempotencyKeyReused,
+    #[error("There is no operation with this idempotency key.")]
+    OperationNotFound,
+    #[error("Nothing is served here.")]
+    RouteNotFound,
+    #[error("Nothing is left to settle.")]
+    NothingToSettle,
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    #[error("Something went wrong on the acquirer's side.")]
+    Failed,
+    #[error("The acquirer can't serve at the moment.")]
+    Unavailable(#[from] crate::error::Error),
+}
+
+impl Error {
+    fn code(&self) -> &str {
+        match self {
+            Self::Unauthorized => "unauthorized",
+            Self::IdempotencyKeyMissing => "idempotency_key_missing",
+            Self::IdempotencyKeyInvalid => "idempotency_key_invalid",
+            Self::Invalid(_) => "request_invalid",
+            Self::IdempotencyKeyReused => "idempotency_key_reused",
+            Self::OperationNotFound => "operation_not_found",
+            Self::RouteNotFound => "not_found",
+            Self::NothingToSettle => "nothing_to_settle",
+            Self::Refused(refusal) => &refusal.code,
+            Self::Failed => "internal",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid | Self::Invalid(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::OperationNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
+            Self::IdempotencyKeyReused | Self::NothingToSettle | Self::Refused(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        if let Self::Unavailable(cause) = self {
+            log::warn!("the acquirer couldn't serve a request: {}", cause.detailed());
+        }
+        HttpResponse::build(self.status_code())
+            .json(json!({"error": {"code": self.code(), "message": self.to_string()}}))
+    }
+}
+
+/// Why an operation was refused, for good: it's stored with the operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+}

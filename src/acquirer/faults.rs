@@ -1,0 +1,291 @@
+//! What goes wrong on purpose.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use actix_web::{HttpResponse, ResponseError, web};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use super::outbox::Delivery;
+use super::schema::Kind;
+
+/// How long a request may stay in the black hole.
+const BLACK_HOLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A request, as rules tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Call {
+    Authorize,
+    Capture,
+    Void,
+    Refund,
+    Payout,
+    Find,
+    List,
+}
+
+impl From<Kind> for Call {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Authorize => Self::Authorize,
+            Kind::Capture => Self::Capture,
+            Kind::Void => Self::Void,
+            Kind::Refund => Self::Refund,
+            Kind::Payout => Self::Payout,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Fault {
+    /// Waits before anything else.
+    Delay,
+    /// Has the effect and breaks the connection.
+    DropAnswer,
+    /// Answers 500, without effect.
+    ErrorBefore,
+    /// Has the effect and answers 500.
+    ErrorAfter,
+    /// Has the effect and doesn't answer.
+    BlackHole,
+}
+
+/// When which fault happens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    fault: Fault,
+    /// To which requests; all if absent.
+    kinds: Option<Vec<Call>>,
+    /// Of those, how many.
+    #[serde(default = "always")]
+    percent: u8,
+    /// How often; until the rule is removed if absent.
+    times: Option<u64>,
+    /// Of a delay.
+    #[serde(default)]
+    delay_ms: u64,
+    /// How often it has happened.
+    #[serde(default, skip_deserializing)]
+    hits: u64,
+}
+
+fn always() -> u8 {
+    100
+}
+
+/// How events go wrong.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Webhooks {
+    /// How much later each is sent.
+    delay_ms: u64,
+    /// How many are sent twice.
+    duplicate_percent: u8,
+    /// Up to how much later, at random, each is sent beside that.
+    shuffle_window_ms: u64,
+    /// How pending authorizations are decided.
+    async_decision: AsyncDecision,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum AsyncDecision {
+    #[default]
+    Succeeded,
+    Failed,
+}
+
+/// Everything that is to go wrong.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Plan {
+    rules: Vec<Rule>,
+    seed: u64,
+    webhooks: Webhooks,
+}
+
+impl Plan {
+    /// The error is a sentence.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        if self.rules.iter().any(|rule| !(1..=100).contains(&rule.percent)) {
+            return Err("percent must be 1 to 100.".to_owned());
+        }
+        if self.webhooks.duplicate_percent > 100 {
+            return Err("duplicate_percent must be 0 to 100.".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The plan in force. The same plan and the same requests in the same order have the same faults.
+pub(super) struct Faults {
+    state: Mutex<State>,
+}
+
+struct State {
+    plan: Plan,
+    random: StdRng,
+}
+
+/// What happens to one request.
+#[derive(Debug, PartialEq, Eq)]
+struct Fate {
+    delay: Duration,
+    fault: Option<Fault>,
+}
+
+impl Faults {
+    pub(super) fn none() -> Self {
+        Self { state: Mutex::new(State { plan: Plan::default(), random: StdRng::seed_from_u64(0) }) }
+    }
+
+    /// Replaces everything.
+    pub(super) fn replace(&self, plan: Plan) {
+        let random = StdRng::seed_from_u64(plan.seed);
+        *self.state() = State { plan, random };
+    }
+
+    /// What is in force, with hits.
+    pub(super) fn plan(&self) -> Plan {
+        self.state().plan.clone()
+    }
+
+    /// How the next event is to be delivered.
+    pub(super) fn draw_delivery(&self) -> Delivery {
+        let State { plan, random } = &mut *self.state();
+        let webhooks = &plan.webhooks;
+        let shuffled_ms = random.random_range(0..=webhooks.shuffle_window_ms);
+        let is_doubled = random.random_range(0..100) < webhooks.duplicate_percent;
+        Delivery {
+            delay: Duration::from_millis(webhooks.delay_ms.saturating_add(shuffled_ms)),
+            times: if is_doubled { 2 } else { 1 },
+        }
+    }
+
+    /// Whether issuers that decide later approve.
+    pub(super) fn issuers_approve(&self) -> bool {
+        self.state().plan.webhooks.async_decision == AsyncDecision::Succeeded
+    }
+
+    /// Answers a request by `handle`, unless its fate is another.
+    pub(super) async fn around(
+        &self,
+        call: Call,
+        handle: impl Future<Output = Result<HttpResponse, Error>> + 'static,
+    ) -> HttpResponse {
+        let fate = self.draw(call);
+        // A task of its own: a bank that has got the request goes on, whether or not its client still waits.
+        let answer = actix_web::rt::spawn(async move {
+            tokio::time::sleep(fate.delay).await;
+            if fate.fault == Some(Fault::ErrorBefore) {
+                return Error::Failed.error_response();
+            }
+            handle.await.unwrap_or_else(|error| error.error_response())
+        })
+        .await
+        .unwrap_or_else(|_| Error::Failed.error_response());
+        match fate.fault {
+            None | Some(Fault::Delay | Fault::ErrorBefore) => answer,
+            Some(Fault::ErrorAfter) => Error::Failed.error_response(),
+            Some(Fault::DropAnswer) => lost_answer(),
+            Some(Fault::BlackHole) => {
+                tokio::time::sleep(BLACK_HOLE_TIMEOUT).await;
+                lost_answer()
+            }
+        }
+    }
+
+    /// Delays add up; of the other faults the first one that hits is it.
+    fn draw(&self, call: Call) -> Fate {
+        let State { plan, random } = &mut *self.state();
+        let mut fate = Fate { delay: Duration::ZERO, fault: None };
+        for rule in &mut plan.rules {
+            let is_over = rule.times.is_some_and(|times| rule.hits >= times);
+            let concerns = rule.kinds.as_ref().is_none_or(|kinds| kinds.contains(&call));
+            let is_shadowed = rule.fault != Fault::Delay && fate.fault.is_some();
+            if is_over || !concerns || is_shadowed || random.random_range(0..100) >= rule.percent {
+                continue;
+            }
+            rule.hits += 1;
+            match rule.fault {
+                Fault::Delay => {
+                    fate.delay = fate.delay.saturating_add(Duration::from_millis(rule.delay_ms));
+                }
+                fault => fate.fault = Some(fault),
+            }
+        }
+        fate
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// An answer that breaks off: its body fails, whereupon the server closes the connection.
+pub(super) fn lost_answer() -> HttpResponse {
+    let broken = io::Error::new(io::ErrorKind::ConnectionAborted, "the answer is lost on purpose");
+    HttpResponse::Ok().streaming(futures_util::stream::once(async { Err::<web::Bytes, _>(broken) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn faults(plan: serde_json::Value) -> Faults {
+        let faults = Faults::none();
+        faults.replace(serde_json::from_value(plan).unwrap());
+        faults
+    }
+
+    #[test]
+    fn rules_hit_their_kinds_as_often_as_they_say() {
+        let faults = faults(json!({"rules": [
+            {"fault": "delay", "delay_ms": 20, "kinds": ["capture"]},
+            {"fault": "drop_answer", "kinds": ["capture"], "times": 1},
+            {"fault": "error_after"},
+        ]}));
+        let fate = |delay_ms, fault| Fate { delay: Duration::from_millis(delay_ms), fault: Some(fault) };
+        assert_eq!(faults.draw(Call::Capture), fate(20, Fault::DropAnswer));
+        assert_eq!(faults.draw(Call::Capture), fate(20, Fault::ErrorAfter));
+        assert_eq!(faults.draw(Call::Find), fate(0, Fault::ErrorAfter));
+        let hits: Vec<_> = faults.plan().rules.iter().map(|rule| rule.hits).collect();
+        assert_eq!(hits, [2, 1, 2]);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_faults() {
+        let fates = |seed: u64| {
+            let faults = faults(json!({"rules": [{"fault": "error_before", "percent": 30}], "seed": seed}));
+            (0..200).map(|_| faults.draw(Call::Payout).fault.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(fates(7), fates(7));
+        assert_ne!(fates(7), fates(8));
+        let hits = fates(7).into_iter().filter(|&hit| hit).count();
+        assert!((30..90).contains(&hits), "{hits} of 200");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for plan in [
+            json!({"rules": [{"fault": "delay", "percent": 0}]}),
+            json!({"rules": [{"fault": "delay", "percent": 101}]}),
+            json!({"webhooks": {"duplicate_percent": 101}}),
+        ] {
+            assert!(serde_json::from_value::<Plan>(plan.clone()).unwrap().validate().is_err(), "{plan}");
+        }
+        for plan in [json!({"rule": []}), json!({"rules": [{"fault": "fire"}]})] {
+            assert!(serde_json::from_value::<Plan>(plan.clone()).is_err(), "{plan}");
+        }
+    }
+}
