@@ -9,6 +9,7 @@ mod containers;
 mod contract_table;
 mod crashes;
 mod dev_command;
+mod faults;
 mod known_bugs;
 mod ledger;
 mod lifetime;

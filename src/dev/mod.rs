@@ -99,8 +99,12 @@ pub fn run(options: &Options) -> Result<(), String> {
         }
         None => {
             println!("Starting Postgres in {} …", folder.cluster().display());
-            let settings =
-                postgres::Settings { cluster_dir: &folder.cluster(), durable: true, max_connections: 100 };
+            let settings = postgres::Settings {
+                cluster_dir: &folder.cluster(),
+                durable: true,
+                max_connections: 100,
+                port: None,
+            };
             let server = postgres::Server::start(&settings).map_err(|error| error.to_string())?;
             let (owner_url, app_url) = prepare_own(&server)?;
             (Some(server), owner_url, app_url)

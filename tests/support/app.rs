@@ -93,6 +93,15 @@ impl Process {
     }
 
     fn spawn(database: &TestDatabase, environment: &[(&str, &str)], log: Stdio) -> Self {
+        Self::try_start(database, environment, log).unwrap_or_else(|said| panic!("it said {said:?}"))
+    }
+
+    /// The same, where it may fail; then what it has said instead of that it serves.
+    pub fn try_start(
+        database: &TestDatabase,
+        environment: &[(&str, &str)],
+        log: Stdio,
+    ) -> Result<Self, String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_oncepay"))
             .arg("serve")
             .env("DATABASE_URL", exposed(&database.app_url))
@@ -106,8 +115,24 @@ impl Process {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("Serving on ").unwrap_or_else(|| panic!("it said {line:?}"));
-        Self { client: Client::new(url), child }
+        match line.trim().strip_prefix("Serving on ") {
+            Some(url) => Ok(Self { client: Client::new(url), child }),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(line)
+            }
+        }
+    }
+
+    /// Id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Ends it and returns what it has logged, which must fit into a pipe.
@@ -119,7 +144,7 @@ impl Process {
     }
 
     /// Sends it a signal.
-    fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: it's our child and hasn't been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);

@@ -18,10 +18,15 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: impl Into<String>) -> Self {
+        Self::patient(base, Duration::from_secs(30))
+    }
+
+    /// One that waits this long for an answer.
+    pub fn patient(base: impl Into<String>, timeout: Duration) -> Self {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            .timeout_global(Some(Duration::from_secs(30)))
+            .timeout_global(Some(timeout))
             .max_idle_connections_per_host(64)
             .build()
             .new_agent();

@@ -65,8 +65,12 @@ fn start_server() -> (String, Option<postgres::Server>) {
         }
     }
     let folder = std::env::temp_dir().join(format!("oncepay-test-{}", std::process::id()));
-    let settings =
-        postgres::Settings { cluster_dir: &folder, durable: false, max_connections: CONNECTIONS_MAX };
+    let settings = postgres::Settings {
+        cluster_dir: &folder,
+        durable: false,
+        max_connections: CONNECTIONS_MAX,
+        port: None,
+    };
     let server = postgres::Server::start(&settings).unwrap_or_else(|error| {
         // Once for all tests: none of them could run.
         say(&format!(
@@ -178,6 +182,8 @@ pub struct TestDatabase {
     /// As a superuser.
     pub superuser_url: SecretString,
     audited: bool,
+    /// Whether its server is shared with other tests, so that it has to be dropped.
+    is_shared: bool,
 }
 
 impl TestDatabase {
@@ -202,6 +208,28 @@ impl TestDatabase {
             superuser_url: String::from(superuser_url).into(),
             name,
             audited: true,
+            is_shared: true,
+        }
+    }
+
+    /// On a server of the test's own, which it may break, and with which it vanishes.
+    pub fn on(server: &postgres::Server) -> Self {
+        let (name, password) = ("oncepay", SecretString::from("oncepay-test"));
+        let (postgres, superuser_url) = (server.superuser_url("postgres"), server.superuser_url(name));
+        let conn = &mut db::connect(&postgres.clone().into()).unwrap();
+        database::ensure_roles(conn, &password, &password).unwrap();
+        database::ensure_database(conn, name).unwrap();
+        database::close_public_schema(&mut db::connect(&superuser_url.clone().into()).unwrap()).unwrap();
+        let url = |role| database::url_as(&postgres, role, &password, Some(name)).unwrap();
+        let owner_url = url(database::OWNER);
+        database::migrate(&owner_url).unwrap();
+        Self {
+            app_url: url(database::APP),
+            owner_url,
+            superuser_url: superuser_url.into(),
+            name: name.to_owned(),
+            audited: true,
+            is_shared: false,
         }
     }
 
@@ -335,6 +363,9 @@ impl Drop for TestDatabase {
         // A second panic would abort the whole run.
         if !std::thread::panicking() && self.audited {
             self.assert_audit_is_clean();
+        }
+        if !self.is_shared {
+            return;
         }
         if let Ok(mut conn) = db::connect(&server().superuser_url.clone().into()) {
             let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))

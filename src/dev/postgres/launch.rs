@@ -41,7 +41,7 @@ impl Cluster {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             // Should someone take the port before Postgres does, another try gets another port.
-            let port = free_port().map_err(unusable(Path::new("127.0.0.1")))?;
+            let port = settings.port.map_or_else(free_port, Ok).map_err(unusable(Path::new("127.0.0.1")))?;
             let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
             let mut set = |name: &str, value: &str| {
                 args.extend(["-c".into(), format!("{name}={value}").into()]);

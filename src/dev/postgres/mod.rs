@@ -5,8 +5,8 @@
 //!
 //! Promised:
 //!
-//! * A server is private: TCP on 127.0.0.1 only, a free port at each start, no Unix socket, and a
-//!   random superuser password that is kept (mode 0600) beside the data.
+//! * A server is private: TCP on 127.0.0.1 only, a free port at each start unless one is asked for,
+//!   no Unix socket, and a random superuser password that is kept (mode 0600) beside the data.
 //! * It doesn't outlive this process, even if that is killed with SIGKILL: a shell holds the other
 //!   end of a pipe and stops the server when the pipe closes. It is in a process group of its own,
 //!   so Ctrl-C in the terminal reaches this process and not the server.
@@ -64,6 +64,8 @@ pub struct Settings<'a> {
     pub durable: bool,
     /// Three of which Postgres reserves for the superuser.
     pub max_connections: u32,
+    /// The port on 127.0.0.1, for a server that is to be found again after a restart. By default a free one.
+    pub port: Option<u16>,
 }
 
 /// A running server, which is stopped when this is dropped.

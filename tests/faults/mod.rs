@@ -1,0 +1,283 @@
+//! Whatever breaks, nothing is charged twice and no acknowledged answer is lost.
+//!
+//! Each test plays one kind of fault while clients work and retry, and then holds what they have seen against what
+//! there is: their history, the database, the processor's books, the audit. A short version of each runs with the
+//! suite. `ONCEPAY_FAULTS=all` makes them as long as they should be, `ONCEPAY_FAULTS_TABLE=file` writes down what came
+//! of them, and `ONCEPAY_FAULT_SEED=number` lets the clients do the same as in an earlier run, in as far as time lets
+//! them.
+
+mod clients;
+mod history;
+mod proxy;
+mod scene;
+mod table;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::PgConnection;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::support::{eventually, execute};
+
+use self::clients::Habits;
+use self::proxy::Weather;
+use self::scene::{Ending, Proxied, Scene, Setup, seed};
+
+/// How much of a fault: `short` as a part of the suite, `full` where that's all there is to do.
+fn amount<T>(short: T, full: T) -> T {
+    if std::env::var("ONCEPAY_FAULTS").is_ok_and(|value| value == "all") { full } else { short }
+}
+
+/// Lets time go by: how long a fault lasts, or when the next one comes.
+fn for_ms(ms: u64) {
+    thread::sleep(Duration::from_millis(ms));
+}
+
+impl Setup {
+    /// Clients that don't wait long before they try another instance.
+    fn impatient(self) -> Self {
+        Self { habits: Habits { request_timeout: Duration::from_secs(1), ..self.habits }, ..self }
+    }
+}
+
+impl Scene {
+    /// Lets a fault happen some times, with work in between.
+    fn strike_often(self, times: usize, fault: impl Fn(&Self)) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed());
+        for _ in 0..times {
+            self.strike(&fault);
+            self.wait_for_recovery();
+            for_ms(rng.random_range(50..400));
+        }
+        self
+    }
+
+    /// Bad weather for a while.
+    fn suffer(self, times: usize, weather: Weather, ms: u64) -> Self {
+        self.strike_often(times, |scene| {
+            scene.proxy().set(weather);
+            for_ms(ms);
+            scene.proxy().set(Weather::Fair);
+        })
+    }
+
+    /// Ends the sessions of the service.
+    fn terminate_sessions(&self) {
+        let superuser = &mut self.database.as_superuser();
+        execute(
+            superuser,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND usename = 'oncepay_app'",
+        );
+    }
+
+    /// Holds locks in another session.
+    fn hold_locks(&self, lock: &str, ms: u64) {
+        let superuser = &mut self.database.as_superuser();
+        execute(superuser, "BEGIN");
+        execute(superuser, lock);
+        for_ms(ms);
+        execute(superuser, "COMMIT");
+    }
+}
+
+#[test]
+fn the_service_is_killed_again_and_again() {
+    let scene = Scene::start(Setup::of("service: `kill -9` at a random moment"));
+    table::add(scene.strike_often(amount(4, 50), |scene| scene.instances[0].kill()).finish());
+}
+
+#[test]
+fn an_instance_is_stopped_past_its_leases() {
+    let setup = Setup::of("service: one of two instances stopped for longer than a lease").impatient();
+    let scene = Scene::start(Setup { instances: 2, ..setup });
+    let scene = scene.strike_often(amount(2, 10), |scene| {
+        scene.instances[0].signal(libc::SIGSTOP);
+        for_ms(2_200);
+        scene.instances[0].signal(libc::SIGCONT);
+    });
+    table::add(scene.finish());
+}
+
+#[test]
+fn instances_are_restarted_one_after_another() {
+    for instances in [2, 3] {
+        let fault = match instances {
+            2 => "service: rolling restart of two instances",
+            _ => "service: rolling restart of three instances",
+        };
+        let scene = Scene::start(Setup { instances, ..Setup::of(fault) });
+        let scene = scene.strike_often(amount(1, 10), |scene| {
+            for instance in &scene.instances {
+                instance.restart();
+            }
+        });
+        table::add(scene.finish());
+    }
+}
+
+#[test]
+fn answers_are_cut_off() {
+    let setup = Setup::of("network to the service: connections reset amid answers");
+    let scene = Scene::start(Setup { proxied: Proxied::Service, ..setup });
+    // An answer has some 700 bytes.
+    table::add(
+        scene.suffer(amount(1, 3), Weather::Resets { after_bytes: 3_000 }, amount(2_000, 10_000)).finish(),
+    );
+}
+
+#[test]
+fn postgres_is_restarted() {
+    for (ending, fault) in [
+        (Ending::Fast, "Postgres: restarted, `fast`"),
+        (Ending::Immediate, "Postgres: restarted, `immediate`"),
+    ] {
+        let scene = Scene::start(Setup { own_server: true, ..Setup::of(fault) });
+        table::add(scene.strike_often(amount(1, 10), |scene| scene.restart_postgres(ending)).finish());
+    }
+}
+
+#[test]
+fn sessions_are_terminated() {
+    let scene = Scene::start(Setup::of("Postgres: all sessions terminated"));
+    table::add(scene.strike_often(amount(6, 50), Scene::terminate_sessions).finish());
+}
+
+#[test]
+fn postgres_refuses_connections() {
+    let setup = Setup::of("network to Postgres: connections refused for 10 s");
+    let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
+    table::add(scene.suffer(amount(1, 3), Weather::Refused, amount(2_000, 10_000)).finish());
+}
+
+#[test]
+fn postgres_is_far_away() {
+    let setup = Setup::of("network to Postgres: 50 ± 50 ms more per answer");
+    let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
+    let weather = Weather::Slow { base_ms: 50, jitter_ms: 50 };
+    table::add(scene.suffer(amount(1, 3), weather, amount(3_000, 15_000)).finish());
+}
+
+#[test]
+fn connections_to_postgres_are_reset() {
+    let setup = Setup::of("network to Postgres: connections reset amid answers");
+    let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
+    let weather = Weather::Resets { after_bytes: 10_000 };
+    table::add(scene.suffer(amount(1, 3), weather, amount(3_000, 15_000)).finish());
+}
+
+#[test]
+fn postgres_falls_silent() {
+    let setup = Setup::of("network to Postgres: silence for 15 s");
+    let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
+    table::add(scene.suffer(amount(1, 3), Weather::BlackHole, amount(3_000, 15_000)).finish());
+}
+
+#[test]
+fn there_are_too_few_connections() {
+    let settings = vec![("ONCEPAY_POOL_SIZE", "2".to_owned()), ("ONCEPAY_POOL_TIMEOUT_MS", "300".to_owned())];
+    let setup = Setup::of("database pool: 2 connections for 12 clients, both held up for a second");
+    let scene = Scene::start(Setup { clients: 12, settings, ..setup });
+    let scene = scene.strike_often(amount(2, 10), |scene| {
+        scene.hold_locks("LOCK TABLE charges IN SHARE ROW EXCLUSIVE MODE", 1_000);
+    });
+    table::add(scene.finish());
+}
+
+#[test]
+fn others_hold_locks() {
+    let scene = Scene::start(Setup::of("locks: another session has the table or the rows for up to 3 s"));
+    let scene = scene.strike_often(amount(1, 5), |scene| {
+        scene.hold_locks("LOCK TABLE charges IN ACCESS EXCLUSIVE MODE", 1_000);
+        scene.hold_locks("SELECT FROM ledger_accounts FOR UPDATE", 1_500);
+        // Longer than the service waits for a lock.
+        scene.hold_locks("SELECT FROM charges FOR UPDATE", 3_000);
+    });
+    table::add(scene.finish());
+}
+
+/// Locks what the service locks, the other way round, so that they wait for each other. The service notices first.
+fn lock_the_other_way_round(session: &mut PgConnection) -> diesel::QueryResult<()> {
+    use diesel::Connection;
+    use diesel::RunQueryDsl;
+    session.transaction(|session| {
+        diesel::sql_query("SET LOCAL deadlock_timeout = '10s'").execute(session)?;
+        diesel::sql_query("SELECT FROM charges ORDER BY id DESC LIMIT 50 FOR UPDATE").execute(session)?;
+        for_ms(50);
+        diesel::sql_query("SELECT FROM idempotency_keys WHERE state = 'in_progress' FOR UPDATE")
+            .execute(session)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn transactions_wait_for_each_other() {
+    let scene = Scene::start(Setup::of("locks: deadlocks with another session"));
+    let name = scene.database.name();
+    let quickly = format!("ALTER DATABASE {name} SET deadlock_timeout = '20ms'");
+    execute(&mut scene.database.as_superuser(), &quickly);
+    scene.terminate_sessions();
+    let scene = scene.strike_often(1, |scene| {
+        let session = &mut scene.database.as_superuser();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(amount(4_000, 30_000)) {
+            // If it's chosen to give way, it has failed as well as it could.
+            let _ = lock_the_other_way_round(session);
+            for_ms(5);
+        }
+    });
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    eventually("a deadlock", || scene.database.count(deadlocks) > 0);
+    println!("{} deadlocks", scene.database.count(deadlocks));
+    table::add(scene.finish());
+}
+
+#[test]
+fn transactions_collide() {
+    let scene = Scene::start(Setup::of(
+        "transactions: every third write of a charge or a key collides (40001, 40P01)",
+    ));
+    let superuser = &mut scene.database.as_superuser();
+    execute(superuser, "CREATE SEQUENCE collisions");
+    execute(
+        superuser,
+        "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN \
+             IF random() < 0.33 THEN \
+                 PERFORM nextval('public.collisions'); \
+                 IF random() < 0.5 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END IF; \
+                 RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '40001'; \
+             END IF; \
+             RETURN NEW; END $$",
+    );
+    let scene = scene.strike_often(1, |scene| {
+        let superuser = &mut scene.database.as_superuser();
+        for table in ["charges", "idempotency_keys"] {
+            execute(
+                superuser,
+                &format!("CREATE TRIGGER collide BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION collide()"),
+            );
+        }
+        for_ms(amount(3_000, 30_000));
+        for table in ["charges", "idempotency_keys"] {
+            execute(superuser, &format!("DROP TRIGGER collide ON {table}"));
+        }
+    });
+    let collisions = scene.database.count("SELECT last_value FROM collisions");
+    assert!(collisions > 10, "{collisions} collisions are too few to prove anything");
+    table::add(scene.finish());
+}
+
+/// What all of this is worth: a service that breaks its promise doesn't get through.
+#[test]
+fn a_broken_claim_is_noticed() {
+    let setup = Setup::of("a service that executes duplicates");
+    let habits = Habits { hedged_percent: 100, ..setup.habits };
+    let settings = vec![("ONCEPAY_FAULT", "break:claim".to_owned())];
+    let scene = Scene::start(Setup { habits, settings, ..setup });
+    let (row, problems, _scene) = scene.reckon();
+    assert!(row.duplicated > 0, "{row}");
+    for problem in ["got two answers", "was executed twice", "belongs to no order", "and the processor did"] {
+        assert!(problems.iter().any(|found| found.contains(problem)), "{problem} isn't among {problems:?}");
+    }
+}

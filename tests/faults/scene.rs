@@ -1,0 +1,534 @@
+//! Where a fault is played: a database, instances of the service, clients; and the reckoning afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use diesel::RunQueryDsl;
+use oncepay::dev::postgres;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::database::exposed;
+use crate::support::*;
+
+use super::clients::{Customer, Habits, Load};
+use super::history::{Entry, History, Nanos, Recorder, check};
+use super::proxy::{Proxy, free_port};
+use super::table::Row;
+
+/// What is needed of a fault's surroundings.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What is done, as the table names it.
+    pub fault: &'static str,
+    pub instances: usize,
+    pub clients: u32,
+    pub habits: Habits,
+    /// Whether Postgres is the scene's own, safe from crashes, so that it can be restarted.
+    pub own_server: bool,
+    /// Where there is a proxy.
+    pub proxied: Proxied,
+    /// Further settings of the service.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    pub fn of(fault: &'static str) -> Self {
+        Self {
+            fault,
+            instances: 1,
+            clients: 4,
+            habits: Habits {
+                request_timeout: Duration::from_millis(2_500),
+                patience: Duration::from_secs(60),
+                pause_max: Duration::from_millis(40),
+                hedged_percent: 10,
+            },
+            own_server: false,
+            proxied: Proxied::Nothing,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// What is reached through a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    Nothing,
+    /// The database, by all instances.
+    Postgres,
+    /// The first instance, by its clients.
+    Service,
+}
+
+/// What the processor has done, by its own books.
+pub trait ProcessorBooks {
+    /// How often each operation has taken effect, by our key towards the processor. Such a key ends with the step that
+    /// it names: `…:authorize`, `…:capture` and so on.
+    fn effects(&self) -> BTreeMap<String, u32>;
+}
+
+/// The sandbox's. As it has no memory, it plays a processor that takes a repeated key for what it is, so that only
+/// another key is another effect.
+struct SandboxBooks(PathBuf);
+
+impl ProcessorBooks for SandboxBooks {
+    fn effects(&self) -> BTreeMap<String, u32> {
+        let journal = std::fs::read_to_string(&self.0).unwrap_or_default();
+        let calls = journal.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let effective = calls.filter(|call| call["took_effect"] == true);
+        effective.map(|call| (call["key"].as_str().unwrap().to_owned(), 1)).collect()
+    }
+}
+
+/// How Postgres is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Open transactions are rolled back.
+    Fast,
+    /// At once; the next start recovers from the log.
+    Immediate,
+}
+
+/// A Postgres of the scene's own, on a port that it keeps.
+struct OwnServer {
+    folder: PathBuf,
+    port: u16,
+    running: Mutex<Option<postgres::Server>>,
+}
+
+impl OwnServer {
+    fn start(folder: PathBuf) -> Self {
+        let port = free_port();
+        let running = Mutex::new(Some(Self::launch(&folder, port)));
+        Self { folder, port, running }
+    }
+
+    fn launch(folder: &Path, port: u16) -> postgres::Server {
+        let settings =
+            postgres::Settings { cluster_dir: folder, durable: true, max_connections: 100, port: Some(port) };
+        postgres::Server::start(&settings).unwrap()
+    }
+
+    fn restart(&self, ending: Ending) {
+        let mut running = self.running.lock().unwrap();
+        if ending == Ending::Immediate {
+            let pid_file = std::fs::read_to_string(self.folder.join("postmaster.pid")).unwrap();
+            let pid = pid_file.lines().next().unwrap().parse().unwrap();
+            // SAFETY: it's the server that we run.
+            assert_eq!(unsafe { libc::kill(pid, libc::SIGQUIT) }, 0);
+        }
+        running.take().unwrap().stop().unwrap();
+        *running = Some(Self::launch(&self.folder, self.port));
+    }
+}
+
+/// An instance of the service that is started again, on the same port, whenever it has died.
+pub struct Instance {
+    port: u16,
+    process: Arc<Mutex<Option<Process>>>,
+    is_over: Arc<AtomicBool>,
+    supervisor: Option<JoinHandle<()>>,
+}
+
+impl Instance {
+    fn start(database: &Arc<TestDatabase>, settings: Vec<(String, String)>, log: PathBuf) -> Self {
+        let port = free_port();
+        let (process, is_over) = (Arc::<Mutex<Option<Process>>>::default(), Arc::<AtomicBool>::default());
+        let supervisor = {
+            let (database, process, is_over) =
+                (Arc::clone(database), Arc::clone(&process), Arc::clone(&is_over));
+            thread::spawn(move || {
+                let listen = format!("127.0.0.1:{port}");
+                let mut environment: Vec<_> =
+                    settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+                environment.push(("ONCEPAY_LISTEN", &listen));
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut process = process.lock().unwrap();
+                    if process.as_mut().is_none_or(Process::has_ended) {
+                        let log: Stdio = File::options().create(true).append(true).open(&log).unwrap().into();
+                        // If not now, then with the next try.
+                        *process = Process::try_start(&database, &environment, log).ok();
+                    }
+                    drop(process);
+                    thread::sleep(Duration::from_millis(10));
+                }
+            })
+        };
+        Self { port, process, is_over, supervisor: Some(supervisor) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Sends a signal to the process that runs at the moment.
+    pub fn signal(&self, signal: libc::c_int) {
+        eventually("a process to send a signal to", || {
+            let mut process = self.process.lock().unwrap();
+            let Some(process) = process.as_mut() else { return false };
+            let is_there = !process.has_ended();
+            if is_there {
+                process.signal(signal);
+            }
+            is_there
+        });
+    }
+
+    pub fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    fn is_ready(&self) -> bool {
+        let client = Client::patient(self.url(), Duration::from_secs(1));
+        client.request("GET", "/readyz").try_send().is_ok_and(|response| response.status == 200)
+    }
+
+    /// Waits until it can serve.
+    pub fn wait_until_ready(&self) {
+        eventually("the instance", || self.is_ready());
+    }
+
+    /// Ends it as an operator would, and waits until it serves again.
+    pub fn restart(&self) {
+        let id = || self.process.lock().unwrap().as_ref().map(Process::id);
+        let before = id();
+        self.signal(libc::SIGTERM);
+        eventually("the restart", || id().is_some_and(|id| before != Some(id)));
+        self.wait_until_ready();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(supervisor) = self.supervisor.take() {
+            let _ = supervisor.join();
+        }
+    }
+}
+
+/// All of it, at work.
+pub struct Scene {
+    setup: Setup,
+    seed: u64,
+    // In this order: each needs the ones after it.
+    load: Option<Load>,
+    pub instances: Vec<Instance>,
+    pub proxy: Option<Proxy>,
+    pub database: Arc<TestDatabase>,
+    server: Option<OwnServer>,
+    books: Box<dyn ProcessorBooks>,
+    recorder: Arc<Recorder>,
+    /// When each fault ended.
+    fault_ends: Mutex<Vec<Nanos>>,
+    folder: TempDir,
+}
+
+/// The seed of this run: `ONCEPAY_FAULT_SEED`, or another one each time.
+pub fn seed() -> u64 {
+    match std::env::var("ONCEPAY_FAULT_SEED") {
+        Ok(seed) => seed.parse().expect("ONCEPAY_FAULT_SEED must be a number"),
+        Err(_) => rand::random_range(0..1_000_000),
+    }
+}
+
+/// Settings of every instance: what died is taken over soon, and as often as it takes.
+const SETTINGS: [(&str, &str); 6] = [
+    ("ONCEPAY_LEASE_MS", "1500"),
+    ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "900"),
+    ("ONCEPAY_RECOVERY_INTERVAL_MS", "100"),
+    ("ONCEPAY_RECOVERY_DELAY_MS", "200"),
+    ("ONCEPAY_RECOVERY_ATTEMPTS_MAX", "1000"),
+    ("RUST_LOG", "warn"),
+];
+
+impl Scene {
+    /// Sets everything up and lets the clients begin.
+    pub fn start(setup: Setup) -> Self {
+        let seed = seed();
+        println!("{}: ONCEPAY_FAULT_SEED={seed}", setup.fault);
+        // Open to the user that runs Postgres.
+        let folder = tempfile::Builder::new()
+            .prefix("oncepay-faults-")
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        let server = setup.own_server.then(|| OwnServer::start(folder.path().join("postgres")));
+        let database = match &server {
+            Some(server) => TestDatabase::on(server.running.lock().unwrap().as_ref().unwrap()),
+            None => TestDatabase::new(),
+        };
+        let database = Arc::new(database);
+        let mut url = url::Url::parse(exposed(&database.app_url)).unwrap();
+        let mut proxy = (setup.proxied == Proxied::Postgres).then(|| {
+            let target = url.socket_addrs(|| Some(5432)).unwrap()[0];
+            let proxy = Proxy::start(target, seed);
+            url.set_host(Some("127.0.0.1")).unwrap();
+            url.set_port(Some(proxy.port())).unwrap();
+            proxy
+        });
+        let journal = folder.path().join("processor.jsonl");
+        let instances = (0..setup.instances).map(|number| {
+            let given = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned()));
+            let own = [
+                ("DATABASE_URL", url.to_string()),
+                ("ONCEPAY_SANDBOX_JOURNAL", journal.to_str().unwrap().to_owned()),
+            ];
+            let settings = given.chain(own).chain(setup.settings.clone());
+            let settings = settings.map(|(name, value)| (name.to_owned(), value)).collect();
+            Instance::start(&database, settings, folder.path().join(format!("api-{number}.log")))
+        });
+        let instances: Vec<_> = instances.collect();
+        for instance in &instances {
+            instance.wait_until_ready();
+        }
+        let recorder = Arc::new(Recorder::new());
+        let mut addresses: Vec<_> = instances.iter().map(Instance::url).collect();
+        if setup.proxied == Proxied::Service {
+            let before = Proxy::start(([127, 0, 0, 1], instances[0].port).into(), seed);
+            addresses[0] = format!("http://127.0.0.1:{}", before.port());
+            proxy = Some(before);
+        }
+        let customers = (0..setup.clients).map(|number| {
+            let merchant = database.merchant();
+            Customer::new(number, &merchant, &addresses, setup.habits, seed, Arc::clone(&recorder))
+        });
+        let load = Load::start(customers.collect());
+        let scene = Self {
+            setup,
+            seed,
+            load: Some(load),
+            instances,
+            proxy,
+            database,
+            server,
+            books: Box::new(SandboxBooks(journal)),
+            recorder,
+            fault_ends: Mutex::default(),
+            folder,
+        };
+        scene.wait_for_answers(20);
+        scene
+    }
+
+    /// Lets a fault happen: its end is when `fault` returns.
+    pub fn strike(&self, fault: impl FnOnce(&Self)) {
+        fault(self);
+        self.fault_ends.lock().unwrap().push(self.recorder.now());
+    }
+
+    /// Waits until requests that were sent after the last fault have got final answers.
+    pub fn wait_for_recovery(&self) {
+        self.wait_for_answers(5);
+    }
+
+    /// Waits for this many final answers to requests that were sent since the last fault.
+    pub fn wait_for_answers(&self, wanted: usize) {
+        let since = self.fault_ends.lock().unwrap().last().copied().unwrap_or(0);
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while self.recorder.count(|entry| answered_since(entry, since).is_some()) < wanted {
+            assert!(
+                Instant::now() < deadline,
+                "{} doesn't recover{}",
+                self.setup.fault,
+                self.keep_evidence()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Restarts Postgres.
+    pub fn restart_postgres(&self, ending: Ending) {
+        self.server.as_ref().expect("the scene has a server of its own").restart(ending);
+    }
+
+    /// Changes the weather of the proxy.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("the scene has a proxy")
+    }
+
+    /// Ends the load and holds everything against everything. Panics where something doesn't agree.
+    pub fn finish(self) -> Row {
+        let fault = self.setup.fault;
+        let (row, problems, scene) = self.reckon();
+        if !problems.is_empty() {
+            panic!("{fault}:\n{}\n{}", problems.join("\n"), scene.keep_evidence());
+        }
+        row
+    }
+
+    /// Ends the load; returns what came of it and everything that doesn't agree.
+    pub fn reckon(mut self) -> (Row, Vec<String>, Self) {
+        let mut problems = Vec::new();
+        let mut customers = self.load.take().expect("it has begun").stop();
+        let unresolved: Vec<_> = customers
+            .iter()
+            .flat_map(|customer| &customer.done)
+            .filter(|done| done.answer.is_none())
+            .map(|done| done.order.key.clone())
+            .collect();
+        if !unresolved.is_empty() {
+            problems.push(format!("clients gave up on {unresolved:?}"));
+        }
+        for instance in &self.instances {
+            instance.wait_until_ready();
+        }
+        // By the service alone: no client asks for any of it.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let in_progress =
+            || self.database.count("SELECT count(*) FROM idempotency_keys WHERE state = 'in_progress'");
+        while in_progress() > 0 {
+            if Instant::now() > deadline {
+                problems.push(format!("{} requests stay in progress", in_progress()));
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let history_of_load = self.recorder.history();
+
+        let lost = thread::scope(|scope| {
+            let asking: Vec<_> =
+                customers.iter_mut().map(|customer| scope.spawn(|| customer.ask_again())).collect();
+            asking.into_iter().flat_map(|asking| asking.join().unwrap()).collect::<Vec<_>>()
+        });
+        problems.extend(lost.iter().map(|key| format!("the answer to {key} is lost")));
+        problems.extend(customers.iter().flat_map(|customer| customer.surprises.clone()));
+        let (gone, extra) = self.compare_resources(&customers, &mut problems);
+        let extra_calls = self.compare_processor(&customers, &mut problems);
+        match oncepay::audit::run(&mut self.database.as_superuser()) {
+            Ok(report) if report.clean => {}
+            Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
+            Err(error) => problems.push(format!("the audit couldn't be run: {error}")),
+        }
+        if let Err(violations) = check(&self.recorder.history()) {
+            problems.extend(violations.iter().map(ToString::to_string));
+        }
+        let row = self.row(&history_of_load, lost.len() + gone, extra + extra_calls);
+        println!("{row}");
+        (row, problems, self)
+    }
+
+    /// What there is against what clients were told of. Returns how many are missing and how many too many.
+    fn compare_resources(&self, customers: &[Customer], problems: &mut Vec<String>) -> (usize, usize) {
+        #[derive(diesel::QueryableByName)]
+        struct Resource {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            name: String,
+        }
+        let there = diesel::sql_query(
+            "SELECT 'ch_' || replace(id::text, '-', '') AS name FROM charges \
+             UNION ALL SELECT 're_' || replace(id::text, '-', '') FROM refunds \
+             UNION ALL SELECT 'po_' || replace(id::text, '-', '') FROM payouts",
+        );
+        let there = there.load::<Resource>(&mut self.database.as_superuser()).unwrap();
+        let there: BTreeSet<_> = there.into_iter().map(|resource| resource.name).collect();
+        let answers = customers.iter().flat_map(|customer| &customer.done);
+        let told: BTreeSet<_> = answers.filter_map(|done| done.answer.as_ref()?.made.clone()).collect();
+        problems.extend(told.difference(&there).map(|name| format!("{name} was acknowledged and is gone")));
+        problems.extend(there.difference(&told).map(|name| format!("{name} belongs to no order")));
+        (told.difference(&there).count(), there.difference(&told).count())
+    }
+
+    /// What the processor did against what was ordered. Returns how often it did too much.
+    fn compare_processor(&self, customers: &[Customer], problems: &mut Vec<String>) -> usize {
+        let mut ordered = BTreeMap::<String, usize>::new();
+        for done in customers.iter().flat_map(|customer| &customer.done) {
+            for step in done.order.kind.processor_steps() {
+                *ordered.entry((*step).to_owned()).or_default() += 1;
+            }
+        }
+        let mut did = BTreeMap::<String, usize>::new();
+        let mut too_much = 0;
+        for (key, count) in self.books.effects() {
+            let step = key.rsplit(':').next().unwrap_or_default().to_owned();
+            *did.entry(step).or_default() += 1;
+            if count > 1 {
+                too_much += count as usize - 1;
+                problems.push(format!("the processor has done {key} {count} times"));
+            }
+        }
+        if did != ordered {
+            problems.push(format!("ordered were {ordered:?}, and the processor did {did:?}"));
+        }
+        let extra = |step: &String| did.get(step).copied().unwrap_or(0).saturating_sub(ordered[step]);
+        too_much + ordered.keys().map(extra).sum::<usize>()
+    }
+
+    fn row(&self, history: &History, lost: usize, duplicated: usize) -> Row {
+        let mut acknowledged = BTreeMap::<&str, (Nanos, Nanos)>::new();
+        for attempt in history.attempts() {
+            let life = acknowledged.entry(&attempt.key).or_insert((attempt.sent_at, Nanos::MAX));
+            life.0 = life.0.min(attempt.sent_at);
+            if let Some(answer) = attempt.answer.as_ref().filter(|answer| answer.is_final()) {
+                life.1 = life.1.min(answer.at);
+            }
+        }
+        let requests = acknowledged.len();
+        acknowledged.retain(|_, (_, answered_at)| *answered_at < Nanos::MAX);
+        let attempts = history.attempts().count();
+        let first_after = |&end: &Nanos| {
+            let answers = history.0.iter().filter_map(|entry| answered_since(entry, end));
+            answers.min().map(|at| at - end)
+        };
+        let fault_ends = self.fault_ends.lock().unwrap();
+        Row {
+            fault: self.setup.fault.to_owned(),
+            injections: fault_ends.len(),
+            requests,
+            retries: attempts - requests,
+            acknowledged: acknowledged.len(),
+            lost,
+            duplicated,
+            worst_recovery: Duration::from_nanos(
+                fault_ends.iter().filter_map(first_after).max().unwrap_or_default(),
+            ),
+            slowest: Duration::from_nanos(
+                acknowledged.values().map(|(sent, answered)| answered - sent).max().unwrap_or_default(),
+            ),
+            postgres: self.database.text("SELECT split_part(current_setting('server_version'), ' ', 1)"),
+        }
+    }
+
+    /// Writes down what is needed to look into a failure; returns where.
+    fn keep_evidence(&self) -> String {
+        let name = format!("oncepay-faults-failed-{}-{}", self.seed, std::process::id());
+        let kept = std::env::temp_dir().join(format!("{name}-{}", fresh_key()));
+        let keep = || {
+            std::fs::create_dir(&kept)?;
+            self.recorder.history().save(&kept.join("history.jsonl"))?;
+            for entry in std::fs::read_dir(self.folder.path())? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    std::fs::copy(entry.path(), kept.join(entry.file_name()))?;
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        match keep() {
+            Ok(()) => {
+                format!(" (ONCEPAY_FAULT_SEED={}; history and logs are in {})", self.seed, kept.display())
+            }
+            Err(error) => {
+                format!(" (ONCEPAY_FAULT_SEED={}; the history couldn't be kept: {error})", self.seed)
+            }
+        }
+    }
+}
+
+/// When a request that was sent since then got its final answer.
+fn answered_since(entry: &Entry, since: Nanos) -> Option<Nanos> {
+    match entry {
+        Entry::Attempt(attempt) if attempt.sent_at >= since => {
+            attempt.answer.as_ref().filter(|answer| answer.is_final()).map(|answer| answer.at)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,76 @@
+//! What came of the faults, as a table.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// One kind of fault.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub fault: String,
+    /// How often it happened.
+    pub injections: usize,
+    /// Operations that clients intended.
+    pub requests: usize,
+    /// Further attempts at them.
+    pub retries: usize,
+    /// Operations with a final answer.
+    pub acknowledged: usize,
+    /// Acknowledged answers that are gone.
+    pub lost: usize,
+    /// Effects beyond the first.
+    pub duplicated: usize,
+    /// Longest time from the end of a fault to the first final answer to a request that was sent since.
+    pub worst_recovery: Duration,
+    /// Longest time from the first attempt at an operation to its final answer.
+    pub slowest: Duration,
+    /// Version of the server.
+    pub postgres: String,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "| {} | {} | {} | {} | {} | {} | {} | {:.2} s | {:.2} s |",
+            self.fault,
+            self.injections,
+            self.requests,
+            self.retries,
+            self.acknowledged,
+            self.lost,
+            self.duplicated,
+            self.worst_recovery.as_secs_f64(),
+            self.slowest.as_secs_f64(),
+        )
+    }
+}
+
+/// Adds a row to the table of this run, and writes that to the file that `ONCEPAY_FAULTS_TABLE` names, if it does.
+pub fn add(row: Row) {
+    static ROWS: Mutex<Vec<Row>> = Mutex::new(Vec::new());
+    let mut rows = ROWS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    rows.push(row);
+    rows.sort_by(|one, other| one.fault.cmp(&other.fault));
+    if let Some(path) = std::env::var_os("ONCEPAY_FAULTS_TABLE") {
+        // The directory of tests is the package's.
+        std::fs::write(path, markdown(&rows)).unwrap();
+    }
+}
+
+fn markdown(rows: &[Row]) -> String {
+    let mut versions: Vec<_> = rows.iter().map(|row| row.postgres.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
+    format!(
+        "Made by `ONCEPAY_FAULTS=all ONCEPAY_FAULTS_TABLE=docs/faults-table.md cargo test faults:: -- --test-threads=1`\n\
+         on {}, with Postgres {}.\n\n\
+         | fault | times | operations | retries | acknowledged | lost | duplicated | worst recovery | slowest operation |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|\n\
+         {}\n",
+        chrono::Utc::now().format("%Y-%m-%d"),
+        versions.join(" and "),
+        rows.join("\n"),
+    )
+}
