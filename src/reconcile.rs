@@ -230,9 +230,9 @@ fn once<T>(
     actix_web::rt::System::new().block_on(async {
         let db = Db::new(database_url, 1, Duration::from_secs(5), Arc::clone(&metrics));
         let acquirer = HttpProcessor::new(settings, Arc::clone(&metrics))?;
-        work(db, acquirer, metrics).await.map_err(|error| {
-            format!("Couldn't compare our books with the acquirer's: {}.", error.detailed())
-        })
+        work(db, acquirer, metrics)
+            .await
+            .map_err(|error| format!("Couldn't compare our books with the acquirer's: {}.", error.detailed()))
     })
 }
 

@@ -61,6 +61,14 @@ pub fn ensure_database(conn: &mut PgConnection, name: &str) -> Result<(), String
     execute(conn, &format!("REVOKE CREATE ON DATABASE {name} FROM PUBLIC"))
 }
 
+/// Creates a schema, unless it exists. `conn` must be the owner of the database.
+pub fn ensure_schema(conn: &mut PgConnection, name: &str) -> Result<(), String> {
+    if !exists(conn, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", name)? {
+        execute(conn, &format!("CREATE SCHEMA {name}"))?;
+    }
+    Ok(())
+}
+
 /// Takes from everybody but the owner the right to create objects in a database's schema public, which
 /// they have by default before Postgres 15. `conn` must be a superuser in that database.
 pub fn close_public_schema(conn: &mut PgConnection) -> Result<(), String> {
@@ -91,10 +99,19 @@ pub fn url_as(
 
 /// `url`, whose sessions change to another role as soon as they are connected.
 pub fn url_changing_to(url: &SecretString, role: &str) -> Result<SecretString, String> {
+    url_setting(url, "role", role)
+}
+
+/// `url`, whose sessions find and make tables in one schema only.
+pub fn url_in_schema(url: &SecretString, schema: &str) -> Result<SecretString, String> {
+    url_setting(url, "search_path", schema)
+}
+
+fn url_setting(url: &SecretString, name: &str, value: &str) -> Result<SecretString, String> {
     let mut url = Url::parse(url.expose_secret())
         .map_err(|error| format!("The database URL can't be read: {error}."))?;
     // Not through `query_pairs_mut`: libpq doesn't take a plus for a space.
-    let options = format!("options=-c%20role%3D{role}");
+    let options = format!("options=-c%20{name}%3D{value}");
     let query = url.query().map_or(options.clone(), |query| format!("{query}&{options}"));
     url.set_query(Some(&query));
     Ok(String::from(url).into())

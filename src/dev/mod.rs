@@ -9,6 +9,7 @@
 //! Order of `dev`: the port is taken first, since that is what most likely fails and leaves nothing behind; then
 //! the folder, Postgres, the rest.
 
+mod acquirer;
 pub mod database;
 pub mod postgres;
 pub mod seed;
@@ -28,7 +29,11 @@ use crate::config::Config;
 use crate::db;
 use crate::server::Bound;
 
+use self::acquirer::Acquirer;
 use self::seed::Keys;
+
+/// Name of the acquirer's key in dev.env.
+const ACQUIRER_API_KEY: &str = "ONCEPAY_ACQUIRER_API_KEY";
 
 /// Name of the database.
 const DATABASE: &str = "oncepay";
@@ -46,9 +51,22 @@ pub struct Options {
     #[arg(long, env = "ONCEPAY_DATA_DIR", default_value = ".oncepay")]
     data_dir: PathBuf,
 
+    /// Who plays the payment processor: a sandbox in this process, or a server beside it that can be made to fail
+    #[arg(long, env = "ONCEPAY_PROCESSOR", default_value = "sandbox")]
+    processor: ProcessorKind,
+
     /// Use this database instead of starting a Postgres: a URL of its owner, who may create roles
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<SecretString>,
+}
+
+/// Who plays the payment processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ProcessorKind {
+    /// Without a network, without a memory
+    Sandbox,
+    /// `oncepay acquirer`, over HTTP
+    Http,
 }
 
 /// Options of the `seed` command.
@@ -116,21 +134,41 @@ pub fn run(options: &Options) -> Result<(), String> {
     let keys = ensure_keys(&owner_url, &folder)?;
     let master_key = folder.known("ONCEPAY_MASTER_KEY").map_or_else(new_password, SecretString::from);
     let url = format!("http://{}", bound.address());
-    folder.write_env(&[
-        ("ONCEPAY_URL", &url),
+    let acquirer_key = folder.known(ACQUIRER_API_KEY).map_or_else(new_password, SecretString::from);
+    let acquirer = match options.processor {
+        ProcessorKind::Sandbox => None,
+        ProcessorKind::Http => Some(Acquirer::start(&owner_url, acquirer_key.clone())?),
+    };
+    let mut env = vec![
+        ("ONCEPAY_URL", url.as_str()),
         ("ONCEPAY_API_KEY", &keys.api_key),
         ("ONCEPAY_OPERATOR_KEY", &keys.operator_key),
         ("ONCEPAY_MASTER_KEY", master_key.expose_secret()),
         ("DATABASE_URL", app_url.expose_secret()),
         ("ONCEPAY_OWNER_DATABASE_URL", owner_url.expose_secret()),
-    ])?;
+    ];
+    if let Some(acquirer) = &acquirer {
+        env.push(("ONCEPAY_ACQUIRER_URL", acquirer.url.as_str()));
+        env.push((ACQUIRER_API_KEY, acquirer_key.expose_secret()));
+        env.push(("ONCEPAY_ACQUIRER_CONTROL_URL", &acquirer.control_url));
+    }
+    folder.write_env(&env)?;
     folder.keep();
 
-    let config = Config::for_database(app_url, master_key);
+    let mut config = Config::for_database(app_url.clone(), master_key.clone());
+    if let Some(acquirer) = &acquirer {
+        config.acquirer = acquirer.options();
+    }
     let served = crate::serve(bound, &config, || {
         println!("\nOncepay is running; Ctrl-C stops it.");
         print_first_steps(&url, &keys, &folder.path);
+        if let Some(acquirer) = &acquirer {
+            print_acquirer(acquirer);
+        }
     });
+    if let Some(acquirer) = acquirer {
+        acquirer.stop();
+    }
     if let Some(server) = server {
         println!("Stopping Postgres …");
         server.stop().map_err(|error| error.to_string())?;
@@ -182,6 +220,18 @@ curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Ke
         env = folder.join("dev.env").display(),
         api_key = keys.api_key,
         key = Uuid::new_v4(),
+    );
+}
+
+fn print_acquirer(acquirer: &Acquirer) {
+    println!(
+        "The acquirer is a server of its own, at {url}. Have it lose the answers to the next three captures:
+
+curl -X PUT {control}/faults -H 'Content-Type: application/json' \
+         -d '{{\"rules\":[{{\"fault\":\"drop_answer\",\"kinds\":[\"capture\"],\"times\":3}}]}}'
+",
+        url = acquirer.url,
+        control = acquirer.control_url,
     );
 }
 

@@ -1,0 +1,80 @@
+//! The acquirer of `oncepay dev --processor http`, beside the API in the same process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::oneshot;
+use url::Url;
+
+use crate::acquirer::{self, Settings};
+use crate::config::AcquirerOptions;
+use crate::db;
+
+use super::database;
+
+/// The schema that holds its tables, in the same database.
+const SCHEMA: &str = "acquirer";
+/// How long its issuers and banks take to decide.
+const DECIDE_AFTER: Duration = Duration::from_secs(1);
+
+/// An acquirer on a thread of its own.
+pub struct Acquirer {
+    /// Its address.
+    pub url: Url,
+    /// Where it's told to misbehave.
+    pub control_url: String,
+    api_key: SecretString,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Acquirer {
+    /// Makes its schema and starts it on free ports. The error is a sentence.
+    pub fn start(owner_url: &SecretString, api_key: SecretString) -> Result<Self, String> {
+        database::ensure_schema(&mut db::connect(owner_url)?, SCHEMA)?;
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let settings = Settings {
+            database_url: database::url_in_schema(owner_url, SCHEMA)?,
+            api_key: api_key.clone(),
+            listen: free,
+            control_listen: Some(free),
+            webhook: None,
+            decide_after: DECIDE_AFTER,
+        };
+        let (started, starting) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let running = match acquirer::start(settings) {
+                    Ok(running) => running,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                let addresses = (running.address(), running.control_address());
+                // If nobody is there any more, nobody needs it.
+                if started.send(Ok(addresses)).is_ok() {
+                    let _ = stopped.await;
+                }
+                running.stop().await;
+            });
+        });
+        let (address, control) =
+            starting.recv().map_err(|_| "The acquirer ended at once.".to_owned()).flatten()?;
+        let control = control.ok_or("The acquirer has no control.")?;
+        let url = Url::parse(&format!("http://{address}")).map_err(|error| error.to_string())?;
+        Ok(Self { url, control_url: format!("http://{control}/control"), api_key, stop, thread })
+    }
+
+    /// How the API reaches it.
+    pub fn options(&self) -> AcquirerOptions {
+        AcquirerOptions::at(self.url.clone(), self.api_key.clone())
+    }
+
+    /// Ends it.
+    pub fn stop(self) {
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
