@@ -2,6 +2,7 @@
 
 mod support;
 
+mod acquirer;
 mod api;
 mod audit;
 mod batches;

@@ -1,5 +1,6 @@
 //! What the tests are made of.
 
+pub mod acquirer;
 pub mod app;
 pub mod client;
 pub mod database;

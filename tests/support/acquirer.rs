@@ -1,0 +1,363 @@
+//! The acquirer, in this process, and a receiver of its webhooks.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use diesel::RunQueryDsl;
+use oncepay::acquirer::{self, Settings, Webhook};
+use oncepay::db;
+use oncepay::dev::database::OWNER;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::database::{TestDatabase, execute};
+
+/// Signs the webhooks of every acquirer of the tests.
+pub const WEBHOOK_SECRET: &str = "whsec_b25jZXBheSB0ZXN0IHNlY3JldCAwMTIzNDU2Nzg5";
+
+/// An acquirer with a database of its own, which vanishes with this value.
+pub struct Acquirer {
+    /// Where it's reached, `http://…`.
+    pub url: String,
+    /// Where its control is.
+    pub control_url: String,
+    pub api_key: String,
+    /// As its owner.
+    pub database_url: SecretString,
+    settings: Settings,
+    database: String,
+    superuser_url: SecretString,
+    /// Whether the database ends with this value.
+    owns_database: bool,
+    running: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Acquirer {
+    /// Starts one whose events stay in its outbox.
+    pub fn start(database: &TestDatabase) -> Self {
+        Self::start_with(database, |_| {})
+    }
+
+    /// Starts one that sends its events to `webhook_url`.
+    pub fn start_sending(database: &TestDatabase, webhook_url: &str) -> Self {
+        let webhook = Webhook { url: webhook_url.parse().unwrap(), secret: WEBHOOK_SECRET.into() };
+        Self::start_with(database, |settings| settings.webhook = Some(webhook))
+    }
+
+    /// Starts one with other settings.
+    pub fn start_with(database: &TestDatabase, adjust: impl FnOnce(&mut Settings)) -> Self {
+        let name = format!("{}_acquirer", database.name());
+        execute(&mut database.as_superuser(), &format!("CREATE DATABASE {name} OWNER {OWNER}"));
+        let at_it = |url: &SecretString| -> SecretString {
+            let mut url = url::Url::parse(super::database::exposed(url)).unwrap();
+            url.set_path(&name);
+            String::from(url).into()
+        };
+        let database_url = at_it(&database.owner_url);
+        let api_key = "acquirer-key".to_owned();
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut settings = Settings {
+            database_url: database_url.clone(),
+            api_key: api_key.clone().into(),
+            listen: local,
+            control_listen: Some(local),
+            webhook: None,
+            decide_after: Duration::from_millis(100),
+        };
+        adjust(&mut settings);
+        let mut this = Self {
+            url: String::new(),
+            control_url: String::new(),
+            api_key,
+            database_url,
+            settings,
+            database: name,
+            superuser_url: database.superuser_url.clone(),
+            owns_database: true,
+            running: None,
+        };
+        this.start_again();
+        this
+    }
+
+    /// Starts another one with the database of `first`, as a second process would.
+    pub fn start_beside(first: &Self) -> Self {
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut this = Self {
+            url: String::new(),
+            control_url: String::new(),
+            api_key: first.api_key.clone(),
+            database_url: first.database_url.clone(),
+            settings: Settings { listen: local, control_listen: Some(local), ..first.settings.clone() },
+            database: first.database.clone(),
+            superuser_url: first.superuser_url.clone(),
+            owns_database: false,
+            running: None,
+        };
+        this.start_again();
+        this
+    }
+
+    /// Sends events to `webhook_url`, from the next start on.
+    pub fn send_to(&mut self, webhook_url: &str) {
+        self.settings.webhook =
+            Some(Webhook { url: webhook_url.parse().unwrap(), secret: WEBHOOK_SECRET.into() });
+    }
+
+    /// Starts it again on the same ports, after [`stop`](Self::stop).
+    pub fn start_again(&mut self) {
+        let (started, addresses) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let settings = self.settings.clone();
+        let thread = thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let running = acquirer::start(settings).unwrap();
+                started.send((running.address(), running.control_address().unwrap())).unwrap();
+                let _ = stopped.await;
+                running.stop().await;
+            });
+        });
+        let (address, control) = addresses.recv().expect("it starts");
+        (self.settings.listen, self.settings.control_listen) = (address, Some(control));
+        (self.url, self.control_url) = (format!("http://{address}"), format!("http://{control}"));
+        self.running = Some((stop, thread));
+    }
+
+    /// Stops it; its database stays.
+    pub fn stop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+
+    /// Replaces its faults (`PUT /control/faults`).
+    #[track_caller]
+    pub fn control(&self, plan: Value) -> Value {
+        self.ask_control("PUT", "faults", &plan)
+    }
+
+    /// Its faults, with hits.
+    pub fn faults(&self) -> Value {
+        let request = ureq::http::Request::get(format!("{}/control/faults", self.control_url));
+        json_of(agent().run(request.body(()).unwrap()).unwrap()).1
+    }
+
+    /// Makes it refuse connections for a while; returns when it does.
+    pub fn refuse(&self, duration: Duration) {
+        self.ask_control("POST", "refuse", &json!({"for_ms": duration.as_millis() as u64}));
+    }
+
+    /// Makes it send an event. Returns its id.
+    pub fn send_event(&self, kind: &str, data: &Value) -> String {
+        let event = self.ask_control("POST", "events", &json!({"type": kind, "data": data}));
+        event["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Settles what a merchant has coming.
+    #[track_caller]
+    pub fn settle(&self, merchant: &str, currency: &str) -> Value {
+        self.ask_control("POST", "settlements", &json!({"merchant": merchant, "currency": currency}))
+    }
+
+    #[track_caller]
+    fn ask_control(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.try_control(method, path, body);
+        assert!((200..300).contains(&status), "{status} {answer}");
+        answer
+    }
+
+    /// Asks the control for something that it may refuse.
+    pub fn try_control(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}/control/{path}", self.control_url))
+            .header("Content-Type", "application/json");
+        let answer = agent().run(request.body(body.to_string()).unwrap()).unwrap();
+        let (status, _, answer) = parts(answer);
+        (status, answer)
+    }
+
+    /// All operations in their order. From the database, since the API holds back what is younger than any open
+    /// transaction of the server, also those of other tests.
+    pub fn operations(&self) -> Vec<Value> {
+        self.rows(
+            "SELECT to_jsonb(o) || jsonb_build_object('amount', amount::text) AS row FROM operations o ORDER BY sequence",
+        )
+    }
+
+    /// The events of the outbox, sent or not, in the order of their making.
+    pub fn events(&self) -> Vec<Value> {
+        self.rows("SELECT body::jsonb || jsonb_build_object('id', id) AS row FROM outbox ORDER BY id")
+    }
+
+    /// What a query gives, one `jsonb` named `row` each.
+    pub fn rows(&self, query: &str) -> Vec<Value> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Jsonb)]
+            row: Value,
+        }
+        let rows = diesel::sql_query(query).load::<Row>(&mut self.as_owner()).unwrap();
+        rows.into_iter().map(|row| row.row).collect()
+    }
+
+    pub fn as_owner(&self) -> diesel::PgConnection {
+        db::connect(&self.database_url).unwrap()
+    }
+
+    /// A request with the key of the acquirer's client.
+    pub fn get(&self, path: &str) -> Result<(u16, Value), ureq::Error> {
+        let request = ureq::http::Request::get(format!("{}{path}", self.url))
+            .header("Authorization", format!("Bearer {}", self.api_key));
+        let (status, _, body) = try_parts(agent().run(request.body(()).unwrap())?)?;
+        Ok((status, body))
+    }
+
+    /// Asks for an operation under `key`. The answer tells also whether it's a replay.
+    pub fn post(&self, path: &str, key: &str, body: &Value) -> Result<(u16, bool, Value), ureq::Error> {
+        self.post_as(None, path, key, body)
+    }
+
+    /// The same, as a certain attempt.
+    pub fn post_as(
+        &self,
+        attempt: Option<u32>,
+        path: &str,
+        key: &str,
+        body: &Value,
+    ) -> Result<(u16, bool, Value), ureq::Error> {
+        let mut request = ureq::http::Request::post(format!("{}{path}", self.url))
+            .header("Authorization", format!("Bearer {}", self.api_key))
+            .header("Content-Type", "application/json")
+            .header("Idempotency-Key", key);
+        if let Some(attempt) = attempt {
+            request = request.header("Oncepay-Attempt", attempt.to_string());
+        }
+        try_parts(agent().run(request.body(body.to_string()).unwrap())?)
+    }
+}
+
+impl Drop for Acquirer {
+    fn drop(&mut self) {
+        self.stop();
+        if self.owns_database
+            && let Ok(mut conn) = db::connect(&self.superuser_url)
+        {
+            let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database))
+                .execute(&mut conn);
+        }
+    }
+}
+
+/// A client that keeps no connection and doesn't try again by itself.
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(Duration::from_secs(10)))
+        .max_idle_connections(0)
+        .build()
+        .new_agent()
+}
+
+fn json_of(answer: ureq::http::Response<ureq::Body>) -> (u16, Value) {
+    let (status, _, body) = parts(answer);
+    (status, body)
+}
+
+fn parts(answer: ureq::http::Response<ureq::Body>) -> (u16, bool, Value) {
+    try_parts(answer).unwrap()
+}
+
+fn try_parts(mut answer: ureq::http::Response<ureq::Body>) -> Result<(u16, bool, Value), ureq::Error> {
+    let is_replay = answer.headers().get("Idempotent-Replayed").is_some_and(|value| value == "true");
+    let body = answer.body_mut().read_to_vec()?;
+    let body = serde_json::from_slice(&body)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)));
+    Ok((answer.status().as_u16(), is_replay, body))
+}
+
+/// An event as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub id: String,
+    pub timestamp: String,
+    pub signature: String,
+    pub body: String,
+}
+
+impl Received {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// Takes webhooks, until the end of the test.
+pub struct Receiver {
+    pub url: String,
+    received: Arc<Mutex<Vec<Received>>>,
+    /// What the next requests are answered; 200 when that is used up.
+    statuses: Arc<Mutex<Vec<u16>>>,
+}
+
+impl Receiver {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hooks", listener.local_addr().unwrap());
+        let this = Self { url, received: Arc::default(), statuses: Arc::default() };
+        let (received, statuses) = (Arc::clone(&this.received), Arc::clone(&this.statuses));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                // Whoever goes away in the middle hasn't delivered.
+                let _ = stream.and_then(|stream| Self::take(stream, &received, &statuses));
+            }
+        });
+        this
+    }
+
+    /// Answers the next requests with these.
+    pub fn answer_next(&self, statuses: &[u16]) {
+        *self.statuses.lock().unwrap() = statuses.iter().rev().copied().collect();
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    fn take(
+        mut stream: TcpStream,
+        received: &Mutex<Vec<Received>>,
+        statuses: &Mutex<Vec<u16>>,
+    ) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+                break;
+            }
+            head.push(line.trim_end().to_owned());
+        }
+        let header = |name: &str| {
+            head.iter().find_map(|line| {
+                let (found, value) = line.split_once(": ")?;
+                found.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            })
+        };
+        let header = |name: &str| header(name).unwrap_or_default();
+        let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
+        reader.read_exact(&mut body)?;
+        received.lock().unwrap().push(Received {
+            id: header("webhook-id"),
+            timestamp: header("webhook-timestamp"),
+            signature: header("webhook-signature"),
+            body: String::from_utf8(body).unwrap(),
+        });
+        let status = statuses.lock().unwrap().pop().unwrap_or(200);
+        write!(stream, "HTTP/1.1 {status} Status\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    }
+}
