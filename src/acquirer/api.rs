@@ -20,7 +20,8 @@ use crate::processor::PaymentMethod;
 use super::error::Error;
 use super::faults::Call;
 use super::faults::{Faults, lost_answer};
-use super::operations::{self, Operation, Order, Performed, What};
+use super::operations::{self, Operation, Order, What};
+use super::perform::{self, Performed};
 
 /// How long `pm_card_slow` takes.
 const SLOW: Duration = Duration::from_secs(2);
@@ -253,13 +254,13 @@ async fn answer(bank: &Bank, order: Order, attempt: Option<u32>) -> Result<HttpR
     let payment_method = order.what.payment_method();
     if payment_method == Some(PaymentMethod::ErrorOnce) {
         let key = order.key.clone();
-        let is_first = bank.db.run_retrying(move |conn| Ok(operations::note_failure(conn, &key)?)).await?;
+        let is_first = bank.db.run_retrying(move |conn| Ok(perform::note_failure(conn, &key)?)).await?;
         if attempt.map_or(is_first, |attempt| attempt == 1) {
             return Err(Error::Failed);
         }
     }
     let decide_after = bank.decide_after;
-    let performed = bank.db.run_retrying(move |conn| operations::perform(conn, &order, decide_after)).await?;
+    let performed = bank.db.run_retrying(move |conn| perform::perform(conn, &order, decide_after)).await?;
     let (operation, is_replay) = match performed {
         Performed::New(operation) => (operation, false),
         Performed::Replayed(operation) => (operation, true),

@@ -29,7 +29,22 @@ pub(super) enum Error {
     #[error("Something went wrong on the acquirer's side.")]
     Failed,
     #[error("The acquirer can't serve at the moment.")]
-    Unavailable(#[from] crate::error::Error),
+    Unavailable,
+}
+
+impl From<crate::error::Error> for Error {
+    fn from(error: crate::error::Error) -> Self {
+        match error {
+            crate::error::Error::DatabaseUnavailable(_) | crate::error::Error::TransientConflict(_) => {
+                log::warn!("the acquirer couldn't serve a request: {}", error.detailed());
+                Self::Unavailable
+            }
+            _ => {
+                log::error!("the acquirer failed: {}", error.detailed());
+                Self::Failed
+            }
+        }
+    }
 }
 
 impl Error {
@@ -45,7 +60,7 @@ impl Error {
             Self::NothingToSettle => "nothing_to_settle",
             Self::Refused(refusal) => &refusal.code,
             Self::Failed => "internal",
-            Self::Unavailable(_) => "unavailable",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -62,14 +77,11 @@ impl ResponseError for Error {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     fn error_response(&self) -> HttpResponse {
-        if let Self::Unavailable(cause) = self {
-            log::warn!("the acquirer couldn't serve a request: {}", cause.detailed());
-        }
         HttpResponse::build(self.status_code())
             .json(json!({"error": {"code": self.code(), "message": self.to_string()}}))
     }

@@ -10,11 +10,13 @@
 mod api;
 mod command;
 mod control;
+mod decide;
 mod error;
 mod faults;
 mod front;
 mod operations;
 mod outbox;
+mod perform;
 mod schema;
 mod webhooks;
 
@@ -170,8 +172,7 @@ pub fn start(settings: Settings) -> Result<Running, String> {
 async fn keep_deciding(bank: web::Data<Bank>) {
     loop {
         let (approves, delivery) = (bank.faults.issuers_approve(), bank.faults.draw_delivery());
-        let decided =
-            bank.db.run_retrying(move |conn| operations::decide_next(conn, approves, delivery)).await;
+        let decided = bank.db.run_retrying(move |conn| decide::decide_next(conn, approves, delivery)).await;
         match decided {
             Ok(true) => {}
             Ok(false) => tokio::time::sleep(DECIDE_EVERY).await,

@@ -87,9 +87,11 @@ impl Sender {
         Ok(true)
     }
 
-    async fn send(&self, event: &Claimed) -> Result<(), reqwest::Error> {
+    /// The error is for the log. Redirections are errors too: following them would sign for somebody else.
+    async fn send(&self, event: &Claimed) -> Result<(), String> {
         let timestamp = chrono::Utc::now().timestamp();
-        self.client
+        let answer = self
+            .client
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", &event.id)
@@ -97,9 +99,10 @@ impl Sender {
             .header("webhook-signature", sign(self.secret.expose_secret(), &event.id, timestamp, &event.body))
             .body(event.body.clone())
             .send()
-            .await?
-            .error_for_status()
-            .map(|_| ())
+            .await
+            .map_err(|error| error.to_string())?;
+        let status = answer.status();
+        if status.is_success() { Ok(()) } else { Err(format!("the receiver answered {status}")) }
     }
 }
 
