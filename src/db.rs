@@ -72,6 +72,16 @@ impl Db {
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.run_within(WORK_TIMEOUT, work).await
+    }
+
+    /// Like [`run`](Self::run), with another bound than ten seconds: for background work that sets its own
+    /// `statement_timeout`.
+    pub async fn run_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let asked = Instant::now();
         let patience = deadline::remaining(self.acquire_timeout);
         let permit = tokio::time::timeout(patience, Arc::clone(&self.permits).acquire_owned())
@@ -94,7 +104,7 @@ impl Db {
             }
             result
         });
-        match tokio::time::timeout(deadline::remaining(WORK_TIMEOUT), work).await {
+        match tokio::time::timeout(deadline::remaining(limit), work).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::internal("the database work panicked")),
             Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),

@@ -37,7 +37,7 @@ const PAGE: usize = 1_000;
 const DIFFERENCES: [&str; 5] =
     ["missing_at_acquirer", "missing_here", "orphaned_authorization", "amount_differs", "duplicate"];
 /// Longest time for the comparison, which reads everything.
-const STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '10min'";
+const COMPARISON_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How to go about it.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -161,7 +161,8 @@ pub async fn run(
     metrics: &Metrics,
 ) -> Result<Report, Error> {
     read(db, acquirer).await?;
-    let mut report = db.run(move |conn| compare(conn, options.reconcile_grace_s)).await?;
+    let mut report =
+        db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, options.reconcile_grace_s)).await?;
     if let VoidAfter(Some(age)) = options.void_orphans_after_s {
         for difference in &mut report.differences {
             if difference.is_orphan_since(age) {
@@ -236,8 +237,14 @@ fn once<T>(
     })
 }
 
-fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error> {
+/// Notes that the acquirer is asked from now on, unless it was before.
+fn remember_beginning(conn: &mut PgConnection) -> Result<(), Error> {
     statement::<()>("INSERT INTO acquirer_reads DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn)?;
+    Ok(())
+}
+
+fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error> {
+    remember_beginning(conn)?;
     Ok(statement::<(Timestamptz, BigInt)>("SELECT clock_timestamp(), sequence FROM acquirer_reads")
         .get_result(conn)?)
 }
@@ -284,7 +291,7 @@ fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error
 /// Compares on one snapshot. Reads everything, locks nothing.
 fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
-        diesel::sql_query(STATEMENT_TIMEOUT).execute(conn)?;
+        diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
         let totals = diesel::sql_query(
             "SELECT currency, kind, coalesce(our_count, 0) AS our_count, coalesce(our_amount, 0) AS our_amount, \
@@ -351,6 +358,10 @@ pub async fn keep_reconciling(
 ) {
     // Often enough to find out soon when it's due, whoever did it the last time.
     let look = (interval / 10).max(Duration::from_millis(10));
+    // What is made from now on can be missed.
+    if let Err(error) = db.run_retrying(remember_beginning).await {
+        log::warn!("couldn't note since when the acquirer is asked: {}", error.detailed());
+    }
     loop {
         tokio::time::sleep(look.mul_f64(rand::random_range(0.75..=1.25))).await;
         match db.run_retrying(move |conn| take_turn(conn, interval)).await {
@@ -371,7 +382,7 @@ pub async fn keep_reconciling(
 
 /// Whether it's our turn, which it isn't again for `interval` then.
 fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error> {
-    statement::<()>("INSERT INTO acquirer_reads DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn)?;
+    remember_beginning(conn)?;
     let taken = statement::<()>(
         "UPDATE acquirer_reads SET due_at = clock_timestamp() + make_interval(secs => {}) \
          WHERE due_at <= clock_timestamp()",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use diesel::RunQueryDsl;
 use oncepay::acquirer::{self, Settings, Webhook};
+use oncepay::config::AcquirerOptions;
 use oncepay::db;
 use oncepay::dev::database::OWNER;
 use secrecy::SecretString;
@@ -99,6 +100,38 @@ impl Acquirer {
         };
         this.start_again();
         this
+    }
+
+    /// How the service reaches it, with short timeouts.
+    pub fn options(&self) -> AcquirerOptions {
+        AcquirerOptions {
+            connect_timeout_ms: 500,
+            request_timeout_ms: 500,
+            probe_interval_ms: 50,
+            ..AcquirerOptions::at(self.url.parse().unwrap(), self.api_key.clone().into())
+        }
+    }
+
+    /// The same for a service in a process of its own.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ONCEPAY_ACQUIRER_URL", self.url.clone()),
+            ("ONCEPAY_ACQUIRER_API_KEY", self.api_key.clone()),
+            ("ONCEPAY_ACQUIRER_CONNECT_TIMEOUT_MS", "500".to_owned()),
+            ("ONCEPAY_ACQUIRER_REQUEST_TIMEOUT_MS", "500".to_owned()),
+            ("ONCEPAY_ACQUIRER_PROBE_INTERVAL_MS", "50".to_owned()),
+        ]
+    }
+
+    /// Waits until its list shows everything: it holds back what is younger than any open transaction of the server.
+    pub fn wait_for_its_list(&self) {
+        let latest =
+            || self.operations().iter().map(|operation| operation["sequence"].as_i64().unwrap()).max();
+        super::eventually("the acquirer's whole list", || {
+            let after = latest().unwrap_or(0) - 1;
+            let (_, page) = self.get(&format!("/operations?after={after}")).unwrap();
+            !page["operations"].as_array().unwrap().is_empty()
+        });
     }
 
     /// Sends events to `webhook_url`, from the next start on.

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
-use oncepay::processor::Sandbox;
+use oncepay::processor::{Processor, Sandbox};
 use oncepay::server::Bound;
 
+use super::acquirer::Acquirer;
 use super::client::Client;
 use super::database::{TestDatabase, exposed};
 
@@ -41,17 +42,36 @@ impl App {
         sandbox: Arc<Sandbox>,
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::serve(database, sandbox, true, adjust)
+    }
+
+    /// Starts one whose processor is `acquirer`, reached over HTTP.
+    pub fn start_at(acquirer: &Acquirer, database: &TestDatabase, adjust: impl FnOnce(&mut Config)) -> Self {
+        let options = acquirer.options();
+        Self::serve(database, Arc::new(Sandbox::new()), false, |config| {
+            config.acquirer = options;
+            adjust(config);
+        })
+    }
+
+    fn serve(
+        database: &TestDatabase,
+        sandbox: Arc<Sandbox>,
+        in_sandbox: bool,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
         adjust(&mut config);
+        config.validate().unwrap();
         let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
-        let processor = Arc::clone(&sandbox);
+        let processor = in_sandbox.then(|| Arc::clone(&sandbox) as Arc<dyn Processor>);
         let (started, handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let (server, handle) = bound.serve(&config, Some(processor)).unwrap();
+                let (server, handle) = bound.serve(&config, processor).unwrap();
                 started.send(handle).unwrap();
                 server.await.unwrap();
             });
