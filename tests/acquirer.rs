@@ -1,7 +1,9 @@
 //! The acquirer keeps its protocol, misbehaves as it's told, and loses nothing.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -668,4 +670,53 @@ fn a_sender_that_dies_loses_nothing_and_two_do_not_send_the_same() {
     let received: HashSet<_> = received.into_iter().map(|event| event.id).collect();
     assert_eq!(received, ids.into_iter().collect());
     drop(second);
+}
+
+fn command(acquirer: &Acquirer) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
+    command
+        .args(["acquirer", "--listen", "127.0.0.1:0"])
+        .env("ONCEPAY_ACQUIRER_DATABASE_URL", database::exposed(&acquirer.database_url))
+        .env("ONCEPAY_ACQUIRER_API_KEY", &acquirer.api_key)
+        .env_remove("ONCEPAY_WEBHOOK_SECRET")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn the_command_serves_until_it_is_told_to_stop() {
+    let database = TestDatabase::new();
+    let acquirer = Acquirer::start(&database);
+    let mut child = command(&acquirer).args(["--control-listen", "127.0.0.1:0"]).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut said = |start: &str| {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        line.trim_end().strip_prefix(start).unwrap_or_else(|| panic!("it said {line:?}")).to_owned()
+    };
+    let (url, control_url) = (said("Acquirer on "), said("Control on "));
+    for path in [format!("{url}/health"), format!("{control_url}/control/faults")] {
+        assert_eq!(ureq::get(&path).call().unwrap().status(), 200, "{path}");
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_command_says_what_to_do_differently() {
+    let database = TestDatabase::new();
+    let acquirer = Acquirer::start(&database);
+    let complaint = |arguments: &[&str], secret: &str| {
+        let output =
+            command(&acquirer).args(arguments).env("ONCEPAY_WEBHOOK_SECRET", secret).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let everywhere = complaint(&["--control-listen", "0.0.0.0:0"], WEBHOOK_SECRET);
+    assert!(everywhere.contains("must be an address of this machine"), "{everywhere}");
+    let bad = complaint(&["--webhook-url", "http://127.0.0.1:1/"], "whsec_?");
+    assert!(bad.contains("must be whsec_ and base64"), "{bad}");
 }

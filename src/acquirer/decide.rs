@@ -8,8 +8,9 @@ use serde_json::json;
 
 use crate::error::Error;
 
+use super::faults::Faults;
 use super::operations::{Operation, Outcome};
-use super::outbox::{self, Delivery, EventType};
+use super::outbox::{self, EventType};
 use super::schema::{AuthorizationStatus, DeclineCode, Kind, Status, authorizations, operations};
 
 /// A payout to this account fails.
@@ -20,11 +21,7 @@ const CURRENT_TRANSACTION: &str = "pg_current_xact_id()::text::bigint";
 
 /// Decides the pending operation that has been due for longest, and puts the news into the outbox. Whether there was
 /// one. Takes one per call, since each must have its own transaction (see [`operations::list`](super::operations::list)).
-pub(super) fn decide_next(
-    conn: &mut PgConnection,
-    approves: bool,
-    delivery: Delivery,
-) -> Result<bool, Error> {
+pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Error> {
     conn.transaction(|conn| {
         // The first statement: so this transaction's id, the new sequence number, is greater than the old one.
         let due = operations::table
@@ -36,6 +33,7 @@ pub(super) fn decide_next(
             .first(conn)
             .optional()?;
         let Some(operation) = due else { return Ok(false) };
+        let approves = faults.issuers_approve();
         let (outcome, event): (Outcome, _) = match operation.kind {
             Kind::Payout if operation.target == FAILING_DESTINATION => {
                 (Status::Failed.into(), EventType::PayoutFailed)
@@ -66,7 +64,7 @@ pub(super) fn decide_next(
             "amount": operation.amount_text(),
             "currency": operation.currency,
         });
-        outbox::add(conn, event, &data, delivery)?;
+        outbox::add(conn, event, &data, faults.draw_delivery())?;
         Ok(true)
     })
 }

@@ -125,14 +125,23 @@ impl Plan {
     }
 }
 
-/// The plan in force. The same plan and the same requests in the same order have the same faults.
+/// The plan in force. The same plan and the same requests in the same order have the same faults; for events likewise.
 pub(super) struct Faults {
     state: Mutex<State>,
 }
 
 struct State {
     plan: Plan,
-    random: StdRng,
+    for_requests: StdRng,
+    /// Apart, since events come when they come.
+    for_events: StdRng,
+}
+
+impl From<Plan> for State {
+    fn from(plan: Plan) -> Self {
+        let random = || StdRng::seed_from_u64(plan.seed);
+        Self { for_requests: random(), for_events: random(), plan }
+    }
 }
 
 /// What happens to one request.
@@ -144,13 +153,12 @@ struct Fate {
 
 impl Faults {
     pub(super) fn none() -> Self {
-        Self { state: Mutex::new(State { plan: Plan::default(), random: StdRng::seed_from_u64(0) }) }
+        Self { state: Mutex::new(Plan::default().into()) }
     }
 
     /// Replaces everything.
     pub(super) fn replace(&self, plan: Plan) {
-        let random = StdRng::seed_from_u64(plan.seed);
-        *self.state() = State { plan, random };
+        *self.state() = plan.into();
     }
 
     /// What is in force, with hits.
@@ -160,7 +168,7 @@ impl Faults {
 
     /// How the next event is to be delivered.
     pub(super) fn draw_delivery(&self) -> Delivery {
-        let State { plan, random } = &mut *self.state();
+        let State { plan, for_events: random, .. } = &mut *self.state();
         let webhooks = &plan.webhooks;
         let shuffled_ms = random.random_range(0..=webhooks.shuffle_window_ms);
         let is_doubled = random.random_range(0..100) < webhooks.duplicate_percent;
@@ -205,7 +213,7 @@ impl Faults {
 
     /// Delays add up; of the other faults the first one that hits is it.
     fn draw(&self, call: Call) -> Fate {
-        let State { plan, random } = &mut *self.state();
+        let State { plan, for_requests: random, .. } = &mut *self.state();
         let mut fate = Fate { delay: Duration::ZERO, fault: None };
         for rule in &mut plan.rules {
             let is_over = rule.times.is_some_and(|times| rule.hits >= times);

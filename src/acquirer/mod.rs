@@ -171,8 +171,8 @@ pub fn start(settings: Settings) -> Result<Running, String> {
 /// Decides pending operations when they are due; doesn't return.
 async fn keep_deciding(bank: web::Data<Bank>) {
     loop {
-        let (approves, delivery) = (bank.faults.issuers_approve(), bank.faults.draw_delivery());
-        let decided = bank.db.run_retrying(move |conn| decide::decide_next(conn, approves, delivery)).await;
+        let shared = bank.clone();
+        let decided = bank.db.run_retrying(move |conn| decide::decide_next(conn, &shared.faults)).await;
         match decided {
             Ok(true) => {}
             Ok(false) => tokio::time::sleep(DECIDE_EVERY).await,
