@@ -390,6 +390,8 @@ fn it_takes_effect_also_for_a_client_that_has_gone() {
     let mut stream = TcpStream::connect(acquirer.url.strip_prefix("http://").unwrap()).unwrap();
     std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
     eventually("the request's arrival", || acquirer.faults()["rules"][0]["hits"] == 1);
+    // By a reset: after a mere end of the stream, the client might still read.
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
     eventually("the effect", || acquirer.operations().len() == 1);
 }
@@ -415,6 +417,17 @@ fn it_refuses_connections_and_comes_back() {
     acquirer.start_again();
     assert_eq!(acquirer.url, format!("http://{address}"));
     assert_eq!(acquirer.get("/operations/by-key/a").unwrap().0, 200, "it remembers");
+}
+
+/// What a transaction of the acquirer does.
+fn insert_void(conn: &mut diesel::PgConnection, key: &str) {
+    execute(
+        conn,
+        &format!(
+            "INSERT INTO operations (id, kind, idempotency_key, target, status, merchant, reference) \
+             VALUES ('op_{key}', 'void', '{key}', 'auth_1', 'succeeded', 'mer_1', 'ch_1')"
+        ),
+    );
 }
 
 /// Reads the whole list from a cursor on, and moves the cursor.
@@ -456,11 +469,7 @@ fn a_cursor_misses_no_late_commit() {
 
     let late = &mut acquirer.as_owner();
     execute(late, "BEGIN");
-    execute(
-        late,
-        "INSERT INTO operations (id, kind, idempotency_key, target, status, merchant, reference) \
-         VALUES ('op_late', 'void', 'late', 'auth_1', 'succeeded', 'mer_1', 'ch_1')",
-    );
+    insert_void(late, "late");
     for number in 0..3 {
         authorized(&acquirer, &format!("after{number}"));
     }
@@ -485,7 +494,7 @@ fn a_cursor_misses_no_late_commit() {
     }
 }
 
-/// With many writers, a reader who reads all the time has seen everything in the end.
+/// With many writers that take their time to commit, a reader who reads all the time has seen everything in the end.
 #[test]
 fn a_cursor_misses_nothing_of_many_writers() {
     let database = TestDatabase::new();
@@ -495,8 +504,12 @@ fn a_cursor_misses_nothing_of_many_writers() {
         for writer in 0..8 {
             let acquirer = &acquirer;
             scope.spawn(move || {
+                let conn = &mut acquirer.as_owner();
                 for number in 0..25 {
-                    authorized(acquirer, &format!("{writer}-{number}"));
+                    execute(conn, "BEGIN");
+                    insert_void(conn, &format!("{writer}-{number}"));
+                    execute(conn, "SELECT pg_sleep(random() / 50)");
+                    execute(conn, "COMMIT");
                 }
             });
         }
