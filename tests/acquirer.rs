@@ -508,7 +508,7 @@ fn a_cursor_misses_nothing_of_many_writers() {
                 for number in 0..25 {
                     execute(conn, "BEGIN");
                     insert_void(conn, &format!("{writer}-{number}"));
-                    execute(conn, "SELECT pg_sleep(random() / 50)");
+                    execute(conn, "SELECT pg_sleep(random() / 10)");
                     execute(conn, "COMMIT");
                 }
             });
