@@ -464,6 +464,15 @@ mod tests {
         assert_eq!(History::load(file.path()).unwrap(), history);
     }
 
+    /// The history of a failed run, once more: `ONCEPAY_FAULT_HISTORY=file`.
+    #[test]
+    fn the_history_that_is_asked_for_is_right() {
+        let Some(path) = std::env::var_os("ONCEPAY_FAULT_HISTORY") else { return };
+        let found = check(&History::load(Path::new(&path)).unwrap());
+        println!("{found:#?}");
+        assert!(found.is_ok());
+    }
+
     /// What becomes of an attempt of a key that is executed right.
     #[derive(Clone, Copy, Debug)]
     enum Fate {

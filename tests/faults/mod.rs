@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
+use oncepay::dev::postgres::Binaries;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{eventually, execute};
@@ -60,6 +61,12 @@ impl Scene {
             for_ms(ms);
             scene.proxy().set(Weather::Fair);
         })
+    }
+
+    /// Fails unless connections were reset: then there was nothing to suffer from.
+    fn after_resets(self) -> Self {
+        assert!(self.proxy().resets() > 0, "no connection was reset");
+        self
     }
 
     /// Ends the sessions of the service.
@@ -122,13 +129,17 @@ fn answers_are_cut_off() {
     let setup = Setup::of("network to the service: connections reset amid answers");
     let scene = Scene::start(Setup { proxied: Proxied::Service, ..setup });
     // An answer has some 700 bytes.
-    table::add(
-        scene.suffer(amount(1, 3), Weather::Resets { after_bytes: 3_000 }, amount(2_000, 10_000)).finish(),
-    );
+    let weather = Weather::Resets { after_bytes: 3_000 };
+    table::add(scene.suffer(amount(1, 3), weather, amount(2_000, 10_000)).after_resets().finish());
 }
 
+/// Needs Postgres' server binaries; the suite can do without where it's given a server or a container.
 #[test]
 fn postgres_is_restarted() {
+    if let Err(error) = Binaries::find() {
+        println!("skipped: {error}");
+        return;
+    }
     for (ending, fault) in [
         (Ending::Fast, "Postgres: restarted, `fast`"),
         (Ending::Immediate, "Postgres: restarted, `immediate`"),
@@ -148,7 +159,8 @@ fn sessions_are_terminated() {
 fn postgres_refuses_connections() {
     let setup = Setup::of("network to Postgres: connections refused for 10 s");
     let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
-    table::add(scene.suffer(amount(1, 3), Weather::Refused, amount(2_000, 10_000)).finish());
+    let scene = scene.suffer(amount(1, 3), Weather::Refused, amount(2_000, 10_000));
+    table::add(scene.after_resets().finish());
 }
 
 #[test]
@@ -164,7 +176,7 @@ fn connections_to_postgres_are_reset() {
     let setup = Setup::of("network to Postgres: connections reset amid answers");
     let scene = Scene::start(Setup { proxied: Proxied::Postgres, ..setup });
     let weather = Weather::Resets { after_bytes: 10_000 };
-    table::add(scene.suffer(amount(1, 3), weather, amount(2_000, 15_000)).finish());
+    table::add(scene.suffer(amount(1, 3), weather, amount(2_000, 15_000)).after_resets().finish());
 }
 
 #[test]
@@ -283,4 +295,29 @@ fn a_broken_claim_is_noticed() {
     for problem in ["got two answers", "was executed twice", "belongs to no order", "and the processor did"] {
         assert!(problems.iter().any(|found| found.contains(problem)), "{problem} isn't among {problems:?}");
     }
+}
+
+/// And one that forgets an answer doesn't either.
+#[test]
+fn a_lost_answer_is_noticed() {
+    let scene = Scene::start(Setup::of("a service that forgets a charge"));
+    let superuser = &mut scene.database.as_superuser();
+    // The guards don't allow that.
+    execute(superuser, "SET session_replication_role = 'replica'");
+    execute(
+        superuser,
+        "WITH forgotten AS (DELETE FROM idempotency_keys WHERE (merchant_id, key) IN ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE operation = 'charges.create' AND response_status = 201 ORDER BY created_at LIMIT 1) \
+             RETURNING merchant_id, resource_id) \
+         DELETE FROM charges c USING forgotten f WHERE c.merchant_id = f.merchant_id AND c.id = f.resource_id",
+    );
+    let (row, problems, mut scene) = scene.reckon();
+    assert_eq!(row.lost, 2, "an answer and a charge: {row}");
+    for problem in
+        ["the answer to", "got two answers", "was acknowledged and is gone", "and the processor did"]
+    {
+        assert!(problems.iter().any(|found| found.contains(problem)), "{problem} isn't among {problems:?}");
+    }
+    scene.leave_the_books_as_they_are();
 }

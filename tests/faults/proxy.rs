@@ -43,6 +43,7 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
+    resets: AtomicU64,
     is_over: AtomicBool,
     rng: Mutex<StdRng>,
 }
@@ -76,6 +77,7 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
             state: Mutex::new(State { weather: Weather::Fair, change: 0, target }),
+            resets: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
         });
@@ -88,6 +90,11 @@ impl Proxy {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How many connections were reset.
+    pub fn resets(&self) -> u64 {
+        self.shared.resets.load(Ordering::Relaxed)
     }
 
     /// Changes what happens to all connections, those included that are there.
@@ -151,11 +158,14 @@ struct Link {
 
 impl Link {
     /// Lets both ends be reset instead of closed, as soon as both directions have noticed.
-    fn reset(&self) {
+    fn reset(&self, shared: &Shared) {
+        if self.is_broken.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        shared.resets.fetch_add(1, Ordering::Relaxed);
         for end in [&self.client, &self.server] {
             let _ = SockRef::from(end).set_linger(Some(Duration::ZERO));
         }
-        self.is_broken.store(true, Ordering::Relaxed);
     }
 }
 
@@ -192,7 +202,7 @@ fn forward(link: &Link, mut from: &TcpStream, mut to: &TcpStream, is_answer: boo
     let mut piece = [0; 16 * 1024];
     loop {
         if shared.weather().0 == Weather::Refused || shared.is_over() {
-            link.reset();
+            link.reset(shared);
         }
         if link.is_broken.load(Ordering::Relaxed) {
             return;
@@ -204,11 +214,11 @@ fn forward(link: &Link, mut from: &TcpStream, mut to: &TcpStream, is_answer: boo
             }
             Ok(length) => length,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
-            Err(_) => return link.reset(),
+            Err(_) => return link.reset(shared),
         };
         let passing = pass(link, length, is_answer, shared);
         if to.write_all(&piece[..passing]).is_err() || passing < length {
-            return link.reset();
+            return link.reset(shared);
         }
     }
 }
@@ -296,6 +306,7 @@ mod tests {
 
         proxy.set(Weather::Resets { after_bytes: 10 });
         assert_eq!(ask(&stream, 100).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(proxy.resets(), 1);
 
         proxy.set(Weather::Refused);
         eventually("the refusal", || {

@@ -12,10 +12,12 @@ pub struct Row {
     pub injections: usize,
     /// Operations that clients intended.
     pub requests: usize,
-    /// Further attempts at them.
+    /// Further attempts at them: retries, most of all, but also those made for no reason.
     pub retries: usize,
     /// Operations with a final answer.
     pub acknowledged: usize,
+    /// Operations that one attempt has begun and another has finished.
+    pub taken_over: i64,
     /// Acknowledged answers that are gone.
     pub lost: usize,
     /// Effects beyond the first.
@@ -32,12 +34,13 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "| {} | {} | {} | {} | {} | {} | {} | {:.2} s | {:.2} s |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {:.2} s | {:.2} s |",
             self.fault,
             self.injections,
             self.requests,
             self.retries,
             self.acknowledged,
+            self.taken_over,
             self.lost,
             self.duplicated,
             self.worst_recovery.as_secs_f64(),
@@ -64,10 +67,10 @@ fn markdown(rows: &[Row]) -> String {
     versions.dedup();
     let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
     format!(
-        "Made by `ONCEPAY_FAULTS=all ONCEPAY_FAULTS_TABLE=docs/faults-table.md cargo test faults:: -- --test-threads=1`\n\
+        "Made by `ONCEPAY_FAULTS=all ONCEPAY_FAULTS_TABLE=table.md cargo test faults:: -- --test-threads=1`\n\
          on {}, with Postgres {}.\n\n\
-         | fault | times | operations | retries | acknowledged | lost | duplicated | worst recovery | slowest operation |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|\n\
+         | fault | times | operations | retries | acknowledged | taken over | lost | duplicated | worst recovery | slowest operation |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n\
          {}\n",
         chrono::Utc::now().format("%Y-%m-%d"),
         versions.join(" and "),
