@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Client, Merchant, Response, visa, with_method};
+use crate::support::{Client, Merchant, Response, with_method};
 
 use super::history::{Answer, Attempt, Entry, Read, Recorder, Shown};
 
@@ -165,7 +165,14 @@ impl Customer {
     }
 
     fn charge(&mut self, kind: Kind) {
-        let mut body = if kind == Kind::Declined { with_method("pm_card_declined") } else { visa() };
+        let method = match self.rng.random_range(0..100) {
+            _ if kind == Kind::Declined => "pm_card_declined",
+            // The processor fails, or its answer gets lost, with the first attempt.
+            0..3 => "pm_card_error_once",
+            3..6 => "pm_card_timeout",
+            _ => "pm_card_visa",
+        };
+        let mut body = with_method(method);
         body["capture"] = json!(kind != Kind::Authorization);
         let Some(id) = self.order(kind, "/v1/charges".to_owned(), body) else { return };
         match kind {
