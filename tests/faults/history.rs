@@ -153,9 +153,14 @@ impl Recorder {
         self.entries.lock().unwrap().push(entry);
     }
 
-    /// How many entries so far are like that.
-    pub fn count(&self, is_one: impl Fn(&Entry) -> bool) -> usize {
-        self.entries.lock().unwrap().iter().filter(|entry| is_one(entry)).count()
+    /// Who has made the attempts so far that are like that, once for each.
+    pub fn clients(&self, is_one: impl Fn(&Attempt) -> bool) -> Vec<u32> {
+        let entries = self.entries.lock().unwrap();
+        let attempts = entries.iter().filter_map(|entry| match entry {
+            Entry::Attempt(attempt) if is_one(attempt) => Some(attempt.client),
+            _ => None,
+        });
+        attempts.collect()
     }
 
     pub fn history(&self) -> History {

@@ -57,6 +57,8 @@ impl Scene {
     /// Bad weather for a while.
     fn suffer(self, times: usize, weather: Weather, ms: u64) -> Self {
         self.strike_often(times, |scene| {
+            // Not as long as somebody suffers from the last time.
+            scene.wait_for_everybody();
             scene.proxy().set(weather);
             for_ms(ms);
             scene.proxy().set(Weather::Fair);
@@ -152,7 +154,11 @@ fn postgres_is_restarted() {
         (Ending::Immediate, "Postgres: restarted, `immediate`"),
     ] {
         let scene = Scene::start(Setup { own_server: true, ..Setup::of(fault) });
-        table::add(scene.strike_often(amount(1, 10), |scene| scene.restart_postgres(ending)).finish());
+        let scene = scene.strike_often(amount(1, 10), |scene| {
+            scene.wait_for_everybody();
+            scene.restart_postgres(ending);
+        });
+        table::add(scene.finish());
     }
 }
 

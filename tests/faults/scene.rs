@@ -19,7 +19,7 @@ use crate::support::database::exposed;
 use crate::support::*;
 
 use super::clients::{Customer, Habits, Load};
-use super::history::{Entry, History, Nanos, Recorder, check};
+use super::history::{Attempt, History, Nanos, Recorder, check};
 use super::proxy::{Proxy, free_port};
 use super::table::Row;
 
@@ -325,22 +325,32 @@ impl Scene {
         self.fault_ends.lock().unwrap().push(self.recorder.now());
     }
 
-    /// Waits until requests that were sent after the last fault have got final answers.
+    /// Waits until some requests that were sent since the last fault have got final answers.
     pub fn wait_for_recovery(&self) {
         self.wait_for_answers(5);
     }
 
+    /// Waits until each client has got a final answer to a request that it has sent since the last fault.
+    pub fn wait_for_everybody(&self) {
+        let everybody = self.setup.clients as usize;
+        self.wait_for("everybody's recovery", |answered| {
+            answered.iter().collect::<BTreeSet<_>>().len() == everybody
+        });
+    }
+
     /// Waits for this many final answers to requests that were sent since the last fault.
     pub fn wait_for_answers(&self, wanted: usize) {
+        self.wait_for("the recovery", |answered| answered.len() >= wanted);
+    }
+
+    /// Waits until those are enough who have got a final answer since the last fault, once for each answer.
+    fn wait_for(&self, what: &str, is_enough: impl Fn(&[u32]) -> bool) {
         let since = self.fault_ends.lock().unwrap().last().copied().unwrap_or(0);
         let deadline = Instant::now() + Duration::from_secs(90);
-        while self.recorder.count(|entry| answered_since(entry, since).is_some()) < wanted {
-            assert!(
-                Instant::now() < deadline,
-                "{} doesn't recover{}",
-                self.setup.fault,
-                self.keep_evidence()
-            );
+        while !is_enough(&self.recorder.clients(|attempt| answered_since(attempt, since).is_some())) {
+            if Instant::now() > deadline {
+                panic!("{}: {what} doesn't come about{}", self.setup.fault, self.keep_evidence());
+            }
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -481,7 +491,7 @@ impl Scene {
         acknowledged.retain(|_, (_, answered_at)| *answered_at < Nanos::MAX);
         let attempts = history.attempts().count();
         let first_after = |&end: &Nanos| {
-            let answers = history.0.iter().filter_map(|entry| answered_since(entry, end));
+            let answers = history.attempts().filter_map(|attempt| answered_since(attempt, end));
             answers.min().map(|at| at - end)
         };
         let fault_ends = self.fault_ends.lock().unwrap();
@@ -531,11 +541,7 @@ impl Scene {
 }
 
 /// When a request that was sent since then got its final answer.
-fn answered_since(entry: &Entry, since: Nanos) -> Option<Nanos> {
-    match entry {
-        Entry::Attempt(attempt) if attempt.sent_at >= since => {
-            attempt.answer.as_ref().filter(|answer| answer.is_final()).map(|answer| answer.at)
-        }
-        _ => None,
-    }
+fn answered_since(attempt: &Attempt, since: Nanos) -> Option<Nanos> {
+    let answer = attempt.answer.as_ref().filter(|answer| answer.is_final() && attempt.sent_at >= since);
+    answer.map(|answer| answer.at)
 }
