@@ -1,5 +1,6 @@
 //! Clients as they should be: each keeps sending the same request under the same key until it gets a final answer.
-//! And as they are: some send it twice at the same time, or once more long after they've got their answer.
+//! And as they are: some send it twice at the same time, or once more long after they've got their answer, or never come
+//! back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,8 @@ pub struct Habits {
     pub pause_max: Duration,
     /// Of a hundred operations, those that are sent twice at once.
     pub hedged_percent: u32,
+    /// Of a hundred operations, those that are sent once and, without an answer, left to the service.
+    pub forgotten_percent: u32,
 }
 
 /// What an operation does, as far as the books are concerned.
@@ -98,6 +101,8 @@ impl Order {
 #[derive(Clone, Debug)]
 pub struct Done {
     pub order: Order,
+    /// Whether its client never meant to send it again.
+    pub is_forgotten: bool,
     pub answer: Option<Answer>,
 }
 
@@ -238,12 +243,13 @@ impl Customer {
         // From the generator, so that a seed gives the same keys.
         let key = format!("{}-{:016x}", self.number, self.rng.random::<u64>());
         let order = Order { kind, key, path, body };
-        let answer = self.settle(&order);
+        let is_forgotten = self.rng.random_range(0..100) < self.habits.forgotten_percent;
+        let answer = if is_forgotten { self.send_once(&order) } else { self.settle(&order) };
         let id = answer.as_ref().and_then(|answer| {
             let body: Value = serde_json::from_str(&answer.body).ok()?;
             body["id"].as_str().map(str::to_owned)
         });
-        self.done.push(Done { order, answer });
+        self.done.push(Done { order, is_forgotten, answer });
         id
     }
 
@@ -273,6 +279,16 @@ impl Customer {
             thread::sleep(self.rng.random_range(Duration::ZERO..=pause_max));
             pause_max = (2 * pause_max).min(PAUSE_MAX);
         }
+    }
+
+    /// Sends an order, and never mind what comes of it.
+    fn send_once(&mut self, order: &Order) -> Option<Answer> {
+        let answer = self.send(self.at, order).filter(Answer::is_final);
+        match &answer {
+            Some(answer) => self.expect(order, answer),
+            None => self.turn_elsewhere(),
+        }
+        answer
     }
 
     /// Two attempts at the same time, at two addresses if there are. A final answer wins.
@@ -315,7 +331,7 @@ impl Customer {
     pub fn ask_again(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
         for place in 0..self.done.len() {
-            let Done { order, answer } = self.done[place].clone();
+            let Done { order, answer, .. } = self.done[place].clone();
             let now = self.settle(&order);
             let said = |answer: &Answer| (answer.status, answer.body.clone());
             if now.is_none() || answer.is_some() && answer.as_ref().map(said) != now.as_ref().map(said) {

@@ -50,6 +50,7 @@ impl Setup {
                 patience: Duration::from_secs(60),
                 pause_max: Duration::from_millis(40),
                 hedged_percent: 10,
+                forgotten_percent: 5,
             },
             own_server: false,
             proxied: Proxied::Nothing,
@@ -382,7 +383,7 @@ impl Scene {
         let unresolved: Vec<_> = customers
             .iter()
             .flat_map(|customer| &customer.done)
-            .filter(|done| done.answer.is_none())
+            .filter(|done| done.answer.is_none() && !done.is_forgotten)
             .map(|done| done.order.key.clone())
             .collect();
         if !unresolved.is_empty() {
