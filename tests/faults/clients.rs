@@ -222,7 +222,8 @@ impl Customer {
 
     /// Sends again what is answered already.
     fn repeat(&mut self) {
-        let order = self.done.choose(&mut self.rng).expect("there is one").order.clone();
+        let answered: Vec<_> = self.done.iter().filter(|done| done.answer.is_some()).collect();
+        let Some(order) = answered.choose(&mut self.rng).map(|done| done.order.clone()) else { return };
         self.settle(&order);
     }
 

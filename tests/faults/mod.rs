@@ -101,7 +101,7 @@ fn the_service_is_killed_again_and_again() {
 fn an_instance_is_stopped_past_its_leases() {
     let setup = Setup::of("service: one of two instances stopped for longer than a lease").impatient();
     let scene = Scene::start(Setup { instances: 2, ..setup });
-    let scene = scene.strike_often(amount(2, 10), |scene| {
+    let scene = scene.strike_often(amount(1, 10), |scene| {
         scene.instances[0].signal(libc::SIGSTOP);
         for_ms(2_000);
         scene.instances[0].signal(libc::SIGCONT);
