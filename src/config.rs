@@ -87,7 +87,7 @@ fn secret_variable(arg: &clap::Arg) -> Option<String> {
 /// How to reach the acquirer. Without an address, a sandbox in our own process plays it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AcquirerOptions {
-    /// Address of the acquirer, such as https://acquirer.example. Without it a sandbox in this process plays the
+    /// Address of the acquirer, as in `https://acquirer.example`. Without it a sandbox in this process plays the
     /// acquirer, and no money is moved
     #[arg(long = "acquirer-url", env = "ONCEPAY_ACQUIRER_URL", requires = "api_key")]
     pub url: Option<Url>,

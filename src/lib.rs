@@ -59,14 +59,15 @@
 //! | [`keys_api`], [`policies_api`], [`shell`] | what has become of a key, what is stuck, by which rules: over HTTP and from a shell | how it's decided |
 //! | [`metrics`] | counts and measures | |
 //! | [`audit`] | checks that everything that must agree does | |
-//! | [`processor`] | who moves the money; the sandbox plays it | our database |
+//! | [`processor`] | who moves the money: a client of the acquirer, or the sandbox that plays it | our database |
+//! | [`reconcile`] | holds the acquirer's operations against ours | how they came about |
 //! | [`acquirer`] | plays the bank behind a network, as a server of its own | our database, our engine |
 //! | [`events`] | records state changes with the changes | who reads them |
 //! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
-//! | [`db`], [`sql`], [`batch`], [`schema`] | the bounded pool, prepared statements, many calls in one statement, tables | the domain |
+//! | [`db`], [`deadline`], [`sql`], [`batch`], [`schema`] | the bounded pool, the time a request has, prepared statements, many calls in one statement, tables | the domain |
 //! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants

@@ -49,7 +49,11 @@ struct Dev {
 
 impl Dev {
     fn start(folder: &Path) -> Self {
-        let mut child = command(folder, 0).spawn().unwrap();
+        Self::start_with(folder, &[])
+    }
+
+    fn start_with(folder: &Path, flags: &[&str]) -> Self {
+        let mut child = command(folder, 0).args(flags).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut welcome = String::new();
         while !welcome.contains("\ncurl ") {
@@ -261,4 +265,43 @@ fn a_database_of_the_users_own_can_be_given() {
     assert_eq!(database.rows("charges"), 1);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn with_an_acquirer_beside_it_it_can_be_played_with_and_reconciled() {
+    if !has_binaries() {
+        return;
+    }
+    let parent = temporary_folder();
+    let folder = parent.path().join("data");
+    let dev = Dev::start_with(&folder, &["--processor", "http"]);
+    let env = env_of(&folder);
+    let set_faults = |rules: &str| {
+        let request = ureq::put(format!("{}/faults", env["ONCEPAY_ACQUIRER_CONTROL_URL"]));
+        request.header("Content-Type", "application/json").send(format!("{{\"rules\":[{rules}]}}")).unwrap();
+    };
+    set_faults("{\"fault\":\"error_before\"}");
+    dev.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
+    set_faults("");
+    dev.client.charge("k", &visa()).expect(201);
+
+    // The settings in dev.env are all that it takes.
+    let reconcile = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
+        let output = command.arg("reconcile").envs(&env).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    eventually("both sides agree", || {
+        let (agrees, text) = reconcile();
+        assert!(agrees, "{text}");
+        text.contains("1              12.50          1              12.50")
+    });
+    dev.stop(Signal::SIGTERM);
+
+    // It knows its operations after a restart.
+    let dev = Dev::start_with(&folder, &["--processor", "http"]);
+    let charge = dev.client.charge("k", &visa()).expect(201).field("id");
+    let refund = serde_json::json!({"charge_id": charge, "amount": "2.00"});
+    dev.client.send("POST", "/v1/refunds", "r", &refund).expect(201);
+    dev.stop(Signal::SIGTERM);
 }
