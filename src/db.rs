@@ -179,6 +179,9 @@ fn with_network_timeouts(url: &str) -> String {
 
 /// Bounds for everything that a session of the service may wait for, and for what the planner may do.
 ///
+/// What has been acknowledged must be on disk, so asynchronous commits, if somebody has made them the default, aren't
+/// for us.
+///
 /// Nearly all of the service's statements find few rows by index. They're planned once per connection and not anew for
 /// each number of requests in a batch, which costs more than running them; and not as a scan of a table because that
 /// was empty when the plan was made. The others ask for more freedom themselves ([`plan_freely`]).
@@ -192,6 +195,8 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
                     set_config('statement_timeout', '5s', false), \
                     set_config('lock_timeout', '2s', false), \
                     set_config('idle_in_transaction_session_timeout', '10s', false), \
+                    set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
+                        WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
                     set_config('plan_cache_mode', 'force_generic_plan', false), \
                     set_config('enable_seqscan', 'off', false), \
                     set_config('jit', 'off', false)",

@@ -4,6 +4,28 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
+/// What makes the table that is checked in.
+const COMMAND: &str =
+    "ONCEPAY_FAULTS=all ONCEPAY_FAULTS_TABLE=tests/FAULTS.md cargo test faults:: -- --test-threads=1";
+
+const INTRODUCTION: &str = "\
+# Faults
+
+While clients charge, capture, cancel, refund and pay out, and retry as real clients do (timeouts, backoff with jitter, the
+same key, another instance; some send the same twice at once, some never come back), one kind of fault strikes again and
+again. In the end every acknowledged answer must still be the answer, byte for byte; there must be one effect per key, in
+the database and at the processor; the audit must be clean, and no request unfinished; and the history of every request and
+answer must be one that a service which executes each key once can have (`tests/faults/history.rs`). The tests are in
+`tests/faults/`.
+
+* *requests*: what clients intended; *retries*: further attempts at them, most for lack of an answer, some for no reason.
+* *acknowledged*: requests with a final answer. The others are those whose clients never came back; the service has
+  finished them by itself.
+* *taken over*: requests that one attempt began and another finished.
+* *lost*: acknowledged answers that are gone; *duplicated*: effects beyond the first.
+* *worst time to recover*: from a fault's end to the first final answer to a request sent since; *slowest request*: from its first attempt, fault included.
+";
+
 /// One kind of fault.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -53,6 +75,7 @@ impl fmt::Display for Row {
 pub fn add(row: Row) {
     static ROWS: Mutex<Vec<Row>> = Mutex::new(Vec::new());
     let mut rows = ROWS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    println!("{row}");
     rows.push(row);
     rows.sort_by(|one, other| one.fault.cmp(&other.fault));
     if let Some(path) = std::env::var_os("ONCEPAY_FAULTS_TABLE") {
@@ -67,9 +90,9 @@ fn markdown(rows: &[Row]) -> String {
     versions.dedup();
     let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
     format!(
-        "Made by `ONCEPAY_FAULTS=all ONCEPAY_FAULTS_TABLE=table.md cargo test faults:: -- --test-threads=1`\n\
-         on {}, with Postgres {}.\n\n\
-         | fault | times | operations | retries | acknowledged | taken over | lost | duplicated | worst recovery | slowest operation |\n\
+        "{INTRODUCTION}\n\
+         Made by `{COMMAND}` on {}, with Postgres {}.\n\n\
+         | fault | times | requests | retries | acknowledged | taken over | lost | duplicated | worst time to recover | slowest request |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n\
          {}\n",
         chrono::Utc::now().format("%Y-%m-%d"),

@@ -123,8 +123,12 @@ impl Acquirer {
         ]
     }
 
-    /// Waits until its list shows everything: it holds back what is younger than any open transaction of the server.
+    /// Waits until its list shows everything, and will show the same from now on: it holds back what is younger than
+    /// any open transaction of the server, also an operation that it has shown before and that has changed.
     pub fn wait_for_its_list(&self) {
+        super::eventually("decisions", || {
+            self.operations().iter().all(|operation| operation["status"] != "pending")
+        });
         let latest =
             || self.operations().iter().map(|operation| operation["sequence"].as_i64().unwrap()).max();
         super::eventually("the acquirer's whole list", || {

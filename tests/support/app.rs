@@ -64,7 +64,6 @@ impl App {
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
         adjust(&mut config);
-        config.validate().unwrap();
         let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
         let processor = in_sandbox.then(|| Arc::clone(&sandbox) as Arc<dyn Processor>);
