@@ -476,7 +476,9 @@ fn collided(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool 
         .any(|message| information.message().starts_with(message))
 }
 
-/// The server is there but can't serve: shutting down, starting up, read-only, out of time.
+/// The server is there but can't serve: shutting down, starting up, read-only, out of time, of disk or of memory. What it
+/// couldn't do with a file (53100, 58030, 58P01) rolls the transaction back, and is over when an operator has seen to
+/// the disk.
 fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     [
         "terminating connection",
@@ -487,9 +489,21 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
         "could not receive data from server",
         "no connection to the server",
         "SSL connection has been closed",
+        "out of memory",
+        "out of shared memory",
+        "could not access",
+        "could not create",
+        "could not extend",
+        "could not fsync",
+        "could not open",
+        "could not read",
+        "could not resize shared memory segment",
+        "could not stat",
+        "could not write",
     ]
     .iter()
     .any(|message| information.message().starts_with(message))
+        || information.message().ends_with("No space left on device")
 }
 
 /// Name of the constraint that a statement violated, if that is why it failed.
@@ -645,6 +659,38 @@ mod tests {
         for entry in Code::ALL.iter().map(|code| code.entry()) {
             assert!(entry.code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", entry.code);
             assert!(!entry.title.is_empty() && !entry.meaning.is_empty() && !entry.remedy.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_serve_is_told_from_a_bug() {
+        let sorted = |message: &str| {
+            let information = Box::new(message.to_owned());
+            Error::from(diesel::result::Error::DatabaseError(DatabaseErrorKind::Unknown, information)).code()
+        };
+        for message in [
+            "could not extend file \"base/16384/16563\": No space left on device",
+            "could not write to file \"pg_wal/xlogtemp.4711\": No space left on device",
+            "could not access status of transaction 32768",
+            "could not open file \"base/16384/16563\": No such file or directory",
+            "could not fsync file \"base/16384/16563\": Input/output error",
+            "could not resize shared memory segment \"/PostgreSQL.1\" to 8192 bytes: No space left on device",
+            "out of memory",
+            "terminating connection due to administrator command",
+            "terminating connection because of crash of another server process",
+            "the database system is shutting down",
+            "the database system is in recovery mode",
+            "cannot execute INSERT in a read-only transaction",
+            "canceling statement due to statement timeout",
+        ] {
+            assert_eq!(sorted(message), Code::DatabaseUnavailable, "{message}");
+        }
+        for message in ["deadlock detected", "could not obtain lock on row in relation \"charges\""] {
+            assert_eq!(sorted(message), Code::TransientConflict, "{message}");
+        }
+        for message in ["could not determine data type of parameter $1", "relation \"charge\" does not exist"]
+        {
+            assert_eq!(sorted(message), Code::Internal, "{message}");
         }
     }
 
