@@ -268,6 +268,8 @@ mod tests {
             with_network_timeouts("host=h dbname=d"),
             format!("host=h dbname=d {}", added.replace('&', " "))
         );
+        let several = "postgres://u:p@h1:1,h2:2/d?target_session_attrs=read-write";
+        assert_eq!(with_network_timeouts(several), format!("{several}&{added}"));
         let set = with_network_timeouts("postgres://h/d?connect_timeout=1");
         assert!(
             set.starts_with("postgres://h/d?connect_timeout=1&keepalives_idle=10")

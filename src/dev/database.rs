@@ -88,13 +88,14 @@ pub fn url_as(
     password: &SecretString,
     database: Option<&str>,
 ) -> Result<SecretString, String> {
-    let mut url = Url::parse(url).map_err(|error| format!("The database URL can't be read: {error}."))?;
-    let set = url.set_username(role).and_then(|()| url.set_password(Some(password.expose_secret())));
-    set.map_err(|()| "The database URL has no host.".to_owned())?;
-    if let Some(database) = database {
-        url.set_path(database);
-    }
-    Ok(String::from(url).into())
+    changed(url, |url| {
+        let set = url.set_username(role).and_then(|()| url.set_password(Some(password.expose_secret())));
+        set.map_err(|()| "The database URL has no host.".to_owned())?;
+        if let Some(database) = database {
+            url.set_path(database);
+        }
+        Ok(())
+    })
 }
 
 /// `url`, whose sessions change to another role as soon as they are connected.
@@ -108,13 +109,33 @@ pub fn url_in_schema(url: &SecretString, schema: &str) -> Result<SecretString, S
 }
 
 fn url_setting(url: &SecretString, name: &str, value: &str) -> Result<SecretString, String> {
-    let mut url = Url::parse(url.expose_secret())
-        .map_err(|error| format!("The database URL can't be read: {error}."))?;
-    // Not through `query_pairs_mut`: libpq doesn't take a plus for a space.
-    let options = format!("options=-c%20{name}%3D{value}");
-    let query = url.query().map_or(options.clone(), |query| format!("{query}&{options}"));
-    url.set_query(Some(&query));
-    Ok(String::from(url).into())
+    changed(url.expose_secret(), |url| {
+        // Not through `query_pairs_mut`: libpq doesn't take a plus for a space.
+        let options = format!("options=-c%20{name}%3D{value}");
+        let query = url.query().map_or(options.clone(), |query| format!("{query}&{options}"));
+        url.set_query(Some(&query));
+        Ok(())
+    })
+}
+
+/// Stands for what a URL can't have, and libpq's can: several hosts.
+const HOSTS: &str = "hosts.invalid";
+
+fn changed(url: &str, change: impl FnOnce(&mut Url) -> Result<(), String>) -> Result<SecretString, String> {
+    let hosts = several_hosts(url);
+    let one = hosts.map_or_else(|| url.to_owned(), |hosts| url.replacen(hosts, HOSTS, 1));
+    let mut parsed = Url::parse(&one).map_err(|error| format!("The database URL can't be read: {error}."))?;
+    change(&mut parsed)?;
+    let text = String::from(parsed);
+    Ok(hosts.map_or_else(|| text.clone(), |hosts| text.replacen(HOSTS, hosts, 1)).into())
+}
+
+/// `h1:1,h2:2` of `postgres://user:password@h1:1,h2:2/database`.
+fn several_hosts(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let hosts = authority.rsplit('@').next()?;
+    hosts.contains(',').then_some(hosts)
 }
 
 fn exists(conn: &mut PgConnection, query: &str, name: &str) -> Result<bool, String> {
@@ -135,4 +156,22 @@ fn execute(conn: &mut PgConnection, statement: &str) -> Result<(), String> {
         .execute(conn)
         .map(|_| ())
         .map_err(|error| format!("Can't prepare the database: {error}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_may_name_several_hosts() {
+        let url = "postgres://u:p@h1:1,[::1]:2/a?target_session_attrs=read-write";
+        let password = SecretString::from("q,@");
+        let changed = url_as(url, "r", &password, Some("b")).unwrap();
+        let expected = "postgres://r:q,%40@h1:1,[::1]:2/b?target_session_attrs=read-write";
+        assert_eq!(changed.expose_secret(), expected);
+        let changed = url_in_schema(&changed, "s").unwrap();
+        assert_eq!(changed.expose_secret(), format!("{expected}&options=-c%20search_path%3Ds"));
+        let one = url_as("postgres://u@h/a", "r", &"q".into(), None).unwrap();
+        assert_eq!(one.expose_secret(), "postgres://r:q@h/a");
+    }
 }

@@ -63,7 +63,8 @@ impl PidFile {
             pid: Pid::from_raw(pid),
             port: lines.get(3)?.parse().ok()?,
             local: lines.get(5) == Some(&"127.0.0.1"),
-            ready: lines.get(7) == Some(&"ready"),
+            // A standby can be read.
+            ready: matches!(lines.get(7), Some(&"ready" | &"standby")),
         })
     }
 }
