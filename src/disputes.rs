@@ -127,7 +127,7 @@ pub fn open(
     if !disputable || amount.amount().is_zero() {
         return Ok(None);
     }
-    let id = DisputeId::new();
+    let id = DisputeId::at(now);
     let entry = JournalEntry::new(id.to_string())
         .debit(AccountKind::MerchantPayable, amount)
         .credit(AccountKind::DisputesHeld, amount);

@@ -21,6 +21,10 @@
 //! | promise | broken |
 //! |---|---|
 //! | `claim` | a duplicate of what is still running is executed, too, under a key of its own |
+//!
+//! And the clock of the host can be off, by as many seconds as `ONCEPAY_CLOCK_OFFSET_S` says.
+
+use chrono::TimeDelta;
 
 /// The points of external operations at which a process can die.
 pub const EXTERNAL_POINTS: &[&str] =
@@ -73,6 +77,16 @@ pub fn breaks(promise: &str) -> bool {
     fault() == Some(("break", promise))
 }
 
+/// How far the host's clock is off: in a debug build with `ONCEPAY_CLOCK_OFFSET_S=seconds` in the environment.
+#[cfg(debug_assertions)]
+pub fn clock_offset() -> TimeDelta {
+    static OFFSET: std::sync::OnceLock<TimeDelta> = std::sync::OnceLock::new();
+    *OFFSET.get_or_init(|| {
+        let seconds = std::env::var("ONCEPAY_CLOCK_OFFSET_S").ok().and_then(|seconds| seconds.parse().ok());
+        seconds.and_then(TimeDelta::try_seconds).unwrap_or_default()
+    })
+}
+
 /// Nothing, in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
@@ -90,4 +104,11 @@ pub fn is_set(_point: &str) -> bool {
 #[inline(always)]
 pub fn breaks(_promise: &str) -> bool {
     false
+}
+
+/// Not at all, in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn clock_offset() -> TimeDelta {
+    TimeDelta::zero()
 }

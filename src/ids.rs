@@ -7,7 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use uuid::Uuid;
+use chrono::{DateTime, Utc};
+use uuid::{NoContext, Timestamp, Uuid};
 
 /// The text isn't an identifier of the wanted kind.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +22,15 @@ fn parse(prefix: &str, text: &str) -> Result<Uuid, ParseIdError> {
         return Err(ParseIdError);
     }
     Uuid::parse_str(digits).map_err(|_| ParseIdError)
+}
+
+/// A new identifier of a time, to which it's true to the millisecond.
+///
+/// Where ids are in lists, it must be the database's time: lists by id are lists by time, whichever instance made the
+/// rows, and whatever its clock shows. What is made by a statement has SQL's `uuid_v7()` for that.
+pub fn v7(time: DateTime<Utc>) -> Uuid {
+    let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, time.timestamp_subsec_nanos()))
 }
 
 macro_rules! id {
@@ -37,10 +47,9 @@ macro_rules! id {
             /// What each identifier of this kind starts with.
             pub const PREFIX: &'static str = $prefix;
 
-            /// A new one, later in order than all that this process made before.
-            #[expect(clippy::new_without_default, reason = "a default id would be a surprise")]
-            pub fn new() -> Self {
-                Self(Uuid::now_v7())
+            /// A new one of a time: in order after those of earlier milliseconds, before those of later ones.
+            pub fn at(time: DateTime<Utc>) -> Self {
+                Self(v7(time))
             }
         }
 
@@ -124,18 +133,20 @@ id!(
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     #[test]
     fn an_id_survives_printing_and_parsing() {
-        let id = ChargeId::new();
+        let id = ChargeId::at(Utc::now());
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().len(), 3 + 32);
     }
 
     #[test]
     fn other_spellings_are_refused() {
-        let id = ChargeId::new();
+        let id = ChargeId::at(Utc::now());
         let hyphenated = format!("ch_{}", id.0.as_hyphenated());
         let upper = id.to_string().to_uppercase();
         let other_kind = id.to_string().replace("ch_", "mer_");
@@ -145,8 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_in_the_order_of_their_making() {
-        let ids: Vec<_> = (0..1000).map(|_| ChargeId::new()).collect();
+    fn ids_are_in_the_order_of_their_times() {
+        let start = DateTime::UNIX_EPOCH;
+        let ids: Vec<_> = (0..1000).map(|ms| ChargeId::at(start + TimeDelta::milliseconds(ms))).collect();
         assert!(ids.is_sorted());
+        assert_ne!(ChargeId::at(start), ChargeId::at(start));
     }
 }

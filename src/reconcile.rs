@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::money::Currency;
 use crate::processor::{AcquirerOperation, HttpProcessor, Processor, ProcessorCall};
 use crate::sql::statement;
+use crate::time;
 
 /// Operations that are asked for at a time.
 const PAGE: usize = 1_000;
@@ -180,7 +181,7 @@ fn note(report: &Report, metrics: &Metrics) {
         let found = report.differences.iter().filter(|found| found.difference == kind && !found.is_voided);
         metrics.reconciliation_differences.with_label_values(&[kind]).set(found.count() as i64);
     }
-    metrics.reconciled_at.set(Utc::now().timestamp_millis() as f64 / 1e3);
+    metrics.reconciled_at.set(time::now().timestamp_millis() as f64 / 1e3);
 }
 
 /// Copies what the acquirer has done since the last reading.

@@ -9,12 +9,13 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
 use percent_encoding::percent_decode_str;
-use uuid::Uuid;
 
 use crate::deadline;
 use crate::error::Error;
 use crate::idempotency::Engine;
+use crate::ids;
 use crate::metrics::{Counted, Metrics};
+use crate::time;
 
 /// Name of the header that carries the request id.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,7 +37,7 @@ impl RequestId {
         };
         match (sent.next().and_then(|value| value.to_str().ok()).filter(sane), sent.next()) {
             (Some(id), None) => Self(id.to_owned()),
-            _ => Self(format!("req_{}", Uuid::now_v7().as_simple())),
+            _ => Self(format!("req_{}", ids::v7(time::now()).as_simple())),
         }
     }
 

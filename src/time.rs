@@ -1,7 +1,9 @@
-//! Times on the wire.
+//! Times on the wire, and the host's clock.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
+
+use crate::faults;
 
 /// What a text must be that [`parse`] takes.
 pub const FORMAT: &str = "must be an RFC 3339 time such as 2026-01-31T09:30:00Z";
@@ -9,6 +11,12 @@ pub const FORMAT: &str = "must be an RFC 3339 time such as 2026-01-31T09:30:00Z"
 /// Parses an RFC 3339 time of any offset.
 pub fn parse(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
+}
+
+/// The time by this host's clock, which may be wrong, and which other instances don't share. For logs, metrics and
+/// request ids; whatever is kept and compared takes the database's.
+pub fn now() -> DateTime<Utc> {
+    Utc::now() + faults::clock_offset()
 }
 
 /// A time that serializes as RFC 3339 in UTC with milliseconds.

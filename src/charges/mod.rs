@@ -212,10 +212,10 @@ pub(crate) struct ChargeRow {
 /// statements that both make accounts for new merchants wait for each other instead of deadlocking.
 pub(crate) const WRITES: &str = "\
     posted AS MATERIALIZED ( \
-        SELECT owner.merchant_id, owner.effects, CASE WHEN entry.id IS NOT NULL THEN \
-            ledger_post(owner.merchant_id, entry.id, entry.source, entry.kinds, entry.currencies, entry.amounts) END \
+        SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
+            ledger_post(owner.merchant_id, uuid_v7(), entry.source, entry.kinds, entry.currencies, entry.amounts) END \
         FROM owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
-            (id uuid, source text, kinds text[], currencies text[], amounts numeric[]) ON true \
+            (source text, kinds text[], currencies text[], amounts numeric[]) ON true \
         ORDER BY owner.merchant_id, owner.effects->'charge'->>'currency'), \
     charge AS ( \
         INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture, \
@@ -227,7 +227,7 @@ pub(crate) const WRITES: &str = "\
         FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
     event AS ( \
         INSERT INTO events (merchant_id, id, type, object_id, data) \
-        SELECT posted.merchant_id, e.id, e.type, e.object_id, e.data \
+        SELECT posted.merchant_id, uuid_v7(), e.type, e.object_id, e.data \
         FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
 
 impl ChargeRow {

@@ -6,6 +6,7 @@ use rust_decimal::Decimal;
 use crate::auth::{key_sha256, new_api_key, new_operator_key};
 use crate::ids::MerchantId;
 use crate::schema::{api_keys, merchant_pricing, merchants, operator_keys};
+use crate::time;
 
 /// Keys as their holders know them.
 #[derive(Clone, Debug)]
@@ -20,7 +21,7 @@ pub struct Keys {
 /// merchant and the key, which can't be read again.
 pub fn create_merchant(conn: &mut PgConnection, name: &str) -> QueryResult<(MerchantId, String)> {
     conn.transaction(|conn| {
-        let merchant = MerchantId::new();
+        let merchant = MerchantId::at(time::now());
         diesel::insert_into(merchants::table)
             .values((merchants::merchant_id.eq(merchant), merchants::name.eq(name)))
             .execute(conn)?;

@@ -385,7 +385,7 @@ pub fn claim_all(
     lease: Duration,
     reads: &'static str,
 ) -> Result<Vec<Option<Claimed>>, Error> {
-    let tokens = column(claimants, |_| Uuid::now_v7());
+    let tokens = column(claimants, |_| Uuid::new_v4());
     let fingerprints = column(claimants, |claimant| {
         Fingerprint::of(claimant.policy.fingerprint.recipe(), &claimant.envelope.content)
     });
@@ -502,7 +502,7 @@ pub fn take_over(
     taker: Taker,
     lease: Duration,
 ) -> Result<Option<Claim>, Error> {
-    let token = Uuid::now_v7();
+    let token = Uuid::new_v4();
     // A client's attempt leaves the worker's schedule as it is: otherwise one that keeps trying would keep the worker
     // away, and with it the end of a request that can't succeed.
     let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(

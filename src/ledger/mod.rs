@@ -22,7 +22,7 @@ use rust_decimal::Decimal;
 use serde_json::json;
 
 use crate::error::{Error, violated_constraint};
-use crate::ids::{JournalEntryId, MerchantId};
+use crate::ids::MerchantId;
 use crate::money::Money;
 use crate::sql::statement;
 
@@ -84,10 +84,9 @@ impl JournalEntry {
         self.line(account, money, -money.amount())
     }
 
-    /// The entry, with a new id, as the arguments of `ledger_post` by name: for a statement that posts many.
+    /// The entry as the arguments of `ledger_post` by name: for a statement that posts many.
     pub fn to_json(&self) -> serde_json::Value {
         json!({
-            "id": JournalEntryId::new().0,
             "source": self.source,
             "kinds": self.kinds,
             "currencies": self.currencies,
@@ -130,19 +129,13 @@ pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: 
 /// the entries posted so far that would be a bug of ours.
 ///
 /// Locks: those of the function `ledger_post`: none, unless the entry debits `merchant_payable`.
-pub fn post(
-    conn: &mut PgConnection,
-    merchant: MerchantId,
-    entry: &JournalEntry,
-) -> Result<JournalEntryId, Error> {
-    let id = JournalEntryId::new();
-    statement::<()>("SELECT ledger_post({}, {}, {}, {}, {}, {})")
+pub fn post(conn: &mut PgConnection, merchant: MerchantId, entry: &JournalEntry) -> Result<(), Error> {
+    statement::<()>("SELECT ledger_post({}, uuid_v7(), {}, {}, {}, {})")
         .bind::<SqlUuid, _>(merchant)
-        .bind::<SqlUuid, _>(id)
         .bind::<Text, _>(&entry.source)
         .bind::<Array<Text>, _>(&entry.kinds)
         .bind::<Array<Text>, _>(&entry.currencies)
         .bind::<Array<Numeric>, _>(&entry.amounts)
         .execute(conn)?;
-    Ok(id)
+    Ok(())
 }
