@@ -6,6 +6,8 @@
 //! of them, and `ONCEPAY_FAULT_SEED=number` lets the clients do the same as in an earlier run, in as far as time lets
 //! them.
 
+mod acquirer;
+mod bounds;
 mod clients;
 mod history;
 mod proxy;
@@ -93,7 +95,8 @@ impl Scene {
 
 #[test]
 fn the_service_is_killed_again_and_again() {
-    let scene = Scene::start(Setup::of("service: `kill -9` at a random moment"));
+    let setup = Setup::of("service: `kill -9` at a random moment");
+    let scene = Scene::start(Setup { acquirer: true, ..setup });
     table::add(scene.strike_often(amount(4, 50), |scene| scene.instances[0].kill()).finish());
 }
 

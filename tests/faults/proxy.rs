@@ -1,4 +1,4 @@
-//! A TCP proxy that misbehaves on demand, before Postgres or before the service.
+//! A TCP proxy that misbehaves on demand, before Postgres, the acquirer or the service.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use socket2::SockRef;
+
+use crate::support::acquirer::Acquirer;
 
 /// How soon a change of the weather is noticed.
 const TICK: Duration = Duration::from_millis(10);
@@ -88,8 +90,19 @@ impl Proxy {
         Self { shared, port, listening: Some(listening) }
     }
 
+    /// Starts one before an acquirer.
+    pub fn before(acquirer: &Acquirer, seed: u64) -> Self {
+        let url = url::Url::parse(&acquirer.url).unwrap();
+        Self::start(url.socket_addrs(|| None).unwrap()[0], seed)
+    }
+
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it's reached by HTTP.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// How many connections were reset.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,11 @@ use oncepay::dev::postgres;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::acquirer::Acquirer;
 use crate::support::database::exposed;
 use crate::support::*;
 
+use super::acquirer::{AcquirerBooks, disagreements};
 use super::clients::{Customer, Habits, Load};
 use super::history::{Attempt, History, Nanos, Recorder, check};
 use super::proxy::{Proxy, free_port};
@@ -33,6 +35,8 @@ pub struct Setup {
     pub habits: Habits,
     /// Whether Postgres is the scene's own, safe from crashes, so that it can be restarted.
     pub own_server: bool,
+    /// Whether the processor is an acquirer, over HTTP, instead of the sandbox.
+    pub acquirer: bool,
     /// Where there is a proxy.
     pub proxied: Proxied,
     /// Further settings of the service.
@@ -53,6 +57,7 @@ impl Setup {
                 forgotten_percent: 5,
             },
             own_server: false,
+            acquirer: false,
             proxied: Proxied::Nothing,
             settings: Vec::new(),
         }
@@ -65,6 +70,8 @@ pub enum Proxied {
     Nothing,
     /// The database, by all instances.
     Postgres,
+    /// The acquirer, by all instances.
+    Acquirer,
     /// The first instance, by its clients.
     Service,
 }
@@ -224,9 +231,10 @@ pub struct Scene {
     load: Option<Load>,
     pub instances: Vec<Instance>,
     pub proxy: Option<Proxy>,
+    books: Box<dyn ProcessorBooks>,
+    acquirer: Option<Arc<Mutex<Acquirer>>>,
     pub database: Arc<TestDatabase>,
     server: Option<OwnServer>,
-    books: Box<dyn ProcessorBooks>,
     recorder: Arc<Recorder>,
     /// When each fault ended.
     fault_ends: Mutex<Vec<Nanos>>,
@@ -276,6 +284,14 @@ impl Scene {
             url.set_port(Some(proxy.port())).unwrap();
             proxy
         });
+        let acquirer = setup.acquirer.then(|| Acquirer::start(&database));
+        let mut at_acquirer = acquirer.as_ref().map(Acquirer::environment).unwrap_or_default();
+        if setup.proxied == Proxied::Acquirer {
+            let before = Proxy::before(acquirer.as_ref().expect("it's there to be reached"), seed);
+            at_acquirer.push(("ONCEPAY_ACQUIRER_URL", before.url()));
+            proxy = Some(before);
+        }
+        let acquirer = acquirer.map(|acquirer| Arc::new(Mutex::new(acquirer)));
         let journal = folder.path().join("processor.jsonl");
         let instances = (0..setup.instances).map(|number| {
             let given = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned()));
@@ -283,7 +299,7 @@ impl Scene {
                 ("DATABASE_URL", url.to_string()),
                 ("ONCEPAY_SANDBOX_JOURNAL", journal.to_str().unwrap().to_owned()),
             ];
-            let settings = given.chain(own).chain(setup.settings.clone());
+            let settings = given.chain(own).chain(at_acquirer.clone()).chain(setup.settings.clone());
             let settings = settings.map(|(name, value)| (name.to_owned(), value)).collect();
             Instance::start(&database, settings, folder.path().join(format!("api-{number}.log")))
         });
@@ -295,7 +311,7 @@ impl Scene {
         let mut addresses: Vec<_> = instances.iter().map(Instance::url).collect();
         if setup.proxied == Proxied::Service {
             let before = Proxy::start(([127, 0, 0, 1], instances[0].port).into(), seed);
-            addresses[0] = format!("http://127.0.0.1:{}", before.port());
+            addresses[0] = before.url();
             proxy = Some(before);
         }
         let customers = (0..setup.clients).map(|number| {
@@ -309,9 +325,13 @@ impl Scene {
             load: Some(load),
             instances,
             proxy,
+            books: match &acquirer {
+                Some(acquirer) => Box::new(AcquirerBooks(Arc::clone(acquirer))),
+                None => Box::new(SandboxBooks(journal)),
+            },
+            acquirer,
             database,
             server,
-            books: Box::new(SandboxBooks(journal)),
             recorder,
             fault_ends: Mutex::default(),
             folder,
@@ -366,6 +386,11 @@ impl Scene {
         self.proxy.as_ref().expect("the scene has a proxy")
     }
 
+    /// The acquirer, to make it fail.
+    pub fn acquirer(&self) -> MutexGuard<'_, Acquirer> {
+        self.acquirer.as_ref().expect("the scene has an acquirer").lock().unwrap()
+    }
+
     /// Ends the load and holds everything against everything. Panics where something doesn't agree.
     pub fn finish(self) -> Row {
         let fault = self.setup.fault;
@@ -414,6 +439,9 @@ impl Scene {
         problems.extend(customers.iter().flat_map(|customer| customer.surprises.clone()));
         let (gone, extra) = self.compare_resources(&customers, &mut problems);
         let extra_calls = self.compare_processor(&customers, &mut problems);
+        if let Some(acquirer) = &self.acquirer {
+            problems.extend(disagreements(&acquirer.lock().unwrap(), &self.database));
+        }
         match oncepay::audit::run(&mut self.database.as_superuser()) {
             Ok(report) if report.clean => {}
             Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
