@@ -100,6 +100,11 @@ fn run(command: Command) -> Result<(), String> {
         Command::Serve(config) => {
             let bound = Bound::new(config.listen, "--listen")?;
             let address = bound.address();
+            if config.acquirer.url.is_none() {
+                log::warn!(
+                    "a sandbox plays the acquirer, and no money is moved; ONCEPAY_ACQUIRER_URL names a real one"
+                );
+            }
             oncepay::serve(bound, &config, || println!("Serving on http://{address}"))
         }
         Command::Acquirer(options) => acquirer::run(*options),

@@ -57,7 +57,7 @@ impl Setup {
                 forgotten_percent: 5,
             },
             own_server: false,
-            acquirer: false,
+            acquirer: true,
             proxied: Proxied::Nothing,
             settings: Vec::new(),
         }
