@@ -3,10 +3,11 @@
 //! Promised: no work waits longer than the acquire timeout for a connection, and none holds one
 //! while it waits for anything but the database.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use actix_web::web;
+use actix_web::rt::task::{JoinHandle, spawn_blocking};
 use diesel::connection::TransactionManager;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
 use diesel::{Connection, PgConnection, RunQueryDsl};
@@ -28,25 +29,48 @@ const RETRYING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for work that has a connection. Statements are bounded by the server, at half of this; only
 /// a server that can't be heard takes longer.
 const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks whether a server can be reached that doesn't answer on old connections.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pools that may be there at the same time: the one in use, and those that were given up and hold threads that wait
+/// for a word.
+pub const POOLS_MAX: usize = 4;
 
 /// A handle to the pool, cheap to clone.
 ///
 /// Diesel's connections are synchronous, so each use runs on a thread for blocking work. A permit is
 /// taken *before* that, without a thread or a connection: a burst waits in async code, where waiting
 /// costs next to nothing, and is told 503 when the wait gets too long.
+///
+/// libpq waits for an answer for as long as the other side acknowledges what was sent, and nothing can wake it. A server
+/// whose disk hangs does that, and so may what's in between. So when work takes too long and a new connection can be
+/// made, the old ones are lost: the pool is replaced, and its threads are left to their wait.
 #[derive(Clone)]
 pub struct Db {
-    pool: Pool<ConnectionManager<PgConnection>>,
-    permits: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The one in use.
+    lane: RwLock<Arc<Lane>>,
+    lanes: Arc<AtomicUsize>,
+    url: SecretString,
+    size: u32,
     acquire_timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
-impl Db {
-    /// A pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
-    /// requests are answered 503.
-    pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        metrics.pool_size.set(size.into());
+/// A pool, and the permits to use it.
+struct Lane {
+    pool: Pool<ConnectionManager<PgConnection>>,
+    permits: Arc<Semaphore>,
+    /// Held by whoever finds out whether it's lost.
+    probing: tokio::sync::Mutex<()>,
+    lanes: Arc<AtomicUsize>,
+}
+
+impl Lane {
+    fn new(url: &SecretString, size: u32, acquire_timeout: Duration, lanes: Arc<AtomicUsize>) -> Self {
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
@@ -54,12 +78,40 @@ impl Db {
             .test_on_check_out(false)
             .connection_customizer(Box::new(SessionLimits))
             .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
-        Self { pool, permits: Arc::new(Semaphore::new(size as usize)), acquire_timeout, metrics }
+        lanes.fetch_add(1, Ordering::Relaxed);
+        Self {
+            pool,
+            permits: Arc::new(Semaphore::new(size as usize)),
+            probing: tokio::sync::Mutex::new(()),
+            lanes,
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Db {
+    /// A pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
+    /// requests are answered 503.
+    pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        metrics.pool_size.set(size.into());
+        let lanes = Arc::<AtomicUsize>::default();
+        let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes)));
+        let lane = RwLock::new(lane);
+        Self { shared: Arc::new(Shared { lane, lanes, url: url.clone(), size, acquire_timeout, metrics }) }
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.shared.lane.read().expect("no holder panics"))
     }
 
     /// Longest wait for a connection.
     pub fn acquire_timeout(&self) -> Duration {
-        self.acquire_timeout
+        self.shared.acquire_timeout
     }
 
     /// Runs `work` with a connection on a blocking thread.
@@ -83,19 +135,20 @@ impl Db {
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let asked = Instant::now();
-        let patience = deadline::remaining(self.acquire_timeout);
-        let permit = tokio::time::timeout(patience, Arc::clone(&self.permits).acquire_owned())
+        let (lane, metrics) = (self.lane(), &self.shared.metrics);
+        let patience = deadline::remaining(self.shared.acquire_timeout);
+        let permit = tokio::time::timeout(patience, Arc::clone(&lane.permits).acquire_owned())
             .await
             .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
             .map_err(Error::internal)?;
-        self.metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
-        let in_use = Counted::new(&self.metrics.pool_in_use);
-        let pool = self.pool.clone();
-        let work = web::block(move || {
+        metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
+        let in_use = Counted::new(&metrics.pool_in_use);
+        let used = Arc::clone(&lane);
+        let work = spawn_blocking(move || {
             // Moved in, so that the permit outlives the use of the connection even if the caller is
             // dropped meanwhile.
             let (_permit, _in_use) = (permit, in_use);
-            let mut conn = pool.get().map_err(|error| Error::DatabaseUnavailable(error.into()))?;
+            let mut conn = used.pool.get().map_err(|error| Error::DatabaseUnavailable(error.into()))?;
             let result = work(&mut conn);
             if matches!(result, Err(Error::DatabaseUnavailable(_))) {
                 // The pool discards connections in this state when they come back.
@@ -104,11 +157,47 @@ impl Db {
             }
             result
         });
-        match tokio::time::timeout(deadline::remaining(limit), work).await {
+        let mut work = Watched { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
+        match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::internal("the database work panicked")),
             Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),
         }
+    }
+
+    /// Replaces the pool if `work` doesn't end in time and new connections can be made.
+    async fn watch<T>(self, lane: Arc<Lane>, give_up_at: Instant, mut work: JoinHandle<T>) {
+        if tokio::time::timeout_at(give_up_at.into(), &mut work).await.is_ok() {
+            return;
+        }
+        let _one = lane.probing.lock().await;
+        while !work.is_finished() && Arc::ptr_eq(&lane, &self.lane()) {
+            if self.can_connect().await {
+                self.replace(&lane);
+                return;
+            }
+            let _ = tokio::time::timeout(PROBE_INTERVAL, &mut work).await;
+        }
+    }
+
+    async fn can_connect(&self) -> bool {
+        let mut url = self.shared.url.expose_secret().to_owned();
+        // The least that libpq knows.
+        add_setting(&mut url, "connect_timeout", "2");
+        let connect = move || PgConnection::establish(&with_network_timeouts(&url)).is_ok();
+        spawn_blocking(connect).await.unwrap_or(false)
+    }
+
+    fn replace(&self, lost: &Arc<Lane>) {
+        let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
+        let mut current = lane.write().expect("no holder panics");
+        if !Arc::ptr_eq(&current, lost) || lanes.load(Ordering::Relaxed) >= POOLS_MAX {
+            return;
+        }
+        log::error!(
+            "the database is silent on old connections and answers on new ones: the pool is replaced"
+        );
+        *current = Arc::new(Lane::new(url, *size, *acquire_timeout, Arc::clone(lanes)));
     }
 
     /// Like [`run`](Self::run), and starts again
@@ -142,7 +231,7 @@ impl Db {
                     tokio::time::sleep(Duration::from_millis(rand::random_range(1..=ceiling_ms))).await;
                 }
                 Error::DatabaseUnavailable(cause)
-                    if cause.is::<diesel::result::Error>() && dead_connections < self.pool.max_size() =>
+                    if cause.is::<diesel::result::Error>() && dead_connections < self.shared.size =>
                 {
                     dead_connections += 1;
                 }
@@ -152,29 +241,60 @@ impl Db {
     }
 }
 
+/// Work under way, which is watched on when its caller doesn't wait any longer.
+struct Watched<'a, T: Send + 'static> {
+    db: &'a Db,
+    lane: Arc<Lane>,
+    give_up_at: Instant,
+    /// Until it has ended.
+    work: Option<JoinHandle<T>>,
+}
+
+impl<T: Send + 'static> Watched<'_, T> {
+    async fn ended(&mut self) -> Result<T, tokio::task::JoinError> {
+        let ended = self.work.as_mut().expect("it's asked for once").await;
+        self.work = None;
+        ended
+    }
+}
+
+impl<T: Send + 'static> Drop for Watched<'_, T> {
+    fn drop(&mut self) {
+        // Without a runtime the process is ending.
+        if let Some(work) = self.work.take().filter(|work| !work.is_finished())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(self.db.clone().watch(Arc::clone(&self.lane), self.give_up_at, work));
+        }
+    }
+}
+
 /// Adds what libpq needs to notice a peer that is gone without a word. Settings that are there stay.
 fn with_network_timeouts(url: &str) -> String {
-    let settings = [
+    let mut url = url.to_owned();
+    for (name, value) in [
         ("connect_timeout", "5"),
         ("keepalives_idle", "10"),
         ("keepalives_interval", "5"),
         ("keepalives_count", "3"),
         ("tcp_user_timeout", "10000"),
-    ];
-    let is_url = url.contains("://");
-    let mut url = url.to_owned();
-    for (name, value) in settings {
-        if url.contains(name) {
-            continue;
-        }
-        let separator = match (is_url, url.contains('?')) {
-            (true, true) => '&',
-            (true, false) => '?',
-            (false, _) => ' ',
-        };
-        url.push_str(&format!("{separator}{name}={value}"));
+    ] {
+        add_setting(&mut url, name, value);
     }
     url
+}
+
+/// Adds a setting to a connection string, unless it's there.
+fn add_setting(url: &mut String, name: &str, value: &str) {
+    if url.contains(name) {
+        return;
+    }
+    let separator = match (url.contains("://"), url.contains('?')) {
+        (true, true) => '&',
+        (true, false) => '?',
+        (false, _) => ' ',
+    };
+    url.push_str(&format!("{separator}{name}={value}"));
 }
 
 /// Bounds for everything that a session of the service may wait for, and for what the planner may do.

@@ -14,7 +14,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::auth::KnownKeys;
 use crate::config::Config;
-use crate::db::Db;
+use crate::db::{Db, POOLS_MAX};
 use crate::error::Error;
 use crate::health::Readiness;
 use crate::idempotency::{Engine, Registered};
@@ -167,8 +167,9 @@ impl Bound {
 
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
-        // find a thread, also when one worker happens to have all the permits. Idle threads end by themselves.
-        let blocking_threads = config.pool_size as usize;
+        // find a thread, also when one worker happens to have all the permits, and others wait for lost connections.
+        // Idle threads end by themselves.
+        let blocking_threads = POOLS_MAX * config.pool_size as usize;
         let server = HttpServer::new(move || {
             let methods = Arc::clone(&methods);
             App::new()

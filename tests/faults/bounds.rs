@@ -267,6 +267,15 @@ fn with_a_silent_postgres_everything_is_bounded() {
     Trial::of(Proxied::Postgres, Weather::BlackHole).run();
 }
 
+/// As when the server's disk hangs, and another server takes its place: nothing of the old connections ever ends.
+#[test]
+fn connections_to_postgres_that_stay_silent_are_given_up() {
+    let trial = Trial::of(Proxied::Postgres, Weather::Oblivion);
+    // Work is given ten seconds to end.
+    let gone_for = trial.gone_for.max(Duration::from_secs(8));
+    Trial { gone_for, ..trial }.run();
+}
+
 #[test]
 fn without_the_acquirer_everything_is_bounded() {
     Trial::of(Proxied::Acquirer, Weather::Refused).run();

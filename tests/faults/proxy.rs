@@ -31,6 +31,8 @@ pub enum Weather {
     /// Connections are accepted and nothing gets through; what was sent arrives when it's over, as with TCP when
     /// packets get lost.
     BlackHole,
+    /// The same, but connections that were there, or made meanwhile, stay silent for good, and still take what's sent.
+    Oblivion,
     /// Connections are refused, and those that were there are reset.
     Refused,
 }
@@ -58,6 +60,13 @@ impl Shared {
 
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of the proxy.
+    fn forget(&self) {
+        while !self.is_over() {
+            thread::sleep(TICK);
+        }
     }
 
     fn up_to(&self, max: u64) -> u64 {
@@ -167,6 +176,7 @@ struct Link {
     /// Bytes of answers since the weather changed.
     answered: AtomicU64,
     changed: AtomicU64,
+    is_forgotten: AtomicBool,
 }
 
 impl Link {
@@ -186,6 +196,9 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) {
     while shared.weather().0 == Weather::BlackHole && !shared.is_over() {
         thread::sleep(TICK);
     }
+    if shared.weather().0 == Weather::Oblivion {
+        return shared.forget();
+    }
     let target = shared.state.lock().unwrap().target;
     // Dropped, if the server isn't there: the client sees its connection end.
     let Ok(server) = TcpStream::connect(target) else { return };
@@ -201,6 +214,7 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) {
         is_broken: AtomicBool::new(false),
         answered: AtomicU64::new(0),
         changed: AtomicU64::new(change),
+        is_forgotten: AtomicBool::new(false),
     });
     let requests = {
         let (link, shared) = (Arc::clone(&link), Arc::clone(shared));
@@ -216,6 +230,9 @@ fn forward(link: &Link, mut from: &TcpStream, mut to: &TcpStream, is_answer: boo
     loop {
         if shared.weather().0 == Weather::Refused || shared.is_over() {
             link.reset(shared);
+        }
+        if shared.weather().0 == Weather::Oblivion {
+            link.is_forgotten.store(true, Ordering::Relaxed);
         }
         if link.is_broken.load(Ordering::Relaxed) {
             return;
@@ -241,9 +258,11 @@ fn pass(link: &Link, length: usize, is_answer: bool, shared: &Shared) -> usize {
     loop {
         let (weather, change) = shared.weather();
         match weather {
+            _ if shared.is_over() => return 0,
+            Weather::Oblivion => thread::sleep(TICK),
+            _ if link.is_forgotten.load(Ordering::Relaxed) => thread::sleep(TICK),
             Weather::Fair => return length,
             Weather::Refused => return 0,
-            _ if shared.is_over() => return 0,
             Weather::BlackHole => thread::sleep(TICK),
             Weather::Slow { .. } | Weather::Resets { .. } if !is_answer => return length,
             Weather::Slow { base_ms, jitter_ms } => {
