@@ -11,6 +11,7 @@ use diesel::sql_types::Bool;
 use serde_json::json;
 
 use crate::db::Db;
+use crate::deadline;
 use crate::error::Error;
 use crate::idempotency::Engine;
 use crate::processor::ProcessorError;
@@ -28,6 +29,10 @@ pub struct Readiness {
     pub needs_processor: bool,
 }
 
+/// Longest time to find out whether requests can be served. Below what those who ask wait for ([`ask`], and many load
+/// balancers), so that they're told.
+const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
+
 /// Whether requests can be served: the database answers and can be written, and the processor is there. 503 otherwise.
 #[route("/readyz", method = "GET", method = "HEAD")]
 pub async fn ready(
@@ -35,6 +40,7 @@ pub async fn ready(
     engine: web::Data<Engine>,
     readiness: web::Data<Readiness>,
 ) -> Result<HttpResponse, Error> {
+    deadline::restart(deadline::remaining(READINESS_TIMEOUT));
     db.run_retrying(|conn| {
         let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
         if read_only.get_result(conn)? {
