@@ -32,8 +32,8 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks whether a server can be reached that doesn't answer on old connections.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Pools that may be there at the same time: the one in use, and those that were given up and hold threads that wait
-/// for a word.
+/// Pools that may be there at the same time: the one in use, and those that were given up, each until the last of its
+/// threads has got a word.
 pub const POOLS_MAX: usize = 4;
 
 /// A handle to the pool, cheap to clone.
@@ -44,7 +44,7 @@ pub const POOLS_MAX: usize = 4;
 ///
 /// libpq waits for an answer for as long as the other side acknowledges what was sent, and nothing can wake it. A server
 /// whose disk hangs does that, and so may what's in between. So when work takes too long and a new connection can be
-/// made, the old ones are lost: the pool is replaced, and its threads are left to their wait.
+/// made, the old ones are taken for lost: the pool is replaced, and its threads are left to their wait.
 #[derive(Clone)]
 pub struct Db {
     shared: Arc<Shared>,
@@ -172,9 +172,9 @@ impl Db {
         }
         let _one = lane.probing.lock().await;
         while !work.is_finished() && Arc::ptr_eq(&lane, &self.lane()) {
-            if self.can_connect().await {
+            // What has only been slow ends meanwhile.
+            if self.can_connect().await && !work.is_finished() {
                 self.replace(&lane);
-                return;
             }
             let _ = tokio::time::timeout(PROBE_INTERVAL, &mut work).await;
         }
@@ -188,6 +188,7 @@ impl Db {
         spawn_blocking(connect).await.unwrap_or(false)
     }
 
+    /// Unless somebody has, or too many pools are left to their wait.
     fn replace(&self, lost: &Arc<Lane>) {
         let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
         let mut current = lane.write().expect("no holder panics");

@@ -17,6 +17,8 @@ use super::scene::{Proxied, seed};
 
 /// How much later than its deadline a request may be answered, seen by a client on a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
+/// By when `/readyz` must have answered, whatever others may wait for.
+const READINESS_DEADLINE: Duration = Duration::from_millis(1_500);
 /// By when the service must be of use again.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
 /// How much the process may grow meanwhile, in KiB.
@@ -29,7 +31,7 @@ struct Trial {
     deadline: Duration,
     clients: usize,
     gone_for: Duration,
-    /// Answers before the memory is measured for the first time, and the last time.
+    /// Successes before the memory is measured for the first time, and the last time.
     warm_up: usize,
     settings: &'static [(&'static str, &'static str)],
 }
@@ -112,8 +114,8 @@ impl Work {
         }
     }
 
-    fn answers_since(&self, since: Instant) -> usize {
-        self.seen.lock().unwrap().iter().filter(|seen| seen.sent >= since).count()
+    fn successes_since(&self, since: Instant) -> usize {
+        self.seen.lock().unwrap().iter().filter(|seen| seen.sent >= since && seen.is_success()).count()
     }
 }
 
@@ -195,7 +197,7 @@ impl Trial {
                 scope.spawn(|| work.keep_sending(&known));
             }
             scope.spawn(|| work.keep_asking());
-            eventually("the first answers", || work.answers_since(began) > self.warm_up);
+            eventually("the first answers", || work.successes_since(began) > self.warm_up);
             let before = resident();
             proxy.set(self.weather);
             let gone_at = Instant::now();
@@ -206,7 +208,9 @@ impl Trial {
             }
             proxy.set(Weather::Fair);
             let back_at = Instant::now();
-            eventually("the last answers", || work.answers_since(back_at) > self.warm_up);
+            eventually("the last answers", || {
+                work.successes_since(back_at) > self.warm_up || back_at.elapsed() > 4 * RECOVERY_MAX
+            });
             (gone_at, back_at, [before, meanwhile, resident()])
         });
         assert!(!process.has_ended());
@@ -241,9 +245,11 @@ impl Trial {
             kib[1],
             kib[2],
         );
-        for seen in seen.iter().chain(readiness) {
-            let took = seen.answered - seen.sent;
-            assert!(seen.is_in_order(self.deadline), "{} after {took:?}", seen.status);
+        for (seen, deadline) in [(seen, self.deadline), (readiness, READINESS_DEADLINE)] {
+            for seen in seen {
+                let took = seen.answered - seen.sent;
+                assert!(seen.is_in_order(deadline), "{} after {took:?}", seen.status);
+            }
         }
         assert!(refused > 0, "nothing was gone");
         if self.gone == Proxied::Acquirer {

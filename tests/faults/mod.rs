@@ -156,7 +156,7 @@ fn postgres_is_restarted() {
         (Ending::Fast, "Postgres: restarted, `fast`"),
         (Ending::Immediate, "Postgres: restarted, `immediate`"),
     ] {
-        let scene = Scene::start(Setup { own_server: true, ..Setup::of(fault) });
+        let scene = Scene::start(Setup { own_server: true, acquirer: true, ..Setup::of(fault) });
         let scene = scene.strike_often(amount(1, 10), |scene| {
             scene.wait_for_everybody();
             scene.restart_postgres(ending);
