@@ -9,6 +9,9 @@
 mod acquirer;
 mod bounds;
 mod clients;
+mod clock;
+mod disk;
+mod failover;
 mod history;
 mod proxy;
 mod scene;
@@ -70,6 +73,15 @@ impl Scene {
     /// Fails unless connections were reset: then there was nothing to suffer from.
     fn after_resets(self) -> Self {
         assert!(self.proxy().resets() > 0, "no connection was reset");
+        self
+    }
+
+    /// Fails if the service took what happened to it for a bug of its own.
+    fn without_internal_errors(self) -> Self {
+        let history = self.recorder.history();
+        let answers = history.attempts().filter_map(|attempt| attempt.answer.as_ref());
+        let internal: Vec<_> = answers.filter(|answer| answer.status == 500).map(|it| &it.body).collect();
+        assert!(internal.is_empty(), "{internal:?}");
         self
     }
 

@@ -39,6 +39,8 @@ pub struct Setup {
     pub acquirer: bool,
     /// Where there is a proxy.
     pub proxied: Proxied,
+    /// By how many seconds the clock of each instance is off; those beyond the end are right.
+    pub clocks_off_s: &'static [i64],
     /// Further settings of the service.
     pub settings: Vec<(&'static str, String)>,
 }
@@ -59,6 +61,7 @@ impl Setup {
             own_server: false,
             acquirer: true,
             proxied: Proxied::Nothing,
+            clocks_off_s: &[],
             settings: Vec::new(),
         }
     }
@@ -106,15 +109,14 @@ pub enum Ending {
 }
 
 /// A Postgres of the scene's own, on a port that it keeps.
-struct OwnServer {
-    folder: PathBuf,
-    port: u16,
+pub struct OwnServer {
+    pub folder: PathBuf,
+    pub port: u16,
     running: Mutex<Option<postgres::Server>>,
 }
 
 impl OwnServer {
-    fn start(folder: PathBuf) -> Self {
-        let port = free_port();
+    pub fn start(folder: PathBuf, port: u16) -> Self {
         let running = Mutex::new(Some(Self::launch(&folder, port)));
         Self { folder, port, running }
     }
@@ -125,16 +127,41 @@ impl OwnServer {
         postgres::Server::start(&settings).unwrap()
     }
 
-    fn restart(&self, ending: Ending) {
-        let mut running = self.running.lock().unwrap();
+    /// A database of the scene's on it.
+    pub fn database(&self) -> TestDatabase {
+        TestDatabase::on(self.running.lock().unwrap().as_ref().expect("it runs"))
+    }
+
+    /// A superuser's.
+    pub fn url(&self, database: &str) -> String {
+        self.running.lock().unwrap().as_ref().expect("it runs").superuser_url(database)
+    }
+
+    pub fn restart(&self, ending: Ending) {
         if ending == Ending::Immediate {
-            let pid_file = std::fs::read_to_string(self.folder.join("postmaster.pid")).unwrap();
-            let pid = pid_file.lines().next().unwrap().parse().unwrap();
-            // SAFETY: it's the server that we run.
-            assert_eq!(unsafe { libc::kill(pid, libc::SIGQUIT) }, 0);
+            self.quit();
         }
+        self.launch_again();
+    }
+
+    /// Ends it at once, for good.
+    pub fn kill(&self) {
+        self.quit();
+        self.running.lock().unwrap().take().unwrap().stop().unwrap();
+    }
+
+    /// Starts it again, after its end or after it has stopped.
+    pub fn launch_again(&self) {
+        let mut running = self.running.lock().unwrap();
         running.take().unwrap().stop().unwrap();
         *running = Some(Self::launch(&self.folder, self.port));
+    }
+
+    fn quit(&self) {
+        let pid_file = std::fs::read_to_string(self.folder.join("postmaster.pid")).unwrap();
+        let pid = pid_file.lines().next().unwrap().parse().unwrap();
+        // SAFETY: it's the server that we run.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGQUIT) }, 0);
     }
 }
 
@@ -194,7 +221,7 @@ impl Instance {
         self.signal(libc::SIGKILL);
     }
 
-    fn is_ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         let client = Client::patient(self.url(), Duration::from_secs(1));
         client.request("GET", "/readyz").try_send().is_ok_and(|response| response.status == 200)
     }
@@ -223,6 +250,12 @@ impl Drop for Instance {
     }
 }
 
+/// A folder of a scene's, open to the user that runs Postgres.
+pub fn folder() -> TempDir {
+    let mut folder = tempfile::Builder::new();
+    folder.prefix("oncepay-faults-").permissions(Permissions::from_mode(0o755)).tempdir().unwrap()
+}
+
 /// All of it, at work.
 pub struct Scene {
     setup: Setup,
@@ -234,8 +267,8 @@ pub struct Scene {
     books: Box<dyn ProcessorBooks>,
     acquirer: Option<Arc<Mutex<Acquirer>>>,
     pub database: Arc<TestDatabase>,
-    server: Option<OwnServer>,
-    recorder: Arc<Recorder>,
+    pub server: Option<OwnServer>,
+    pub recorder: Arc<Recorder>,
     /// When each fault ended.
     fault_ends: Mutex<Vec<Nanos>>,
     folder: TempDir,
@@ -262,26 +295,30 @@ const SETTINGS: [(&str, &str); 6] = [
 impl Scene {
     /// Sets everything up and lets the clients begin.
     pub fn start(setup: Setup) -> Self {
+        let folder = folder();
+        let server = setup.own_server.then(|| OwnServer::start(folder.path().join("postgres"), free_port()));
+        let database = server.as_ref().map_or_else(TestDatabase::new, OwnServer::database);
+        Self::start_on(setup, folder, server, database)
+    }
+
+    /// The same on a certain database.
+    pub fn start_on(
+        setup: Setup,
+        folder: TempDir,
+        server: Option<OwnServer>,
+        database: TestDatabase,
+    ) -> Self {
         let seed = seed();
         println!("{}: ONCEPAY_FAULT_SEED={seed}", setup.fault);
-        // Open to the user that runs Postgres.
-        let folder = tempfile::Builder::new()
-            .prefix("oncepay-faults-")
-            .permissions(Permissions::from_mode(0o755))
-            .tempdir()
-            .unwrap();
-        let server = setup.own_server.then(|| OwnServer::start(folder.path().join("postgres")));
-        let database = match &server {
-            Some(server) => TestDatabase::on(server.running.lock().unwrap().as_ref().unwrap()),
-            None => TestDatabase::new(),
-        };
         let database = Arc::new(database);
-        let mut url = url::Url::parse(exposed(&database.app_url)).unwrap();
+        let mut database_url = exposed(&database.app_url).to_owned();
         let mut proxy = (setup.proxied == Proxied::Postgres).then(|| {
+            let mut url = url::Url::parse(&database_url).unwrap();
             let target = url.socket_addrs(|| Some(5432)).unwrap()[0];
             let proxy = Proxy::start(target, seed);
             url.set_host(Some("127.0.0.1")).unwrap();
             url.set_port(Some(proxy.port())).unwrap();
+            database_url = url.into();
             proxy
         });
         let acquirer = setup.acquirer.then(|| Acquirer::start(&database));
@@ -296,7 +333,8 @@ impl Scene {
         let instances = (0..setup.instances).map(|number| {
             let given = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned()));
             let own = [
-                ("DATABASE_URL", url.to_string()),
+                ("DATABASE_URL", database_url.clone()),
+                ("ONCEPAY_CLOCK_OFFSET_S", setup.clocks_off_s.get(number).unwrap_or(&0).to_string()),
                 ("ONCEPAY_SANDBOX_JOURNAL", journal.to_str().unwrap().to_owned()),
             ];
             let settings = given.chain(own).chain(at_acquirer.clone()).chain(setup.settings.clone());

@@ -233,6 +233,16 @@ impl TestDatabase {
         }
     }
 
+    /// As it's reached where another server may have taken over from its own.
+    pub fn or_at(mut self, port: u16) -> Self {
+        for url in [&mut self.app_url, &mut self.owner_url, &mut self.superuser_url] {
+            let (server, name) = url.expose_secret().rsplit_once('/').unwrap();
+            let either = format!("{server},127.0.0.1:{port}/{name}?target_session_attrs=read-write");
+            *url = either.into();
+        }
+        self
+    }
+
     /// Name of the database.
     pub fn name(&self) -> &str {
         &self.name
