@@ -66,7 +66,7 @@ fn an_instances_clock_shows_only_in_ids_of_requests() {
         let refund = json!({"charge_id": id, "amount": "1.00"});
         let other = &clients[(number + 1) % clients.len()];
         let refunded = other.send("POST", "/v1/refunds", &format!("r{number}"), &refund).expect(201);
-        sources.extend([id.clone(), refunded.field("id")]);
+        sources.extend([format!("{id}:capture"), refunded.field("id")]);
         charges.push(id);
     }
     charges.reverse();
