@@ -37,9 +37,18 @@ impl Pair {
         Self { servers: Mutex::new((primary, standby)), folder }
     }
 
-    /// Loses the primary.
+    /// Loses the primary, together with what it hasn't sent in its last moments. That's where the standby's being
+    /// synchronous matters: on one machine it's hardly ever behind.
     fn lose(&self) {
-        self.servers.lock().unwrap().0.kill();
+        let primary = &self.servers.lock().unwrap().0;
+        let sender = sender(&mut superuser(primary));
+        // SAFETY: it's a process of the server that we run.
+        let signal = |signal| assert_eq!(unsafe { libc::kill(sender, signal) }, 0);
+        signal(libc::SIGSTOP);
+        for_ms(300);
+        primary.quit();
+        signal(libc::SIGKILL);
+        primary.bury();
     }
 
     /// Lets the standby lead.
@@ -100,6 +109,13 @@ fn is_synchronous(primary: &mut PgConnection) -> bool {
     let is_there =
         "SELECT FROM pg_stat_replication WHERE application_name = 'standby' AND sync_state = 'sync'";
     diesel::sql_query(is_there).execute(primary).unwrap() > 0
+}
+
+/// Id of the process that sends the log to the standby.
+fn sender(primary: &mut PgConnection) -> libc::pid_t {
+    diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("(SELECT pid FROM pg_stat_replication)"))
+        .get_result(primary)
+        .unwrap()
 }
 
 #[test]

@@ -144,9 +144,8 @@ impl OwnServer {
         self.launch_again();
     }
 
-    /// Ends it at once, for good.
-    pub fn kill(&self) {
-        self.quit();
+    /// Waits until it has ended, for good.
+    pub fn bury(&self) {
         self.running.lock().unwrap().take().unwrap().stop().unwrap();
     }
 
@@ -157,7 +156,8 @@ impl OwnServer {
         *running = Some(Self::launch(&self.folder, self.port));
     }
 
-    fn quit(&self) {
+    /// Has it end at once.
+    pub fn quit(&self) {
         let pid_file = std::fs::read_to_string(self.folder.join("postmaster.pid")).unwrap();
         let pid = pid_file.lines().next().unwrap().parse().unwrap();
         // SAFETY: it's the server that we run.
