@@ -1,7 +1,6 @@
 //! Between the service and the acquirer, and at the acquirer.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 
 use oncepay::reconcile::{self, VoidAfter};
 use serde_json::{Value, json};
@@ -10,25 +9,21 @@ use crate::support::TestDatabase;
 use crate::support::acquirer::Acquirer;
 
 use super::proxy::Weather;
-use super::scene::{ProcessorBooks, Proxied, Scene, Setup};
+use super::scene::{Proxied, Scene, Setup};
 use super::{amount, for_ms, table};
 
-/// The acquirer's own books.
-pub struct AcquirerBooks(pub Arc<Mutex<Acquirer>>);
-
-impl ProcessorBooks for AcquirerBooks {
-    fn effects(&self) -> BTreeMap<String, u32> {
-        let operations = self.0.lock().unwrap().operations();
-        // The others were declined or refused.
-        let is_effect = |operation: &&Value| {
-            ["pending", "succeeded", "paid", "failed"].iter().any(|status| operation["status"] == *status)
-        };
-        let mut effects = BTreeMap::new();
-        for operation in operations.iter().filter(is_effect) {
-            *effects.entry(operation["idempotency_key"].as_str().unwrap().to_owned()).or_default() += 1;
-        }
-        effects
+/// How often each operation has taken effect by the acquirer's books, by our key towards it. Such a key ends with the
+/// step that it names: `…:authorize`, `…:capture` and so on.
+pub fn effects(acquirer: &Acquirer) -> BTreeMap<String, u32> {
+    // The others were declined or refused.
+    let is_effect = |operation: &&Value| {
+        ["pending", "succeeded", "paid", "failed"].iter().any(|status| operation["status"] == *status)
+    };
+    let mut effects = BTreeMap::new();
+    for operation in acquirer.operations().iter().filter(is_effect) {
+        *effects.entry(operation["idempotency_key"].as_str().unwrap().to_owned()).or_default() += 1;
     }
+    effects
 }
 
 /// What the reconciliation finds.
@@ -43,12 +38,8 @@ pub fn disagreements(acquirer: &Acquirer, database: &TestDatabase) -> Option<Str
 }
 
 impl Setup {
-    fn at_acquirer(fault: &'static str) -> Self {
-        Self { acquirer: true, ..Self::of(fault) }
-    }
-
     fn behind_proxy(fault: &'static str) -> Self {
-        Self { proxied: Proxied::Acquirer, ..Self::at_acquirer(fault) }
+        Self { proxied: Proxied::Acquirer, ..Self::of(fault) }
     }
 }
 
@@ -83,7 +74,7 @@ fn the_acquirer_refuses_connections() {
 /// What the service is for: it dies while it doesn't know what the acquirer has done.
 #[test]
 fn the_acquirer_loses_answers_and_fails_while_the_service_is_killed() {
-    let setup = Setup::at_acquirer(
+    let setup = Setup::of(
         "acquirer: drops 30 % of its answers, fails 30 % before and 30 % after the effect; meanwhile `kill -9` of the service",
     );
     let scene = Scene::start(setup);
@@ -105,7 +96,7 @@ fn the_acquirer_loses_answers_and_fails_while_the_service_is_killed() {
 
 #[test]
 fn the_acquirer_is_stopped_and_started_again() {
-    let scene = Scene::start(Setup::at_acquirer("acquirer: stopped and started again after a second"));
+    let scene = Scene::start(Setup::of("acquirer: stopped and started again after a second"));
     let scene = scene.strike_often(amount(1, 10), |scene| {
         scene.wait_for_everybody();
         let mut acquirer = scene.acquirer();
@@ -119,7 +110,7 @@ fn the_acquirer_is_stopped_and_started_again() {
 /// And a reconciliation that wouldn't find anything would be worth nothing.
 #[test]
 fn an_operation_that_the_acquirer_forgets_is_noticed() {
-    let scene = Scene::start(Setup::at_acquirer("an acquirer that forgets"));
+    let scene = Scene::start(Setup::of("an acquirer that forgets"));
     let (_, problems, scene) = {
         let forget = "DELETE FROM operations WHERE kind = 'capture' AND id IN \
                       (SELECT id FROM operations WHERE kind = 'capture' ORDER BY sequence LIMIT 1)";

@@ -91,6 +91,7 @@ fn the_disk_is_full() {
         let server = OwnServer::start(disk.path().join("postgres"), free_port());
         let database = server.database();
         let setup = Setup::of("Postgres: disk full, for its data and then for its log, too");
+        let setup = Setup { acquirer_elsewhere: true, ..setup };
         let scene = Scene::start_on(setup, folder(), Some(server), database);
         let ballast = disk.path().join("ballast");
         let scene = scene.strike_often(amount(1, 5), |scene| {

@@ -130,6 +130,7 @@ fn the_primary_is_lost() {
         servers.0.database().or_at(servers.1.port)
     };
     let setup = Setup::of("Postgres: the primary lost, its synchronous standby promoted a second later");
+    let setup = Setup { acquirer_elsewhere: true, ..setup };
     let mut scene = Scene::start_on(setup, folder(), None, database);
     for round in 0..amount(1, 5) {
         if round > 0 {

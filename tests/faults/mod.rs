@@ -108,7 +108,7 @@ impl Scene {
 #[test]
 fn the_service_is_killed_again_and_again() {
     let setup = Setup::of("service: `kill -9` at a random moment");
-    let scene = Scene::start(Setup { acquirer: true, ..setup });
+    let scene = Scene::start(setup);
     table::add(scene.strike_often(amount(4, 50), |scene| scene.instances[0].kill()).finish());
 }
 
@@ -168,7 +168,7 @@ fn postgres_is_restarted() {
         (Ending::Fast, "Postgres: restarted, `fast`"),
         (Ending::Immediate, "Postgres: restarted, `immediate`"),
     ] {
-        let scene = Scene::start(Setup { own_server: true, acquirer: true, ..Setup::of(fault) });
+        let scene = Scene::start(Setup { own_server: true, ..Setup::of(fault) });
         let scene = scene.strike_often(amount(1, 10), |scene| {
             scene.wait_for_everybody();
             scene.restart_postgres(ending);

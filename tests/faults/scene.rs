@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
 use oncepay::dev::postgres;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::acquirer::Acquirer;
 use crate::support::database::exposed;
 use crate::support::*;
 
-use super::acquirer::{AcquirerBooks, disagreements};
+use super::acquirer::{disagreements, effects};
 use super::clients::{Customer, Habits, Load};
 use super::history::{Attempt, History, Nanos, Recorder, check};
 use super::proxy::{Proxy, free_port};
@@ -35,8 +34,8 @@ pub struct Setup {
     pub habits: Habits,
     /// Whether Postgres is the scene's own, safe from crashes, so that it can be restarted.
     pub own_server: bool,
-    /// Whether the processor is an acquirer, over HTTP, instead of the sandbox.
-    pub acquirer: bool,
+    /// Whether the acquirer has its database on another server than the service.
+    pub acquirer_elsewhere: bool,
     /// Where there is a proxy.
     pub proxied: Proxied,
     /// By how many seconds the clock of each instance is off; those beyond the end are right.
@@ -59,7 +58,7 @@ impl Setup {
                 forgotten_percent: 5,
             },
             own_server: false,
-            acquirer: true,
+            acquirer_elsewhere: false,
             proxied: Proxied::Nothing,
             clocks_off_s: &[],
             settings: Vec::new(),
@@ -77,26 +76,6 @@ pub enum Proxied {
     Acquirer,
     /// The first instance, by its clients.
     Service,
-}
-
-/// What the processor has done, by its own books.
-pub trait ProcessorBooks {
-    /// How often each operation has taken effect, by our key towards the processor. Such a key ends with the step that
-    /// it names: `…:authorize`, `…:capture` and so on.
-    fn effects(&self) -> BTreeMap<String, u32>;
-}
-
-/// The sandbox's. As it has no memory, it plays a processor that takes a repeated key for what it is, so that only
-/// another key is another effect.
-struct SandboxBooks(PathBuf);
-
-impl ProcessorBooks for SandboxBooks {
-    fn effects(&self) -> BTreeMap<String, u32> {
-        let journal = std::fs::read_to_string(&self.0).unwrap_or_default();
-        let calls = journal.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let effective = calls.filter(|call| call["took_effect"] == true);
-        effective.map(|call| (call["key"].as_str().unwrap().to_owned(), 1)).collect()
-    }
 }
 
 /// How Postgres is told to end.
@@ -264,8 +243,8 @@ pub struct Scene {
     load: Option<Load>,
     pub instances: Vec<Instance>,
     pub proxy: Option<Proxy>,
-    books: Box<dyn ProcessorBooks>,
-    acquirer: Option<Arc<Mutex<Acquirer>>>,
+    acquirer: Mutex<Acquirer>,
+    _elsewhere: Option<TestDatabase>,
     pub database: Arc<TestDatabase>,
     pub server: Option<OwnServer>,
     pub recorder: Arc<Recorder>,
@@ -321,21 +300,19 @@ impl Scene {
             database_url = url.into();
             proxy
         });
-        let acquirer = setup.acquirer.then(|| Acquirer::start(&database));
-        let mut at_acquirer = acquirer.as_ref().map(Acquirer::environment).unwrap_or_default();
+        let elsewhere = setup.acquirer_elsewhere.then(TestDatabase::new);
+        let acquirer = Acquirer::start(elsewhere.as_ref().unwrap_or(&database));
+        let mut at_acquirer = acquirer.environment();
         if setup.proxied == Proxied::Acquirer {
-            let before = Proxy::before(acquirer.as_ref().expect("it's there to be reached"), seed);
+            let before = Proxy::before(&acquirer, seed);
             at_acquirer.push(("ONCEPAY_ACQUIRER_URL", before.url()));
             proxy = Some(before);
         }
-        let acquirer = acquirer.map(|acquirer| Arc::new(Mutex::new(acquirer)));
-        let journal = folder.path().join("processor.jsonl");
         let instances = (0..setup.instances).map(|number| {
             let given = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned()));
             let own = [
                 ("DATABASE_URL", database_url.clone()),
                 ("ONCEPAY_CLOCK_OFFSET_S", setup.clocks_off_s.get(number).unwrap_or(&0).to_string()),
-                ("ONCEPAY_SANDBOX_JOURNAL", journal.to_str().unwrap().to_owned()),
             ];
             let settings = given.chain(own).chain(at_acquirer.clone()).chain(setup.settings.clone());
             let settings = settings.map(|(name, value)| (name.to_owned(), value)).collect();
@@ -363,11 +340,8 @@ impl Scene {
             load: Some(load),
             instances,
             proxy,
-            books: match &acquirer {
-                Some(acquirer) => Box::new(AcquirerBooks(Arc::clone(acquirer))),
-                None => Box::new(SandboxBooks(journal)),
-            },
-            acquirer,
+            acquirer: Mutex::new(acquirer),
+            _elsewhere: elsewhere,
             database,
             server,
             recorder,
@@ -426,7 +400,7 @@ impl Scene {
 
     /// The acquirer, to make it fail.
     pub fn acquirer(&self) -> MutexGuard<'_, Acquirer> {
-        self.acquirer.as_ref().expect("the scene has an acquirer").lock().unwrap()
+        self.acquirer.lock().unwrap()
     }
 
     /// Ends the load and holds everything against everything. Panics where something doesn't agree.
@@ -477,9 +451,7 @@ impl Scene {
         problems.extend(customers.iter().flat_map(|customer| customer.surprises.clone()));
         let (gone, extra) = self.compare_resources(&customers, &mut problems);
         let extra_calls = self.compare_processor(&customers, &mut problems);
-        if let Some(acquirer) = &self.acquirer {
-            problems.extend(disagreements(&acquirer.lock().unwrap(), &self.database));
-        }
+        problems.extend(disagreements(&self.acquirer(), &self.database));
         match oncepay::audit::run(&mut self.database.as_superuser()) {
             Ok(report) if report.clean => {}
             Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
@@ -530,7 +502,7 @@ impl Scene {
         }
         let mut did = BTreeMap::<String, usize>::new();
         let mut too_much = 0;
-        for (key, count) in self.books.effects() {
+        for (key, count) in effects(&self.acquirer()) {
             let step = key.rsplit(':').next().unwrap_or_default().to_owned();
             *did.entry(step).or_default() += 1;
             if count > 1 {
