@@ -260,9 +260,9 @@ fn pass(link: &Link, length: usize, is_answer: bool, shared: &Shared) -> usize {
         match weather {
             _ if shared.is_over() => return 0,
             Weather::Oblivion => thread::sleep(TICK),
+            Weather::Refused => return 0,
             _ if link.is_forgotten.load(Ordering::Relaxed) => thread::sleep(TICK),
             Weather::Fair => return length,
-            Weather::Refused => return 0,
             Weather::BlackHole => thread::sleep(TICK),
             Weather::Slow { .. } | Weather::Resets { .. } if !is_answer => return length,
             Weather::Slow { base_ms, jitter_ms } => {
@@ -335,6 +335,18 @@ mod tests {
         // What was sent meanwhile arrives.
         (&stream).read_exact(&mut [0; 3]).unwrap();
         (&new).read_exact(&mut [0; 3]).unwrap();
+
+        let old = dial(&proxy).unwrap();
+        ask(&old, 1).unwrap();
+        proxy.set(Weather::Oblivion);
+        let forgotten = [old, dial(&proxy).unwrap()];
+        assert!(is_silence(ask(&forgotten[0], 3).unwrap_err().kind()));
+        proxy.set(Weather::Fair);
+        for stream in &forgotten {
+            assert!(is_silence(ask(stream, 3).unwrap_err().kind()));
+        }
+        let (stream, new) = (dial(&proxy).unwrap(), dial(&proxy).unwrap());
+        ask(&stream, 3).unwrap();
 
         proxy.set(Weather::Resets { after_bytes: 10 });
         assert_eq!(ask(&stream, 100).unwrap_err().kind(), ErrorKind::ConnectionReset);
