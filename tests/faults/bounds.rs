@@ -148,7 +148,7 @@ impl Trial {
             gone,
             weather,
             deadline: amount(secs(2), secs(10)),
-            clients: amount(48, 256),
+            clients: amount(48, 128),
             gone_for: amount(secs(4), secs(20)),
             warm_up: amount(200, 1_000),
             settings: amount(QUICK, &[]),
