@@ -292,7 +292,8 @@ impl Config {
     /// How long things last in the idempotency engine.
     pub fn timing(&self) -> Timing {
         Timing {
-            request_deadline: Duration::from_millis(self.request_deadline_ms),
+            // Who gives up at the last moment is late.
+            request_deadline: Duration::from_millis(self.request_deadline_ms).mul_f64(0.95),
             lease: Duration::from_millis(self.lease_ms),
             processor_timeout: Duration::from_millis(self.processor_timeout_ms),
             recovery: Recovery {

@@ -12,6 +12,8 @@ use diesel::connection::TransactionManager;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
 use diesel::{Connection, PgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
@@ -171,12 +173,18 @@ impl Db {
             return;
         }
         let _one = lane.probing.lock().await;
+        // A probe that begins while the server is silent waits for its whole timeout; the next ones don't wait for it.
+        let mut probes = FuturesUnordered::new();
         while !work.is_finished() && Arc::ptr_eq(&lane, &self.lane()) {
-            // What has only been slow ends meanwhile.
-            if self.can_connect().await && !work.is_finished() {
-                self.replace(&lane);
+            probes.push(self.can_connect());
+            let next_at = tokio::time::Instant::now() + PROBE_INTERVAL;
+            while let Ok(Some(connected)) = tokio::time::timeout_at(next_at, probes.next()).await {
+                // What has only been slow ends meanwhile.
+                if connected && !work.is_finished() {
+                    self.replace(&lane);
+                }
             }
-            let _ = tokio::time::timeout(PROBE_INTERVAL, &mut work).await;
+            let _ = tokio::time::timeout_at(next_at, &mut work).await;
         }
     }
 

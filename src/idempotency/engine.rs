@@ -45,7 +45,7 @@ const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 /// How long things last. Unlike [policies](Policy), the same for all operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Longest time until a request is answered once it has arrived, without what it asked to wait.
+    /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
     pub request_deadline: Duration,
     /// How long an attempt has the request to itself.
     pub lease: Duration,
@@ -149,7 +149,7 @@ impl Engine {
         self.inner.timing
     }
 
-    /// Longest time until a request is answered once it has arrived, without what it asked to wait.
+    /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
     pub fn request_deadline(&self) -> Duration {
         self.inner.timing.request_deadline
     }
