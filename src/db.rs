@@ -120,8 +120,8 @@ impl Db {
     ///
     /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
     /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds or than the
-    /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`, and its connection is
-    /// discarded.
+    /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`,
+    /// and its connection is discarded.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
