@@ -297,16 +297,11 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
         let totals = diesel::sql_query(
             "SELECT currency, kind, coalesce(our_count, 0) AS our_count, coalesce(our_amount, 0) AS our_amount, \
                  coalesce(their_count, 0) AS their_count, coalesce(their_amount, 0) AS their_amount \
-             FROM (SELECT currency, kind, count(*) AS our_count, sum(amount) AS our_amount FROM ( \
-                     SELECT currency, 'authorize' AS kind, amount FROM charges WHERE status <> 'failed' \
-                     UNION ALL SELECT currency, 'capture', amount_captured FROM charges WHERE captured_at IS NOT NULL \
-                     UNION ALL SELECT currency, 'refund', amount FROM refunds WHERE status <> 'pending' \
-                     UNION ALL SELECT currency, 'payout', amount FROM payouts WHERE status <> 'pending') AS o \
-                   GROUP BY 1, 2) AS ours \
+             FROM (SELECT currency, kind, count(*) AS our_count, sum(amount) AS our_amount \
+                   FROM operations_in_effect_here WHERE currency IS NOT NULL GROUP BY 1, 2) AS ours \
              FULL JOIN (SELECT currency, kind, count(*) AS their_count, sum(amount) AS their_amount \
-                   FROM acquirer_operations \
-                   WHERE status IN ('succeeded', 'pending', 'paid', 'failed') AND currency IS NOT NULL \
-                   GROUP BY 1, 2) AS theirs USING (currency, kind) \
+                   FROM operations_in_effect_there WHERE currency IS NOT NULL GROUP BY 1, 2) AS theirs \
+             USING (currency, kind) \
              ORDER BY currency, kind",
         )
         .load(conn)?;

@@ -33,6 +33,28 @@ COMMENT ON COLUMN acquirer_reads.since IS 'When it was first read. Older objects
 COMMENT ON COLUMN acquirer_reads.due_at IS 'When the next instance may read it.';
 COMMENT ON COLUMN acquirer_reads.read_at IS 'Begin of the last reading that got to the end: all that was done by then has been read.';
 
+-- What holds or moves money, by either side's books. A void gives money up, so it has no amount.
+CREATE VIEW operations_in_effect_here AS
+SELECT merchant_id, id, 'ch_' AS prefix, 'authorize' AS kind, currency, amount, created_at, status
+FROM charges WHERE status <> 'failed'
+UNION ALL
+SELECT merchant_id, id, 'ch_', 'capture', currency, amount_captured, created_at, status
+FROM charges WHERE captured_at IS NOT NULL
+UNION ALL
+SELECT merchant_id, id, 'ch_', 'void', NULL, NULL, created_at, status
+FROM charges WHERE status = 'canceled'
+UNION ALL
+SELECT merchant_id, id, 're_', 'refund', currency, amount, created_at, status
+FROM refunds WHERE status <> 'pending'
+UNION ALL
+SELECT merchant_id, id, 'po_', 'payout', currency, amount, created_at, status
+FROM payouts WHERE status <> 'pending';
+COMMENT ON VIEW operations_in_effect_here IS 'What the acquirer must have done, by our charges, refunds and payouts.';
+
+CREATE VIEW operations_in_effect_there AS
+SELECT * FROM acquirer_operations WHERE status IN ('succeeded', 'pending', 'paid', 'failed');
+COMMENT ON VIEW operations_in_effect_there IS 'What the acquirer has done, or is about to, by its own books.';
+
 -- Where the two sides disagree. "In effect" means that money was held or moved.
 --
 --   missing_at_acquirer     ours is in effect, theirs isn't. Not judged within `grace` of the last reading.
@@ -46,25 +68,12 @@ CREATE FUNCTION acquirer_differences(grace interval)
     -- Compiling its many subqueries takes seconds, running them on a small table milliseconds.
     LANGUAGE sql STABLE SET jit = off SET search_path = public, pg_catalog, pg_temp AS $$
 WITH ours AS (
-    SELECT merchant_id, id, 'ch_' AS prefix, 'authorize' AS kind, currency, amount, created_at, status
-    FROM charges WHERE status <> 'failed'
-    UNION ALL
-    SELECT merchant_id, id, 'ch_', 'capture', currency, amount_captured, created_at, status
-    FROM charges WHERE captured_at IS NOT NULL
-    UNION ALL
-    SELECT merchant_id, id, 'ch_', 'void', NULL, NULL, created_at, status
-    FROM charges WHERE status = 'canceled'
-    UNION ALL
-    SELECT merchant_id, id, 're_', 'refund', currency, amount, created_at, status
-    FROM refunds WHERE status <> 'pending'
-    UNION ALL
-    SELECT merchant_id, id, 'po_', 'payout', currency, amount, created_at, status
-    FROM payouts WHERE status <> 'pending'
+    SELECT * FROM operations_in_effect_here
 ), theirs AS (
     SELECT *, kind = 'authorize' AND EXISTS (
             SELECT FROM acquirer_operations v
             WHERE v.authorization_id = a.authorization_id AND v.kind = 'void' AND v.status = 'succeeded') AS is_voided
-    FROM acquirer_operations a WHERE status IN ('succeeded', 'pending', 'paid', 'failed')
+    FROM operations_in_effect_there a
 )
 SELECT 'missing_at_acquirer', o.kind, o.merchant_id, o.prefix || replace(o.id::text, '-', ''), NULL, NULL,
        o.currency, o.amount, NULL, NULL
@@ -110,4 +119,5 @@ WHERE t.nth > 1
 $$;
 COMMENT ON FUNCTION acquirer_differences IS 'Where the acquirer''s operations and ours disagree, as of the last reading.';
 
+GRANT SELECT ON operations_in_effect_here, operations_in_effect_there TO oncepay_app;
 GRANT SELECT, INSERT, UPDATE ON acquirer_operations, acquirer_reads TO oncepay_app;
