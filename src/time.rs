@@ -1,4 +1,6 @@
-//! Times on the wire, and the host's clock.
+//! Times on the wire, the host's clock, and pauses.
+
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
@@ -17,6 +19,13 @@ pub fn parse(text: &str) -> Option<DateTime<Utc>> {
 /// request ids; whatever is kept and compared takes the database's.
 pub fn now() -> DateTime<Utc> {
     Utc::now() + faults::clock_offset()
+}
+
+/// Pause after `failures` failures beyond the first: `first`, doubled with each, at most `longest`. Shortened by up to a
+/// quarter at random, so that what failed together doesn't come back together.
+pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
+    let pause = first.saturating_mul(2_u32.saturating_pow(failures)).min(longest);
+    pause.mul_f64(rand::random_range(0.75..=1.0))
 }
 
 /// A time that serializes as RFC 3339 in UTC with milliseconds.

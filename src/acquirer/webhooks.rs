@@ -12,6 +12,7 @@ use url::Url;
 
 use crate::db::Db;
 use crate::error::Error;
+use crate::time;
 
 use super::outbox::{self, Claimed};
 
@@ -113,11 +114,8 @@ fn sign(secret: &[u8], id: &str, timestamp: i64, body: &str) -> String {
     format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
 }
 
-/// Shortened by up to a quarter at random, so that what failed together doesn't come back together.
 fn pause_after(attempt: i32) -> Duration {
-    let doublings = u32::try_from(attempt - 1).unwrap_or(0);
-    let pause = PAUSE_MIN.saturating_mul(2_u32.saturating_pow(doublings)).min(PAUSE_MAX);
-    pause.mul_f64(rand::random_range(0.75..=1.0))
+    time::backoff(PAUSE_MIN, u32::try_from(attempt - 1).unwrap_or(0), PAUSE_MAX)
 }
 
 #[cfg(test)]

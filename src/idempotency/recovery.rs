@@ -21,6 +21,7 @@ use futures_util::stream::FuturesUnordered;
 use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::sql::statement;
+use crate::time;
 
 use super::engine::Engine;
 use super::fingerprint::RequestContent;
@@ -46,12 +47,9 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Pause after the worker's attempt number `recoveries`, or after a client's (0). Shortened by up to a
-    /// quarter at random, so that requests that failed together don't come back together.
+    /// Pause after the worker's attempt number `recoveries`, or after a client's (0).
     pub fn backoff(&self, recoveries: u32) -> Duration {
-        let pause =
-            self.delay.saturating_mul(2_u32.saturating_pow(recoveries)).min(BACKOFF_MAX.max(self.delay));
-        pause.mul_f64(rand::random_range(0.75..=1.0))
+        time::backoff(self.delay, recoveries, BACKOFF_MAX.max(self.delay))
     }
 }
 
