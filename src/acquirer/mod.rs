@@ -18,6 +18,7 @@ mod operations;
 mod outbox;
 mod perform;
 mod schema;
+mod thread;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::server::Bound;
 
 pub use command::{Options, run};
+pub use thread::Thread;
 
 use api::Bank;
 use faults::Faults;

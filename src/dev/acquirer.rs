@@ -1,15 +1,12 @@
 //! The acquirer of `oncepay dev --processor http`, beside the API in the same process.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use tokio::sync::oneshot;
 use url::Url;
 
-use crate::acquirer::{self, Settings};
+use crate::acquirer::{Settings, Thread};
 use crate::config::AcquirerOptions;
 use crate::db;
 
@@ -20,15 +17,14 @@ const SCHEMA: &str = "acquirer";
 /// How long its issuers and banks take to decide.
 const DECIDE_AFTER: Duration = Duration::from_secs(1);
 
-/// An acquirer on a thread of its own.
+/// A running acquirer.
 pub struct Acquirer {
     /// Its address.
     pub url: Url,
     /// Where it's told to misbehave.
     pub control_url: String,
     api_key: SecretString,
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    thread: Thread,
 }
 
 impl Acquirer {
@@ -44,27 +40,10 @@ impl Acquirer {
             webhook: None,
             decide_after: DECIDE_AFTER,
         };
-        let (started, starting) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            actix_web::rt::System::new().block_on(async move {
-                let running = match acquirer::start(settings) {
-                    Ok(running) => running,
-                    Err(error) => return drop(started.send(Err(error))),
-                };
-                let addresses = (running.address(), running.control_address());
-                // If nobody is there any more, nobody needs it.
-                if started.send(Ok(addresses)).is_ok() {
-                    let _ = stopped.await;
-                }
-                running.stop().await;
-            });
-        });
-        let (address, control) =
-            starting.recv().map_err(|_| "The acquirer ended at once.".to_owned()).flatten()?;
-        let control = control.ok_or("The acquirer has no control.")?;
-        let url = Url::parse(&format!("http://{address}")).map_err(|error| error.to_string())?;
-        Ok(Self { url, control_url: format!("http://{control}/control"), api_key, stop, thread })
+        let thread = Thread::start(settings)?;
+        let control = thread.control_address.ok_or("The acquirer has no control.")?;
+        let url = Url::parse(&format!("http://{}", thread.address)).map_err(|error| error.to_string())?;
+        Ok(Self { url, control_url: format!("http://{control}/control"), api_key, thread })
     }
 
     /// How the API reaches it.
@@ -74,7 +53,6 @@ impl Acquirer {
 
     /// Ends it.
     pub fn stop(self) {
-        let _ = self.stop.send(());
-        let _ = self.thread.join();
+        self.thread.stop();
     }
 }

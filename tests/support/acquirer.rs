@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use diesel::RunQueryDsl;
-use oncepay::acquirer::{self, Settings, Webhook};
+use oncepay::acquirer::{Settings, Thread, Webhook};
 use oncepay::config::AcquirerOptions;
 use oncepay::db;
 use oncepay::dev::database::OWNER;
@@ -33,7 +33,7 @@ pub struct Acquirer {
     superuser_url: SecretString,
     /// Whether the database ends with this value.
     owns_database: bool,
-    running: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
+    running: Option<Thread>,
 }
 
 impl Acquirer {
@@ -146,28 +146,17 @@ impl Acquirer {
 
     /// Starts it again on the same ports, after [`stop`](Self::stop).
     pub fn start_again(&mut self) {
-        let (started, addresses) = mpsc::channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let settings = self.settings.clone();
-        let thread = thread::spawn(move || {
-            actix_web::rt::System::new().block_on(async move {
-                let running = acquirer::start(settings).unwrap();
-                started.send((running.address(), running.control_address().unwrap())).unwrap();
-                let _ = stopped.await;
-                running.stop().await;
-            });
-        });
-        let (address, control) = addresses.recv().expect("it starts");
+        let running = Thread::start(self.settings.clone()).unwrap();
+        let (address, control) = (running.address, running.control_address.unwrap());
         (self.settings.listen, self.settings.control_listen) = (address, Some(control));
         (self.url, self.control_url) = (format!("http://{address}"), format!("http://{control}"));
-        self.running = Some((stop, thread));
+        self.running = Some(running);
     }
 
     /// Stops it; its database stays.
     pub fn stop(&mut self) {
-        if let Some((stop, thread)) = self.running.take() {
-            let _ = stop.send(());
-            let _ = thread.join();
+        if let Some(running) = self.running.take() {
+            running.stop();
         }
     }
 
