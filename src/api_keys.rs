@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -21,9 +22,8 @@ use crate::lists::{List, Parameters, load_page};
 use crate::openapi::problems;
 use crate::schema::api_keys;
 use crate::time::Timestamp;
+use crate::vault::Purpose;
 
-/// What the secret part of an API key is derived for.
-const PURPOSE: &str = "api_key";
 /// Most characters of a name.
 const NAME_MAX: usize = 100;
 
@@ -91,7 +91,7 @@ pub(crate) fn create_for(
             api_keys::merchant_id.eq(merchant),
             api_keys::id.eq(id),
             api_keys::name.eq(name),
-            api_keys::key_sha256.eq(key_sha256(&key(&context.secret(PURPOSE, id.0)))),
+            api_keys::key_sha256.eq(key_sha256(&key(context.secret(Purpose::ApiKey, id.0).expose_secret()))),
             api_keys::created_at.eq(context.now()),
         ))
         .execute(conn)?;
@@ -101,7 +101,7 @@ pub(crate) fn create_for(
 
 /// Seals a reply that shows a new key.
 pub(crate) fn seal(reply: Reply, id: ApiKeyId) -> Reply {
-    reply.seal(PURPOSE, id.0)
+    reply.seal(Purpose::ApiKey, id.0)
 }
 
 /// Body of a new API key.

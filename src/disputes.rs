@@ -20,7 +20,7 @@ use crate::auth::AuthenticatedMerchant;
 use crate::charges::{ChargeRow, ChargeStatus};
 use crate::db::Db;
 use crate::error::Error;
-use crate::events;
+use crate::events::{self, EventType};
 use crate::ids::{ChargeId, DisputeId, MerchantId};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::lists::{List, Parameters, load_page};
@@ -85,7 +85,7 @@ impl DisputeRow {
             .ok_or(Error::DisputeNotFound)
     }
 
-    fn record(self, conn: &mut PgConnection, event: &'static str) -> Result<Dispute, Error> {
+    fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Dispute, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         let dispute = self.into_dispute()?;
         events::record(conn, merchant, event, id.0, &dispute)?;
@@ -133,7 +133,7 @@ pub fn open(
         .credit(AccountKind::DisputesHeld, amount);
     ledger::post(conn, merchant, &entry)?;
     charge.set_status(ChargeStatus::Disputed);
-    charge.save(conn, "charge.disputed")?;
+    charge.save(conn, EventType::ChargeDisputed)?;
     let row = DisputeRow {
         merchant_id: merchant,
         id,
@@ -146,7 +146,7 @@ pub fn open(
         closed_at: None,
     };
     diesel::insert_into(disputes::table).values(&row).execute(conn)?;
-    row.record(conn, "dispute.opened").map(Some)
+    row.record(conn, EventType::DisputeOpened).map(Some)
 }
 
 /// How a dispute ended for the merchant.
@@ -178,8 +178,8 @@ pub fn close(
         return Ok(None);
     }
     let (status, event, credited) = match verdict {
-        Verdict::Won => ("won", "dispute.won", AccountKind::MerchantPayable),
-        Verdict::Lost => ("lost", "dispute.lost", AccountKind::AcquirerClearing),
+        Verdict::Won => ("won", EventType::DisputeWon, AccountKind::MerchantPayable),
+        Verdict::Lost => ("lost", EventType::DisputeLost, AccountKind::AcquirerClearing),
     };
     let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
     let entry = JournalEntry::new(format!("{id}:{status}"))
@@ -188,7 +188,7 @@ pub fn close(
     ledger::post(conn, merchant, &entry)?;
     if verdict == Verdict::Won {
         charge.set_captured_status();
-        charge.save(conn, "charge.dispute_won")?;
+        charge.save(conn, EventType::ChargeDisputeWon)?;
     }
     row.status = status.to_owned();
     row.closed_at = Some(now);

@@ -1,23 +1,90 @@
 //! What happened, recorded in the transaction in which it happened.
 //!
-//! An event is written with the change that it tells of, so that both are there or neither is.
+//! An event is written with the change that it tells of, so that both are there or neither is. The same statement makes
+//! a row for each endpoint that is to be told (see [`webhooks`](crate::webhooks)).
 
 use diesel::prelude::*;
 use diesel::sql_types::{Jsonb, Text, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::sql::statement;
 
-/// Records an event of type `kind` (such as `charge.succeeded`) about the object `object_id`, which now is
-/// as `object` says.
+macro_rules! event_types {
+    ($($name:ident: $wire:literal, $object:literal, $meaning:literal;)*) => {
+        /// What an event tells of. Names are part of the API and never change meaning; there can be new ones.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        pub enum EventType {
+            $(#[doc = $meaning] #[serde(rename = $wire)] $name,)*
+        }
+
+        impl EventType {
+            /// All there are.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As it's stored and sent.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $wire,)* }
+            }
+
+            /// Name of the schema of the object in `data`.
+            pub const fn object(self) -> &'static str {
+                match self { $(Self::$name => $object,)* }
+            }
+
+            /// What has happened, in a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $meaning,)* }
+            }
+        }
+    };
+}
+
+event_types! {
+    ChargeAuthorized: "charge.authorized", "Charge", "A charge was authorized and waits to be captured.";
+    ChargeSucceeded: "charge.succeeded", "Charge", "A charge was authorized and captured in one go.";
+    ChargeProcessing: "charge.processing", "Charge", "A charge was made whose outcome the processor will tell later.";
+    ChargeFailed: "charge.failed", "Charge", "A charge was declined.";
+    ChargeCaptured: "charge.captured", "Charge", "An authorized charge was captured.";
+    ChargeCanceled: "charge.canceled", "Charge", "The authorization of a charge was voided.";
+    ChargeUpdated: "charge.updated", "Charge", "Description or metadata of a charge were changed.";
+    ChargeRefunded: "charge.refunded", "Charge", "A charge was refunded, in part or in full.";
+    ChargeRefundFailed: "charge.refund_failed", "Charge", "A refund of a charge came back, so that less of it is refunded.";
+    ChargeDisputed: "charge.disputed", "Charge", "The customer contests a charge.";
+    ChargeDisputeWon: "charge.dispute_won", "Charge", "A dispute of a charge was won: the charge is again what it was.";
+    RefundSucceeded: "refund.succeeded", "Refund", "A refund was made.";
+    RefundFailed: "refund.failed", "Refund", "A refund that was made came back from the customer's bank.";
+    PayoutCreated: "payout.created", "Payout", "A payout is on its way.";
+    PayoutPaid: "payout.paid", "Payout", "A payout arrived.";
+    PayoutFailed: "payout.failed", "Payout", "A payout came back.";
+    SettlementPaid: "settlement.paid", "Settlement", "The acquirer paid what was captured and not refunded.";
+    DisputeOpened: "dispute.opened", "Dispute", "A dispute was opened; its amount is held.";
+    DisputeWon: "dispute.won", "Dispute", "A dispute was won; its amount is available again.";
+    DisputeLost: "dispute.lost", "Dispute", "A dispute was lost; its amount went to the customer.";
+    WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it hasn't taken anything for too long.";
+}
+
+impl std::str::FromStr for EventType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| format!("{text} is no type of event"))
+    }
+}
+
+/// Records an event about the object `object_id`, which now is as `object` says.
 pub fn record(
     conn: &mut PgConnection,
     merchant: MerchantId,
-    kind: &'static str,
+    kind: EventType,
     object_id: Uuid,
     object: &impl Serialize,
 ) -> Result<(), Error> {
@@ -26,7 +93,7 @@ pub fn record(
         "INSERT INTO events (merchant_id, id, type, object_id, data) VALUES ({}, uuid_v7(), {}, {}, {})";
     statement::<()>(insert)
         .bind::<SqlUuid, _>(merchant)
-        .bind::<Text, _>(kind)
+        .bind::<Text, _>(kind.as_str())
         .bind::<SqlUuid, _>(object_id)
         .bind::<Jsonb, _>(data)
         .execute(conn)?;
@@ -34,7 +101,21 @@ pub fn record(
 }
 
 /// The same, as the columns of `events` that there are values for: for a statement that records many.
-pub fn to_json(kind: &'static str, object_id: Uuid, object: &impl Serialize) -> Result<Value, Error> {
+pub fn to_json(kind: EventType, object_id: Uuid, object: &impl Serialize) -> Result<Value, Error> {
     let data = serde_json::to_value(object).map_err(Error::internal)?;
-    Ok(json!({"type": kind, "object_id": object_id, "data": data}))
+    Ok(json!({"type": kind.as_str(), "object_id": object_id, "data": data}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_have_the_names_that_they_are_sent_with() {
+        for kind in EventType::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+            assert_eq!(kind.as_str().parse(), Ok(*kind));
+        }
+        assert!("charge.unheard_of".parse::<EventType>().is_err());
+    }
 }

@@ -130,6 +130,14 @@ id!(
     /// An event: a recorded state change.
     EventId, "evt_"
 );
+id!(
+    /// An endpoint that events are delivered to.
+    WebhookEndpointId, "we_"
+);
+id!(
+    /// The delivery of an event to an endpoint.
+    DeliveryId, "wd_"
+);
 
 #[cfg(test)]
 mod tests {

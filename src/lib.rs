@@ -63,6 +63,7 @@
 //! | [`reconcile`] | holds the acquirer's operations against ours | how they came about |
 //! | [`acquirer`] | plays the bank behind a network, as a server of its own | our database, our engine |
 //! | [`events`] | records state changes with the changes | who reads them |
+//! | [`webhooks`] | tells merchants of events, and takes the acquirer's | how a charge works |
 //! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
@@ -143,6 +144,7 @@ pub mod shell;
 pub mod sql;
 pub mod time;
 pub mod vault;
+pub mod webhooks;
 
 use config::Config;
 use server::Bound;

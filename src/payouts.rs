@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::auth::AuthenticatedMerchant;
 use crate::db::Db;
 use crate::error::Error;
-use crate::events;
+use crate::events::{self, EventType};
 use crate::fields::Metadata;
 use crate::idempotency::{
     Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
@@ -108,7 +108,7 @@ impl PayoutRow {
     }
 
     /// Writes the state, and the event that tells of it.
-    fn save(self, conn: &mut PgConnection, event: &'static str) -> Result<Payout, Error> {
+    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Payout, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         diesel::update(payouts::table.find((merchant, id)))
             .set((payouts::status.eq(&self.status), payouts::settled_at.eq(self.settled_at)))
@@ -222,7 +222,7 @@ impl ExternalOperation for CreatePayout {
             .credit(AccountKind::PayoutsInTransit, self.amount);
         ledger::post(conn, merchant, &entry)?;
         row.status = "in_transit".to_owned();
-        let payout = row.save(conn, "payout.created")?;
+        let payout = row.save(conn, EventType::PayoutCreated)?;
         Ok(Reply::json(StatusCode::CREATED, &payout)?
             .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
             .into())
@@ -255,8 +255,8 @@ pub fn settle(
         return Ok(None);
     }
     let (status, event, credited) = match settlement {
-        Settlement::Paid => ("paid", "payout.paid", AccountKind::Bank),
-        Settlement::Failed => ("failed", "payout.failed", AccountKind::MerchantPayable),
+        Settlement::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
+        Settlement::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
     };
     let entry = JournalEntry::new(format!("{id}:{status}"))
         .debit(AccountKind::PayoutsInTransit, row.money()?)

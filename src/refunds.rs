@@ -22,7 +22,7 @@ use crate::auth::AuthenticatedMerchant;
 use crate::charges::{ChargeRow, ChargeStatus};
 use crate::db::Db;
 use crate::error::Error;
-use crate::events;
+use crate::events::{self, EventType};
 use crate::fields::{Metadata, TEXT_MAX};
 use crate::idempotency::{
     Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
@@ -240,13 +240,13 @@ impl ExternalOperation for CreateRefund {
         if charge.status()? != ChargeStatus::Disputed {
             charge.set_captured_status();
         }
-        charge.save(conn, "charge.refunded")?;
+        charge.save(conn, EventType::ChargeRefunded)?;
         row.status = "succeeded".to_owned();
         diesel::update(refunds::table.find((merchant, id)))
             .set(refunds::status.eq(&row.status))
             .execute(conn)?;
         let refund = row.into_refund()?;
-        events::record(conn, merchant, "refund.succeeded", id.0, &refund)?;
+        events::record(conn, merchant, EventType::RefundSucceeded, id.0, &refund)?;
         Ok(Reply::json(StatusCode::CREATED, &refund)?
             .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
             .into())

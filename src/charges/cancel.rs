@@ -7,6 +7,7 @@ use diesel::PgConnection;
 use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::events::EventType;
 use crate::idempotency::{
     Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
 };
@@ -90,7 +91,7 @@ impl ExternalOperation for CancelCharge {
         row.in_flight = None;
         row.canceled_at = Some(context.now());
         row.set_status(ChargeStatus::Canceled);
-        let charge = row.save(conn, "charge.canceled")?;
+        let charge = row.save(conn, EventType::ChargeCanceled)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
 }

@@ -7,6 +7,7 @@ use diesel::PgConnection;
 use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::events::EventType;
 use crate::idempotency::{
     Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
 };
@@ -113,7 +114,7 @@ impl ExternalOperation for CaptureCharge {
     ) -> Result<Finished, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         row.capture(conn, prepared.amount, context.now())?;
-        let charge = row.save(conn, "charge.captured")?;
+        let charge = row.save(conn, EventType::ChargeCaptured)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
 }

@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
+use crate::events::EventType;
 use crate::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::idempotency::policy::OnSuspectedDuplicate;
 use crate::idempotency::{
@@ -237,18 +238,18 @@ impl CreateCharge {
         let event = match authorization.decision {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
-                let (_, effects) = row.to_effects("charge.failed", None)?;
+                let (_, effects) = row.to_effects(EventType::ChargeFailed, None)?;
                 // Not an `Err`: the failed charge is to be kept, together with this answer.
                 return Ok((effects, context.problem(&error)?));
             }
-            Decision::Pending => "charge.processing",
+            Decision::Pending => EventType::ChargeProcessing,
             Decision::Approved if self.capture => {
                 entry = Some(row.mark_captured(pricing, self.amount, context.now())?);
-                "charge.succeeded"
+                EventType::ChargeSucceeded
             }
             Decision::Approved => {
                 row.set_status(ChargeStatus::RequiresCapture);
-                "charge.authorized"
+                EventType::ChargeAuthorized
             }
         };
         let (charge, effects) = row.to_effects(event, entry.as_ref())?;

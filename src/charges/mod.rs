@@ -39,7 +39,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::error::Error;
-use crate::events;
+use crate::events::{self, EventType};
 use crate::fields::Metadata;
 use crate::idempotency::Effects;
 use crate::ids::{ChargeId, MerchantId};
@@ -336,7 +336,7 @@ impl ChargeRow {
     /// capture.
     pub fn to_effects(
         &self,
-        event: &'static str,
+        event: EventType,
         entry: Option<&JournalEntry>,
     ) -> Result<(Charge, Effects), Error> {
         let charge = self.clone().into_charge()?;
@@ -367,7 +367,7 @@ impl ChargeRow {
     }
 
     /// Writes what can change of a charge, and the event that tells of it.
-    pub fn save(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
+    pub fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
         self.reserve(conn)?;
         self.record(conn, event)
     }
@@ -394,7 +394,7 @@ impl ChargeRow {
         Ok(())
     }
 
-    fn record(self, conn: &mut PgConnection, event: &'static str) -> Result<Charge, Error> {
+    fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         let charge = self.into_charge()?;
         events::record(conn, merchant, event, id.0, &charge)?;
@@ -457,16 +457,16 @@ pub fn settle(
     let event = match settlement {
         Settlement::Declined(decline) => {
             row.decline(decline);
-            "charge.failed"
+            EventType::ChargeFailed
         }
         Settlement::Approved if row.capture => {
             let amount = row.money(row.amount)?;
             row.capture(conn, amount, now)?;
-            "charge.succeeded"
+            EventType::ChargeSucceeded
         }
         Settlement::Approved => {
             row.set_status(ChargeStatus::RequiresCapture);
-            "charge.authorized"
+            EventType::ChargeAuthorized
         }
     };
     row.save(conn, event).map(Some)

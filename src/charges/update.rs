@@ -6,6 +6,7 @@ use diesel::PgConnection;
 use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::events::EventType;
 use crate::fields::{METADATA_ENTRIES_MAX, Metadata, Patch, TEXT_MAX};
 use crate::idempotency::{
     Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
@@ -76,7 +77,7 @@ impl LocalOperation for UpdateCharge {
         }
         row.metadata = serde_json::to_value(&metadata).map_err(Error::internal)?;
 
-        let charge = row.save(conn, "charge.updated")?;
+        let charge = row.save(conn, EventType::ChargeUpdated)?;
         Reply::json(StatusCode::OK, &charge)
     }
 }

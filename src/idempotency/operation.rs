@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::metrics::Metrics;
 use crate::processor::{Processor, ProcessorCall};
-use crate::vault::Vault;
+use crate::vault::{Purpose, Vault};
 
 use super::key::IdempotencyKey;
 use super::policy::Policy;
@@ -55,7 +56,7 @@ impl Context<'_> {
     }
 
     /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
-    pub fn secret(&self, purpose: &str, id: Uuid) -> String {
+    pub fn secret(&self, purpose: Purpose, id: Uuid) -> SecretString {
         self.vault.derive(purpose, id)
     }
 

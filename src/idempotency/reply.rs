@@ -1,11 +1,12 @@
 //! Answers in the form in which they are kept.
 
 use actix_web::http::StatusCode;
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::{Error, Problem};
-use crate::vault::Vault;
+use crate::vault::{Purpose, Vault};
 
 /// The headers that belong to an answer and are replayed with it. All others belong to a single
 /// exchange: a stored `Date`, `Set-Cookie` or request id would be wrong the second time.
@@ -72,7 +73,7 @@ impl Reply {
 
     /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that is derived for `purpose`
     /// of the object `id`. The secret takes its place each time that the reply is sent, and isn't stored.
-    pub fn seal(mut self, purpose: &str, id: Uuid) -> Self {
+    pub fn seal(mut self, purpose: Purpose, id: Uuid) -> Self {
         self.headers.push((SEAL_HEADER.to_owned(), format!("{purpose}/{id}")));
         self
     }
@@ -82,7 +83,7 @@ impl Reply {
         let is_seal = |name: &str| name == SEAL_HEADER;
         let secret = self.headers.iter().find(|(name, _)| is_seal(name)).and_then(|(_, seal)| {
             let (purpose, id) = seal.split_once('/')?;
-            Some(vault.derive(purpose, id.parse().ok()?))
+            Some(vault.derive(purpose.parse().ok()?, id.parse().ok()?))
         });
         let headers = self
             .headers
@@ -91,7 +92,7 @@ impl Reply {
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
         let body = match (secret, std::str::from_utf8(&self.body)) {
-            (Some(secret), Ok(text)) => text.replace(SEALED, &secret).into_bytes(),
+            (Some(secret), Ok(text)) => text.replace(SEALED, secret.expose_secret()).into_bytes(),
             _ => self.body.clone(),
         };
         (headers, body)

@@ -1,0 +1,3 @@
+//! Webhooks, both ways, as [Standard Webhooks](https://www.standardwebhooks.com) says.
+
+pub mod signature;

@@ -1,0 +1,199 @@
+//! Signatures of [Standard Webhooks](https://www.standardwebhooks.com), symmetric (`v1`).
+//!
+//! What is signed is `{webhook-id}.{webhook-timestamp}.{body}`, with HMAC-SHA-256 (RFC 2104). A message can have several
+//! signatures, and a receiver several secrets, so that a secret can be replaced without losing a message.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretBox, SecretString};
+use sha2::Sha256;
+
+/// Header that names the message: the same with every delivery of it.
+pub const ID: &str = "webhook-id";
+/// Header that tells when this delivery was signed, in seconds since 1970.
+pub const TIMESTAMP: &str = "webhook-timestamp";
+/// Header with the signatures, separated by spaces.
+pub const SIGNATURE: &str = "webhook-signature";
+
+/// How far the time of a signature may be from ours, either way.
+pub const TOLERANCE_S: i64 = 5 * 60;
+
+/// What a secret starts with.
+const SECRET_PREFIX: &str = "whsec_";
+/// What a symmetric signature starts with.
+const VERSION: &str = "v1,";
+/// Fewest and most bytes of a secret, as the specification says.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// What messages are signed with.
+#[derive(Debug)]
+pub struct Secret(SecretBox<[u8]>);
+
+impl Secret {
+    /// A secret of these bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(SecretBox::new(bytes.into()))
+    }
+
+    /// Reads `whsec_` and base64. The error is a sentence, without the secret.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        text.strip_prefix(SECRET_PREFIX)
+            .and_then(|encoded| STANDARD.decode(encoded).ok())
+            .filter(|bytes| SECRET_BYTES.contains(&bytes.len()))
+            .map(|bytes| Self::new(&bytes))
+            .ok_or_else(|| {
+                let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
+                format!("A webhook secret is {SECRET_PREFIX} and {least} to {most} bytes in base64.")
+            })
+    }
+
+    /// As it's shown to who has to know it.
+    pub fn reveal(&self) -> SecretString {
+        format!("{SECRET_PREFIX}{}", STANDARD.encode(self.0.expose_secret())).into()
+    }
+
+    /// The signature of a message that is sent at `timestamp` (seconds since 1970).
+    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        let mac = self.mac(id, &timestamp.to_string(), body);
+        format!("{VERSION}{}", STANDARD.encode(mac.finalize().into_bytes()))
+    }
+
+    fn mac(&self, id: &str, timestamp: &str, body: &[u8]) -> Hmac<Sha256> {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(self.0.expose_secret()).expect("HMAC takes keys of any length");
+        for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+            mac.update(part);
+        }
+        mac
+    }
+}
+
+/// Why a message isn't taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A header is missing or can't be read.
+    Malformed,
+    /// Its time is too far from ours.
+    OutOfTime,
+    /// No signature is by one of our secrets.
+    Forged,
+}
+
+impl Refusal {
+    /// As it's counted.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::OutOfTime => "out_of_time",
+            Self::Forged => "forged",
+        }
+    }
+}
+
+/// The headers of a signed message.
+#[derive(Clone, Copy, Debug)]
+pub struct Signed<'a> {
+    /// [`ID`].
+    pub id: &'a str,
+    /// [`TIMESTAMP`].
+    pub timestamp: &'a str,
+    /// [`SIGNATURE`].
+    pub signature: &'a str,
+}
+
+/// Checks that one of the signatures is by one of `secrets`, and that it was made around `now`. Signatures are compared in
+/// constant time; those of other versions are passed over.
+///
+/// Errors, in the order checked: malformed, out of time, forged.
+pub fn verify(
+    secrets: &[Secret],
+    signed: Signed<'_>,
+    body: &[u8],
+    now: DateTime<Utc>,
+) -> Result<(), Refusal> {
+    let is_number = !signed.timestamp.is_empty() && signed.timestamp.bytes().all(|b| b.is_ascii_digit());
+    let timestamp: i64 = match signed.timestamp.parse() {
+        Ok(timestamp) if is_number && !signed.id.is_empty() => timestamp,
+        _ => return Err(Refusal::Malformed),
+    };
+    if now.timestamp().abs_diff(timestamp) > TOLERANCE_S.unsigned_abs() {
+        return Err(Refusal::OutOfTime);
+    }
+    let signatures = signed
+        .signature
+        .split(' ')
+        .filter_map(|signature| STANDARD.decode(signature.strip_prefix(VERSION)?).ok());
+    let is_genuine = signatures.into_iter().any(|signature| {
+        secrets
+            .iter()
+            .any(|secret| secret.mac(signed.id, signed.timestamp, body).verify_slice(&signature).is_ok())
+    });
+    if is_genuine { Ok(()) } else { Err(Refusal::Forged) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+    const AT: i64 = 1_614_265_330;
+    const BODY: &[u8] = br#"{"test": 2432232314}"#;
+
+    fn specimen() -> Secret {
+        Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap()
+    }
+
+    fn verified(signature: &str, timestamp: &str, body: &[u8], seconds_later: i64) -> Result<(), Refusal> {
+        let other = Secret::new(&[7; 32]);
+        let now = DateTime::from_timestamp(AT + seconds_later, 0).unwrap();
+        verify(&[other, specimen()], super::Signed { id: ID, timestamp, signature }, body, now)
+    }
+
+    /// The example of the specification.
+    #[test]
+    fn signatures_are_those_of_the_specification() {
+        let signature = specimen().sign(ID, AT, BODY);
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        assert_eq!(specimen().reveal().expose_secret(), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    }
+
+    #[test]
+    fn any_of_several_signatures_by_any_of_several_secrets_will_do() {
+        let at = AT.to_string();
+        let good = specimen().sign(ID, AT, BODY);
+        let bad = Secret::new(&[9; 32]).sign(ID, AT, BODY);
+        assert_eq!(verified(&good, &at, BODY, 0), Ok(()));
+        assert_eq!(verified(&format!("{bad} v1a,{} {good}", &bad[3..]), &at, BODY, 0), Ok(()));
+        for forged in
+            [&bad[..], "", "v1,", "v1,!", &good[3..], &good.replace("v1", "v2"), &good[..good.len() - 4]]
+        {
+            assert_eq!(verified(forged, &at, BODY, 0), Err(Refusal::Forged), "{forged}");
+        }
+        assert_eq!(verified(&good, &at, br#"{"test": 2432232315}"#, 0), Err(Refusal::Forged));
+        assert_eq!(verified(&good, &(AT + 1).to_string(), BODY, 0), Err(Refusal::Forged));
+    }
+
+    #[test]
+    fn signatures_are_taken_for_five_minutes_either_way() {
+        let (at, good) = (AT.to_string(), specimen().sign(ID, AT, BODY));
+        for (later, expected) in
+            [(300, Ok(())), (301, Err(Refusal::OutOfTime)), (-300, Ok(())), (-301, Err(Refusal::OutOfTime))]
+        {
+            assert_eq!(verified(&good, &at, BODY, later), expected, "{later}");
+        }
+        for malformed in ["", "soon", "+1614265330", "1614265330.0", "99999999999999999999"] {
+            assert_eq!(verified(&good, malformed, BODY, 0), Err(Refusal::Malformed), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused() {
+        for text in
+            ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_short", "whsec_%%%", "whsec_YWJj"]
+        {
+            assert!(Secret::parse(text).is_err(), "{text}");
+        }
+    }
+}
