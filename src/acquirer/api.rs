@@ -130,6 +130,7 @@ struct AuthorizeBody {
     #[serde(flatten)]
     amount: Amount,
     payment_method: String,
+    capture_key: Option<String>,
     #[serde(flatten)]
     parties: Parties,
 }
@@ -157,10 +158,12 @@ async fn authorize(
     req: HttpRequest,
     body: web::Json<AuthorizeBody>,
 ) -> Result<HttpResponse, Error> {
-    let AuthorizeBody { amount, payment_method, parties } = body.into_inner();
+    let AuthorizeBody { amount, payment_method, capture_key, parties } = body.into_inner();
     let payment_method =
         payment_method.parse().map_err(|error| Error::Invalid(format!("payment_method {error}.")))?;
-    perform(bank, &req, What::Authorize { money: amount.money()?, payment_method }, parties).await
+    let capture_key = capture_key.map(key).transpose()?;
+    let what = What::Authorize { money: amount.money()?, payment_method, capture_key };
+    perform(bank, &req, what, parties).await
 }
 
 #[post("/authorizations/{id}/captures")]
@@ -218,12 +221,13 @@ pub(super) fn text(name: &str, text: String) -> Result<String, Error> {
 }
 
 fn idempotency_key(req: &HttpRequest) -> Result<String, Error> {
-    let key = req.headers().get("Idempotency-Key").ok_or(Error::IdempotencyKeyMissing)?;
-    key.to_str()
-        .ok()
-        .filter(|key| (1..=TEXT_LENGTH_MAX).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()))
-        .map(str::to_owned)
-        .ok_or(Error::IdempotencyKeyInvalid)
+    let sent = req.headers().get("Idempotency-Key").ok_or(Error::IdempotencyKeyMissing)?;
+    key(sent.to_str().unwrap_or_default().to_owned())
+}
+
+fn key(text: String) -> Result<String, Error> {
+    let is_key = (1..=TEXT_LENGTH_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if is_key { Ok(text) } else { Err(Error::IdempotencyKeyInvalid) }
 }
 
 /// Which attempt of its request our stand-in is told that this is. No bank knows such a header.

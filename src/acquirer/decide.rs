@@ -1,5 +1,7 @@
 //! Decides what was left pending.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::*;
@@ -9,8 +11,9 @@ use serde_json::json;
 use crate::error::Error;
 
 use super::faults::Faults;
-use super::operations::{Operation, Outcome};
+use super::operations::{Operation, Order, Outcome, What};
 use super::outbox::{self, EventType};
+use super::perform::perform;
 use super::schema::{AuthorizationStatus, DeclineCode, Kind, Status, authorizations, operations};
 
 /// A payout to this account fails.
@@ -53,18 +56,69 @@ pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bo
             .get_result(conn)?;
         if let (Kind::Authorize, Some(id)) = (operation.kind, &operation.authorization_id) {
             let status = if approves { AuthorizationStatus::Open } else { AuthorizationStatus::Declined };
-            diesel::update(authorizations::table.find(id))
+            let capture_key = diesel::update(authorizations::table.find(id))
                 .set(authorizations::status.eq(status))
-                .execute(conn)?;
+                .returning(authorizations::capture_key)
+                .get_result::<Option<String>>(conn)?;
+            if approves && capture_key.is_some() {
+                // It's told when it's captured.
+                return Ok(true);
+            }
         }
-        let data = json!({
-            "operation": operation.to_json(),
-            "merchant": operation.merchant,
-            "reference": operation.reference,
-            "amount": operation.amount_text(),
-            "currency": operation.currency,
-        });
-        outbox::add(conn, event, &data, faults.draw_delivery())?;
+        tell(conn, event, &operation, faults)?;
         Ok(true)
     })
+}
+
+/// Captures an authorization that was to be captured as soon as it's approved, and puts the news into the outbox. Whether
+/// there was one. In a transaction of its own, as [`decide_next`] says.
+pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Error> {
+    conn.transaction(|conn| {
+        let due = authorizations::table
+            .filter(authorizations::capture_key.is_not_null())
+            .filter(authorizations::status.eq_any([AuthorizationStatus::Open, AuthorizationStatus::Captured]))
+            .select((authorizations::id, authorizations::capture_key.assume_not_null()))
+            .for_update()
+            .skip_locked()
+            .first::<(String, String)>(conn)
+            .optional()?;
+        let Some((authorization_id, key)) = due else { return Ok(false) };
+        let authorize = operations::table
+            .filter(operations::authorization_id.eq(&authorization_id))
+            .filter(operations::kind.eq(Kind::Authorize))
+            .select(Operation::as_select())
+            .first(conn)?;
+        let money = authorize.money().ok_or_else(|| Error::internal("an authorization has no amount"))?;
+        let order = Order {
+            key,
+            what: What::Capture { authorization_id: authorization_id.clone(), money },
+            merchant: authorize.merchant.clone(),
+            reference: authorize.reference.clone(),
+        };
+        // Whoever asked for it under that key meanwhile was faster.
+        perform(conn, &order, Duration::ZERO)?;
+        diesel::update(authorizations::table.find(&authorization_id))
+            .set(authorizations::capture_key.eq(None::<String>))
+            .execute(conn)?;
+        tell(conn, EventType::ChargeSucceeded, &authorize, faults)?;
+        Ok(true)
+    })
+}
+
+/// Puts an event about an operation into the outbox.
+fn tell(
+    conn: &mut PgConnection,
+    event: EventType,
+    operation: &Operation,
+    faults: &Faults,
+) -> Result<(), Error> {
+    let data = json!({
+        "operation": operation.to_json(),
+        "merchant": operation.merchant,
+        "reference": operation.reference,
+        "amount": operation.amount_text(),
+        "currency": operation.currency,
+    });
+    outbox::add(conn, event, &data, faults.draw_delivery())?;
+    Ok(())
 }

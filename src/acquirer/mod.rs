@@ -174,7 +174,13 @@ pub fn start(settings: Settings) -> Result<Running, String> {
 async fn keep_deciding(bank: web::Data<Bank>) {
     loop {
         let shared = bank.clone();
-        let decided = bank.db.run_retrying(move |conn| decide::decide_next(conn, &shared.faults)).await;
+        let decided = bank
+            .db
+            .run_retrying(move |conn| {
+                let is_decided = decide::decide_next(conn, &shared.faults)?;
+                Ok(decide::capture_next(conn, &shared.faults)? || is_decided)
+            })
+            .await;
         match decided {
             Ok(true) => {}
             Ok(false) => tokio::time::sleep(DECIDE_EVERY).await,

@@ -26,11 +26,27 @@ pub(super) struct Order {
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub(super) enum What {
-    Authorize { money: Money, payment_method: PaymentMethod },
-    Capture { authorization_id: String, money: Money },
-    Void { authorization_id: String },
-    Refund { authorization_id: String, money: Money },
-    Payout { money: Money, destination: String },
+    /// If the decision takes time, all of it is captured then, as if asked for under `capture_key`.
+    Authorize {
+        money: Money,
+        payment_method: PaymentMethod,
+        capture_key: Option<String>,
+    },
+    Capture {
+        authorization_id: String,
+        money: Money,
+    },
+    Void {
+        authorization_id: String,
+    },
+    Refund {
+        authorization_id: String,
+        money: Money,
+    },
+    Payout {
+        money: Money,
+        destination: String,
+    },
 }
 
 impl What {
@@ -120,6 +136,11 @@ impl Operation {
     /// Whether it was made with `payment_method`.
     pub(super) fn is_authorization_with(&self, payment_method: PaymentMethod) -> bool {
         self.kind == Kind::Authorize && self.target == payment_method.as_str()
+    }
+
+    pub(super) fn money(&self) -> Option<Money> {
+        let currency = self.currency.as_ref()?.parse().ok()?;
+        Some(Money::from_stored(self.amount?, currency))
     }
 
     pub(super) fn amount_text(&self) -> Option<String> {

@@ -201,7 +201,8 @@ fn take_effect(
     status: Status,
     new_authorization: &str,
 ) -> QueryResult<()> {
-    if let What::Authorize { money, .. } = what {
+    if let What::Authorize { money, capture_key, .. } = what {
+        let capture_key = capture_key.as_ref().filter(|_| status == Status::Pending);
         let status = match status {
             Status::Succeeded => AuthorizationStatus::Open,
             Status::Pending => AuthorizationStatus::Pending,
@@ -213,6 +214,7 @@ fn take_effect(
                 authorizations::status.eq(status),
                 authorizations::amount.eq(at_scale(*money)),
                 authorizations::currency.eq(money.currency().code()),
+                authorizations::capture_key.eq(capture_key),
             ))
             .execute(conn)?;
         return Ok(());

@@ -10,6 +10,7 @@ table! {
         currency -> Text,
         captured -> Numeric,
         refunded -> Numeric,
+        capture_key -> Nullable<Text>,
     }
 }
 

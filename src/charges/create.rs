@@ -156,10 +156,11 @@ impl ExternalOperation for CreateCharge {
     ) -> Result<Authorization, Error> {
         let charge_id = ChargeId(context.resource_id()?);
         let call = context.processor_call("authorize", charge_id);
-        let authorization = processor.authorize(&call, self.amount, &self.payment_method).await?;
-        if self.capture && authorization.decision == Decision::Approved {
-            let call = context.processor_call("capture", charge_id);
-            processor.capture(&call, &authorization.id, self.amount).await?;
+        let capture = self.capture.then(|| context.processor_call("capture", charge_id));
+        let authorization =
+            processor.authorize(&call, self.amount, &self.payment_method, capture.as_ref()).await?;
+        if let (Some(capture), Decision::Approved) = (capture, authorization.decision) {
+            processor.capture(&capture, &authorization.id, self.amount).await?;
         }
         Ok(authorization)
     }

@@ -235,9 +235,13 @@ impl Processor for HttpProcessor {
         call: &ProcessorCall,
         amount: Money,
         payment_method: &PaymentMethod,
+        capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
         let mut body = money(amount);
         body["payment_method"] = payment_method.as_str().into();
+        if let Some(capture) = capture {
+            body["capture_key"] = capture.key.as_str().into();
+        }
         self.call("authorize", call, &["authorizations"], body).await?.into_authorization()
     }
 

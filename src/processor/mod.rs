@@ -20,12 +20,14 @@ pub use sandbox::{CallRecord, Sandbox};
 /// tells the same outcome.
 #[async_trait]
 pub trait Processor: Send + Sync {
-    /// Asks the issuer for `amount`. The money is held for us, not yet moved.
+    /// Asks the issuer for `amount`. The money is held for us, not yet moved. If the decision takes time and `capture` is
+    /// given, all of it is captured as soon as it's approved, as if by that call.
     async fn authorize(
         &self,
         call: &ProcessorCall,
         amount: Money,
         payment_method: &PaymentMethod,
+        capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError>;
 
     /// Moves `amount` of an authorization to us; what is left of it is released. Works once.

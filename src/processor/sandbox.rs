@@ -107,6 +107,7 @@ impl Processor for Sandbox {
         call: &ProcessorCall,
         amount: Money,
         payment_method: &PaymentMethod,
+        _capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
         if *payment_method == PaymentMethod::Slow {
             tokio::time::sleep(SLOW).await;
