@@ -128,8 +128,8 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "refund_entries",
-        description: "succeeded refunds without a journal entry of that amount",
-        query: "SELECT 're_' || replace(r.id::text, '-', '') FROM refunds r WHERE r.status = 'succeeded' \
+        description: "refunds that were made without a journal entry of that amount",
+        query: "SELECT 're_' || replace(r.id::text, '-', '') FROM refunds r WHERE r.status <> 'pending' \
                 AND r.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = r.merchant_id AND e.source = 're_' || replace(r.id::text, '-', ''))",
@@ -157,6 +157,21 @@ const CHECKS: &[Check] = &[
                     WHERE e.merchant_id = o.merchant_id AND e.source = 'po_' || replace(o.id::text, '-', ''))",
     },
     Check {
+        name: "outcome_entries",
+        description: "disputes, and payouts and refunds that have come to an end later, without a journal entry of that amount",
+        query: "SELECT o.source FROM ( \
+                    SELECT merchant_id, 'po_' || replace(id::text, '-', '') || ':' || status AS source, amount \
+                    FROM payouts WHERE status IN ('paid', 'failed') \
+                    UNION ALL SELECT merchant_id, 're_' || replace(id::text, '-', '') || ':failed', amount \
+                    FROM refunds WHERE status = 'failed' \
+                    UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', ''), amount FROM disputes \
+                    UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', '') || ':' || status, amount \
+                    FROM disputes WHERE status <> 'open') o \
+                WHERE o.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
+                    JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
+                    WHERE e.merchant_id = o.merchant_id AND e.source = o.source)",
+    },
+    Check {
         name: "holds",
         description: "money that is set aside for nothing, or not set aside for what is pending",
         query: "SELECT coalesce(h.source, o.source) FROM ledger_holds h \
@@ -177,6 +192,11 @@ const CHECKS: &[Check] = &[
         description: "requests that wait for an operator, or that nobody has worked on for an hour",
         query: "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \
                 AND (parked_at IS NOT NULL OR lease_expires_at < clock_timestamp() - interval '1 hour')",
+    },
+    Check {
+        name: "overdue_events",
+        description: "events of the acquirer that have waited for too long for what they are about",
+        query: "SELECT event_id || ' ' || type FROM acquirer_events WHERE overdue_at IS NOT NULL",
     },
     Check {
         name: "missing_events",

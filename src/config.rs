@@ -14,6 +14,8 @@ use crate::idempotency::recovery::Recovery;
 use crate::processor::HttpSettings;
 use crate::reconcile;
 use crate::vault::MASTER_KEY_LENGTH_MIN;
+use crate::webhooks::inbound;
+use crate::webhooks::signature::Secret;
 
 /// What an attempt needs beside the processor's time: for the transaction that finishes it.
 const LEASE_MARGIN_MS: u64 = 500;
@@ -226,6 +228,15 @@ pub struct Config {
     #[command(flatten)]
     pub reconcile: reconcile::Options,
 
+    /// What the acquirer signs its events with: whsec_ and base64. Several, separated by commas, while it changes over
+    /// from one to the next. Without, its events are refused
+    #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
+    pub webhook_secret: Option<SecretString>,
+
+    /// How its events are treated
+    #[command(flatten)]
+    pub acquirer_events: inbound::Options,
+
     /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
     #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
     pub ready_without_acquirer: bool,
@@ -258,6 +269,8 @@ impl Config {
             acquirer: AcquirerOptions::none(),
             reconcile_interval_ms: 600_000,
             reconcile: reconcile::Options::default(),
+            webhook_secret: None,
+            acquirer_events: inbound::Options::default(),
             ready_without_acquirer: false,
             sandbox_journal: None,
         }
@@ -281,7 +294,13 @@ impl Config {
                 self.acquirer.request_timeout_ms, self.processor_timeout_ms
             ));
         }
-        Ok(())
+        self.webhook_secrets().map(|_| ())
+    }
+
+    /// What the acquirer may sign with. The error is a sentence.
+    pub fn webhook_secrets(&self) -> Result<Vec<Secret>, String> {
+        let secrets = self.webhook_secret.as_ref().map(ExposeSecret::expose_secret).unwrap_or_default();
+        secrets.split(',').map(str::trim).filter(|secret| !secret.is_empty()).map(Secret::parse).collect()
     }
 
     /// See [`pool_timeout_ms`](Self::pool_timeout_ms).

@@ -22,6 +22,7 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::ids::{ChargeId, DisputeId, MerchantId};
+use crate::learned::Learned;
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::lists::{List, Parameters, load_page};
 use crate::money::{Currency, Money};
@@ -73,6 +74,7 @@ struct DisputeRow {
     reason: Option<String>,
     created_at: DateTime<Utc>,
     closed_at: Option<DateTime<Utc>>,
+    acquirer_id: Option<String>,
 }
 
 impl DisputeRow {
@@ -83,6 +85,20 @@ impl DisputeRow {
             .first(conn)
             .optional()?
             .ok_or(Error::DisputeNotFound)
+    }
+
+    /// The dispute that the acquirer calls `acquirer_id`.
+    fn known_as(
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        acquirer_id: &str,
+    ) -> Result<Option<Self>, Error> {
+        Ok(disputes::table
+            .filter(disputes::merchant_id.eq(merchant))
+            .filter(disputes::acquirer_id.eq(acquirer_id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?)
     }
 
     fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Dispute, Error> {
@@ -108,24 +124,38 @@ impl DisputeRow {
     }
 }
 
-/// Opens a dispute over all of a charge that is captured and not refunded.
+/// Opens the dispute that the acquirer calls `acquirer_id`, over all of a charge that is captured and not refunded.
 ///
-/// Errors: `charge_not_found`; `None` for a charge that isn't captured, is refunded in full, or disputed
-/// already.
+/// Errors: `charge_not_found`.
 ///
 /// Locks: the charge, the merchant's `merchant_payable` account.
 pub fn open(
     conn: &mut PgConnection,
     merchant: MerchantId,
     charge_id: ChargeId,
+    acquirer_id: &str,
     reason: Option<String>,
     now: DateTime<Utc>,
-) -> Result<Option<Dispute>, Error> {
+) -> Result<Learned, Error> {
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    let disputable = matches!(charge.status()?, ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded);
+    if DisputeRow::known_as(conn, merchant, acquirer_id)?.is_some() {
+        return Ok(Learned::Unchanged);
+    }
+    let status = charge.status()?;
     let amount = charge.money(charge.refundable())?;
-    if !disputable || amount.amount().is_zero() {
-        return Ok(None);
+    match status {
+        ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded if !amount.amount().is_zero() => {}
+        ChargeStatus::Processing
+        | ChargeStatus::RequiresCapture
+        | ChargeStatus::Succeeded
+        | ChargeStatus::PartiallyRefunded => return Ok(Learned::too_early("charge", status.as_str())),
+        // The end of the other dispute may be on its way.
+        ChargeStatus::Disputed if is_any_open(conn, merchant, charge_id)? => {
+            return Ok(Learned::too_early("charge", status.as_str()));
+        }
+        ChargeStatus::Failed | ChargeStatus::Canceled | ChargeStatus::Refunded | ChargeStatus::Disputed => {
+            return Ok(Learned::contradicted("charge", status.as_str()));
+        }
     }
     let id = DisputeId::at(now);
     let entry = JournalEntry::new(id.to_string())
@@ -144,9 +174,20 @@ pub fn open(
         reason,
         created_at: now,
         closed_at: None,
+        acquirer_id: Some(acquirer_id.to_owned()),
     };
     diesel::insert_into(disputes::table).values(&row).execute(conn)?;
-    row.record(conn, EventType::DisputeOpened).map(Some)
+    row.record(conn, EventType::DisputeOpened)?;
+    Ok(Learned::Applied)
+}
+
+/// Whether a charge has an open dispute.
+fn is_any_open(conn: &mut PgConnection, merchant: MerchantId, charge_id: ChargeId) -> Result<bool, Error> {
+    let open = disputes::table
+        .filter(disputes::merchant_id.eq(merchant))
+        .filter(disputes::charge_id.eq(charge_id))
+        .filter(disputes::status.eq("open"));
+    Ok(diesel::select(diesel::dsl::exists(open)).get_result(conn)?)
 }
 
 /// How a dispute ended for the merchant.
@@ -158,29 +199,36 @@ pub enum Verdict {
     Lost,
 }
 
-/// Closes an open dispute.
+/// Closes the dispute of a charge that the acquirer calls `acquirer_id`.
 ///
-/// Errors: `dispute_not_found`; `None` for a dispute that is closed already, which stays as it is.
+/// Errors: `charge_not_found`.
 ///
 /// Locks: the charge, which all that changes its disputes locks first.
 pub fn close(
     conn: &mut PgConnection,
     merchant: MerchantId,
-    id: DisputeId,
+    charge_id: ChargeId,
+    acquirer_id: &str,
     verdict: Verdict,
     now: DateTime<Utc>,
-) -> Result<Option<Dispute>, Error> {
-    let charge_id = DisputeRow::find(conn, merchant, id)?.charge_id;
-    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    // Again, now that nobody else can be changing it.
-    let mut row = DisputeRow::find(conn, merchant, id)?;
-    if row.status != "open" {
-        return Ok(None);
-    }
+) -> Result<Learned, Error> {
     let (status, event, credited) = match verdict {
         Verdict::Won => ("won", EventType::DisputeWon, AccountKind::MerchantPayable),
         Verdict::Lost => ("lost", EventType::DisputeLost, AccountKind::AcquirerClearing),
     };
+    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+    let Some(mut row) = DisputeRow::known_as(conn, merchant, acquirer_id)? else {
+        return Ok(Learned::TooEarly("The dispute hasn't been opened.".to_owned()));
+    };
+    if row.charge_id != charge_id {
+        return Ok(Learned::Contradicted(format!("The dispute is of charge {}.", row.charge_id)));
+    }
+    match row.status.as_str() {
+        "open" => {}
+        known if known == status => return Ok(Learned::Unchanged),
+        other => return Ok(Learned::contradicted("dispute", other)),
+    }
+    let id = row.id;
     let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
     let entry = JournalEntry::new(format!("{id}:{status}"))
         .debit(AccountKind::DisputesHeld, amount)
@@ -195,7 +243,8 @@ pub fn close(
     diesel::update(disputes::table.find((merchant, id)))
         .set((disputes::status.eq(&row.status), disputes::closed_at.eq(row.closed_at)))
         .execute(conn)?;
-    row.record(conn, event).map(Some)
+    row.record(conn, event)?;
+    Ok(Learned::Applied)
 }
 
 problems!(GetProblems, reading: DisputeNotFound);

@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use crate::ids::ChargeId;
 use crate::money::{Currency, Money};
+use crate::webhooks::signature::Refusal;
 
 macro_rules! codes {
     ($($name:ident: $code:literal, $status:literal, $retryable:literal, $final:literal, $title:literal,
@@ -91,6 +92,9 @@ codes! {
     OperatorKeyRequired: "operator_key_required", 403, false, false, "Operator key required",
         "Only operators reach `/v1/operator/*`; a merchant's key doesn't.",
         "Use an operator key (`ok_…`).";
+    WebhookSignatureInvalid: "webhook_signature_invalid", 401, false, false, "Webhook signature invalid",
+        "The message isn't signed as Standard Webhooks says, not by one of the secrets that we share, or its timestamp is more than five minutes from our clock. Nothing was stored.",
+        "Sign the bytes of the body, at the time of sending, with the current secret, and send `webhook-id`, `webhook-timestamp` and `webhook-signature` once each.";
     RouteNotFound: "route_not_found", 404, false, false, "No such route",
         "Nothing is served under this path.",
         "Check the path against the API reference at `/docs`.";
@@ -190,6 +194,9 @@ codes! {
     DisputeNotFound: "dispute_not_found", 404, false, true, "No such dispute",
         "There is no dispute with this id, or it belongs to another merchant.",
         "Check the id, and that the API key is the one of the merchant whose charge is disputed.";
+    AcquirerEventNotFound: "acquirer_event_not_found", 404, false, true, "No such event of the acquirer",
+        "There is no event with this id, or it came so long ago that it isn't kept any more.",
+        "Check the id (`ae_…`): the list finds it by the acquirer's own id with `event_id=`.";
     AccountNotFound: "account_not_found", 404, false, true, "No such ledger account",
         "There is no ledger account with this id, or it belongs to another merchant.",
         "List the accounts; they are made when something is first posted to them.";
@@ -335,6 +342,10 @@ pub enum Error {
     PayoutNotFound,
     #[error("There is no such dispute.")]
     DisputeNotFound,
+    #[error("There is no such event of the acquirer.")]
+    AcquirerEventNotFound,
+    #[error("The message {}.", .0.reason())]
+    WebhookSignatureInvalid(Refusal),
     #[error("There is no such ledger account.")]
     AccountNotFound,
     #[error("There is no such journal entry.")]
@@ -409,6 +420,8 @@ impl Error {
             Self::RefundNotFound => Code::RefundNotFound,
             Self::PayoutNotFound => Code::PayoutNotFound,
             Self::DisputeNotFound => Code::DisputeNotFound,
+            Self::AcquirerEventNotFound => Code::AcquirerEventNotFound,
+            Self::WebhookSignatureInvalid(_) => Code::WebhookSignatureInvalid,
             Self::AccountNotFound => Code::AccountNotFound,
             Self::JournalEntryNotFound => Code::JournalEntryNotFound,
         }

@@ -119,6 +119,7 @@ pub enum Patch<T> {
 pub struct Fields<'a> {
     members: &'a Map<String, Value>,
     known: HashSet<&'static str>,
+    is_open: bool,
     errors: Vec<FieldError>,
 }
 
@@ -131,21 +132,53 @@ impl<'a> Fields<'a> {
                 detail: "must be a JSON object".to_owned(),
             }]));
         };
-        let mut fields = Fields { members, known: HashSet::new(), errors: Vec::new() };
+        match Fields::read_members(members, read) {
+            (Some(value), errors) if errors.is_empty() => Ok(value),
+            (_, errors) => Err(Error::ValidationFailed(errors)),
+        }
+    }
+
+    fn read_members<T>(
+        members: &'a Map<String, Value>,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> (Option<T>, Vec<FieldError>) {
+        let mut fields = Fields { members, known: HashSet::new(), is_open: false, errors: Vec::new() };
         let value = read(&mut fields);
-        let unknown: Vec<_> = members
-            .keys()
-            .filter(|name| !fields.known.contains(name.as_str()))
-            .take(UNKNOWN_MAX)
-            .cloned()
-            .collect();
+        let is_unknown = |name: &&String| !fields.is_open && !fields.known.contains(name.as_str());
+        let unknown: Vec<_> = members.keys().filter(is_unknown).take(UNKNOWN_MAX).cloned().collect();
         for name in unknown {
             fields.error(&name, "is not a known field");
         }
-        match value {
-            Some(value) if fields.errors.is_empty() => Ok(value),
-            _ => Err(Error::ValidationFailed(fields.errors)),
-        }
+        (value, fields.errors)
+    }
+
+    /// Lets fields pass that aren't known: where somebody else decides what there is.
+    pub fn allow_unknown(&mut self) {
+        self.is_open = true;
+    }
+
+    /// A required object, whose fields are read with `read`.
+    pub fn object<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let Value::Object(members) = self.required(name)? else {
+            self.error(name, "must be an object");
+            return None;
+        };
+        let (value, errors) = Fields::read_members(members, read);
+        self.errors.extend(errors.into_iter().map(|error| FieldError {
+            pointer: format!("{}{}", pointer(&[name]), error.pointer),
+            detail: error.detail,
+        }));
+        value
+    }
+
+    /// The same for an object that may be left out or be something else; then there is nothing in it.
+    pub fn object_if_any<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        self.take(name)?.as_object()?;
+        self.object(name, read)
     }
 
     /// Notes that `name` isn't valid.
@@ -229,6 +262,16 @@ impl<'a> Fields<'a> {
     /// is `Some(None)` here.
     pub fn id<T: std::str::FromStr>(&mut self, name: &'static str) -> Option<Option<T>> {
         self.text(name, TEXT_MAX).map(|text| text.parse().ok())
+    }
+
+    /// A required id that must be one of its kind; `detail` says which.
+    pub fn well_formed_id<T: FromStr>(&mut self, name: &'static str, detail: &str) -> Option<T> {
+        let text = self.text(name, TEXT_MAX)?;
+        let id = text.parse().ok();
+        if id.is_none() {
+            self.error(name, detail);
+        }
+        id
     }
 
     /// A required decimal string from 0 to `max` with at most `scale` decimals.

@@ -107,6 +107,10 @@ id!(
     PayoutId, "po_"
 );
 id!(
+    /// A payment of the acquirer to us; the acquirer makes it.
+    SettlementId, "set_"
+);
+id!(
     /// A dispute.
     DisputeId, "dp_"
 );
@@ -129,6 +133,10 @@ id!(
 id!(
     /// An event: a recorded state change.
     EventId, "evt_"
+);
+id!(
+    /// An event that the acquirer has told us of.
+    AcquirerEventId, "ae_"
 );
 id!(
     /// An endpoint that events are delivered to.

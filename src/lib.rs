@@ -54,7 +54,8 @@
 //! |---|---|---|
 //! | [`idempotency`] | runs a request at most once per key | charges, money |
 //! | [`ledger`] | posts balanced entries, computes balances | charges, HTTP, keys |
-//! | [`charges`], [`refunds`], [`payouts`], [`disputes`] | a resource each: states, types, handlers, domain | how keys work |
+//! | [`charges`], [`refunds`], [`payouts`], [`disputes`], [`settlements`] | a resource each: states, types, handlers, domain | how keys work |
+//! | [`learned`] | what comes of the acquirer's word | |
 //! | [`ledger_api`], [`balance`], [`lists`], [`journal`] | the ledger and its lists as a merchant reads them | |
 //! | [`keys_api`], [`policies_api`], [`shell`] | what has become of a key, what is stuck, by which rules: over HTTP and from a shell | how it's decided |
 //! | [`metrics`] | counts and measures | |
@@ -122,6 +123,7 @@ pub mod idempotency;
 pub mod ids;
 pub mod journal;
 pub mod keys_api;
+pub mod learned;
 pub mod ledger;
 pub mod ledger_api;
 pub mod lists;
@@ -140,6 +142,7 @@ pub mod request;
 #[expect(missing_docs, reason = "the migrations describe each table and column")]
 pub mod schema;
 pub mod server;
+pub mod settlements;
 pub mod shell;
 pub mod sql;
 pub mod time;

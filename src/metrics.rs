@@ -62,6 +62,14 @@ pub struct Metrics {
     pub reconciled_at: Gauge,
     /// Authorizations without a charge that were voided.
     pub orphans_voided: IntCounter,
+    /// Messages of the acquirer that were refused, by reason.
+    pub webhooks_refused: IntCounterVec,
+    /// Events of the acquirer, by type and what has come of them.
+    pub acquirer_events: IntCounterVec,
+    /// Events of the acquirer that wait for what they are about.
+    pub acquirer_events_parked: IntGauge,
+    /// Those that have waited for too long.
+    pub acquirer_events_overdue: IntGauge,
     /// Size of the pool.
     pub pool_size: IntGauge,
     /// Connections in use.
@@ -217,6 +225,28 @@ impl Metrics {
             orphans_voided: register!(IntCounter::new(
                 "oncepay_reconciliation_orphans_voided_total",
                 "Authorizations without a charge that were voided."
+            )),
+            webhooks_refused: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_acquirer_webhooks_refused_total",
+                    "Messages to the acquirer's webhook that aren't signed, by reason (malformed, out_of_time, forged)."
+                ),
+                &["reason"]
+            )),
+            acquirer_events: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_acquirer_events_total",
+                    "Events of the acquirer, by type and outcome (applied, unchanged, contradicted, unknown, parked)."
+                ),
+                &["type", "outcome"]
+            )),
+            acquirer_events_parked: register!(IntGauge::new(
+                "oncepay_acquirer_events_parked",
+                "Events of the acquirer that wait for what they are about, at the last look."
+            )),
+            acquirer_events_overdue: register!(IntGauge::new(
+                "oncepay_acquirer_events_overdue",
+                "Events of the acquirer that have waited for too long, at the last look."
             )),
             pool_size: register!(IntGauge::new(
                 "oncepay_db_pool_size",

@@ -14,11 +14,14 @@ use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{Ref, RefOr, Required};
 
 use crate::error::{CatalogueEntry, Code, Error, SUSPECTED_DUPLICATE_OF};
-use crate::idempotency::{Engine, Policy, Registered};
+use crate::idempotency::{Caller, Engine, Policy, Registered};
+use crate::webhooks::signature;
 
 /// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
 /// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
@@ -50,6 +53,8 @@ const MERCHANT: &[Code] =
 /// What a request with an operator's key can be refused with.
 const OPERATOR: &[Code] =
     &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyRequired];
+/// What a message of the acquirer can be refused with.
+const ACQUIRER: &[Code] = &[Code::WebhookSignatureInvalid];
 /// What a query string can be refused with.
 const QUERY: &[Code] = &[Code::ValidationFailed];
 /// What a request that goes through the idempotency engine can be refused with.
@@ -82,6 +87,12 @@ pub(crate) fn listing() -> Vec<Code> {
 /// Changes by a merchant.
 pub(crate) fn mutating() -> Vec<Code> {
     [MERCHANT, CHANGE, ANY].concat()
+}
+
+/// Messages of the acquirer.
+pub(crate) fn receiving() -> Vec<Code> {
+    let needs_key = |code: &Code| *code != Code::IdempotencyKeyMissing;
+    [ACQUIRER, CHANGE, ANY].concat().into_iter().filter(needs_key).collect()
 }
 
 /// Reads of an operator.
@@ -188,6 +199,7 @@ fn string_header(description: &str) -> utoipa::openapi::header::Header {
         (name = "Payouts", description = "Money sent to the merchant's bank."),
         (name = "Disputes", description = "Charges that a customer contests."),
         (name = "Balance", description = "What the merchant has."),
+        (name = "Webhooks", description = "What the acquirer tells us."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
         (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
         (name = "API keys", description = "What authenticates the merchant."),
@@ -230,9 +242,21 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
                 .build(),
         ),
     );
+    components.add_security_scheme(
+        "webhook_signature",
+        SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
+            signature::SIGNATURE,
+            "Signatures by a secret that the acquirer and we share, as Standard Webhooks says: `v1,` and the HMAC-SHA-256 \
+             of `{webhook-id}.{webhook-timestamp}.{body}` in base64.",
+        ))),
+    );
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
-        let scheme = if path.starts_with("/v1/operator") { "operator_key" } else { "api_key" };
+        let scheme = match path.as_str() {
+            "/v1/webhooks/acquirer" => "webhook_signature",
+            path if path.starts_with("/v1/operator") => "operator_key",
+            _ => "api_key",
+        };
         let operations = [
             (HttpMethod::Get, &mut item.get),
             (HttpMethod::Post, &mut item.post),
@@ -295,17 +319,21 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
         body.required = Some(if registered.body_optional { Required::False } else { Required::True });
     }
     let parameters = operation.parameters.get_or_insert_default();
-    parameters.push(
-        header_parameter(
-            "Idempotency-Key",
-            "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
-             structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
-        )
-        .required(Required::True)
-        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
-        .build()
-        .into(),
-    );
+    if registered.caller == Caller::Acquirer {
+        for (name, description, example) in [
+            (
+                signature::ID,
+                "Names the event; it's the idempotency key.",
+                "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+            ),
+            (signature::TIMESTAMP, "When this was sent, in seconds since 1970.", "1769851800"),
+        ] {
+            let parameter = header_parameter(name, description).required(Required::True);
+            parameters.push(parameter.example(Some(json!(example))).build().into());
+        }
+    } else {
+        parameters.push(idempotency_key_parameter());
+    }
     parameters.push(
         header_parameter(
             "Prefer",
@@ -343,8 +371,20 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
             response.headers.insert(SUSPECTED_DUPLICATE_OF.to_owned(), string_header(description).into());
         }
     }
-    let extension = x_idempotency(registered, &Policy::default());
+    let extension = x_idempotency(registered, &(registered.policy)());
     operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
+}
+
+fn idempotency_key_parameter() -> RefOr<Parameter> {
+    header_parameter(
+            "Idempotency-Key",
+            "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
+             structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
+        )
+        .required(Required::True)
+        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
+        .build()
+        .into()
 }
 
 /// The problems that a response lists.

@@ -26,6 +26,7 @@ use crate::idempotency::{
     Resource,
 };
 use crate::ids::{MerchantId, PayoutId};
+use crate::learned::Learned;
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::lists::{List, Parameters, load_page};
 use crate::money::{Currency, Money};
@@ -240,7 +241,7 @@ pub enum Settlement {
 
 /// Settles a payout that is in transit, by the acquirer's word.
 ///
-/// Errors: `payout_not_found`; `None` for a payout that isn't in transit, which stays as it is.
+/// Errors: `payout_not_found`.
 ///
 /// Locks: the payout.
 pub fn settle(
@@ -249,22 +250,26 @@ pub fn settle(
     id: PayoutId,
     settlement: Settlement,
     now: DateTime<Utc>,
-) -> Result<Option<Payout>, Error> {
-    let mut row = PayoutRow::lock(conn, merchant, id)?;
-    if row.status != "in_transit" {
-        return Ok(None);
-    }
+) -> Result<Learned, Error> {
     let (status, event, credited) = match settlement {
         Settlement::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
         Settlement::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
     };
+    let mut row = PayoutRow::lock(conn, merchant, id)?;
+    match row.status.as_str() {
+        "in_transit" => {}
+        "pending" => return Ok(Learned::too_early("payout", "pending")),
+        known if known == status => return Ok(Learned::Unchanged),
+        other => return Ok(Learned::contradicted("payout", other)),
+    }
     let entry = JournalEntry::new(format!("{id}:{status}"))
         .debit(AccountKind::PayoutsInTransit, row.money()?)
         .credit(credited, row.money()?);
     ledger::post(conn, merchant, &entry)?;
     row.status = status.to_owned();
     row.settled_at = Some(now);
-    row.save(conn, event).map(Some)
+    row.save(conn, event)?;
+    Ok(Learned::Applied)
 }
 
 problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, OutcomeUnknown);

@@ -4,10 +4,11 @@
 //! |---|---|---|
 //! | – | `pending` | the claim: the amount is reserved in the charge and held in the ledger |
 //! | `pending` | `succeeded` | the processor has done it |
+//! | `succeeded` | `failed` | it came back, by the acquirer's word ([`fail`]) |
 //!
 //! A client never sees `pending` in an answer, since it gets one when the refund has succeeded; a list shows
-//! it. The ledger's entry debits `merchant_payable` and credits `acquirer_clearing`. The fee of the charge
-//! isn't returned.
+//! it. The ledger's entry debits `merchant_payable` and credits `acquirer_clearing`; a refund that came back is undone by
+//! the opposite entry, and what it had refunded of the charge can be refunded again. The fee of the charge isn't returned.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -29,6 +30,7 @@ use crate::idempotency::{
     Resource,
 };
 use crate::ids::{ChargeId, MerchantId, RefundId};
+use crate::learned::Learned;
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::lists::{List, Parameters, load_page};
 use crate::money::{Currency, Money, PlainAmount};
@@ -49,7 +51,7 @@ pub struct Refund {
     /// The charge that it's of.
     #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     charge_id: ChargeId,
-    /// `pending` while the processor is being asked, then `succeeded`.
+    /// `pending` while the processor is being asked, then `succeeded`; `failed` if it came back.
     #[schema(example = "succeeded")]
     status: String,
     /// At the currency's scale.
@@ -67,6 +69,9 @@ pub struct Refund {
     /// When it was first asked for.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
+    /// When it came back.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    failed_at: Option<Timestamp>,
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -81,6 +86,7 @@ struct RefundRow {
     reason: Option<String>,
     metadata: serde_json::Value,
     created_at: DateTime<Utc>,
+    failed_at: Option<DateTime<Utc>>,
 }
 
 impl RefundRow {
@@ -91,6 +97,17 @@ impl RefundRow {
             .first(conn)
             .optional()?
             .ok_or(Error::RefundNotFound)
+    }
+
+    /// Writes the state, and the event that tells of it.
+    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Refund, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        diesel::update(refunds::table.find((merchant, id)))
+            .set((refunds::status.eq(&self.status), refunds::failed_at.eq(self.failed_at)))
+            .execute(conn)?;
+        let refund = self.into_refund()?;
+        events::record(conn, merchant, event, id.0, &refund)?;
+        Ok(refund)
     }
 
     fn into_refund(self) -> Result<Refund, Error> {
@@ -105,6 +122,7 @@ impl RefundRow {
             reason: self.reason,
             metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
             created_at: Timestamp(self.created_at),
+            failed_at: self.failed_at.map(Timestamp),
         })
     }
 }
@@ -195,6 +213,7 @@ impl ExternalOperation for CreateRefund {
             reason: self.reason.clone(),
             metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
             created_at: context.claimed_at(),
+            failed_at: None,
         };
         diesel::insert_into(refunds::table).values(&row).execute(conn)?;
         Ok(Prepared { authorization_id: charge.authorization_id, amount })
@@ -242,15 +261,47 @@ impl ExternalOperation for CreateRefund {
         }
         charge.save(conn, EventType::ChargeRefunded)?;
         row.status = "succeeded".to_owned();
-        diesel::update(refunds::table.find((merchant, id)))
-            .set(refunds::status.eq(&row.status))
-            .execute(conn)?;
-        let refund = row.into_refund()?;
-        events::record(conn, merchant, EventType::RefundSucceeded, id.0, &refund)?;
+        let refund = row.save(conn, EventType::RefundSucceeded)?;
         Ok(Reply::json(StatusCode::CREATED, &refund)?
             .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
             .into())
     }
+}
+
+/// Undoes a refund that came back, by the acquirer's word.
+///
+/// Errors: `refund_not_found`.
+///
+/// Locks: the charge, which all that changes its refunds locks first.
+pub fn fail(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: RefundId,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
+    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+    // Again, now that nobody else can be changing it.
+    let mut row = RefundRow::find(conn, merchant, id)?;
+    match row.status.as_str() {
+        "succeeded" => {}
+        "pending" => return Ok(Learned::too_early("refund", "pending")),
+        _ => return Ok(Learned::Unchanged),
+    }
+    let amount = charge.money(row.amount)?;
+    let entry = JournalEntry::new(format!("{id}:failed"))
+        .debit(AccountKind::AcquirerClearing, amount)
+        .credit(AccountKind::MerchantPayable, amount);
+    ledger::post(conn, merchant, &entry)?;
+    charge.amount_refunded -= row.amount;
+    if charge.status()? != ChargeStatus::Disputed {
+        charge.set_captured_status();
+    }
+    charge.save(conn, EventType::ChargeRefundFailed)?;
+    row.status = "failed".to_owned();
+    row.failed_at = Some(now);
+    row.save(conn, EventType::RefundFailed)?;
+    Ok(Learned::Applied)
 }
 
 problems!(

@@ -43,6 +43,25 @@ diesel::table! {
 }
 
 diesel::table! {
+    acquirer_events (id) {
+        id -> Uuid,
+        event_id -> Text,
+        #[sql_name = "type"]
+        type_ -> Text,
+        body -> Bytea,
+        merchant_id -> Nullable<Uuid>,
+        object_id -> Nullable<Uuid>,
+        state -> Text,
+        detail -> Nullable<Text>,
+        received_at -> Timestamptz,
+        attempts -> Integer,
+        due_at -> Nullable<Timestamptz>,
+        overdue_at -> Nullable<Timestamptz>,
+        settled_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
     charges (merchant_id, id) {
         merchant_id -> Uuid,
         id -> Uuid,
@@ -90,6 +109,7 @@ diesel::table! {
         reason -> Nullable<Text>,
         metadata -> Jsonb,
         created_at -> Timestamptz,
+        failed_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -118,6 +138,7 @@ diesel::table! {
         reason -> Nullable<Text>,
         created_at -> Timestamptz,
         closed_at -> Nullable<Timestamptz>,
+        acquirer_id -> Nullable<Text>,
     }
 }
 

@@ -17,10 +17,11 @@ use crate::config::Config;
 use crate::db::{Db, POOLS_MAX};
 use crate::error::Error;
 use crate::health::Readiness;
-use crate::idempotency::{Engine, Registered};
+use crate::idempotency::{AcquirerSecrets, Engine, Registered};
 use crate::metrics::Metrics;
 use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
+use crate::webhooks::inbound;
 use crate::{
     api_keys, balance, charges, disputes, health, keys_api, ledger, ledger_api, merchants, metrics, openapi,
     operator, payouts, policies_api, problems, reconcile, refunds, request,
@@ -46,6 +47,7 @@ fn api(config: &mut ServiceConfig) {
         .service(payouts::get)
         .service(disputes::list)
         .service(disputes::get)
+        .service(inbound::receive)
         .service(api_keys::create)
         .service(api_keys::list)
         .service(api_keys::revoke)
@@ -59,6 +61,9 @@ fn api(config: &mut ServiceConfig) {
         .service(keys_api::get_any)
         .service(keys_api::retry)
         .service(keys_api::release)
+        .service(inbound::api::list)
+        .service(inbound::api::get)
+        .service(inbound::api::replay)
         .service(policies_api::list)
         .service(policies_api::list_for_operators)
         .service(policies_api::get)
@@ -83,6 +88,8 @@ pub fn operations() -> Vec<Registered> {
         Registered::local::<charges::update::UpdateCharge>(),
         Registered::external::<refunds::CreateRefund>(),
         Registered::external::<payouts::CreatePayout>(),
+        Registered::local::<inbound::ReceiveEvent>(),
+        Registered::local::<inbound::api::ReplayEvent>(),
         Registered::local::<api_keys::CreateApiKey>(),
         Registered::local::<api_keys::RevokeApiKey>(),
         Registered::local::<merchants::CreateMerchant>(),
@@ -161,6 +168,7 @@ impl Bound {
         let methods = Arc::new(methods_by_path(&document));
         let document = web::Data::new(document);
         let known_keys = web::Data::new(KnownKeys::default());
+        let acquirer_secrets = web::Data::new(AcquirerSecrets(config.webhook_secrets()?));
         let shared_metrics = Arc::clone(&metrics);
         let metrics = web::Data::from(metrics);
         let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
@@ -176,6 +184,7 @@ impl Bound {
                 .app_data(web::Data::new(db.clone()))
                 .app_data(web::Data::new(engine.clone()))
                 .app_data(known_keys.clone())
+                .app_data(acquirer_secrets.clone())
                 .app_data(document.clone())
                 .app_data(metrics.clone())
                 .app_data(readiness.clone())
@@ -224,9 +233,14 @@ impl Bound {
                 acquirer,
                 config.reconcile,
                 interval,
-                shared_metrics,
+                Arc::clone(&shared_metrics),
             ));
         }
+        actix_web::rt::spawn(inbound::keep_trying(
+            roll_up_db.clone(),
+            config.acquirer_events,
+            shared_metrics,
+        ));
         actix_web::rt::spawn(ledger::keep_rolling_up(
             roll_up_db,
             Duration::from_millis(config.roll_up_interval_ms),

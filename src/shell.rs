@@ -335,8 +335,9 @@ pub fn policies(command: Policies, out: &mut impl Write) -> Result<(), String> {
 
 /// All policies, with the rows that were missing.
 fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
-    let operations: Vec<_> = server::operations().iter().map(|operation| operation.name).collect();
-    policy::add_missing(conn, &operations).and_then(|()| policy::load(conn)).map_err(|error| sentence(&error))
+    policy::add_missing(conn, &server::operations())
+        .and_then(|()| policy::load(conn))
+        .map_err(|error| sentence(&error))
 }
 
 /// What a policy says, as it can be set.

@@ -110,11 +110,15 @@ impl Scene {
             "merchants",
             "merchant_pricing",
             "idempotency_policy_changes",
+            "disputes",
+            "acquirer_events",
         ];
         let mut effects: Vec<_> = tables.iter().map(|table| self.database.rows(table).to_string()).collect();
         effects.push(
             self.database.count("SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL").to_string(),
         );
+        effects
+            .push(self.database.count("SELECT coalesce(sum(attempts), 0) FROM acquirer_events").to_string());
         effects.push(
             self.database
                 .count("SELECT count(*) FROM idempotency_keys WHERE key LIKE 'stuck-%' AND recoveries = 0")
@@ -174,7 +178,7 @@ fn stuck(scene: &Scene) -> String {
     format!("/v1/operator/idempotency-keys/{}/{key}", scene.merchant_id)
 }
 
-const OPERATIONS: [Operation; 13] = [
+const OPERATIONS: [Operation; 15] = [
     Operation {
         name: "charges.create",
         call: Some("authorize"),
@@ -222,6 +226,30 @@ const OPERATIONS: [Operation; 13] = [
         name: "charges.update",
         call: None,
         prepare: |scene| ("PATCH", charge(&scene.merchant, true), json!({"description": "new"})),
+        status: 200,
+    },
+    Operation {
+        name: "webhooks.acquirer",
+        call: None,
+        prepare: |scene| {
+            let charge = charge(&scene.merchant, true);
+            let reference = charge.trim_start_matches("/v1/charges/");
+            let data = json!({"merchant": scene.merchant_id, "reference": reference, "dispute": fresh_key()});
+            ("POST", ACQUIRER_WEBHOOK.to_owned(), json!({"type": "dispute.opened", "data": data}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "acquirer_events.replay",
+        call: None,
+        prepare: |scene| {
+            let event_id = fresh_key();
+            let event = json!({"type": "nothing.known"});
+            scene.merchant.send("POST", ACQUIRER_WEBHOOK, &event_id, &event).expect(200);
+            let path = "/v1/operator/acquirer-events";
+            let found = scene.operator.get(&format!("{path}?event_id={event_id}")).expect(200).json();
+            ("POST", format!("{path}/{}/replay", found["data"][0]["id"].as_str().unwrap()), json!({}))
+        },
         status: 200,
     },
     Operation {

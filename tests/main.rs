@@ -11,6 +11,7 @@ mod contract_table;
 mod crashes;
 mod dev_command;
 mod faults;
+mod inbound;
 mod known_bugs;
 mod ledger;
 mod lifetime;

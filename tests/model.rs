@@ -13,6 +13,7 @@ use diesel::PgConnection;
 use oncepay::charges::{self, Settlement};
 use oncepay::disputes::{self, Verdict};
 use oncepay::ids::MerchantId;
+use oncepay::learned::Learned;
 use oncepay::payouts;
 use oncepay::processor::Decline;
 use proptest::prelude::*;
@@ -360,8 +361,8 @@ impl Player {
                 let settlement =
                     if approved { Settlement::Approved } else { Settlement::Declined(Decline::Generic) };
                 let id = charge.id.parse().unwrap();
-                let settled =
-                    charges::settle(&mut self.conn, merchant, id, settlement, Utc::now()).unwrap().is_some();
+                let settled = charges::settle(&mut self.conn, merchant, id, settlement, Utc::now()).unwrap()
+                    == Learned::Applied;
                 assert_eq!(settled, charge.status == "processing");
                 match (settled, approved, charge.capture) {
                     (false, ..) => {}
@@ -377,7 +378,7 @@ impl Player {
                 let settled =
                     payouts::settle(&mut self.conn, merchant, id.parse().unwrap(), settlement, Utc::now())
                         .unwrap()
-                        .is_some();
+                        == Learned::Applied;
                 assert_eq!(settled, !was_settled);
                 if settled {
                     self.model.payouts[index].3 = true;
@@ -390,30 +391,27 @@ impl Player {
                 let charge = &mut self.model.charges[index];
                 let left = charge.captured - charge.refunded;
                 let id = charge.id.parse().unwrap();
-                let dispute = disputes::open(&mut self.conn, merchant, id, None, Utc::now()).unwrap();
+                let name = fresh_key();
+                let opened = disputes::open(&mut self.conn, merchant, id, &name, None, Utc::now()).unwrap();
                 let disputable = matches!(charge.status, "succeeded" | "partially_refunded") && left > 0;
-                assert_eq!(dispute.is_some(), disputable);
-                if let Some(dispute) = dispute {
-                    let dispute = serde_json::to_value(dispute).unwrap();
+                assert_eq!(opened == Learned::Applied, disputable);
+                if disputable {
+                    let path = format!("/v1/disputes?limit=1&charge_id={}", charge.id);
+                    let dispute = &self.client.get(&path).expect(200).json()["data"][0];
                     assert_eq!(dispute["amount"], amount(left, charge.currency));
                     charge.status = "disputed";
                     self.model.available[charge.currency] -= left as i64;
-                    self.model.disputes.push((
-                        dispute["id"].as_str().unwrap().to_owned(),
-                        index,
-                        left,
-                        false,
-                    ));
+                    self.model.disputes.push((name, index, left, false));
                 }
             }
             Step::CloseDispute { dispute, won } => {
                 let Some(number) = pick(dispute, self.model.disputes.len()) else { return };
-                let (id, index, minor, was_closed) = self.model.disputes[number].clone();
+                let (name, index, minor, was_closed) = self.model.disputes[number].clone();
+                let charge_id = self.model.charges[index].id.parse().unwrap();
                 let verdict = if won { Verdict::Won } else { Verdict::Lost };
-                let closed =
-                    disputes::close(&mut self.conn, merchant, id.parse().unwrap(), verdict, Utc::now())
-                        .unwrap()
-                        .is_some();
+                let closed = disputes::close(&mut self.conn, merchant, charge_id, &name, verdict, Utc::now())
+                    .unwrap()
+                    == Learned::Applied;
                 assert_eq!(closed, !was_closed);
                 self.model.disputes[number].3 = true;
                 if closed && won {

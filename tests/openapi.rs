@@ -42,7 +42,11 @@ fn every_operation_is_described_in_full() {
             assert!(operation[text].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {text}");
         }
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name} has no tag");
-        let scheme = if path.starts_with("/v1/operator") { "operator_key" } else { "api_key" };
+        let scheme = match path.as_str() {
+            ACQUIRER_WEBHOOK => "webhook_signature",
+            path if path.starts_with("/v1/operator") => "operator_key",
+            _ => "api_key",
+        };
         assert_eq!(operation["security"][0][scheme], serde_json::json!([]), "{name}");
         for (status, response) in operation["responses"].as_object().unwrap() {
             assert!(!response["description"].as_str().unwrap().is_empty(), "{name} {status}");
@@ -93,7 +97,8 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
             continue;
         }
         let parameters = operation["parameters"].as_array().unwrap();
-        let key = parameters.iter().find(|parameter| parameter["name"] == "Idempotency-Key");
+        let name_of_key = if path == ACQUIRER_WEBHOOK { "webhook-id" } else { "Idempotency-Key" };
+        let key = parameters.iter().find(|parameter| parameter["name"] == name_of_key);
         assert_eq!(key.unwrap_or_else(|| panic!("{method} {path} hides it"))["required"], true);
         assert!(parameters.iter().any(|parameter| parameter["name"] == "Prefer"), "{method} {path}");
         let published = &operation["x-idempotency"];
@@ -101,6 +106,10 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
         let name = operation["operationId"].as_str().unwrap().trim_start_matches("operator.");
         assert_eq!(published["operation"], name);
 
+        if path == ACQUIRER_WEBHOOK {
+            app.client.request("POST", &path).send().expect_problem(401, "webhook_signature_invalid");
+            continue;
+        }
         let concrete: Vec<_> =
             path.split('/').map(|part| if part.starts_with('{') { "some_id" } else { part }).collect();
         let request = client.request(&method.to_uppercase(), &concrete.join("/"));

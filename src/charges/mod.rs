@@ -13,10 +13,11 @@
 //! | `requires_capture` | `canceled` | [cancellation](mod@cancel) |
 //! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::refunds) |
 //! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
+//! | `partially_refunded`, `refunded` | `partially_refunded`, `succeeded` | a refund that came back |
 //! | `succeeded`, `partially_refunded` | `disputed` | a [dispute](crate::disputes) is opened |
 //! | `disputed` | `succeeded`, `partially_refunded` | the dispute is won |
 //!
-//! A charge whose dispute is lost stays `disputed`. `failed`, `canceled` and `refunded` are final. A CHECK in the
+//! A charge whose dispute is lost stays `disputed`. `failed` and `canceled` are final. A CHECK in the
 //! database ties each state to the columns that it implies, and a trigger refuses any other transition.
 //!
 //! # Under way
@@ -43,6 +44,7 @@ use crate::events::{self, EventType};
 use crate::fields::Metadata;
 use crate::idempotency::Effects;
 use crate::ids::{ChargeId, MerchantId};
+use crate::learned::Learned;
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::merchants;
 use crate::money::{Currency, Money, Pricing};
@@ -440,7 +442,7 @@ pub enum Settlement {
 
 /// Settles a charge that is `processing`, by the processor's word.
 ///
-/// Errors: `charge_not_found`; `None` for a charge that isn't `processing` (any more), which stays as it is.
+/// Errors: `charge_not_found`.
 ///
 /// Locks: the charge.
 pub fn settle(
@@ -449,10 +451,17 @@ pub fn settle(
     id: ChargeId,
     settlement: Settlement,
     now: DateTime<Utc>,
-) -> Result<Option<Charge>, Error> {
+) -> Result<Learned, Error> {
     let mut row = ChargeRow::lock(conn, merchant, id)?;
-    if row.status()? != ChargeStatus::Processing {
-        return Ok(None);
+    let status = row.status()?;
+    if status != ChargeStatus::Processing {
+        let was_declined = status == ChargeStatus::Failed;
+        let is_same = was_declined == matches!(settlement, Settlement::Declined(_));
+        return Ok(if is_same {
+            Learned::Unchanged
+        } else {
+            Learned::contradicted("charge", status.as_str())
+        });
     }
     let event = match settlement {
         Settlement::Declined(decline) => {
@@ -469,5 +478,6 @@ pub fn settle(
             EventType::ChargeAuthorized
         }
     };
-    row.save(conn, event).map(Some)
+    row.save(conn, event)?;
+    Ok(Learned::Applied)
 }

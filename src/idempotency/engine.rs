@@ -117,7 +117,7 @@ impl Engine {
             Some((operation.name, Batchers::new(&db, together, timing.lease, batch_size_max, &metrics)))
         });
         let batchers = batchers.collect();
-        let policies = Policies::new(operations.iter().map(|operation| operation.name).collect());
+        let policies = Policies::new(operations.to_vec());
         let waiters = Waiters::new(metrics.waiters.clone());
         Self { inner: Arc::new(Inner { db, processor, vault, timing, metrics, batchers, policies, waiters }) }
     }

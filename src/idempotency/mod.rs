@@ -111,5 +111,8 @@ pub use operation::{Context, ExternalOperation, Finished, LocalOperation, Togeth
 pub use policy::Policy;
 pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};
-pub use request::{BODY_BYTES_MAX, Caller, IdempotentRequest, Input, OPERATORS, Operation, Resource};
+pub use request::{
+    ACQUIRER, AcquirerSecrets, BODY_BYTES_MAX, Caller, IdempotentRequest, Input, OPERATORS, Operation,
+    Resource,
+};
 pub use store::Effects;

@@ -70,6 +70,16 @@ impl Context<'_> {
         self.envelope.actor.as_deref().unwrap_or("unknown")
     }
 
+    /// Id of the acquirer's message that this is about.
+    pub fn event_id(&self) -> Result<&str, Error> {
+        self.envelope.event_id.as_deref().ok_or_else(|| Error::internal("the request is no message"))
+    }
+
+    /// The body as it came.
+    pub fn raw_body(&self) -> &[u8] {
+        &self.envelope.content.raw_body
+    }
+
     /// Where the service counts.
     pub fn metrics(&self) -> &Metrics {
         self.metrics

@@ -21,6 +21,7 @@ use crate::ids::MerchantId;
 use crate::schema::idempotency_policies;
 
 use super::fingerprint::Recipe;
+use super::registry::Registered;
 
 /// Declares a choice that is stored and shown as a word.
 macro_rules! choices {
@@ -245,12 +246,12 @@ impl TryFrom<PolicyRow> for Policy {
     }
 }
 
-/// Adds the rows that are missing for `operations`, with default values.
-pub fn add_missing(conn: &mut PgConnection, operations: &[&'static str]) -> Result<(), Error> {
+/// Adds the rows that are missing for `operations`, with their defaults.
+pub fn add_missing(conn: &mut PgConnection, operations: &[Registered]) -> Result<(), Error> {
     let rows: Vec<_> = operations
         .iter()
         .map(|operation| {
-            let row = PolicyRow::new(operation, &Policy::default());
+            let row = PolicyRow::new(operation.name, &(operation.policy)());
             (row, idempotency_policies::updated_by.eq("default"))
         })
         .collect();
@@ -306,14 +307,14 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An instance's copy of the policies.
 pub struct Policies {
-    operations: Vec<&'static str>,
+    operations: Vec<Registered>,
     current: RwLock<Option<Arc<ByOperation>>>,
     changed: Notify,
 }
 
 impl Policies {
     /// A copy for `operations` that isn't there yet.
-    pub fn new(operations: Vec<&'static str>) -> Self {
+    pub fn new(operations: Vec<Registered>) -> Self {
         Self { operations, current: RwLock::new(None), changed: Notify::new() }
     }
 
@@ -355,7 +356,7 @@ impl Policies {
         let loaded = db
             .run_retrying(move |conn| {
                 let policies = load(conn)?;
-                if operations.iter().all(|operation| policies.contains_key(*operation)) {
+                if operations.iter().all(|operation| policies.contains_key(operation.name)) {
                     return Ok(policies);
                 }
                 add_missing(conn, &operations)?;

@@ -182,7 +182,15 @@ fn due(
             Ok(Due {
                 operation,
                 created_at,
-                envelope: Envelope { merchant, key, request_id, content, proof: None, actor: None },
+                envelope: Envelope {
+                    merchant,
+                    key,
+                    request_id,
+                    content,
+                    proof: None,
+                    actor: None,
+                    event_id: None,
+                },
             })
         })
         .collect()

@@ -5,6 +5,7 @@ use futures_util::future::LocalBoxFuture;
 
 use super::engine::Engine;
 use super::operation::{ExternalOperation, LocalOperation, Together};
+use super::policy::Policy;
 use super::recovery::{Due, Recovered};
 use super::request::{Caller, Operation};
 
@@ -19,6 +20,8 @@ pub struct Registered {
     pub caller: Caller,
     /// Whether an empty body stands for `{}`.
     pub body_optional: bool,
+    /// How it treats its keys until an operator says otherwise.
+    pub policy: fn() -> Policy,
     pub(super) together: Option<Together>,
     recover: Option<Recover>,
 }
@@ -37,7 +40,14 @@ impl Registered {
     }
 
     fn new<O: Operation>(recover: Option<Recover>) -> Self {
-        Self { name: O::NAME, caller: O::CALLER, body_optional: O::BODY_OPTIONAL, together: None, recover }
+        Self {
+            name: O::NAME,
+            caller: O::CALLER,
+            body_optional: O::BODY_OPTIONAL,
+            policy: O::policy,
+            together: None,
+            recover,
+        }
     }
 
     /// Whether it calls the processor.

@@ -19,6 +19,8 @@ use crate::error::Error;
 use crate::fields::{Fields, parse_json};
 use crate::ids::MerchantId;
 use crate::request::{RequestId, path_segment};
+use crate::time;
+use crate::webhooks::signature::{self, Secret, Signed};
 
 use super::IdempotencyKey;
 use super::engine::Engine;
@@ -27,6 +29,8 @@ use super::policy::{Enforcement, Policy};
 
 /// Most bytes of a body.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+const BAD_EVENT_ID: &str = "must be 1 to 255 visible ASCII characters, in `webhook-id`";
 
 /// Longest wait for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +50,11 @@ pub trait Operation: Sized + Send + Sync + 'static {
     /// nothing but the input, so that a stored request can be read again without its client.
     fn read(input: &mut Input<'_, '_>) -> Option<Self>;
 
+    /// How it treats its keys until an operator says otherwise.
+    fn policy() -> Policy {
+        Policy::default()
+    }
+
     /// The resource that it makes or changes. It's stored with the first claim, and every later attempt
     /// gets that one.
     fn resource(&self) -> Resource;
@@ -58,10 +67,19 @@ pub enum Caller {
     Merchant,
     /// An operator. All operators share one space of idempotency keys, under the nil merchant.
     Operator,
+    /// The acquirer, by a signature (Standard Webhooks). Its message ids are the keys, in a space of their own.
+    Acquirer,
 }
 
 /// In whose name operators' keys are kept.
 pub const OPERATORS: MerchantId = MerchantId(Uuid::nil());
+
+/// In whose name the ids of the acquirer's messages are kept.
+pub const ACQUIRER: MerchantId = MerchantId(Uuid::max());
+
+/// What the acquirer signs with: any of these. Several, while it changes over from one to the next.
+#[derive(Debug, Default)]
+pub struct AcquirerSecrets(pub Vec<Secret>);
 
 /// What an operation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +130,8 @@ pub struct Envelope {
     pub proof: Option<Vec<u8>>,
     /// Which operator asks, if one does.
     pub actor: Option<String>,
+    /// Id of the message, if it's one of the acquirer.
+    pub event_id: Option<String>,
 }
 
 /// How a request is to be treated.
@@ -130,7 +150,8 @@ pub(super) struct Treatment {
 ///
 /// Errors, in the order checked: authentication, `body_too_large`, `media_type_unsupported`,
 /// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of
-/// them is kept, since the operation never began.
+/// them is kept, since the operation never began. What authenticates the acquirer is a signature over the body, so for it
+/// `body_too_large` comes first.
 pub struct IdempotentRequest<O> {
     /// Who and under which key.
     pub(super) envelope: Arc<Envelope>,
@@ -154,6 +175,7 @@ impl<O: Operation> FromRequest for IdempotentRequest<O> {
                     (key.merchant, Some(key.sha256), None)
                 }
                 Caller::Operator => (OPERATORS, None, Some(AuthenticatedOperator::of(&req).await?.name)),
+                Caller::Acquirer => (ACQUIRER, None, None),
             };
             match Self::read(&req, payload, merchant, proof, actor).await {
                 Ok(request) => Ok(request),
@@ -183,6 +205,10 @@ impl<O: Operation> IdempotentRequest<O> {
             .map_err(|_| Error::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
         // What the client took to send it was the client's time.
         deadline::restart(engine.request_deadline());
+        let is_signed = O::CALLER == Caller::Acquirer;
+        if is_signed {
+            check_signature(req, &raw_body, engine)?;
+        }
         let is_empty = O::BODY_OPTIONAL && raw_body.is_empty();
         if !is_empty {
             check_media_type(req)?;
@@ -190,7 +216,11 @@ impl<O: Operation> IdempotentRequest<O> {
         let request_id = RequestId::from_request(req).0;
         let policy = engine.policy(O::NAME).await?;
         let enforcement = policy.enforcement_for(merchant);
-        let sent = IdempotencyKey::from_headers(req.headers());
+        let event_id = is_signed.then(|| only_header(req, signature::ID).to_owned());
+        let sent = match &event_id {
+            Some(id) => IdempotencyKey::bare(id).ok_or(Error::IdempotencyKeyInvalid(BAD_EVENT_ID)),
+            None => IdempotencyKey::from_headers(req.headers()),
+        };
         let key = engine.admit::<O>(sent, enforcement, &request_id)?;
         let is_keyed = key.is_some();
         let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
@@ -212,6 +242,7 @@ impl<O: Operation> IdempotentRequest<O> {
                 },
                 proof,
                 actor,
+                event_id,
             }),
             operation: Arc::new(operation),
             treatment: Treatment { policy, enforcement, wait },
@@ -290,6 +321,29 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, E
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// Refuses what the acquirer hasn't signed.
+fn check_signature(req: &HttpRequest, body: &[u8], engine: &Engine) -> Result<(), Error> {
+    let secrets = req.app_data::<web::Data<AcquirerSecrets>>().expect("the server provides them");
+    let signed = Signed {
+        id: only_header(req, signature::ID),
+        timestamp: only_header(req, signature::TIMESTAMP),
+        signature: only_header(req, signature::SIGNATURE),
+    };
+    signature::verify(&secrets.0, signed, body, time::now()).map_err(|refusal| {
+        engine.metrics().webhooks_refused.with_label_values(&[refusal.as_str()]).inc();
+        Error::WebhookSignatureInvalid(refusal)
+    })
+}
+
+/// A header that is sent once, or nothing.
+fn only_header<'a>(req: &'a HttpRequest, name: &str) -> &'a str {
+    let mut values = req.headers().get_all(name);
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().unwrap_or_default(),
+        _ => "",
+    }
 }
 
 fn check_media_type(req: &HttpRequest) -> Result<(), Error> {

@@ -1,3 +1,4 @@
 //! Webhooks, both ways, as [Standard Webhooks](https://www.standardwebhooks.com) says.
 
+pub mod inbound;
 pub mod signature;

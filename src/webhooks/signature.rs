@@ -82,6 +82,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The same for who has sent it: what the message is or does.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed => {
+                "has no `webhook-id`, `webhook-timestamp` and `webhook-signature` that can be read"
+            }
+            Self::OutOfTime => "was signed more than five minutes ago, or will be",
+            Self::Forged => "isn't signed by a secret that we know",
+        }
+    }
+
     /// As it's counted.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -115,7 +126,7 @@ pub fn verify(
 ) -> Result<(), Refusal> {
     let is_number = !signed.timestamp.is_empty() && signed.timestamp.bytes().all(|b| b.is_ascii_digit());
     let timestamp: i64 = match signed.timestamp.parse() {
-        Ok(timestamp) if is_number && !signed.id.is_empty() => timestamp,
+        Ok(timestamp) if is_number && !signed.id.is_empty() && !signed.signature.is_empty() => timestamp,
         _ => return Err(Refusal::Malformed),
     };
     if now.timestamp().abs_diff(timestamp) > TOLERANCE_S.unsigned_abs() {
@@ -167,7 +178,7 @@ mod tests {
         assert_eq!(verified(&good, &at, BODY, 0), Ok(()));
         assert_eq!(verified(&format!("{bad} v1a,{} {good}", &bad[3..]), &at, BODY, 0), Ok(()));
         for forged in
-            [&bad[..], "", "v1,", "v1,!", &good[3..], &good.replace("v1", "v2"), &good[..good.len() - 4]]
+            [&bad[..], "v1,", "v1,!", &good[3..], &good.replace("v1", "v2"), &good[..good.len() - 4]]
         {
             assert_eq!(verified(forged, &at, BODY, 0), Err(Refusal::Forged), "{forged}");
         }

@@ -5,6 +5,7 @@ use diesel::RunQueryDsl;
 use oncepay::charges::{self, ChargeStatus, Settlement};
 use oncepay::disputes::{self, Verdict};
 use oncepay::ids::ChargeId;
+use oncepay::learned::Learned;
 use oncepay::payouts;
 use oncepay::processor::Decline;
 use serde_json::{Value, json};
@@ -210,7 +211,8 @@ fn a_payout_moves_the_balance_and_settles_later() {
     let conn = &mut scene.database.as_app();
     let merchant = scene.merchant.id;
     let settle = |conn: &mut diesel::PgConnection, id: &str, settlement| {
-        payouts::settle(conn, merchant, id.parse().unwrap(), settlement, Utc::now()).unwrap().is_some()
+        payouts::settle(conn, merchant, id.parse().unwrap(), settlement, Utc::now()).unwrap()
+            == Learned::Applied
     };
     assert!(settle(conn, &response.field("id"), payouts::Settlement::Paid));
     assert!(settle(conn, &failing, payouts::Settlement::Failed));
@@ -246,7 +248,7 @@ fn an_asynchronous_charge_is_processing_until_the_processor_tells() {
     assert_eq!(scene.usd()["pending"], "37.50");
     assert_eq!(scene.calls("capture"), 0);
     let settle = |conn: &mut diesel::PgConnection, id, settlement| {
-        charges::settle(conn, merchant, id, settlement, Utc::now()).unwrap().is_some()
+        charges::settle(conn, merchant, id, settlement, Utc::now()).unwrap() == Learned::Applied
     };
     assert!(settle(conn, captured, Settlement::Approved));
     assert!(settle(conn, held, Settlement::Approved));
@@ -272,26 +274,35 @@ fn a_dispute_takes_the_money_and_gives_it_back_when_won() {
     let [won, lost] = [scene.charge(true), scene.charge(true)];
     scene.refund(&won, "2.50").expect(201);
     scene.payout("20.00").expect(201);
-    let mut open = |charge: &str| {
+    let mut open = |charge: &str, name: &str| {
         let reason = Some("fraudulent".to_owned());
-        disputes::open(conn, merchant, charge.parse().unwrap(), reason, Utc::now()).unwrap()
+        disputes::open(conn, merchant, charge.parse().unwrap(), name, reason, Utc::now()).unwrap()
     };
-    let dispute = serde_json::to_value(open(&won).unwrap()).unwrap();
+    assert_eq!(open(&won, "a"), Learned::Applied);
+    assert_eq!(open(&won, "a"), Learned::Unchanged);
+    assert!(matches!(open(&won, "b"), Learned::TooEarly(_)), "it's disputed already");
+    assert_eq!(open(&lost, "c"), Learned::Applied);
+    let of = |charge: &str| {
+        let page = scene.client.get(&format!("/v1/disputes?charge_id={charge}")).expect(200).json();
+        page["data"][0].clone()
+    };
+    let dispute = of(&won);
     assert_eq!((&dispute["amount"], &dispute["status"]), (&json!("10.00"), &json!("open")));
-    assert!(open(&won).is_none(), "it's disputed already");
-    let other = serde_json::to_value(open(&lost).unwrap()).unwrap();
     assert_eq!(scene.usd()["available"], "-21.32", "a merchant may come to owe us by a dispute");
     assert_eq!(scene.get_charge(&won)["status"], "disputed");
     scene.refund(&won, "1.00").expect_problem(409, "charge_not_refundable");
     scene.payout("0.01").expect_problem(422, "insufficient_balance");
 
-    let id = |dispute: &Value| dispute["id"].as_str().unwrap().parse().unwrap();
-    let mut close = |dispute: &Value, verdict| {
-        disputes::close(conn, merchant, id(dispute), verdict, Utc::now()).unwrap().is_some()
+    let mut close = |charge: &str, name: &str, verdict| {
+        disputes::close(conn, merchant, charge.parse().unwrap(), name, verdict, Utc::now()).unwrap()
     };
-    assert!(close(&dispute, Verdict::Won));
-    assert!(close(&other, Verdict::Lost));
-    assert!(!close(&dispute, Verdict::Lost) && !close(&other, Verdict::Won), "they're closed");
+    assert!(matches!(close(&won, "unheard", Verdict::Won), Learned::TooEarly(_)));
+    assert!(matches!(close(&lost, "a", Verdict::Won), Learned::Contradicted(_)), "of another charge");
+    assert_eq!(close(&won, "a", Verdict::Won), Learned::Applied);
+    assert_eq!(close(&lost, "c", Verdict::Lost), Learned::Applied);
+    assert_eq!(close(&won, "a", Verdict::Won), Learned::Unchanged);
+    assert!(matches!(close(&won, "a", Verdict::Lost), Learned::Contradicted(_)));
+    assert!(matches!(close(&lost, "c", Verdict::Won), Learned::Contradicted(_)));
     assert_eq!(scene.get_charge(&won)["status"], "partially_refunded");
     assert_eq!(scene.get_charge(&lost)["status"], "disputed");
     assert_eq!(scene.usd()["available"], "-11.32");
@@ -318,6 +329,9 @@ fn every_transition_that_is_not_in_the_table_is_refused() {
         ("partially_refunded", "disputed"),
         ("disputed", "succeeded"),
         ("disputed", "partially_refunded"),
+        ("refunded", "partially_refunded"),
+        ("refunded", "succeeded"),
+        ("partially_refunded", "succeeded"),
     ];
     // What each state asks of the other columns.
     let columns = |status: ChargeStatus| match status {
@@ -376,9 +390,15 @@ fn refunds_payouts_and_disputes_make_only_the_transitions_of_their_tables() {
     scene.refund(&charge, "1.00").expect(201);
     scene.payout("1.00").expect(201);
     let id = charge.parse().unwrap();
-    disputes::open(&mut scene.database.as_app(), scene.merchant.id, id, None, Utc::now()).unwrap().unwrap();
+    let conn = &mut scene.database.as_app();
+    let opened = disputes::open(conn, scene.merchant.id, id, "dispute-1", None, Utc::now()).unwrap();
+    assert_eq!(opened, Learned::Applied);
     let tables = [
-        ("refunds", vec!["pending", "succeeded"], vec![("pending", "succeeded")]),
+        (
+            "refunds",
+            vec!["pending", "succeeded", "failed"],
+            vec![("pending", "succeeded"), ("succeeded", "failed")],
+        ),
         (
             "payouts",
             vec!["pending", "in_transit", "paid", "failed"],
@@ -392,6 +412,8 @@ fn refunds_payouts_and_disputes_make_only_the_transitions_of_their_tables() {
         ("payouts", _) => ", settled_at = NULL",
         ("disputes", "open") => ", closed_at = NULL",
         ("disputes", _) => ", closed_at = now()",
+        ("refunds", "failed") => ", failed_at = now()",
+        ("refunds", _) => ", failed_at = NULL",
         _ => "",
     };
     let mut superuser = scene.database.as_superuser();

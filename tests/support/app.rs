@@ -12,7 +12,7 @@ use oncepay::config::Config;
 use oncepay::processor::{Processor, Sandbox};
 use oncepay::server::Bound;
 
-use super::acquirer::Acquirer;
+use super::acquirer::{Acquirer, WEBHOOK_SECRET};
 use super::client::Client;
 use super::database::{TestDatabase, exposed};
 
@@ -63,6 +63,8 @@ impl App {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
+        config.webhook_secret = Some(WEBHOOK_SECRET.into());
+        config.acquirer_events.acquirer_event_interval_ms = 50;
         adjust(&mut config);
         let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
@@ -126,6 +128,7 @@ impl Process {
             .env("DATABASE_URL", exposed(&database.app_url))
             .env("ONCEPAY_LISTEN", "127.0.0.1:0")
             .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
+            .env("ONCEPAY_WEBHOOK_SECRET", WEBHOOK_SECRET)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

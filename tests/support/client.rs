@@ -6,7 +6,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use oncepay::webhooks::signature::Secret;
+
+use super::acquirer::WEBHOOK_SECRET;
 use super::database::Merchant;
+
+/// Where the acquirer sends its events.
+pub const ACQUIRER_WEBHOOK: &str = "/v1/webhooks/acquirer";
 
 /// Talks to one server, as one merchant or as nobody.
 #[derive(Clone)]
@@ -69,9 +75,23 @@ impl Client {
         request
     }
 
-    /// A JSON request with an idempotency key.
+    /// A JSON request with an idempotency key, or whatever stands for one where it's sent to.
     pub fn send(&self, method: &str, path: &str, key: &str, body: &Value) -> Response {
+        if path == ACQUIRER_WEBHOOK {
+            return self.delivery(key, &body.to_string()).send();
+        }
         self.request(method, path).idempotency_key(key).json(body).send()
+    }
+
+    /// An event of the acquirer, signed now.
+    pub fn delivery(&self, event_id: &str, body: &str) -> Request {
+        let secret = Secret::parse(WEBHOOK_SECRET).unwrap();
+        let timestamp = chrono::Utc::now().timestamp();
+        self.request("POST", ACQUIRER_WEBHOOK)
+            .header("webhook-id", event_id)
+            .header("webhook-timestamp", &timestamp.to_string())
+            .header("webhook-signature", &secret.sign(event_id, timestamp, body.as_bytes()))
+            .body("application/json", body)
     }
 
     /// What the server counts.

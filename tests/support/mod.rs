@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 pub use app::{App, Process};
-pub use client::{Client, Response};
+pub use client::{ACQUIRER_WEBHOOK, Client, Response};
 pub use database::{Merchant, TestDatabase, execute};
 
 /// Waits until `condition` holds.

@@ -1,0 +1,171 @@
+//! The statements on `acquirer_events`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{
+    BigInt, Binary, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::ids::{AcquirerEventId, MerchantId, v7};
+use crate::sql::statement;
+
+use super::event::{AcquirerEvent, Outcome};
+
+/// Pause before a parked event is tried for the second time; it doubles with each try.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Keeps an event that came at `now`, with what has come of it. One that is there already stays as it is: that happens
+/// only where the policy gives event ids no effect.
+pub fn insert(
+    conn: &mut PgConnection,
+    event_id: &str,
+    event: &AcquirerEvent,
+    body: &[u8],
+    outcome: &Outcome,
+    now: DateTime<Utc>,
+) -> Result<AcquirerEventId, Error> {
+    let id = AcquirerEventId(v7(now));
+    let (merchant, object_id) = event.subject().unzip();
+    statement::<()>(
+        "INSERT INTO acquirer_events \
+             (id, event_id, type, body, merchant_id, object_id, state, detail, received_at, due_at, settled_at) \
+         SELECT {}, {}, {}, {}, {}, {}, {}, {}, asked.now, \
+             CASE WHEN asked.is_parked THEN clock_timestamp() + make_interval(secs => {}) END, \
+             CASE WHEN NOT asked.is_parked THEN clock_timestamp() END \
+         FROM (SELECT {} AS now, {} AS is_parked) AS asked \
+         ON CONFLICT (event_id) DO NOTHING",
+    )
+    .bind::<SqlUuid, _>(id)
+    .bind::<Text, _>(event_id)
+    .bind::<Text, _>(&event.kind)
+    .bind::<Binary, _>(body)
+    .bind::<Nullable<SqlUuid>, _>(merchant)
+    .bind::<Nullable<SqlUuid>, _>(object_id)
+    .bind::<Text, _>(outcome.as_str())
+    .bind::<Nullable<Text>, _>(outcome.detail())
+    .bind::<Double, _>(PAUSE_MIN.as_secs_f64())
+    .bind::<Timestamptz, _>(now)
+    .bind::<Bool, _>(matches!(outcome, Outcome::Parked(_)))
+    .execute(conn)?;
+    Ok(id)
+}
+
+/// A stored event that is locked until the transaction ends.
+#[derive(Clone, Debug, Queryable)]
+pub struct Kept {
+    /// Ours.
+    pub id: AcquirerEventId,
+    /// The acquirer's.
+    pub event_id: String,
+    /// Its type.
+    pub kind: String,
+    /// As it came.
+    pub body: Vec<u8>,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// Whether it has been called overdue.
+    pub is_overdue: bool,
+    /// The database's time.
+    pub now: DateTime<Utc>,
+}
+
+type KeptSql = (SqlUuid, Text, Text, Binary, Integer, Bool, Timestamptz);
+
+macro_rules! kept {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, event_id, type, body, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
+            $rest
+        )
+    };
+}
+
+/// The parked event that has been due for longest. What another instance has locked is skipped.
+pub fn lock_due(conn: &mut PgConnection) -> Result<Option<Kept>, Error> {
+    Ok(statement::<KeptSql>(kept!(
+        "WHERE state = 'parked' AND due_at <= statement_timestamp() ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED"
+    ))
+    .get_result(conn)
+    .optional()?)
+}
+
+/// The parked events about an object, in the order in which they came. What is being tried by somebody else is skipped, as
+/// whoever holds it may be waiting for what we hold.
+pub fn lock_parked(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    object_id: Uuid,
+) -> Result<Vec<Kept>, Error> {
+    Ok(statement::<KeptSql>(kept!(
+        "WHERE state = 'parked' AND merchant_id = {} AND object_id = {} ORDER BY id FOR UPDATE SKIP LOCKED"
+    ))
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(object_id)
+    .load(conn)?)
+}
+
+/// An event by its id.
+pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>, Error> {
+    Ok(statement::<KeptSql>(kept!("WHERE id = {} FOR UPDATE"))
+        .bind::<SqlUuid, _>(id)
+        .get_result(conn)
+        .optional()?)
+}
+
+/// Notes what has come of another try. Returns whether that makes it overdue, for which it must have been parked for
+/// `overdue_after`. What was applied once stays so when it's found to be so.
+pub fn note(
+    conn: &mut PgConnection,
+    kept: &Kept,
+    outcome: &Outcome,
+    overdue_after: Duration,
+) -> Result<bool, Error> {
+    let is_overdue = statement::<Bool>(
+        "UPDATE acquirer_events e SET attempts = e.attempts + 1, \
+             state = CASE WHEN e.state = 'applied' AND asked.state = 'unchanged' THEN e.state ELSE asked.state END, \
+             detail = asked.detail, \
+             due_at = CASE WHEN asked.is_parked THEN clock.now + make_interval(secs => {}) END, \
+             settled_at = CASE WHEN NOT asked.is_parked THEN clock.now END, \
+             overdue_at = CASE WHEN NOT asked.is_parked THEN NULL \
+                 WHEN e.received_at + make_interval(secs => {}) <= clock.now THEN coalesce(e.overdue_at, clock.now) \
+                 ELSE e.overdue_at END \
+         FROM (SELECT {} AS state, {} AS detail, {} AS is_parked) AS asked, \
+             (SELECT clock_timestamp() AS now) AS clock \
+         WHERE e.id = {} \
+         RETURNING e.overdue_at IS NOT NULL",
+    )
+    .bind::<Double, _>(pause_after(kept.attempts).as_secs_f64())
+    .bind::<Double, _>(overdue_after.as_secs_f64())
+    .bind::<Text, _>(outcome.as_str())
+    .bind::<Nullable<Text>, _>(outcome.detail())
+    .bind::<Bool, _>(matches!(outcome, Outcome::Parked(_)))
+    .bind::<SqlUuid, _>(kept.id)
+    .get_result::<bool>(conn)?;
+    Ok(is_overdue && !kept.is_overdue)
+}
+
+fn pause_after(attempts: i32) -> Duration {
+    crate::time::backoff(PAUSE_MIN, u32::try_from(attempts).unwrap_or(0), PAUSE_MAX)
+}
+
+/// Deletes up to `batch` settled events that came longer ago than `keep`. Returns how many it were.
+pub fn prune(conn: &mut PgConnection, keep: Duration, batch: i32) -> Result<i64, Error> {
+    Ok(statement::<BigInt>("SELECT acquirer_events_prune(make_interval(secs => {}), {})")
+        .bind::<Double, _>(keep.as_secs_f64())
+        .bind::<Integer, _>(batch)
+        .get_result(conn)?)
+}
+
+/// How many are parked, and how many of them are overdue.
+pub fn count_parked(conn: &mut PgConnection) -> Result<(i64, i64), Error> {
+    Ok(statement::<(BigInt, BigInt)>(
+        "SELECT count(*), count(overdue_at) FROM acquirer_events WHERE state = 'parked'",
+    )
+    .get_result(conn)?)
+}

@@ -1,0 +1,174 @@
+//! Tries parked events again until what they are about is there, and forgets old ones.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::{Connection, PgConnection};
+
+use crate::db::Db;
+use crate::error::Error;
+use crate::metrics::Metrics;
+
+use super::event::{AcquirerEvent, Outcome};
+use super::store::{self, Kept};
+use super::{count, tell};
+
+/// Events that are deleted at a time.
+const PRUNE_BATCH: i32 = 500;
+/// How often it's looked for old ones, unless there are more.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often what is parked is counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How events of the acquirer are treated.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "acquirer_events")]
+pub struct Options {
+    /// How often each instance looks for events that have waited for what they are about, in milliseconds
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
+    pub acquirer_event_interval_ms: u64,
+
+    /// How long an event may wait before that's an alarm, in seconds. It's tried on
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_OVERDUE_AFTER_S", default_value_t = 600)]
+    pub acquirer_event_overdue_after_s: u32,
+
+    /// How long events are kept as they came, in days
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub acquirer_event_retention_days: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            acquirer_event_interval_ms: 500,
+            acquirer_event_overdue_after_s: 600,
+            acquirer_event_retention_days: 30,
+        }
+    }
+}
+
+impl Options {
+    fn overdue_after(&self) -> Duration {
+        Duration::from_secs(self.acquirer_event_overdue_after_s.into())
+    }
+
+    fn retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.acquirer_event_retention_days) * 24 * 60 * 60)
+    }
+}
+
+/// What came of one look for work.
+#[derive(PartialEq, Eq)]
+enum Tried {
+    /// There was none.
+    Nothing,
+    /// An event was tried.
+    One,
+}
+
+/// Tries parked events, counts them, and deletes old events; doesn't return.
+pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
+    let interval = Duration::from_millis(options.acquirer_event_interval_ms);
+    let (mut count_at, mut prune_at) = (Instant::now(), Instant::now());
+    loop {
+        match try_all(&db, options.overdue_after(), &metrics).await {
+            Ok(()) => {}
+            Err(error) => log::warn!("parked events couldn't be tried: {}", error.detailed()),
+        }
+        if count_at <= Instant::now() {
+            count_at = Instant::now() + COUNT_INTERVAL;
+            if let Ok((parked, overdue)) = db.run(store::count_parked).await {
+                metrics.acquirer_events_parked.set(parked);
+                metrics.acquirer_events_overdue.set(overdue);
+            }
+        }
+        if prune_at <= Instant::now() {
+            let started = Instant::now();
+            let keep = options.retention();
+            prune_at = match db.run(move |conn| store::prune(conn, keep, PRUNE_BATCH)).await {
+                // As gentle as the reaper of idempotency keys: a share of the time, not all of it.
+                Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => Instant::now() + started.elapsed() * 6,
+                Ok(_) => Instant::now() + PRUNE_INTERVAL,
+                Err(error) => {
+                    log::warn!("old events of the acquirer couldn't be deleted: {}", error.detailed());
+                    Instant::now() + PRUNE_INTERVAL
+                }
+            };
+        }
+        tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+    }
+}
+
+/// Tries what is due, one event per transaction.
+async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<Metrics>) -> Result<(), Error> {
+    loop {
+        let metrics = Arc::clone(metrics);
+        let tried = db
+            .run_retrying(move |conn| conn.transaction(|conn| try_next(conn, overdue_after, &metrics)))
+            .await?;
+        if tried == Tried::Nothing {
+            return Ok(());
+        }
+    }
+}
+
+fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics) -> Result<Tried, Error> {
+    let Some(kept) = store::lock_due(conn)? else { return Ok(Tried::Nothing) };
+    // What fails is undone by itself, so that it's noted, and the others get their turn.
+    let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
+        Ok(outcome) => outcome,
+        Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+        Err(error) => {
+            let event_id = kept.event_id.as_str();
+            log::error!(event_id; "a parked event couldn't be tried: {}", error.detailed());
+            Outcome::Parked(format!("It failed: {}.", error.code().as_str()))
+        }
+    };
+    if store::note(conn, &kept, &outcome, overdue_after)? {
+        let (event_id, kind) = (kept.event_id.as_str(), kept.kind.as_str());
+        let detail = outcome.detail().unwrap_or_default();
+        log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
+    }
+    Ok(Tried::One)
+}
+
+/// Tries an event that is kept, and those that waited for it.
+pub(super) fn try_again(conn: &mut PgConnection, kept: &Kept, metrics: &Metrics) -> Result<Outcome, Error> {
+    let event = AcquirerEvent::parse(&kept.body)?;
+    let outcome = event.apply(conn, kept.now)?;
+    apply_awaiting(conn, &event, &outcome, metrics)?;
+    if !matches!(outcome, Outcome::Parked(_)) {
+        count(metrics, &event, &outcome);
+        tell(&kept.event_id, &event, &outcome);
+    }
+    Ok(outcome)
+}
+
+/// Applies the parked events that have waited for `event`, which has just been applied.
+pub(super) fn apply_awaiting(
+    conn: &mut PgConnection,
+    event: &AcquirerEvent,
+    outcome: &Outcome,
+    metrics: &Metrics,
+) -> Result<(), Error> {
+    let (true, Outcome::Applied, Some((merchant, object_id))) =
+        (event.is_awaited(), outcome, event.subject())
+    else {
+        return Ok(());
+    };
+    for kept in store::lock_parked(conn, merchant, object_id)? {
+        let waiting = AcquirerEvent::parse(&kept.body)?;
+        // What fails of it stays parked, and is no reason to refuse what has been applied.
+        let outcome = match conn.transaction(|conn| waiting.apply(conn, kept.now)) {
+            Ok(outcome) => outcome,
+            Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+            Err(_) => continue,
+        };
+        if !matches!(outcome, Outcome::Parked(_)) {
+            store::note(conn, &kept, &outcome, Duration::ZERO)?;
+            count(metrics, &waiting, &outcome);
+            tell(&kept.event_id, &waiting, &outcome);
+        }
+    }
+    Ok(())
+}
