@@ -335,11 +335,8 @@ impl Operation {
             let doomed = start(&scene.database, &scene.settings, Some(point));
             let merchant = doomed.client.with_key(&scene.merchant_key);
             let operator = doomed.client.with_key(&scene.operator_key);
-            let request = self.client(&path, &merchant, &operator).request(method, &path);
-            assert!(
-                request.idempotency_key(&key).json(&body).try_send().is_err(),
-                "{name}: no answer can come"
-            );
+            let request = self.client(&path, &merchant, &operator).change(method, &path, &key, &body);
+            assert!(request.try_send().is_err(), "{name}: no answer can come");
             assert!(doomed.was_killed(), "{name}");
 
             // A local operation that died before its commit has never begun, and a request that hasn't begun is

@@ -77,10 +77,15 @@ impl Client {
 
     /// A JSON request with an idempotency key, or whatever stands for one where it's sent to.
     pub fn send(&self, method: &str, path: &str, key: &str, body: &Value) -> Response {
+        self.change(method, path, key, body).send()
+    }
+
+    /// The same, to be sent.
+    pub fn change(&self, method: &str, path: &str, key: &str, body: &Value) -> Request {
         if path == ACQUIRER_WEBHOOK {
-            return self.delivery(key, &body.to_string()).send();
+            return self.delivery(key, &body.to_string());
         }
-        self.request(method, path).idempotency_key(key).json(body).send()
+        self.request(method, path).idempotency_key(key).json(body)
     }
 
     /// An event of the acquirer, signed now.
