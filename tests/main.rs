@@ -26,5 +26,6 @@ mod reconciliation;
 mod recovery;
 mod shell;
 mod sight;
+mod storm;
 mod suspicion;
 mod waiting;
