@@ -70,6 +70,7 @@
 //! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
 //! | [`db`], [`deadline`], [`sql`], [`batch`], [`schema`] | the bounded pool, the time a request has, prepared statements, many calls in one statement, tables | the domain |
+//! | [`listen`], [`trigger`], [`api_client`] | `oncepay listen` and `oncepay trigger`: clients, for developers | our database |
 //! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants
@@ -103,6 +104,7 @@
 #![warn(missing_docs)]
 
 pub mod acquirer;
+pub mod api_client;
 pub mod api_keys;
 pub mod audit;
 pub mod auth;
@@ -126,6 +128,7 @@ pub mod keys_api;
 pub mod learned;
 pub mod ledger;
 pub mod ledger_api;
+pub mod listen;
 pub mod lists;
 pub mod merchants;
 pub mod metrics;
@@ -146,6 +149,7 @@ pub mod settlements;
 pub mod shell;
 pub mod sql;
 pub mod time;
+pub mod trigger;
 pub mod vault;
 pub mod webhooks;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use oncepay::config::{self, AcquirerOptions, Config};
 use oncepay::server::{self, Bound};
-use oncepay::{acquirer, audit, auth, db, dev, health, journal, reconcile, shell};
+use oncepay::{acquirer, audit, auth, db, dev, health, journal, listen, reconcile, shell, trigger};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A payments API that charges once, however often the client retries.
@@ -67,6 +67,10 @@ enum Command {
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: SecretString,
     },
+    /// Show events as they come, and forward them to a server of yours
+    Listen(listen::Options),
+    /// Have the acquirer tell something, such as that a dispute was opened
+    Trigger(trigger::Options),
     /// List idempotency keys, and set going what is stuck
     #[command(subcommand)]
     Keys(shell::Keys),
@@ -142,6 +146,8 @@ fn run(command: Command) -> Result<(), String> {
             let conn = &mut db::connect(&database_url)?;
             journal::print(conn, merchant, &mut std::io::stdout().lock()).map_err(|error| error.to_string())
         }
+        Command::Listen(options) => listen::run(options),
+        Command::Trigger(options) => trigger::run(&options),
         Command::Keys(command) => shell::keys(command, &mut std::io::stdout().lock()),
         Command::Policies(command) => shell::policies(command, &mut std::io::stdout().lock()),
         Command::Openapi => {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::money::Currency;
 
 use super::api::{self, Bank};
+use super::decide;
 use super::error::Error;
 use super::faults::Plan;
 use super::front::Front;
@@ -30,6 +31,7 @@ pub(super) fn server(bank: web::Data<Bank>, front: Front, listener: TcpListener)
             .service(refuse)
             .service(send_event)
             .service(settle)
+            .service(decide_pending)
             .default_service(web::to(|| async { Err::<HttpResponse, _>(Error::RouteNotFound) }))
     })
     .workers(1)
@@ -103,4 +105,25 @@ async fn settle(bank: web::Data<Bank>, body: web::Json<Settle>) -> Result<HttpRe
     let delivery = bank.faults.draw_delivery();
     let settled = bank.db.run(move |conn| outbox::settle(conn, &merchant, currency, delivery)).await?;
     settled.map(|settlement| HttpResponse::Created().json(settlement)).ok_or(Error::NothingToSettle)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Decide {
+    reference: String,
+    approve: bool,
+}
+
+/// Decides a pending authorization before its time.
+#[post("/control/decisions")]
+async fn decide_pending(bank: web::Data<Bank>, body: web::Json<Decide>) -> Result<HttpResponse, Error> {
+    let Decide { reference, approve } = body.into_inner();
+    let shared = bank.clone();
+    let decided =
+        bank.db.run(move |conn| decide::decide_now(conn, &reference, approve, &shared.faults)).await?;
+    if decided {
+        Ok(HttpResponse::Ok().json(json!({"approved": approve})))
+    } else {
+        Err(Error::NothingToDecide)
+    }
 }

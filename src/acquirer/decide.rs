@@ -36,38 +36,68 @@ pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bo
             .first(conn)
             .optional()?;
         let Some(operation) = due else { return Ok(false) };
-        let approves = faults.issuers_approve();
-        let (outcome, event): (Outcome, _) = match operation.kind {
-            Kind::Payout if operation.target == FAILING_DESTINATION => {
-                (Status::Failed.into(), EventType::PayoutFailed)
-            }
-            Kind::Payout => (Status::Paid.into(), EventType::PayoutPaid),
-            _ if approves => (Status::Succeeded.into(), EventType::ChargeSucceeded),
-            _ => (DeclineCode::Generic.into(), EventType::ChargeFailed),
-        };
-        let operation = diesel::update(operations::table.find(&operation.id))
-            .set((
-                operations::status.eq(outcome.status),
-                operations::decline_code.eq(outcome.decline_code),
-                operations::decide_at.eq(None::<DateTime<Utc>>),
-                operations::sequence.eq(sql::<BigInt>(CURRENT_TRANSACTION)),
-            ))
-            .returning(Operation::as_returning())
-            .get_result(conn)?;
-        if let (Kind::Authorize, Some(id)) = (operation.kind, &operation.authorization_id) {
-            let status = if approves { AuthorizationStatus::Open } else { AuthorizationStatus::Declined };
-            let capture_key = diesel::update(authorizations::table.find(id))
-                .set(authorizations::status.eq(status))
-                .returning(authorizations::capture_key)
-                .get_result::<Option<String>>(conn)?;
-            if approves && capture_key.is_some() {
-                // It's told when it's captured.
-                return Ok(true);
-            }
-        }
-        tell(conn, event, &operation, faults)?;
+        decide(conn, &operation, faults.issuers_approve(), faults)?;
         Ok(true)
     })
+}
+
+/// Decides the pending authorization for `reference` now. Whether there was one.
+pub(super) fn decide_now(
+    conn: &mut PgConnection,
+    reference: &str,
+    approves: bool,
+    faults: &Faults,
+) -> Result<bool, Error> {
+    conn.transaction(|conn| {
+        let pending = operations::table
+            .filter(operations::status.eq(Status::Pending))
+            .filter(operations::kind.eq(Kind::Authorize))
+            .filter(operations::reference.eq(reference))
+            .select(Operation::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?;
+        let Some(operation) = pending else { return Ok(false) };
+        decide(conn, &operation, approves, faults)?;
+        Ok(true)
+    })
+}
+
+fn decide(
+    conn: &mut PgConnection,
+    operation: &Operation,
+    approves: bool,
+    faults: &Faults,
+) -> Result<(), Error> {
+    let (outcome, event): (Outcome, _) = match operation.kind {
+        Kind::Payout if operation.target == FAILING_DESTINATION => {
+            (Status::Failed.into(), EventType::PayoutFailed)
+        }
+        Kind::Payout => (Status::Paid.into(), EventType::PayoutPaid),
+        _ if approves => (Status::Succeeded.into(), EventType::ChargeSucceeded),
+        _ => (DeclineCode::Generic.into(), EventType::ChargeFailed),
+    };
+    let operation = diesel::update(operations::table.find(&operation.id))
+        .set((
+            operations::status.eq(outcome.status),
+            operations::decline_code.eq(outcome.decline_code),
+            operations::decide_at.eq(None::<DateTime<Utc>>),
+            operations::sequence.eq(sql::<BigInt>(CURRENT_TRANSACTION)),
+        ))
+        .returning(Operation::as_returning())
+        .get_result(conn)?;
+    if let (Kind::Authorize, Some(id)) = (operation.kind, &operation.authorization_id) {
+        let status = if approves { AuthorizationStatus::Open } else { AuthorizationStatus::Declined };
+        let capture_key = diesel::update(authorizations::table.find(id))
+            .set(authorizations::status.eq(status))
+            .returning(authorizations::capture_key)
+            .get_result::<Option<String>>(conn)?;
+        if approves && capture_key.is_some() {
+            // It's told when it's captured.
+            return Ok(());
+        }
+    }
+    tell(conn, event, &operation, faults)
 }
 
 /// Captures an authorization that was to be captured as soon as it's approved, and puts the news into the outbox. Whether

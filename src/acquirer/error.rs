@@ -24,6 +24,8 @@ pub(super) enum Error {
     RouteNotFound,
     #[error("Nothing is left to settle.")]
     NothingToSettle,
+    #[error("Nothing is pending for that reference.")]
+    NothingToDecide,
     #[error("{}", .0.message)]
     Refused(Refusal),
     #[error("Something went wrong on the acquirer's side.")]
@@ -58,6 +60,7 @@ impl Error {
             Self::OperationNotFound => "operation_not_found",
             Self::RouteNotFound => "not_found",
             Self::NothingToSettle => "nothing_to_settle",
+            Self::NothingToDecide => "nothing_to_decide",
             Self::Refused(refusal) => &refusal.code,
             Self::Failed => "internal",
             Self::Unavailable => "unavailable",
@@ -73,7 +76,7 @@ impl ResponseError for Error {
                 StatusCode::BAD_REQUEST
             }
             Self::OperationNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
-            Self::IdempotencyKeyReused | Self::NothingToSettle | Self::Refused(_) => {
+            Self::IdempotencyKeyReused | Self::NothingToSettle | Self::NothingToDecide | Self::Refused(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::acquirer::{Settings, Thread};
+use crate::acquirer::{Settings, Thread, Webhook};
 use crate::config::AcquirerOptions;
 use crate::db;
 
@@ -28,8 +28,8 @@ pub struct Acquirer {
 }
 
 impl Acquirer {
-    /// Makes its schema and starts it on free ports. The error is a sentence.
-    pub fn start(owner_url: &SecretString, api_key: SecretString) -> Result<Self, String> {
+    /// Makes its schema and starts it on free ports; it sends its events to `webhook`. The error is a sentence.
+    pub fn start(owner_url: &SecretString, api_key: SecretString, webhook: Webhook) -> Result<Self, String> {
         database::ensure_schema(&mut db::connect(owner_url)?, SCHEMA)?;
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let settings = Settings {
@@ -37,7 +37,7 @@ impl Acquirer {
             api_key: api_key.clone(),
             listen: free,
             control_listen: Some(free),
-            webhook: None,
+            webhook: Some(webhook),
             decide_after: DECIDE_AFTER,
         };
         let thread = Thread::start(settings)?;

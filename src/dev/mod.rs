@@ -24,16 +24,21 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
+use crate::acquirer::Webhook;
 use crate::auth::new_password;
 use crate::config::Config;
 use crate::db;
 use crate::server::Bound;
+use crate::webhooks::signature::Secret;
 
 use self::acquirer::Acquirer;
 use self::seed::Keys;
 
 /// Name of the acquirer's key in dev.env.
 const ACQUIRER_API_KEY: &str = "ONCEPAY_ACQUIRER_API_KEY";
+
+/// Name of what the acquirer signs its events with.
+const WEBHOOK_SECRET: &str = "ONCEPAY_WEBHOOK_SECRET";
 
 /// Name of the database.
 const DATABASE: &str = "oncepay";
@@ -135,9 +140,16 @@ pub fn run(options: &Options) -> Result<(), String> {
     let master_key = folder.known("ONCEPAY_MASTER_KEY").map_or_else(new_password, SecretString::from);
     let url = format!("http://{}", bound.address());
     let acquirer_key = folder.known(ACQUIRER_API_KEY).map_or_else(new_password, SecretString::from);
+    let webhook_secret = folder
+        .known(WEBHOOK_SECRET)
+        .map_or_else(|| Secret::new(&rand::random::<[u8; 32]>()).reveal(), SecretString::from);
     let acquirer = match options.processor {
         ProcessorKind::Sandbox => None,
-        ProcessorKind::Http => Some(Acquirer::start(&owner_url, acquirer_key.clone())?),
+        ProcessorKind::Http => {
+            let url = format!("{url}/v1/webhooks/acquirer").parse().map_err(|error| format!("{error}."))?;
+            let webhook = Webhook { url, secret: webhook_secret.clone() };
+            Some(Acquirer::start(&owner_url, acquirer_key.clone(), webhook)?)
+        }
     };
     let mut env = vec![
         ("ONCEPAY_URL", url.as_str()),
@@ -146,6 +158,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         ("ONCEPAY_MASTER_KEY", master_key.expose_secret()),
         ("DATABASE_URL", app_url.expose_secret()),
         ("ONCEPAY_OWNER_DATABASE_URL", owner_url.expose_secret()),
+        (WEBHOOK_SECRET, webhook_secret.expose_secret()),
     ];
     if let Some(acquirer) = &acquirer {
         env.push(("ONCEPAY_ACQUIRER_URL", acquirer.url.as_str()));
@@ -156,6 +169,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     folder.keep();
 
     let mut config = Config::for_database(app_url.clone(), master_key.clone());
+    config.webhook_secret = Some(webhook_secret.clone());
     if let Some(acquirer) = &acquirer {
         config.acquirer = acquirer.options();
     }
@@ -235,6 +249,12 @@ curl -X PUT {control}/faults -H 'Content-Type: application/json' \
     );
 }
 
+/// A setting of the dev.env in a data folder.
+pub fn setting(data_dir: &Path, name: &str) -> Option<String> {
+    let text = fs::read_to_string(data_dir.join("dev.env")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+}
+
 /// The folder of one development environment. Postgres locks its part of it against a second `dev`.
 struct DataFolder {
     path: PathBuf,
@@ -268,8 +288,7 @@ impl DataFolder {
 
     /// A setting that an earlier start wrote.
     fn known(&self, name: &str) -> Option<String> {
-        let text = fs::read_to_string(self.path.join("dev.env")).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+        setting(&self.path, name)
     }
 
     /// Keys that an earlier start wrote.

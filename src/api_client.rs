@@ -1,0 +1,124 @@
+//! What the commands for developers share: how they find a service and talk to it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use url::Url;
+use uuid::Uuid;
+
+use crate::dev;
+
+/// Longest wait for an answer.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where a service is and who asks.
+#[derive(Debug, clap::Args)]
+#[group(id = "service")]
+pub struct Options {
+    /// Address of the service; by default, what dev.env says
+    #[arg(long, env = "ONCEPAY_URL")]
+    url: Option<String>,
+
+    /// An API key of the merchant; by default, what dev.env says
+    #[arg(long, env = "ONCEPAY_API_KEY", hide_env_values = true)]
+    api_key: Option<SecretString>,
+
+    /// Folder in which `oncepay dev` has left dev.env
+    #[arg(long, env = "ONCEPAY_DATA_DIR", default_value = ".oncepay")]
+    data_dir: PathBuf,
+}
+
+impl Options {
+    /// A setting of dev.env.
+    pub fn setting(&self, name: &str) -> Option<String> {
+        dev::setting(&self.data_dir, name)
+    }
+}
+
+/// Talks to a service as a merchant.
+pub struct ApiClient {
+    client: reqwest::Client,
+    url: Url,
+    api_key: SecretString,
+}
+
+impl ApiClient {
+    /// The error is a sentence.
+    pub fn new(options: &Options) -> Result<Self, String> {
+        let missing = |variable: &str| {
+            format!(
+                "There is no {variable}, neither in the environment nor in {}. Start a service with `oncepay dev`, \
+                 or name the folder of its dev.env with --data-dir.",
+                options.data_dir.join("dev.env").display()
+            )
+        };
+        let url = options.url.clone().or_else(|| options.setting("ONCEPAY_URL"));
+        let url = url.ok_or_else(|| missing("ONCEPAY_URL"))?;
+        let url = Url::parse(&url).map_err(|error| format!("{url} is no address of a service: {error}."))?;
+        let api_key =
+            options.api_key.clone().or_else(|| options.setting("ONCEPAY_API_KEY").map(SecretString::from));
+        let api_key = api_key.ok_or_else(|| missing("ONCEPAY_API_KEY"))?;
+        Ok(Self { client: client()?, url, api_key })
+    }
+
+    /// The merchant's key.
+    pub fn api_key(&self) -> &SecretString {
+        &self.api_key
+    }
+
+    /// Address of a path of the service.
+    pub fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url.as_str().trim_end_matches('/'))
+    }
+
+    /// Reads an object. The error is a sentence.
+    pub async fn get(&self, path: &str) -> Result<Value, String> {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    /// Makes something, under a key of its own. The error is a sentence.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let key = Uuid::new_v4().to_string();
+        answer(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.at(path)).bearer_auth(self.api_key.expose_secret())
+    }
+}
+
+/// An HTTP client that follows nothing. The error is a sentence.
+pub fn client() -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .timeout(TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| format!("Can't set up an HTTP client: {error}."))
+}
+
+/// Sends a request and reads a JSON answer. The error is a sentence.
+pub async fn answer(request: RequestBuilder) -> Result<Value, String> {
+    let answer = request.send().await.map_err(|error| format!("{}.", cause(&error)))?;
+    let (status, url) = (answer.status(), answer.url().clone());
+    let body = answer.json::<Value>().await.map_err(|error| format!("{url} answers no JSON: {error}."))?;
+    if status.is_success() {
+        return Ok(body);
+    }
+    let detail = body["detail"].as_str().or(body["error"]["message"].as_str()).unwrap_or_default();
+    Err(format!("{url} answers {status}: {detail}"))
+}
+
+/// What is at the bottom of an error, with the address.
+pub fn cause(error: &reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(deeper) = source.source() {
+        source = deeper;
+    }
+    match error.url() {
+        Some(url) => format!("No answer from {url}: {source}"),
+        None => source.to_string(),
+    }
+}
