@@ -1,4 +1,5 @@
 //! Webhooks, both ways, as [Standard Webhooks](https://www.standardwebhooks.com) says.
 
+pub mod address;
 pub mod inbound;
 pub mod signature;
