@@ -52,9 +52,6 @@ COMMENT ON COLUMN webhook_deliveries.attempts IS 'Attempts whose outcome is know
 -- is delivered is in no index but those by which it's read, so that sending costs the same however much there is.
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (merchant_id, endpoint_id, due_at) WHERE state = 'pending';
 CREATE INDEX webhook_deliveries_by_event ON webhook_deliveries (merchant_id, event_id, id);
--- For retention.
-CREATE INDEX webhook_deliveries_by_age ON webhook_deliveries USING brin (created_at) WITH (pages_per_range = 16, autosummarize = on);
-CREATE INDEX IF NOT EXISTS events_by_age ON events USING brin (created_at) WITH (pages_per_range = 16, autosummarize = on);
 
 -- One delivery per event and endpoint that wants it. Statement-level, so that many events cost one look.
 CREATE FUNCTION events_fan_out() RETURNS trigger
@@ -76,33 +73,61 @@ CREATE TABLE event_retention (
 );
 COMMENT ON TABLE event_retention IS 'At most one row: events from before that time have been deleted, so that it proves nothing that they aren''t there.';
 
--- Deletes up to p_batch events, and deliveries, that are older than p_keep; deliveries go with their event. The service's role can't
--- delete events in any other way, and never young ones.
-CREATE FUNCTION events_prune(p_keep_events interval, p_keep_deliveries interval, p_batch integer,
-                             OUT events_deleted bigint, OUT deliveries_deleted bigint)
+-- The lowest identifier of a time: below all that uuid_v7 makes from then on.
+CREATE FUNCTION uuid_v7_lowest(at timestamptz) RETURNS uuid
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN encode(
+        overlay(decode(repeat('00', 16), 'hex')
+            -- Ids begin in 1970.
+            PLACING substring(int8send(greatest(floor(extract(epoch FROM at) * 1000)::bigint, 0)) FROM 3) FROM 1 FOR 6),
+        'hex')::uuid;
+
+-- Deletes up to p_batch events, and deliveries, that are older than they are kept; deliveries go with their event. The service's
+-- role can't delete events in any other way, and never young ones.
+--
+-- What is old is found by its id, which holds its time, merchant by merchant: so it costs the same however much there is, and
+-- needs no index of its own. (A BRIN index on the time finds it fast only until new rows fill the space of deleted ones: its
+-- ranges then hold old and new times, and never shrink.) A call looks at up to p_batch merchants after p_after, and says
+-- after which to go on; null: there are no more.
+CREATE FUNCTION events_prune(p_keep_events interval, p_keep_deliveries interval, p_batch integer, p_after uuid,
+                             OUT events_deleted bigint, OUT deliveries_deleted bigint, OUT next_after uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_catalog, pg_temp AS $$
 DECLARE
-    v_events_before timestamptz := statement_timestamp() - p_keep_events;
-    v_deliveries_before timestamptz := statement_timestamp() - p_keep_deliveries;
+    v_events_before timestamptz := date_trunc('milliseconds', statement_timestamp() - p_keep_events);
+    v_first_event uuid := uuid_v7_lowest(v_events_before);
+    v_first_delivery uuid := uuid_v7_lowest(statement_timestamp() - p_keep_deliveries);
+    v_merchants uuid[] := ARRAY(
+        SELECT merchant_id FROM merchants
+        WHERE merchant_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000')
+        ORDER BY merchant_id LIMIT p_batch);
 BEGIN
     IF least(p_keep_events, p_keep_deliveries) < interval '1 day' THEN
         RAISE EXCEPTION 'events and deliveries are kept for a day at least'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events';
     END IF;
     WITH old AS MATERIALIZED (
-        SELECT ctid FROM webhook_deliveries WHERE created_at < v_deliveries_before LIMIT p_batch FOR UPDATE SKIP LOCKED)
+        SELECT d.ctid FROM unnest(v_merchants) AS m (id) CROSS JOIN LATERAL (
+            SELECT ctid FROM webhook_deliveries WHERE merchant_id = m.id AND id < v_first_delivery
+            ORDER BY id LIMIT p_batch FOR UPDATE SKIP LOCKED) d
+        LIMIT p_batch)
     DELETE FROM webhook_deliveries d USING old WHERE d.ctid = old.ctid;
     GET DIAGNOSTICS deliveries_deleted = ROW_COUNT;
-    INSERT INTO event_retention AS r (events_before)
-        SELECT v_events_before WHERE EXISTS (SELECT FROM events WHERE created_at < v_events_before)
-        ON CONFLICT (one) DO UPDATE SET events_before = excluded.events_before WHERE r.events_before < excluded.events_before;
     WITH old AS MATERIALIZED (
-        SELECT ctid FROM events WHERE created_at < v_events_before LIMIT p_batch FOR UPDATE SKIP LOCKED),
+        SELECT e.ctid FROM unnest(v_merchants) AS m (id) CROSS JOIN LATERAL (
+            SELECT ctid FROM events WHERE merchant_id = m.id AND id < v_first_event
+            ORDER BY id LIMIT p_batch FOR UPDATE SKIP LOCKED) e
+        LIMIT p_batch),
     gone AS (
         DELETE FROM events e USING old WHERE e.ctid = old.ctid RETURNING e.merchant_id, e.id),
     with_it AS (
         DELETE FROM webhook_deliveries d USING gone WHERE d.merchant_id = gone.merchant_id AND d.event_id = gone.id)
     SELECT count(*) INTO events_deleted FROM gone;
+    IF events_deleted > 0 THEN
+        INSERT INTO event_retention AS r (events_before) VALUES (v_events_before)
+        ON CONFLICT (one) DO UPDATE SET events_before = excluded.events_before
+            WHERE r.events_before < excluded.events_before;
+    END IF;
+    next_after := v_merchants[p_batch];
 END $$;
 COMMENT ON FUNCTION events_prune IS 'Retention of events and deliveries, a batch at a time.';
 
