@@ -241,6 +241,18 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
     pub ready_without_acquirer: bool,
 
+    /// Let webhook endpoints be on this host, also without TLS (`http://127.0.0.1:9000/`): for development
+    #[arg(long, env = "ONCEPAY_WEBHOOK_ALLOW_LOOPBACK")]
+    pub webhook_allow_loopback: bool,
+
+    /// For how many days events are kept
+    #[arg(long, env = "ONCEPAY_EVENT_RETENTION_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub event_retention_days: u32,
+
+    /// For how many days it's kept how events were delivered; at most as long as the events
+    #[arg(long, env = "ONCEPAY_DELIVERY_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub delivery_retention_days: u32,
+
     /// File to which the sandbox processor appends each call as a line of JSON
     #[arg(long, env = "ONCEPAY_SANDBOX_JOURNAL")]
     pub sandbox_journal: Option<PathBuf>,
@@ -272,6 +284,9 @@ impl Config {
             webhook_secret: None,
             acquirer_events: inbound::Options::default(),
             ready_without_acquirer: false,
+            webhook_allow_loopback: false,
+            event_retention_days: 90,
+            delivery_retention_days: 30,
             sandbox_journal: None,
         }
     }

@@ -209,6 +209,18 @@ codes! {
     ApiKeyNotFound: "api_key_not_found", 404, false, true, "No such API key",
         "There is no API key with this id, or it belongs to another merchant.",
         "Check the id (`ak_…`, not the key itself) against the list of keys.";
+    WebhookEndpointNotFound: "webhook_endpoint_not_found", 404, false, true, "No such webhook endpoint",
+        "There is no webhook endpoint with this id, it was deleted, or it belongs to another merchant.",
+        "Check the id against the list of webhook endpoints.";
+    WebhookEndpointLimitReached: "webhook_endpoint_limit_reached", 409, false, true, "Too many webhook endpoints",
+        "A merchant has at most 16 webhook endpoints, disabled ones included.",
+        "Delete one that isn't needed any more, and send this request again with a new idempotency key; or let one endpoint take more types of events.";
+    WebhookEndpointDisabled: "webhook_endpoint_disabled", 409, false, true, "Webhook endpoint disabled",
+        "The endpoint is disabled, by the merchant or because it has failed for too long, so nothing is delivered to it.",
+        "Enable it (`PATCH` with `{\"status\": \"enabled\"}`) and try again with a new idempotency key.";
+    EventNotFound: "event_not_found", 404, false, true, "No such event",
+        "There is no event with this id, it belongs to another merchant, or it is so old that it was deleted.",
+        "Check the id, and that the API key is the one of the merchant whom the event is about.";
     MetadataTooLarge: "metadata_too_large", 422, false, true, "Too many metadata entries",
         "With this change the object would have more than 50 entries in `metadata`.",
         "Remove entries with `null` in the same request, with a new idempotency key.";
@@ -350,6 +362,14 @@ pub enum Error {
     AccountNotFound,
     #[error("There is no such journal entry.")]
     JournalEntryNotFound,
+    #[error("There is no such webhook endpoint.")]
+    WebhookEndpointNotFound,
+    #[error("A merchant can have {endpoints_max} webhook endpoints.")]
+    WebhookEndpointLimitReached { endpoints_max: i64 },
+    #[error("The webhook endpoint is disabled.")]
+    WebhookEndpointDisabled,
+    #[error("There is no such event.")]
+    EventNotFound,
     /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
     /// answers with the winner's outcome; a client never sees this.
     #[error("A later attempt of this request has taken over.")]
@@ -424,6 +444,10 @@ impl Error {
             Self::WebhookSignatureInvalid(_) => Code::WebhookSignatureInvalid,
             Self::AccountNotFound => Code::AccountNotFound,
             Self::JournalEntryNotFound => Code::JournalEntryNotFound,
+            Self::WebhookEndpointNotFound => Code::WebhookEndpointNotFound,
+            Self::WebhookEndpointLimitReached { .. } => Code::WebhookEndpointLimitReached,
+            Self::WebhookEndpointDisabled => Code::WebhookEndpointDisabled,
+            Self::EventNotFound => Code::EventNotFound,
         }
     }
 

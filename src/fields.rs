@@ -300,11 +300,46 @@ impl<'a> Fields<'a> {
         time
     }
 
+    /// A required word of a type that can be parsed.
+    pub fn choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
+        self.required(name)?;
+        self.optional_choice(name)
+    }
+
     /// A word that may be left out: one of a few.
     pub fn optional_choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
         let value = self.take(name)?;
         let parsed = value.as_str().ok_or_else(|| "must be a string".to_owned()).and_then(str::parse);
         parsed.map_err(|detail| self.error(name, detail)).ok()
+    }
+
+    /// A list of words that may be left out: at least one, each read by `read`, none twice.
+    pub fn optional_choices<T: PartialEq>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let Some(items) = self.take(name)?.as_array().filter(|items| !items.is_empty()) else {
+            self.error(name, "must be a list of at least one string");
+            return None;
+        };
+        let mut choices = Vec::with_capacity(items.len());
+        for (number, item) in items.iter().enumerate() {
+            let choice = item.as_str().ok_or_else(|| "must be a string".to_owned()).and_then(&read);
+            let detail = match choice {
+                Ok(choice) if !choices.contains(&choice) => {
+                    choices.push(choice);
+                    continue;
+                }
+                Ok(_) => "must not be repeated".to_owned(),
+                Err(detail) => detail,
+            };
+            self.errors.push(FieldError { pointer: pointer(&[name, &number.to_string()]), detail });
+            if self.errors.len() > UNKNOWN_MAX {
+                break;
+            }
+        }
+        Some(choices)
     }
 
     /// An integer from `min` to `max` that may be left out.

@@ -24,6 +24,12 @@ fn parse(prefix: &str, text: &str) -> Result<Uuid, ParseIdError> {
     Uuid::parse_str(digits).map_err(|_| ParseIdError)
 }
 
+/// The UUID of an identifier of any kind.
+pub fn parse_any(text: &str) -> Result<Uuid, ParseIdError> {
+    let (prefix, _) = text.rsplit_once('_').ok_or(ParseIdError)?;
+    parse(&text[..=prefix.len()], text)
+}
+
 /// A new identifier of a time, to which it's true to the millisecond.
 ///
 /// Where ids are in lists, it must be the database's time: lists by id are lists by time, whichever instance made the
@@ -168,6 +174,15 @@ mod tests {
         let other_kind = id.to_string().replace("ch_", "mer_");
         for text in [hyphenated.as_str(), &upper, &other_kind, "ch_", "", "ch_é", "ch_00"] {
             assert_eq!(text.parse::<ChargeId>(), Err(ParseIdError), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_any_kind_is_told_from_other_texts() {
+        let id = ChargeId::at(Utc::now());
+        assert_eq!(parse_any(&id.to_string()), Ok(id.0));
+        for text in [id.0.to_string(), id.0.as_simple().to_string(), format!("{id}0"), "ch_".to_owned()] {
+            assert_eq!(parse_any(&text), Err(ParseIdError), "{text}");
         }
     }
 

@@ -19,12 +19,13 @@ use crate::idempotency::{
     Caller, Context, Engine, IdempotencyKey, IdempotentRequest, Input, LocalOperation, Operation, Reply,
     Resource,
 };
-use crate::ids::{ApiKeyId, ChargeId, MerchantId, PayoutId, RefundId};
+use crate::ids::{ApiKeyId, ChargeId, EventId, MerchantId, PayoutId, RefundId, WebhookEndpointId};
 use crate::lists::{List, Parameters};
 use crate::openapi::problems;
 use crate::request::path_segment;
-use crate::schema::{api_keys, charges, merchants, payouts, refunds};
+use crate::schema::{api_keys, charges, events, merchants, payouts, refunds};
 use crate::time::{self, Timestamp};
+use crate::webhooks::endpoints::EndpointRow;
 
 /// What has become of a request.
 #[derive(Debug, Serialize, ToSchema)]
@@ -171,6 +172,15 @@ fn resource(
         "refund" => look_up!(refunds, RefundId, "/v1/refunds"),
         "payout" => look_up!(payouts, PayoutId, "/v1/payouts"),
         "api_key" => look_up!(api_keys, ApiKeyId, "/v1/api-keys"),
+        "webhook_endpoint" => {
+            let id = WebhookEndpointId(id);
+            let exists = match EndpointRow::find(conn, merchant, id) {
+                Err(Error::WebhookEndpointNotFound) => false,
+                found => found.map(|_| true)?,
+            };
+            (exists, id.to_string(), "/v1/webhook-endpoints")
+        }
+        "event" => look_up!(events, EventId, "/v1/events"),
         "merchant" => {
             let query = merchants::table.find(id).select(merchants::merchant_id);
             let found = query.first::<Uuid>(conn).optional()?;

@@ -64,6 +64,7 @@
 //! | [`reconcile`] | holds the acquirer's operations against ours | how they came about |
 //! | [`acquirer`] | plays the bank behind a network, as a server of its own | our database, our engine |
 //! | [`events`] | records state changes with the changes | who reads them |
+//! | [`events_api`] | events and their deliveries as a merchant reads them | |
 //! | [`webhooks`] | tells merchants of events, and takes the acquirer's | how a charge works |
 //! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
 //! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
@@ -118,6 +119,7 @@ pub mod dev;
 pub mod disputes;
 pub mod error;
 pub mod events;
+pub mod events_api;
 pub mod faults;
 pub mod fields;
 pub mod health;

@@ -202,6 +202,9 @@ fn string_header(description: &str) -> utoipa::openapi::header::Header {
         (name = "Webhooks", description = "What the acquirer tells us."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
         (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
+        (name = "Webhooks", description = "Where the merchant wants to be told of events. Messages are signed as \
+            [Standard Webhooks](https://www.standardwebhooks.com) says, and delivered at least once."),
+        (name = "Events", description = "What has happened, and what has become of telling the merchant's endpoints."),
         (name = "API keys", description = "What authenticates the merchant."),
         (name = "Operators", description = "For the people who run the service; takes operator keys only."),
     ),

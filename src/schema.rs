@@ -143,6 +143,48 @@ diesel::table! {
 }
 
 diesel::table! {
+    events (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        #[sql_name = "type"]
+        kind -> Text,
+        object_id -> Uuid,
+        data -> Jsonb,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    webhook_endpoints (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        url -> Text,
+        event_types -> Array<Text>,
+        description -> Nullable<Text>,
+        status -> Text,
+        secret_version -> Integer,
+        previous_secret_expires_at -> Nullable<Timestamptz>,
+        failing_since -> Nullable<Timestamptz>,
+        disabled_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    webhook_deliveries (merchant_id, id) {
+        merchant_id -> Uuid,
+        id -> Uuid,
+        event_id -> Uuid,
+        endpoint_id -> Uuid,
+        state -> Text,
+        due_at -> Timestamptz,
+        attempts -> Jsonb,
+        created_at -> Timestamptz,
+        completed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
     journal_entries (merchant_id, id) {
         merchant_id -> Uuid,
         id -> Uuid,

@@ -17,14 +17,14 @@ use crate::config::Config;
 use crate::db::{Db, POOLS_MAX};
 use crate::error::Error;
 use crate::health::Readiness;
-use crate::idempotency::{AcquirerSecrets, Engine, Registered};
+use crate::idempotency::{AcquirerSecrets, Engine, Registered, Settings};
 use crate::metrics::Metrics;
 use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
 use crate::webhooks::inbound;
 use crate::{
-    api_keys, balance, charges, disputes, health, keys_api, ledger, ledger_api, merchants, metrics, openapi,
-    operator, payouts, policies_api, problems, reconcile, refunds, request,
+    api_keys, balance, charges, disputes, events_api, health, keys_api, ledger, ledger_api, merchants,
+    metrics, openapi, operator, payouts, policies_api, problems, reconcile, refunds, request, webhooks,
 };
 
 /// How long a stopping server waits for requests that are being handled.
@@ -51,6 +51,16 @@ fn api(config: &mut ServiceConfig) {
         .service(api_keys::create)
         .service(api_keys::list)
         .service(api_keys::revoke)
+        .service(webhooks::endpoints::create)
+        .service(webhooks::endpoints::list)
+        .service(webhooks::endpoints::get)
+        .service(webhooks::endpoints::update)
+        .service(webhooks::endpoints::rotate_secret)
+        .service(webhooks::endpoints::remove)
+        .service(events_api::list)
+        .service(events_api::get)
+        .service(events_api::list_deliveries)
+        .service(events_api::redeliver)
         .service(merchants::create)
         .service(merchants::list)
         .service(merchants::get)
@@ -92,6 +102,11 @@ pub fn operations() -> Vec<Registered> {
         Registered::local::<inbound::api::ReplayEvent>(),
         Registered::local::<api_keys::CreateApiKey>(),
         Registered::local::<api_keys::RevokeApiKey>(),
+        Registered::local::<webhooks::endpoints::CreateWebhookEndpoint>(),
+        Registered::local::<webhooks::endpoints::UpdateWebhookEndpoint>(),
+        Registered::local::<webhooks::endpoints::RotateSecret>(),
+        Registered::local::<webhooks::endpoints::DeleteWebhookEndpoint>(),
+        Registered::local::<events_api::RedeliverEvent>(),
         Registered::local::<merchants::CreateMerchant>(),
         Registered::local::<merchants::ChangePricing>(),
         Registered::local::<keys_api::RetryKey>(),
@@ -158,8 +173,11 @@ impl Bound {
             db.clone(),
             processor,
             vault,
-            config.timing(),
-            config.batch_size_max as usize,
+            Settings {
+                timing: config.timing(),
+                batch_size_max: config.batch_size_max as usize,
+                webhook_allow_loopback: config.webhook_allow_loopback,
+            },
             &operations(),
             Arc::clone(&metrics),
         );

@@ -132,6 +132,9 @@ fn cases() -> Vec<Case> {
             response
         })
     };
+    let endpoint = |url: &'static str| -> Step {
+        Box::new(move |scene| scene.client.send("POST", "/v1/webhook-endpoints", "k", &json!({"url": url})))
+    };
     let new_text = || json!({"description": "new"});
     let aged = |request: Step, days: i64| -> Step {
         Box::new(move |scene| {
@@ -224,6 +227,9 @@ fn cases() -> Vec<Case> {
         case("local: our own bug", nothing_before(), buggy(patch("k", new_text())), 500, "internal", None, "X-Request-Id", NOTHING),
         case("local: retry after our own bug", buggy(patch("k", new_text())), patch("k", new_text()), 200, "", Some(false), "Idempotency-Expires", UPDATED),
         case("local: collision", nothing_before(), colliding(patch("k", new_text())), 503, "transient_conflict", None, "Retry-After", NOTHING),
+        case("local: validation that the settings decide", nothing_before(), endpoint("http://127.0.0.1/"), 422, "validation_failed", None, "X-Request-Id", NOTHING),
+        case("local: corrected after that", endpoint("http://127.0.0.1/"), endpoint("https://shop.example/"), 201, "", Some(false), "Location", KEY_ONLY),
+        case("local: retry of what shows a secret", endpoint("https://shop.example/"), endpoint("https://shop.example/"), 201, "", Some(true), "Original-Request-Id", NOTHING),
         case("local: key missing", nothing_before(), Box::new(|scene| {
             scene.client.request("PATCH", &scene.charge_path).json(&json!({})).send()
         }), 400, "idempotency_key_missing", None, "Link", NOTHING),

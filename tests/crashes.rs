@@ -112,6 +112,8 @@ impl Scene {
             "idempotency_policy_changes",
             "disputes",
             "acquirer_events",
+            "webhook_endpoints",
+            "webhook_deliveries",
         ];
         let mut effects: Vec<_> = tables.iter().map(|table| self.database.rows(table).to_string()).collect();
         effects.push(
@@ -124,6 +126,12 @@ impl Scene {
                 .count("SELECT count(*) FROM idempotency_keys WHERE key LIKE 'stuck-%' AND recoveries = 0")
                 .to_string(),
         );
+        for aspect in
+            ["count(description)", "sum(secret_version)", "count(*) FILTER (WHERE status = 'deleted')"]
+        {
+            let query = format!("SELECT coalesce({aspect}, 0) FROM webhook_endpoints");
+            effects.push(self.database.count(&query).to_string());
+        }
         effects
     }
 }
@@ -178,7 +186,13 @@ fn stuck(scene: &Scene) -> String {
     format!("/v1/operator/idempotency-keys/{}/{key}", scene.merchant_id)
 }
 
-const OPERATIONS: [Operation; 15] = [
+/// A webhook endpoint; returns its id.
+fn endpoint(client: &Client) -> String {
+    let body = json!({"url": "https://shop.example/webhooks", "event_types": ["payout.paid"]});
+    client.send("POST", "/v1/webhook-endpoints", &fresh_key(), &body).expect(201).field("id")
+}
+
+const OPERATIONS: [Operation; 20] = [
     Operation {
         name: "charges.create",
         call: Some("authorize"),
@@ -266,6 +280,52 @@ const OPERATIONS: [Operation; 15] = [
             ("DELETE", format!("/v1/api-keys/{}", key.expect(201).field("id")), json!({}))
         },
         status: 200,
+    },
+    Operation {
+        name: "webhook_endpoints.create",
+        call: None,
+        prepare: |_| {
+            ("POST", "/v1/webhook-endpoints".to_owned(), json!({"url": "https://shop.example/webhooks"}))
+        },
+        status: 201,
+    },
+    Operation {
+        name: "webhook_endpoints.update",
+        call: None,
+        prepare: |scene| {
+            let path = format!("/v1/webhook-endpoints/{}", endpoint(&scene.merchant));
+            ("PATCH", path, json!({"description": "new"}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "webhook_endpoints.rotate_secret",
+        call: None,
+        prepare: |scene| {
+            let path = format!("/v1/webhook-endpoints/{}/rotate-secret", endpoint(&scene.merchant));
+            ("POST", path, json!({}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "webhook_endpoints.delete",
+        call: None,
+        prepare: |scene| {
+            ("DELETE", format!("/v1/webhook-endpoints/{}", endpoint(&scene.merchant)), json!({}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "events.redeliver",
+        call: None,
+        prepare: |scene| {
+            let endpoint = endpoint(&scene.merchant);
+            charge(&scene.merchant, true);
+            let events = scene.merchant.get("/v1/events").expect(200).json();
+            let event = events["data"][0]["id"].as_str().unwrap();
+            ("POST", format!("/v1/events/{event}/redeliver"), json!({"endpoint_id": endpoint}))
+        },
+        status: 202,
     },
     Operation {
         name: "merchants.create",

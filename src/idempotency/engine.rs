@@ -56,6 +56,17 @@ pub struct Timing {
     pub recovery: Recovery,
 }
 
+/// What an engine can be told.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long things last.
+    pub timing: Timing,
+    /// How many requests may share a statement, where they can.
+    pub batch_size_max: usize,
+    /// See [`Context::allows_loopback`].
+    pub webhook_allow_loopback: bool,
+}
+
 /// Executes requests at most once per (merchant, key). Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -67,7 +78,7 @@ pub(super) struct Inner {
     db: Db,
     processor: Arc<dyn Processor>,
     vault: Vault,
-    timing: Timing,
+    settings: Settings,
     metrics: Arc<Metrics>,
     batchers: HashMap<&'static str, Batchers>,
     pub(super) policies: Policies,
@@ -87,6 +98,7 @@ impl Inner {
             now,
             policy: &request.treatment.policy,
             vault: &self.vault,
+            settings: &self.settings,
             metrics: &self.metrics,
         }
     }
@@ -102,16 +114,16 @@ enum Begun<P> {
 
 impl Engine {
     /// An engine on `db` for `operations`, whose external operations call `processor` and whose secrets come
-    /// from `vault`. Where they can, up to `batch_size_max` requests share a statement.
+    /// from `vault`.
     pub fn new(
         db: Db,
         processor: Arc<dyn Processor>,
         vault: Vault,
-        timing: Timing,
-        batch_size_max: usize,
+        settings: Settings,
         operations: &[Registered],
         metrics: Arc<Metrics>,
     ) -> Self {
+        let Settings { timing, batch_size_max, .. } = settings;
         let batchers = operations.iter().filter_map(|operation| {
             let together = operation.together?;
             Some((operation.name, Batchers::new(&db, together, timing.lease, batch_size_max, &metrics)))
@@ -119,7 +131,9 @@ impl Engine {
         let batchers = batchers.collect();
         let policies = Policies::new(operations.to_vec());
         let waiters = Waiters::new(metrics.waiters.clone());
-        Self { inner: Arc::new(Inner { db, processor, vault, timing, metrics, batchers, policies, waiters }) }
+        Self {
+            inner: Arc::new(Inner { db, processor, vault, settings, metrics, batchers, policies, waiters }),
+        }
     }
 
     /// Starts what runs beside the requests: the copy of the policies, the recovery worker, the reaper, what
@@ -146,12 +160,12 @@ impl Engine {
     }
 
     pub(super) fn timing(&self) -> Timing {
-        self.inner.timing
+        self.inner.settings.timing
     }
 
     /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
     pub fn request_deadline(&self) -> Duration {
-        self.inner.timing.request_deadline
+        self.inner.settings.timing.request_deadline
     }
 
     /// Whether the processor is called at the moment, as far as is known.
@@ -438,7 +452,7 @@ impl Engine {
         if afresh {
             store::forget(conn, &request.envelope, &request.treatment.policy)?;
         }
-        let claim = store::claim(conn, &Self::claimant(request), self.inner.timing.lease)?;
+        let claim = store::claim(conn, &Self::claimant(request), self.inner.settings.timing.lease)?;
         if claim.is_none() {
             faults::reach("after_conflict");
         }
@@ -489,7 +503,7 @@ impl Engine {
 
     /// Gives the lease up after a failure. Returns whether the request is parked now.
     async fn give_up(&self, claim: &Claim, request_id: &str, error: &Error, taker: Taker) -> bool {
-        let recovery = self.inner.timing.recovery;
+        let recovery = self.inner.settings.timing.recovery;
         let setback = Setback {
             error: error.code().as_str(),
             taker,
@@ -583,7 +597,7 @@ impl Engine {
         created_at: DateTime<Utc>,
     ) -> Result<Option<Claim>, Error> {
         faults::reach("before_takeover");
-        let (envelope, lease) = (&request.envelope, self.inner.timing.lease);
+        let (envelope, lease) = (&request.envelope, self.inner.settings.timing.lease);
         let claim = store::take_over(conn, envelope, created_at, Taker::Client, lease)?;
         match &claim {
             Some(_) => self.inner.metrics.takeovers.inc(),
@@ -611,7 +625,7 @@ impl Engine {
 
     fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), Error> {
         if since.elapsed() > LEASE_AGE_MAX {
-            store::renew(conn, claim, self.inner.timing.lease)?;
+            store::renew(conn, claim, self.inner.settings.timing.lease)?;
         }
         Ok(())
     }
@@ -631,7 +645,7 @@ impl Engine {
         let context = self.inner.context(request, claim, claim.created_at);
         let calls = request.operation.perform(&*self.inner.processor, &context, &prepared);
         // A panic is caught here, so that the lease is given up like after any other failure.
-        let timeout = self.inner.timing.processor_timeout;
+        let timeout = self.inner.settings.timing.processor_timeout;
         let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(calls).catch_unwind())
             .await
             .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
@@ -767,7 +781,7 @@ impl Engine {
 
     async fn take_over_and_finish<O: ExternalOperation>(&self, due: Due) -> Result<Recovered, Error> {
         let policy = self.policy(O::NAME).await?;
-        let lease = self.inner.timing.lease;
+        let lease = self.inner.settings.timing.lease;
         let Due { envelope, created_at, .. } = due;
         let taking = envelope.clone();
         // Taken over before it's read: a request that can't be read must count as tried.

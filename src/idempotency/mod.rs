@@ -104,7 +104,7 @@ mod store;
 mod together;
 mod waiting;
 
-pub use engine::{Engine, Timing};
+pub use engine::{Engine, Settings, Timing};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use key::IdempotencyKey;
 pub use operation::{Context, ExternalOperation, Finished, LocalOperation, Together};

@@ -2,4 +2,5 @@
 
 pub mod address;
 pub mod inbound;
+pub mod endpoints;
 pub mod signature;

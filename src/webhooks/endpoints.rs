@@ -1,0 +1,663 @@
+//! Webhook endpoints: where a merchant wants to be told of events, of which ones, and what the messages are signed with.
+//!
+//! A secret is shown twice at the most: in the answer that made it, and in the replays of that one. It's derived
+//! rather than stored (see [`vault`](crate::vault)), by a version that counts up with each rotation, so that the one before
+//! can sign along until those who verify have changed over.
+//!
+//! A deleted endpoint stays as a row, since deliveries refer to it, and is as good as gone otherwise.
+//!
+//! Not promised: that a URL leads to a public address. Only what is written as an address is judged here; what a name
+//! stands for can change at any time, so whoever sends judges the [address](super::address) that it connects to.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, delete, get, patch, post, web};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::Uuid as SqlUuid;
+use serde::Serialize;
+use url::{Host, Url};
+use utoipa::ToSchema;
+
+use crate::auth::AuthenticatedMerchant;
+use crate::db::Db;
+use crate::error::Error;
+use crate::events::EventType;
+use crate::fields::{Patch, TEXT_MAX};
+use crate::idempotency::{
+    Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
+};
+use crate::ids::{MerchantId, WebhookEndpointId};
+use crate::lists::{List, Parameters, load_page};
+use crate::openapi::problems;
+use crate::schema::webhook_endpoints;
+use crate::sql::statement;
+use crate::time::Timestamp;
+use crate::vault::Purpose;
+
+use super::address::is_public;
+
+/// Most endpoints of a merchant: each event costs a delivery for each of them.
+const ENDPOINTS_MAX: i64 = 16;
+/// Most characters of a URL.
+const URL_MAX: usize = 2048;
+/// Stands for all types of events, those to come included.
+pub(crate) const EVERYTHING: &str = "*";
+/// For how long the secret before signs along after a rotation, unless said otherwise.
+const OVERLAP_S: u32 = 24 * 60 * 60;
+/// The longest that this may be.
+const OVERLAP_S_MAX: u32 = 7 * 24 * 60 * 60;
+
+/// Where a merchant wants to be told of events.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WebhookEndpoint {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: WebhookEndpointId,
+    /// Always `webhook_endpoint`.
+    #[schema(example = "webhook_endpoint")]
+    object: &'static str,
+    /// Where messages are sent.
+    #[schema(example = "https://shop.example/webhooks")]
+    url: String,
+    /// Of what it's told; `*` stands for everything.
+    #[schema(example = json!(["charge.succeeded", "charge.refunded"]))]
+    event_types: Vec<String>,
+    /// Free text.
+    #[schema(example = "Order system")]
+    description: Option<String>,
+    /// `enabled` or `disabled`; `deleted` in the answer to its deletion.
+    #[schema(example = "enabled")]
+    status: String,
+    /// What messages are signed with, as [Standard Webhooks](https://www.standardwebhooks.com) says: only in the answer to
+    /// its creation and to a rotation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=")]
+    secret: Option<String>,
+    /// Until when messages are signed with the secret before, too.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    previous_secret_expires_at: Option<Timestamp>,
+    /// When the first delivery failed after the last one that succeeded.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    failing_since: Option<Timestamp>,
+    /// When it was disabled.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    disabled_at: Option<Timestamp>,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+}
+
+/// Whether messages are sent. The merchant chooses; an endpoint that fails for too long is disabled by the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum EndpointStatus {
+    /// They are.
+    Enabled,
+    /// They aren't, and what happens meanwhile is never told.
+    Disabled,
+}
+
+/// The state that only deleting leads to, for good.
+const DELETED: &str = "deleted";
+
+impl EndpointStatus {
+    /// Its name in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl FromStr for EndpointStatus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Enabled, Self::Disabled]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| "must be enabled or disabled".to_owned())
+    }
+}
+
+/// An endpoint as it is stored.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = webhook_endpoints)]
+pub(crate) struct EndpointRow {
+    pub merchant_id: MerchantId,
+    pub id: WebhookEndpointId,
+    pub url: String,
+    pub event_types: Vec<String>,
+    pub description: Option<String>,
+    pub status: String,
+    pub secret_version: i32,
+    pub previous_secret_expires_at: Option<DateTime<Utc>>,
+    pub failing_since: Option<DateTime<Utc>>,
+    pub disabled_at: Option<DateTime<Utc>>,
+    pub created_at: DateTime<Utc>,
+}
+
+impl EndpointRow {
+    /// Errors: `webhook_endpoint_not_found`, also for a deleted one.
+    pub fn find(conn: &mut PgConnection, merchant: MerchantId, id: WebhookEndpointId) -> Result<Self, Error> {
+        webhook_endpoints::table
+            .find((merchant, id))
+            .filter(webhook_endpoints::status.ne(DELETED))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::WebhookEndpointNotFound)
+    }
+
+    /// The same, and locks it until the transaction ends. Events wait for nobody: they only read endpoints.
+    fn lock(
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        id: Option<WebhookEndpointId>,
+    ) -> Result<Self, Error> {
+        let id = id.ok_or(Error::WebhookEndpointNotFound)?;
+        webhook_endpoints::table
+            .find((merchant, id))
+            .filter(webhook_endpoints::status.ne(DELETED))
+            .select(Self::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::WebhookEndpointNotFound)
+    }
+
+    /// Writes what can change.
+    fn save(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        diesel::update(webhook_endpoints::table.find((self.merchant_id, self.id)))
+            .set((
+                webhook_endpoints::url.eq(&self.url),
+                webhook_endpoints::event_types.eq(&self.event_types),
+                webhook_endpoints::description.eq(&self.description),
+                webhook_endpoints::status.eq(&self.status),
+                webhook_endpoints::secret_version.eq(self.secret_version),
+                webhook_endpoints::previous_secret_expires_at.eq(self.previous_secret_expires_at),
+                webhook_endpoints::failing_since.eq(self.failing_since),
+                webhook_endpoints::disabled_at.eq(self.disabled_at),
+            ))
+            .execute(conn)?;
+        Ok(())
+    }
+
+    fn set_status(&mut self, status: EndpointStatus, now: DateTime<Utc>) {
+        match status {
+            EndpointStatus::Enabled => (self.failing_since, self.disabled_at) = (None, None),
+            EndpointStatus::Disabled => self.disabled_at = self.disabled_at.or(Some(now)),
+        }
+        status.as_str().clone_into(&mut self.status);
+    }
+
+    /// As it's shown, without the secret.
+    pub fn into_endpoint(self) -> WebhookEndpoint {
+        WebhookEndpoint {
+            id: self.id,
+            object: "webhook_endpoint",
+            url: self.url,
+            event_types: self.event_types,
+            description: self.description,
+            status: self.status,
+            secret: None,
+            previous_secret_expires_at: self.previous_secret_expires_at.map(Timestamp),
+            failing_since: self.failing_since.map(Timestamp),
+            disabled_at: self.disabled_at.map(Timestamp),
+            created_at: Timestamp(self.created_at),
+        }
+    }
+
+    /// An answer that shows it with its current secret.
+    fn into_reply_with_secret(self, status: StatusCode) -> Result<Reply, Error> {
+        let (id, purpose) = (self.id, Purpose::WebhookSecret { version: self.secret_version });
+        let endpoint = WebhookEndpoint { secret: Some(SEALED.to_owned()), ..self.into_endpoint() };
+        Ok(Reply::json(status, &endpoint)?.seal(purpose, id.0))
+    }
+}
+
+/// A URL that messages may be sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct EndpointUrl {
+    /// As the merchant wrote it.
+    text: String,
+    /// Whether it leads to the service's own host.
+    is_loopback: bool,
+    is_encrypted: bool,
+}
+
+impl FromStr for EndpointUrl {
+    type Err = String;
+
+    /// Judges what can be judged without the settings. The error says what the URL must be.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.chars().count() > URL_MAX {
+            return Err(format!("must have at most {URL_MAX} characters"));
+        }
+        let no_url = || "must be an absolute URL such as https://shop.example/webhooks".to_owned();
+        // What a browser would put right for its user is a mistake here.
+        let is_plain = !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\');
+        let (scheme, rest) = text.split_once("://").filter(|_| is_plain).ok_or_else(no_url)?;
+        let authority = rest.split(['/', '?', '#']).next().filter(|authority| !authority.is_empty());
+        let url = Url::parse(text).map_err(|_| no_url())?;
+        let (host, authority) = url.host().zip(authority).ok_or_else(no_url)?;
+        if !["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) {
+            return Err("must be an https URL".to_owned());
+        }
+        if authority.contains('@') {
+            return Err("must not contain a user name or password".to_owned());
+        }
+        if url.fragment().is_some() {
+            return Err("must not have a fragment".to_owned());
+        }
+        let is_loopback = match host {
+            Host::Domain(name) => {
+                let name = name.trim_end_matches('.');
+                name == "localhost" || name.ends_with(".localhost")
+            }
+            Host::Ipv4(ip) => judge(ip.into())?,
+            Host::Ipv6(ip) => judge(ip.into())?,
+        };
+        Ok(Self { text: text.to_owned(), is_loopback, is_encrypted: url.scheme() == "https" })
+    }
+}
+
+/// Whether an address is one of the service's own host; an error if it's neither that nor public.
+fn judge(ip: IpAddr) -> Result<bool, String> {
+    let is_loopback = ip.to_canonical().is_loopback();
+    if is_loopback || is_public(ip) {
+        Ok(is_loopback)
+    } else {
+        Err("must lead to a public address".to_owned())
+    }
+}
+
+impl EndpointUrl {
+    /// Judges the rest: the service's own host, and messages without TLS, which only that may get.
+    fn check(&self, allows_loopback: bool) -> Result<(), Error> {
+        match (self.is_loopback, self.is_encrypted) {
+            (true, _) if allows_loopback => Ok(()),
+            (false, true) => Ok(()),
+            (true, true) => Err(Error::field("/url", "must lead to a public address")),
+            (_, false) => Err(Error::field("/url", "must be an https URL")),
+        }
+    }
+}
+
+/// Reads `event_types`.
+fn read_event_types(input: &mut Input<'_, '_>) -> Option<Vec<&'static str>> {
+    input.fields.optional_choices("event_types", |text| match text {
+        EVERYTHING => Ok(EVERYTHING),
+        text => text.parse().map(EventType::as_str),
+    })
+}
+
+fn owned(event_types: &[&str]) -> Vec<String> {
+    event_types.iter().map(|&kind| kind.to_owned()).collect()
+}
+
+// ---- Create ----------------------------------------------------------------------------------------
+
+/// Body of a new webhook endpoint.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"url": "https://shop.example/webhooks", "event_types": ["charge.succeeded", "charge.refunded"]}))]
+#[serde(deny_unknown_fields)]
+pub struct CreateWebhookEndpoint {
+    /// Where messages are sent: an https URL of a public host, without user name, password and fragment.
+    #[schema(value_type = String, format = "uri", max_length = 2048)]
+    url: EndpointUrl,
+    /// Of what it's told: types of events, or `*` for everything, which is the default.
+    #[schema(value_type = Option<Vec<String>>, min_items = 1)]
+    event_types: Vec<&'static str>,
+    /// Free text.
+    #[schema(min_length = 1, max_length = 500)]
+    description: Option<String>,
+}
+
+impl Operation for CreateWebhookEndpoint {
+    const NAME: &'static str = "webhook_endpoints.create";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let url = input.fields.choice("url");
+        let event_types = read_event_types(input).unwrap_or_else(|| vec![EVERYTHING]);
+        let description = input.fields.optional_text("description", TEXT_MAX);
+        Some(Self { url: url?, event_types, description })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("webhook_endpoint")
+    }
+}
+
+impl LocalOperation for CreateWebhookEndpoint {
+    /// Locks: the merchant's right to have another endpoint.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        self.url.check(context.allows_loopback())?;
+        let merchant = context.merchant();
+        lock_number_of_endpoints(conn, merchant)?;
+        let endpoints: i64 = webhook_endpoints::table
+            .filter(webhook_endpoints::merchant_id.eq(merchant))
+            .filter(webhook_endpoints::status.ne(DELETED))
+            .count()
+            .get_result(conn)?;
+        if endpoints >= ENDPOINTS_MAX {
+            return Err(Error::WebhookEndpointLimitReached { endpoints_max: ENDPOINTS_MAX });
+        }
+        let id = WebhookEndpointId(context.resource_id()?);
+        let row: EndpointRow = diesel::insert_into(webhook_endpoints::table)
+            .values((
+                webhook_endpoints::merchant_id.eq(merchant),
+                webhook_endpoints::id.eq(id),
+                webhook_endpoints::url.eq(&self.url.text),
+                webhook_endpoints::event_types.eq(owned(&self.event_types)),
+                webhook_endpoints::description.eq(&self.description),
+                webhook_endpoints::status.eq(EndpointStatus::Enabled.as_str()),
+                webhook_endpoints::secret_version.eq(1),
+                webhook_endpoints::created_at.eq(context.now()),
+            ))
+            .returning(EndpointRow::as_select())
+            .get_result(conn)?;
+        let reply = row.into_reply_with_secret(StatusCode::CREATED)?;
+        Ok(reply.header(KeptHeader::Location, format!("/v1/webhook-endpoints/{id}")))
+    }
+}
+
+/// Makes those who would add an endpoint to a merchant's wait for each other, until the transaction ends. The service's
+/// role can't lock merchants, which never change, so it's an advisory lock.
+fn lock_number_of_endpoints(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Error> {
+    statement::<()>(
+        "SELECT pg_advisory_xact_lock(hashtextextended('webhook_endpoints', hashtextextended({}::text, 0)))",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .execute(conn)?;
+    Ok(())
+}
+
+problems!(CreateProblems, mutating: WebhookEndpointLimitReached);
+
+/// Create a webhook endpoint
+///
+/// From now on it's told of the events that it wants. The answer shows the secret that messages are signed with
+/// ([Standard Webhooks](https://www.standardwebhooks.com)); a retry with the same idempotency key shows it again, and
+/// nothing else does. A merchant can have 16 endpoints.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.create",
+    tag = "Webhooks",
+    request_body = CreateWebhookEndpoint,
+    responses(
+        (status = 201, description = "The endpoint was created.", body = WebhookEndpoint,
+            headers(("Location" = String, description = "Path of the endpoint"))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/webhook-endpoints")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreateWebhookEndpoint>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+// ---- Read ------------------------------------------------------------------------------------------
+
+problems!(ListProblems, listing:);
+
+/// List webhook endpoints
+///
+/// Newest first, without their secrets.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.list",
+    tag = "Webhooks",
+    responses(
+        (status = 200, description = "A page of webhook endpoints.", body = List<WebhookEndpoint>),
+        ListProblems
+    ),
+)]
+#[get("/v1/webhook-endpoints")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<WebhookEndpointId>)?;
+    let endpoints = db
+        .run_retrying(move |conn| {
+            let query = webhook_endpoints::table
+                .filter(webhook_endpoints::merchant_id.eq(merchant.0))
+                .filter(webhook_endpoints::status.ne(DELETED))
+                .select(EndpointRow::as_select())
+                .into_boxed();
+            load_page!(conn, query, webhook_endpoints::id, page)?
+                .try_map(|row: EndpointRow| Ok(row.into_endpoint()))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(endpoints))
+}
+
+problems!(GetProblems, reading: WebhookEndpointNotFound);
+
+/// Retrieve a webhook endpoint
+///
+/// Without its secret.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.get",
+    tag = "Webhooks",
+    params(("id" = String, Path, description = "Id of the endpoint", example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The endpoint as it is now.", body = WebhookEndpoint), GetProblems),
+)]
+#[get("/v1/webhook-endpoints/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse().map_err(|_| Error::WebhookEndpointNotFound)?;
+    let row = db.run_retrying(move |conn| EndpointRow::find(conn, merchant.0, id)).await?;
+    Ok(HttpResponse::Ok().json(row.into_endpoint()))
+}
+
+// ---- Update ----------------------------------------------------------------------------------------
+
+/// A merge patch (RFC 7396): fields that are left out stay.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"event_types": ["*"], "description": null, "status": "enabled"}))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateWebhookEndpoint {
+    #[schema(ignore)]
+    id: Option<WebhookEndpointId>,
+    /// Where messages are sent from now on.
+    #[schema(value_type = Option<String>, nullable = false, format = "uri", max_length = 2048)]
+    url: Option<EndpointUrl>,
+    /// Of what it's told from now on.
+    #[schema(value_type = Option<Vec<String>>, nullable = false, min_items = 1)]
+    event_types: Option<Vec<&'static str>>,
+    /// New text, or `null`.
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
+    description: Patch<String>,
+    /// `disabled`: nothing is sent, and what happens meanwhile never will be. `enabled`: it's as if it had never failed.
+    #[schema(value_type = Option<EndpointStatus>, nullable = false)]
+    status: Option<EndpointStatus>,
+}
+
+impl Operation for UpdateWebhookEndpoint {
+    const NAME: &'static str = "webhook_endpoints.update";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self {
+            id: input.segment(2).parse().ok(),
+            url: input.fields.optional_choice("url"),
+            event_types: read_event_types(input),
+            description: input.fields.patch_text("description", TEXT_MAX),
+            status: input.fields.optional_choice("status"),
+        })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for UpdateWebhookEndpoint {
+    /// Locks the endpoint.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        if let Some(url) = &self.url {
+            url.check(context.allows_loopback())?;
+        }
+        let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
+        if let Some(url) = &self.url {
+            row.url.clone_from(&url.text);
+        }
+        if let Some(event_types) = &self.event_types {
+            row.event_types = owned(event_types);
+        }
+        match &self.description {
+            Patch::Keep => {}
+            Patch::Remove => row.description = None,
+            Patch::Set(text) => row.description = Some(text.clone()),
+        }
+        if let Some(status) = self.status {
+            row.set_status(status, context.now());
+        }
+        row.save(conn)?;
+        Reply::json(StatusCode::OK, &row.into_endpoint())
+    }
+}
+
+problems!(UpdateProblems, mutating: WebhookEndpointNotFound);
+
+/// Update a webhook endpoint
+///
+/// As a JSON merge patch (RFC 7396). Enabling an endpoint makes it new again: `failing_since` and `disabled_at` are removed.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.update",
+    tag = "Webhooks",
+    params(("id" = String, Path, description = "Id of the endpoint", example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body(content(
+        (UpdateWebhookEndpoint = "application/json"),
+        (UpdateWebhookEndpoint = "application/merge-patch+json"),
+    )),
+    responses((status = 200, description = "The endpoint after the change.", body = WebhookEndpoint), UpdateProblems),
+)]
+#[patch("/v1/webhook-endpoints/{id}")]
+pub async fn update(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<UpdateWebhookEndpoint>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+// ---- Rotate the secret -----------------------------------------------------------------------------
+
+/// Body of a rotation; may be empty.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"overlap_seconds": 3600}))]
+#[serde(deny_unknown_fields)]
+pub struct RotateSecret {
+    #[schema(ignore)]
+    id: Option<WebhookEndpointId>,
+    /// For how long messages are signed with the old secret, too: 0 to 604800 (seven days), by default a day.
+    #[schema(value_type = Option<u32>, nullable = false, minimum = 0, maximum = 604800)]
+    overlap_seconds: u32,
+}
+
+impl Operation for RotateSecret {
+    const NAME: &'static str = "webhook_endpoints.rotate_secret";
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let overlap = input.fields.optional_integer("overlap_seconds", 0, OVERLAP_S_MAX.into());
+        Some(Self { id: input.segment(2).parse().ok(), overlap_seconds: overlap.unwrap_or(OVERLAP_S) })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for RotateSecret {
+    /// Locks the endpoint.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
+        row.secret_version += 1;
+        let overlap = TimeDelta::seconds(self.overlap_seconds.into());
+        row.previous_secret_expires_at = (!overlap.is_zero()).then(|| context.now() + overlap);
+        row.save(conn)?;
+        row.into_reply_with_secret(StatusCode::OK)
+    }
+}
+
+problems!(RotateProblems, mutating: WebhookEndpointNotFound);
+
+/// Rotate a webhook endpoint's secret
+///
+/// The answer shows the new secret; a retry with the same idempotency key shows it again, and nothing else does. Until
+/// `previous_secret_expires_at` each message carries two signatures, by the new secret and by the one before. Without an
+/// overlap the old one signs nothing any more, which is what a secret that got out calls for.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.rotate_secret",
+    tag = "Webhooks",
+    params(("id" = String, Path, description = "Id of the endpoint", example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = RotateSecret,
+    responses((status = 200, description = "The endpoint with its new secret.", body = WebhookEndpoint), RotateProblems),
+)]
+#[post("/v1/webhook-endpoints/{id}/rotate-secret")]
+pub async fn rotate_secret(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<RotateSecret>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+// ---- Delete ----------------------------------------------------------------------------------------
+
+/// Nothing to say.
+pub struct DeleteWebhookEndpoint {
+    id: Option<WebhookEndpointId>,
+}
+
+impl Operation for DeleteWebhookEndpoint {
+    const NAME: &'static str = "webhook_endpoints.delete";
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self { id: input.segment(2).parse().ok() })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for DeleteWebhookEndpoint {
+    /// Locks the endpoint.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
+        DELETED.clone_into(&mut row.status);
+        row.save(conn)?;
+        Reply::json(StatusCode::OK, &row.into_endpoint())
+    }
+}
+
+problems!(DeleteProblems, mutating: WebhookEndpointNotFound);
+
+/// Delete a webhook endpoint
+///
+/// From now on nothing is sent to it, and it can't be found any more; how events were delivered to it still can. To have
+/// messages sent there again, create another one.
+#[utoipa::path(
+    operation_id = "webhook_endpoints.delete",
+    tag = "Webhooks",
+    params(("id" = String, Path, description = "Id of the endpoint", example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The endpoint, deleted.", body = WebhookEndpoint), DeleteProblems),
+)]
+#[delete("/v1/webhook-endpoints/{id}")]
+pub async fn remove(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<DeleteWebhookEndpoint>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
