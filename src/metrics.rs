@@ -70,6 +70,8 @@ pub struct Metrics {
     pub acquirer_events_parked: IntGauge,
     /// Those that have waited for too long.
     pub acquirer_events_overdue: IntGauge,
+    /// Rows that were deleted because they are too old, by table.
+    pub retention_deleted: IntCounterVec,
     /// Size of the pool.
     pub pool_size: IntGauge,
     /// Connections in use.
@@ -247,6 +249,13 @@ impl Metrics {
             acquirer_events_overdue: register!(IntGauge::new(
                 "oncepay_acquirer_events_overdue",
                 "Events of the acquirer that have waited for too long, at the last look."
+            )),
+            retention_deleted: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_retention_deleted_total",
+                    "Rows that were deleted because they are older than they are kept, by table."
+                ),
+                &["table"]
             )),
             pool_size: register!(IntGauge::new(
                 "oncepay_db_pool_size",

@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
 use crate::webhooks::inbound;
+use crate::webhooks::retention::{self, Retention};
 use crate::{
     api_keys, balance, charges, disputes, events_api, health, keys_api, ledger, ledger_api, merchants,
     metrics, openapi, operator, payouts, policies_api, problems, reconcile, refunds, request, webhooks,
@@ -187,7 +188,7 @@ impl Bound {
         let document = web::Data::new(document);
         let known_keys = web::Data::new(KnownKeys::default());
         let acquirer_secrets = web::Data::new(AcquirerSecrets(config.webhook_secrets()?));
-        let shared_metrics = Arc::clone(&metrics);
+        let (shared_metrics, retention_metrics) = (Arc::clone(&metrics), Arc::clone(&metrics));
         let metrics = web::Data::from(metrics);
         let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
 
@@ -259,6 +260,11 @@ impl Bound {
             config.acquirer_events,
             shared_metrics,
         ));
+        let retention = Retention {
+            events_days: config.event_retention_days,
+            deliveries_days: config.delivery_retention_days,
+        };
+        actix_web::rt::spawn(retention::keep_pruning(roll_up_db.clone(), retention, retention_metrics));
         actix_web::rt::spawn(ledger::keep_rolling_up(
             roll_up_db,
             Duration::from_millis(config.roll_up_interval_ms),

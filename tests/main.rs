@@ -29,3 +29,4 @@ mod sight;
 mod storm;
 mod suspicion;
 mod waiting;
+mod webhooks_retention;
