@@ -49,7 +49,7 @@ CREATE FUNCTION acquirer_events_prune(p_keep interval, p_batch integer) RETURNS 
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_catalog, pg_temp AS $$
 DECLARE
     deleted bigint;
-    first_kept uuid := uuid_v7(statement_timestamp() - p_keep);
+    first_kept uuid := uuid_v7_lowest(statement_timestamp() - p_keep);
 BEGIN
     IF p_keep < interval '1 day' THEN
         RAISE EXCEPTION 'the acquirer''s events are kept for a day at least'

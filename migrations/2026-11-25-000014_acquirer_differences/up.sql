@@ -1,4 +1,5 @@
--- Events are deleted when they are old. An object without any then wasn't compared with the acquirer's books any more.
+-- Events are deleted when they are old: an object without any is compared by when it was made. And the acquirer captures what it
+-- approves later by itself, and then tells us: that we don't know of the capture is no difference until that is overdue.
 CREATE OR REPLACE FUNCTION acquirer_differences(grace interval)
     RETURNS TABLE (difference text, kind text, merchant_id uuid, reference text, operation_id text,
                    authorization_id text, currency text, ours numeric, theirs numeric, first_read_at timestamptz)
@@ -43,6 +44,8 @@ WHERE NOT EXISTS (
         -- Voiding an orphan leaves a void without a charge, which is as it should be.
         WHEN 'void' THEN EXISTS (
             SELECT FROM ours o WHERE o.merchant_id = t.merchant_id AND o.id = t.object_id AND o.kind = 'authorize')
+        WHEN 'capture' THEN t.first_read_at < statement_timestamp() - interval '1 hour' OR NOT EXISTS (
+            SELECT FROM ours o WHERE o.merchant_id = t.merchant_id AND o.id = t.object_id AND o.status = 'processing')
         ELSE true END
 UNION ALL
 SELECT 'amount_differs', t.kind, t.merchant_id, t.reference, t.id, t.authorization_id, o.currency, o.amount,
