@@ -39,7 +39,10 @@ impl Scene {
             }
         }
         scene.client.charge("declined", &with_method("pm_card_declined")).expect(402);
-        scene.client.charge("async", &with_method("pm_card_async")).expect(201);
+        // Not to be captured: the acquirer would do that, and nobody hears of it here.
+        let mut pending = with_method("pm_card_async");
+        pending["capture"] = json!(false);
+        scene.client.charge("async", &pending).expect(201);
         scene
     }
 

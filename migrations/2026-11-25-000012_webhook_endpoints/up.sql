@@ -26,6 +26,9 @@ COMMENT ON COLUMN webhook_endpoints.secret_version IS 'Which of the secrets that
 COMMENT ON COLUMN webhook_endpoints.previous_secret_expires_at IS 'Until then messages are signed with the secret before it, too.';
 COMMENT ON COLUMN webhook_endpoints.failing_since IS 'The first failed attempt after the last one that succeeded.';
 
+-- For each event it's asked who wants it.
+CREATE INDEX webhook_endpoints_enabled ON webhook_endpoints (merchant_id) WHERE status = 'enabled';
+
 CREATE TABLE webhook_deliveries (
     merchant_id   uuid NOT NULL,
     id            uuid NOT NULL DEFAULT uuid_v7(),

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Webhooks both ways with other people's code: the libraries of Standard Webhooks for Python and Node sign what we take, and
+# verify what we send, in the receivers of examples/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'kill -INT $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
+
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nodejs npm >/dev/null
+fi
+python3 -m venv "$work/python" 2>/dev/null ||
+    { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv >/dev/null && python3 -m venv "$work/python"; }
+"$work/python/bin/pip" install -q -r examples/receivers/requirements.txt
+cp examples/receivers/*.{ts,json} "$work/"
+(cd "$work" && npm ci --silent && npx tsc -p .)
+
+cargo build --locked
+export ONCEPAY_DATA_DIR=$work/dev
+target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &
+for _ in {1..600}; do
+    grep -q 'Oncepay is running' "$work/dev.log" && break
+    sleep 0.1
+done
+grep -q 'Oncepay is running' "$work/dev.log" || { cat "$work/dev.log"; exit 1; }
+
+"$work/python/bin/python" .ci/webhooks.py "$work"
