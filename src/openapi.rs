@@ -21,7 +21,7 @@ use utoipa::openapi::{Ref, RefOr, Required};
 
 use crate::error::{CatalogueEntry, Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::idempotency::{Caller, Engine, Policy, Registered};
-use crate::webhooks::signature;
+use crate::webhooks::{catalogue, signature};
 
 /// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
 /// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
@@ -192,14 +192,14 @@ fn string_header(description: &str) -> utoipa::openapi::header::Header {
             problems whose `code` has one cause each and whose `type` leads to an explanation.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    components(schemas(crate::error::Problem, crate::error::FieldError)),
+    components(schemas(crate::error::Problem, crate::error::FieldError, crate::settlements::Settlement)),
     tags(
         (name = "Charges", description = "Payments from a customer to the merchant."),
         (name = "Refunds", description = "Money returned to the customer."),
         (name = "Payouts", description = "Money sent to the merchant's bank."),
         (name = "Disputes", description = "Charges that a customer contests."),
         (name = "Balance", description = "What the merchant has."),
-        (name = "Webhooks", description = "What the acquirer tells us."),
+        (name = "Acquirer", description = "What the acquirer tells us."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
         (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
         (name = "Webhooks", description = "Where the merchant wants to be told of events. Messages are signed as \
@@ -249,10 +249,11 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
         "webhook_signature",
         SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
             signature::SIGNATURE,
-            "Signatures by a secret that the acquirer and we share, as Standard Webhooks says: `v1,` and the HMAC-SHA-256 \
+            "Signatures by a secret that sender and receiver share, as Standard Webhooks says: `v1,` and the HMAC-SHA-256 \
              of `{webhook-id}.{webhook-timestamp}.{body}` in base64.",
         ))),
     );
+    document.webhooks = Some(catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
         let scheme = match path.as_str() {

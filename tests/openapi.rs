@@ -1,5 +1,6 @@
 //! The OpenAPI document: current, complete, and true to the routes.
 
+use oncepay::events::EventType;
 use serde_json::Value;
 
 use crate::support::*;
@@ -115,6 +116,31 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
         let request = client.request(&method.to_uppercase(), &concrete.join("/"));
         let refused = request.json(&serde_json::json!({})).send();
         refused.expect_problem(400, "idempotency_key_missing");
+    }
+}
+
+#[test]
+fn the_catalogue_of_events_has_an_example_of_each() {
+    let document = document();
+    let webhooks = document["webhooks"].as_object().unwrap();
+    assert_eq!(webhooks.len(), EventType::ALL.len());
+    for kind in EventType::ALL {
+        let message = &webhooks[kind.as_str()]["post"]["requestBody"]["content"]["application/json"];
+        let (schema, example) = (&message["schema"]["properties"], &message["example"]);
+        assert_eq!(example["type"], kind.as_str());
+        let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(members(example), members(schema), "{kind:?}");
+        // Of the object that the schema names, with all of its members but secrets.
+        let reference = schema["data"]["$ref"].as_str().unwrap().trim_start_matches('#');
+        let object = document.pointer(reference).unwrap();
+        let data = members(&example["data"]);
+        let known = members(&object["properties"]);
+        assert!(data.iter().all(|name| known.contains(name)), "{kind:?}: {data:?}");
+        let required = object["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+        for name in required {
+            assert!(!example["data"][name].is_null(), "{kind:?} has no {name}");
+        }
+        assert!(example["data"].get("secret").is_none());
     }
 }
 

@@ -159,7 +159,7 @@ problems!(ReceiveProblems, receiving:);
 /// applied later. After a 5xx, send it again. Fields that we don't know are passed over.
 #[utoipa::path(
     operation_id = "webhooks.acquirer",
-    tag = "Webhooks",
+    tag = "Acquirer",
     request_body = IncomingEvent,
     responses((status = 200, description = "The event was kept.", body = Receipt), ReceiveProblems),
 )]
