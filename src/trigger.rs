@@ -175,7 +175,8 @@ impl Trigger {
             Acquirer::Server { .. } => {
                 let whose = json!({"merchant": self.merchant, "currency": "USD"});
                 let settlement = self.control("settlements", &whose).await?;
-                println!("The acquirer sends {} of {} USD.", kind.as_str(), settlement["amount"]);
+                let amount = settlement["amount"].as_str().unwrap_or_default();
+                println!("The acquirer sends {} of {amount} USD.", kind.as_str());
                 Ok(())
             }
             Acquirer::Sandbox { .. } => {

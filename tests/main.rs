@@ -10,6 +10,7 @@ mod containers;
 mod contract_table;
 mod crashes;
 mod dev_command;
+mod developers;
 mod faults;
 mod inbound;
 mod known_bugs;

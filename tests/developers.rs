@@ -1,0 +1,198 @@
+//! `oncepay listen` and `oncepay trigger`: what developers have events with.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver as Lines};
+use std::thread;
+use std::time::Duration;
+
+use oncepay::webhooks::signature::{Secret, Signed, verify};
+
+use crate::support::acquirer::{Acquirer, Received, Receiver, WEBHOOK_SECRET};
+use crate::support::*;
+
+/// A service, and the dev.env that the commands read.
+struct Scene {
+    folder: tempfile::TempDir,
+    app: App,
+    client: Client,
+    database: TestDatabase,
+}
+
+impl Scene {
+    fn new(database: TestDatabase, app: App, further: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let merchant = database.merchant();
+        let settings = format!(
+            "ONCEPAY_URL={}\nONCEPAY_API_KEY={}\nONCEPAY_WEBHOOK_SECRET={WEBHOOK_SECRET}\n{further}",
+            app.client.base(),
+            merchant.key
+        );
+        std::fs::write(folder.path().join("dev.env"), settings).unwrap();
+        let client = app.client.as_merchant(&merchant);
+        Self { folder, app, client, database }
+    }
+
+    fn in_sandbox() -> Self {
+        let database = TestDatabase::new();
+        let app = App::start(&database);
+        Self::new(database, app, "")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
+        command.args(arguments).env("ONCEPAY_DATA_DIR", self.folder.path());
+        for variable in ["ONCEPAY_URL", "ONCEPAY_API_KEY"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn trigger(&self, kind: &str) -> String {
+        let output = self.command(&["trigger", kind]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        said.into_owned()
+    }
+
+    /// How many events of a type there are.
+    fn count(&self, kind: &str) -> i64 {
+        self.database.count(&format!("SELECT count(*) FROM events WHERE type = '{kind}'"))
+    }
+}
+
+/// A command that goes on, and what it says.
+struct Running {
+    child: Child,
+    lines: Lines<String>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let (says, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| says.send(line)));
+        Self { child, lines }
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(20)).expect("a line")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const TRIGGERS: [&str; 9] = [
+    "charge.succeeded",
+    "charge.failed",
+    "refund.failed",
+    "payout.paid",
+    "payout.failed",
+    "settlement.paid",
+    "dispute.opened",
+    "dispute.won",
+    "dispute.lost",
+];
+
+#[test]
+fn listen_forwards_what_happens_from_now_on_in_its_order_and_signed() {
+    let (scene, receiver) = (Scene::in_sandbox(), Receiver::start());
+    scene.client.charge(&fresh_key(), &visa()).expect(201);
+    let running = Running::start(scene.command(&["listen", "--forward-to", &receiver.url]));
+    let ready = running.line();
+    let secret = Secret::parse(ready.split(' ').next_back().unwrap()).expect(&ready);
+
+    receiver.answer_next(&[500]);
+    scene.trigger("dispute.won");
+    let told = ["charge.succeeded", "charge.disputed", "dispute.opened", "charge.dispute_won", "dispute.won"];
+    for (number, kind) in told.iter().enumerate() {
+        let line = running.line();
+        let status = if number == 0 { " 500 in " } else { " 200 in " };
+        assert!(line.contains(&format!("Z  {kind} ")) && line.contains(status), "{line}");
+    }
+    let received = receiver.received();
+    assert_eq!(received.len(), told.len(), "what happened before isn't told, nor what wasn't taken again");
+    for (Received { id, timestamp, signature, body }, kind) in received.iter().zip(told) {
+        let signed = Signed { id, timestamp, signature };
+        assert_eq!(verify(&[secret_of(&secret)], signed, body.as_bytes(), chrono::Utc::now()), Ok(()));
+        let event = scene.client.get(&format!("/v1/events/{id}")).expect(200).json();
+        let message: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!((&message["id"], &message["type"]), (&event["id"], &serde_json::json!(kind)));
+        assert_eq!((&message["timestamp"], &message["data"]), (&event["created_at"], &event["data"]));
+    }
+}
+
+fn secret_of(secret: &Secret) -> Secret {
+    Secret::parse(secrecy::ExposeSecret::expose_secret(&secret.reveal())).unwrap()
+}
+
+#[test]
+fn listen_shows_only_what_it_is_asked_for() {
+    let scene = Scene::in_sandbox();
+    let running = Running::start(scene.command(&["listen", "--events", "payout.paid,dispute.opened"]));
+    assert!(running.line().starts_with("Listening."));
+    for kind in ["payout.failed", "payout.paid", "dispute.opened"] {
+        scene.trigger(kind);
+    }
+    for kind in ["payout.paid", "dispute.opened"] {
+        let line = running.line();
+        assert!(line.contains(kind), "{line}");
+    }
+    let refused = scene.command(&["listen", "--events", "payout.lost"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("payout.lost is no type of event"));
+}
+
+#[test]
+fn trigger_plays_the_acquirer_where_a_sandbox_stands_for_it() {
+    let scene = Scene::in_sandbox();
+    for kind in TRIGGERS {
+        let before = scene.count(kind);
+        let said = scene.trigger(kind);
+        assert!(said.contains(&format!("Sent {kind}: evt_")) && said.contains("applied"), "{said}");
+        assert!(scene.count(kind) > before, "{kind}");
+    }
+}
+
+#[test]
+fn trigger_has_the_acquirer_send_where_there_is_one() {
+    let database = TestDatabase::new();
+    let mut acquirer = Acquirer::start(&database);
+    let app = App::start_at(&acquirer, &database, |_| {});
+    acquirer.stop();
+    acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
+    acquirer.start_again();
+    let control = format!("ONCEPAY_ACQUIRER_CONTROL_URL={}/control\n", acquirer.control_url);
+    let scene = Scene::new(database, app, &control);
+    for kind in TRIGGERS {
+        let before = scene.count(kind);
+        scene.trigger(kind);
+        eventually(kind, || scene.count(kind) > before);
+    }
+    let sent = acquirer.events();
+    assert!(TRIGGERS.iter().all(|kind| sent.iter().any(|event| event["type"] == *kind)), "{sent:?}");
+    let applied =
+        scene.app.client.metrics().value("oncepay_acquirer_events_total", &[("outcome", "applied")]);
+    assert_eq!(applied as usize, sent.len());
+}
+
+#[test]
+fn without_a_service_the_commands_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["listen"][..], &["trigger", "payout.paid"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+            .args(arguments)
+            .env("ONCEPAY_DATA_DIR", folder.path())
+            .env_remove("ONCEPAY_URL")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("oncepay dev"), "{said}");
+    }
+}
