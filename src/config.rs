@@ -14,6 +14,7 @@ use crate::idempotency::recovery::Recovery;
 use crate::processor::HttpSettings;
 use crate::reconcile;
 use crate::vault::MASTER_KEY_LENGTH_MIN;
+use crate::webhooks::delivery;
 use crate::webhooks::inbound;
 use crate::webhooks::signature::Secret;
 
@@ -203,7 +204,7 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_REAPER_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub reaper_interval_ms: u64,
 
-    /// How often the table of idempotency keys is measured for the metrics, in milliseconds
+    /// How often the idempotency keys and the deliveries that wait are measured for the metrics, in milliseconds
     #[arg(long, env = "ONCEPAY_METRICS_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub metrics_interval_ms: u64,
 
@@ -236,6 +237,9 @@ pub struct Config {
     /// How its events are treated
     #[command(flatten)]
     pub acquirer_events: inbound::Options,
+    /// How events are delivered to webhook endpoints
+    #[command(flatten)]
+    pub delivery: delivery::Options,
 
     /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
     #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
@@ -283,6 +287,7 @@ impl Config {
             reconcile: reconcile::Options::default(),
             webhook_secret: None,
             acquirer_events: inbound::Options::default(),
+            delivery: delivery::Options::default(),
             ready_without_acquirer: false,
             webhook_allow_loopback: false,
             event_retention_days: 90,

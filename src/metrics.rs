@@ -72,6 +72,20 @@ pub struct Metrics {
     pub acquirer_events_overdue: IntGauge,
     /// Rows that were deleted because they are too old, by table.
     pub retention_deleted: IntCounterVec,
+    /// Attempts to deliver an event, by outcome.
+    pub webhook_deliveries: IntCounterVec,
+    /// Time from the beginning of an attempt to its end.
+    pub webhook_attempt_seconds: Histogram,
+    /// Attempts under way.
+    pub webhook_in_flight: IntGauge,
+    /// Outcomes that share a statement.
+    pub webhook_batch_sizes: Histogram,
+    /// Time that an outcome waits to be among them.
+    pub webhook_batch_wait_seconds: Histogram,
+    /// For how long the oldest delivery has been due that nobody has begun.
+    pub webhook_oldest_due_seconds: Gauge,
+    /// Endpoints that were disabled because they took nothing for too long.
+    pub webhook_endpoints_disabled: IntCounter,
     /// Size of the pool.
     pub pool_size: IntGauge,
     /// Connections in use.
@@ -256,6 +270,37 @@ impl Metrics {
                     "Rows that were deleted because they are older than they are kept, by table."
                 ),
                 &["table"]
+            )),
+            webhook_deliveries: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_webhook_deliveries_total",
+                    "Attempts to deliver an event whose outcome is noted: succeeded, failed (it will be tried again), given_up."
+                ),
+                &["outcome"]
+            )),
+            webhook_attempt_seconds: register!(Histogram::with_opts(histogram(
+                "oncepay_webhook_attempt_duration_seconds",
+                "Time that an endpoint takes to answer, or not to."
+            ))),
+            webhook_in_flight: register!(IntGauge::new(
+                "oncepay_webhook_in_flight",
+                "Attempts to deliver an event that are under way."
+            )),
+            webhook_batch_sizes: register!(Histogram::with_opts(
+                HistogramOpts::new("oncepay_webhook_batch_size", "Outcomes of attempts that were noted together.")
+                    .buckets(exponential_buckets(1.0, 2.0, 8).expect("the bounds are positive"))
+            )),
+            webhook_batch_wait_seconds: register!(Histogram::with_opts(histogram(
+                "oncepay_webhook_batch_wait_duration_seconds",
+                "Time that the outcome of an attempt waits for the others under way."
+            ))),
+            webhook_oldest_due_seconds: register!(Gauge::new(
+                "oncepay_webhook_oldest_due_age_seconds",
+                "For how long the oldest delivery has been due that nobody has begun, of those to endpoints that take messages, at the last look."
+            )),
+            webhook_endpoints_disabled: register!(IntCounter::new(
+                "oncepay_webhook_endpoints_disabled_total",
+                "Webhook endpoints that this instance disabled because they took nothing for too long."
             )),
             pool_size: register!(IntGauge::new(
                 "oncepay_db_pool_size",

@@ -21,6 +21,7 @@ use crate::idempotency::{AcquirerSecrets, Engine, Registered, Settings};
 use crate::metrics::Metrics;
 use crate::processor::{HttpProcessor, Processor, Sandbox};
 use crate::vault::Vault;
+use crate::webhooks::delivery;
 use crate::webhooks::inbound;
 use crate::webhooks::retention::{self, Retention};
 use crate::{
@@ -170,6 +171,13 @@ impl Bound {
         };
         let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), Arc::clone(&metrics));
         let vault = Vault::new(config.master_key.clone());
+        let deliveries = delivery::Worker::new(
+            db.clone(),
+            vault.clone(),
+            config.delivery,
+            config.webhook_allow_loopback,
+            Arc::clone(&metrics),
+        )?;
         let engine = Engine::new(
             db.clone(),
             processor,
@@ -269,6 +277,7 @@ impl Bound {
             roll_up_db,
             Duration::from_millis(config.roll_up_interval_ms),
         ));
+        deliveries.start(Duration::from_millis(config.metrics_interval_ms));
         let handle = server.handle();
         Ok((server, handle))
     }

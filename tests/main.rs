@@ -9,6 +9,7 @@ mod batches;
 mod containers;
 mod contract_table;
 mod crashes;
+mod delivery;
 mod dev_command;
 mod developers;
 mod faults;

@@ -2,7 +2,10 @@
 
 pub mod address;
 pub mod catalogue;
+mod client;
+pub mod delivery;
 pub mod endpoints;
 pub mod inbound;
+mod outbox;
 pub mod retention;
 pub mod signature;

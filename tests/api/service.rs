@@ -77,34 +77,15 @@ fn health_and_readiness_tell_apart_a_live_process_and_a_usable_one() {
     app.client.request("HEAD", "/healthz").send().expect(200);
     app.client.request("HEAD", "/readyz").send().expect(200);
 
-    cut_off(&database, true);
+    database.cut_off(true);
     app.client.get("/healthz").expect(200);
     app.client.get("/readyz").expect_problem(503, "database_unavailable");
 
-    cut_off(&database, false);
+    database.cut_off(false);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
     while app.client.get("/readyz").status != 200 {
         assert!(std::time::Instant::now() < deadline, "it doesn't recover");
     }
-}
-
-/// Ends all connections to the database and refuses new ones, or lets them in again.
-fn cut_off(database: &TestDatabase, off: bool) {
-    let mut url = url::Url::parse(support_url(database)).unwrap();
-    url.set_path("postgres");
-    let conn = &mut oncepay::db::connect(&String::from(url).into()).unwrap();
-    let name = database.name();
-    execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {}", !off));
-    if off {
-        execute(
-            conn,
-            &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
-        );
-    }
-}
-
-fn support_url(database: &TestDatabase) -> &str {
-    crate::support::database::exposed(&database.superuser_url)
 }
 
 #[test]
@@ -157,10 +138,10 @@ fn a_request_during_an_outage_does_nothing_and_its_retry_succeeds() {
     let database = TestDatabase::new();
     let app = App::start_with(&database, |config| config.pool_timeout_ms = 300);
     let client = app.client.as_merchant(&database.merchant());
-    cut_off(&database, true);
+    database.cut_off(true);
     let refused = client.charge("k", &visa()).expect_problem(503, "database_unavailable");
     assert!(refused.header("Retry-After").is_some());
-    cut_off(&database, false);
+    database.cut_off(false);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
     while client.charge("k", &visa()).status != 201 {
         assert!(std::time::Instant::now() < deadline, "it doesn't recover");

@@ -2,9 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
 use oncepay::acquirer::{Settings, Thread, Webhook};
@@ -314,51 +314,103 @@ pub struct Received {
     pub timestamp: String,
     pub signature: String,
     pub body: String,
+    /// Lines of the request's head.
+    pub head: Vec<String>,
+    pub at: Instant,
 }
 
 impl Received {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
+
+    /// A header, or nothing.
+    pub fn header(&self, name: &str) -> String {
+        header(&self.head, name)
+    }
+}
+
+fn header(head: &[String], name: &str) -> String {
+    let found = head.iter().find_map(|line| {
+        let (found, value) = line.split_once(": ")?;
+        found.eq_ignore_ascii_case(name).then(|| value.to_owned())
+    });
+    found.unwrap_or_default()
 }
 
 /// Takes webhooks, until the end of the test.
+#[derive(Clone)]
 pub struct Receiver {
     pub url: String,
-    received: Arc<Mutex<Vec<Received>>>,
-    /// What the next requests are answered; 200 when that is used up.
-    statuses: Arc<Mutex<Vec<u16>>>,
+    script: Arc<Mutex<Script>>,
+}
+
+/// What has come, and what is answered.
+#[derive(Default)]
+struct Script {
+    received: Vec<Received>,
+    /// What the next requests are answered, the last one first.
+    next_statuses: Vec<u16>,
+    /// What they are answered when that is used up; 200 if it's nothing.
+    status: Option<u16>,
+    /// How long answers take.
+    pause: Duration,
+    /// Further lines of the answers' heads.
+    headers: String,
+    answer: Vec<u8>,
 }
 
 impl Receiver {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0")
+    }
+
+    /// Starts one on a certain port.
+    pub fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let url = format!("http://{}/hooks", listener.local_addr().unwrap());
-        let this = Self { url, received: Arc::default(), statuses: Arc::default() };
-        let (received, statuses) = (Arc::clone(&this.received), Arc::clone(&this.statuses));
+        let this = Self { url, script: Arc::default() };
+        let script = Arc::clone(&this.script);
         thread::spawn(move || {
             for stream in listener.incoming() {
+                let script = Arc::clone(&script);
                 // Whoever goes away in the middle hasn't delivered.
-                let _ = stream.and_then(|stream| Self::take(stream, &received, &statuses));
+                thread::spawn(move || stream.and_then(|stream| Self::take(stream, &script)));
             }
         });
         this
     }
 
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
     /// Answers the next requests with these.
     pub fn answer_next(&self, statuses: &[u16]) {
-        *self.statuses.lock().unwrap() = statuses.iter().rev().copied().collect();
+        self.script().next_statuses = statuses.iter().rev().copied().collect();
+    }
+
+    /// Answers all requests with this, from now on.
+    pub fn answer(&self, status: u16) {
+        self.script().status = Some(status);
+    }
+
+    /// Gives answers this body and these lines in their head.
+    pub fn answer_saying(&self, headers: &str, body: &[u8]) {
+        let mut script = self.script();
+        (script.headers, script.answer) = (headers.to_owned(), body.to_owned());
+    }
+
+    /// Takes so long for each answer.
+    pub fn answer_after(&self, pause: Duration) {
+        self.script().pause = pause;
     }
 
     pub fn received(&self) -> Vec<Received> {
-        self.received.lock().unwrap().clone()
+        self.script().received.clone()
     }
 
-    fn take(
-        mut stream: TcpStream,
-        received: &Mutex<Vec<Received>>,
-        statuses: &Mutex<Vec<u16>>,
-    ) -> std::io::Result<()> {
+    fn take(mut stream: TcpStream, script: &Mutex<Script>) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut head = Vec::new();
         loop {
@@ -368,22 +420,30 @@ impl Receiver {
             }
             head.push(line.trim_end().to_owned());
         }
-        let header = |name: &str| {
-            head.iter().find_map(|line| {
-                let (found, value) = line.split_once(": ")?;
-                found.eq_ignore_ascii_case(name).then(|| value.to_owned())
-            })
-        };
-        let header = |name: &str| header(name).unwrap_or_default();
-        let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
+        if head.is_empty() {
+            return Ok(());
+        }
+        let mut body = vec![0; header(&head, "content-length").parse().unwrap_or(0)];
         reader.read_exact(&mut body)?;
-        received.lock().unwrap().push(Received {
-            id: header("webhook-id"),
-            timestamp: header("webhook-timestamp"),
-            signature: header("webhook-signature"),
-            body: String::from_utf8(body).unwrap(),
-        });
-        let status = statuses.lock().unwrap().pop().unwrap_or(200);
-        write!(stream, "HTTP/1.1 {status} Status\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        let (status, pause, headers, answer) = {
+            let mut script = script.lock().unwrap();
+            script.received.push(Received {
+                id: header(&head, "webhook-id"),
+                timestamp: header(&head, "webhook-timestamp"),
+                signature: header(&head, "webhook-signature"),
+                body: String::from_utf8(body).unwrap(),
+                head,
+                at: Instant::now(),
+            });
+            let status = script.next_statuses.pop().or(script.status).unwrap_or(200);
+            (status, script.pause, script.headers.clone(), script.answer.clone())
+        };
+        thread::sleep(pause);
+        let length = answer.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status} Status\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+        )?;
+        stream.write_all(&answer)
     }
 }

@@ -361,6 +361,20 @@ impl TestDatabase {
         self.count(&format!("SELECT count(*) FROM {table}"))
     }
 
+    /// Ends all connections to it and refuses new ones, or lets them in again.
+    pub fn cut_off(&self, off: bool) {
+        let mut url = url::Url::parse(exposed(&self.superuser_url)).unwrap();
+        url.set_path("postgres");
+        let (conn, name) = (&mut db::connect(&String::from(url).into()).unwrap(), &self.name);
+        execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {}", !off));
+        if off {
+            execute(
+                conn,
+                &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+            );
+        }
+    }
+
     /// Fails unless the books are in order. Every test ends with this, by dropping the database.
     pub fn assert_audit_is_clean(&self) {
         let report = oncepay::audit::run(&mut self.as_app()).unwrap();

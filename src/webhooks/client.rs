@@ -1,0 +1,235 @@
+//! The HTTP client that sends to addresses which merchants have chosen.
+//!
+//! Promised: it connects to public addresses only, whatever a name resolves to at that moment, since what is checked is
+//! what is connected to; it follows no redirect and uses no proxy, which would do the same behind our back; and what a
+//! receiver answers costs no more than a few KiB and the time that there is.
+//!
+//! Not promised: to tell the receiver's fault from the network's.
+
+use std::error::Error as StdError;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::rt::task::spawn_blocking;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::HeaderMap;
+use tokio::sync::Semaphore;
+use url::{Host, Url};
+
+use super::address;
+
+/// Connections that are kept for the next messages to an endpoint.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+/// For how long: less than the five seconds after which common servers close theirs, maybe while we send.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Names that are resolved at the same time. Each takes a thread, for as long as the resolver likes, which the work with
+/// the database needs, too.
+const LOOKUPS_MAX: usize = 64;
+/// How much of an answer is read, in bytes.
+const ANSWER_MAX: usize = 4 * 1024;
+/// How much of it is kept, in characters.
+const EXCERPT_MAX: usize = 500;
+
+/// What came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// The beginning of the body, at most 500 characters, in a form that Postgres can store.
+    pub(super) excerpt: String,
+}
+
+/// Why nothing came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The address isn't public, or its scheme isn't `https`.
+    AddressNotAllowed,
+    /// There was a connection, but no TLS.
+    TlsFailed,
+    /// It took too long.
+    Timeout,
+    /// There was no connection, or it broke, or what came back wasn't HTTP.
+    ConnectionFailed,
+}
+
+impl Failure {
+    /// As it's shown to the merchant.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::TlsFailed => "tls_failed",
+            Self::Timeout => "timeout",
+            Self::ConnectionFailed => "connection_failed",
+        }
+    }
+
+    fn of(error: &reqwest::Error) -> Self {
+        match () {
+            () if has_cause::<NotAllowed>(error) => Self::AddressNotAllowed,
+            () if has_cause::<native_tls::Error>(error) => Self::TlsFailed,
+            () if error.is_timeout() => Self::Timeout,
+            () => Self::ConnectionFailed,
+        }
+    }
+}
+
+/// Whether an `E` is among the causes of `error`.
+fn has_cause<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
+    // What an io::Error is made of isn't its source, but that one's source is.
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.is::<E>()
+        || inner.is_some_and(|inner| has_cause::<E>(inner))
+        || error.source().is_some_and(has_cause::<E>)
+}
+
+/// Sends messages.
+pub(super) struct Client {
+    /// For `https`.
+    secure: reqwest::Client,
+    secure_reach: Reach,
+    /// For `http`.
+    plain: reqwest::Client,
+    plain_reach: Reach,
+}
+
+impl Client {
+    /// One that waits so long for a connection and, connecting included, for an answer. With `allow_loopback` it also
+    /// sends to this host, without TLS if the address says so. The error is a sentence.
+    pub(super) fn new(
+        connect_timeout: Duration,
+        timeout: Duration,
+        allow_loopback: bool,
+    ) -> Result<Self, String> {
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        let client = |reach: Reach| {
+            reqwest::Client::builder()
+                .user_agent(concat!("Oncepay/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(connect_timeout)
+                .timeout(timeout)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .dns_resolver(Arc::new(Guard { reach, lookups: Arc::clone(&lookups) }))
+                .build()
+                .map_err(|error| format!("Can't set up the client for webhook endpoints: {error}."))
+        };
+        let secure_reach = Reach { public: true, loopback: allow_loopback };
+        let plain_reach = Reach { public: false, loopback: allow_loopback };
+        Ok(Self { secure: client(secure_reach)?, secure_reach, plain: client(plain_reach)?, plain_reach })
+    }
+
+    /// Posts `body`, and reads the beginning of the answer. A redirect is an answer like any other.
+    pub(super) async fn post(&self, url: &str, headers: HeaderMap, body: String) -> Result<Answer, Failure> {
+        let url = Url::parse(url).map_err(|_| Failure::AddressNotAllowed)?;
+        let (client, reach) = match url.scheme() {
+            "https" => (&self.secure, self.secure_reach),
+            "http" => (&self.plain, self.plain_reach),
+            _ => return Err(Failure::AddressNotAllowed),
+        };
+        // An address needs no resolver, so it doesn't get to the one that checks.
+        let is_allowed = match url.host() {
+            Some(Host::Ipv4(ip)) => reach.allows(ip.into()),
+            Some(Host::Ipv6(ip)) => reach.allows(ip.into()),
+            Some(Host::Domain(_)) => reach.public || reach.loopback,
+            None => false,
+        };
+        if !is_allowed {
+            return Err(Failure::AddressNotAllowed);
+        }
+        let mut response = client.post(url).headers(headers).body(body).send().await.map_err(|error| {
+            let failure = Failure::of(&error);
+            log::debug!("no answer from a webhook endpoint: {:?}", error.without_url());
+            failure
+        })?;
+        let mut answer = Vec::new();
+        // The status is what counts. Where the rest doesn't come, there is nothing to show.
+        while answer.len() < ANSWER_MAX
+            && let Ok(Some(chunk)) = response.chunk().await
+        {
+            answer.extend_from_slice(&chunk);
+        }
+        answer.truncate(ANSWER_MAX);
+        Ok(Answer { status: response.status().as_u16(), excerpt: excerpt(&answer) })
+    }
+}
+
+/// The beginning of an answer as text. Postgres stores no U+0000.
+fn excerpt(answer: &[u8]) -> String {
+    String::from_utf8_lossy(answer).chars().filter(|char| *char != '\0').take(EXCERPT_MAX).collect()
+}
+
+/// Where to one may connect.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    public: bool,
+    loopback: bool,
+}
+
+impl Reach {
+    fn allows(self, ip: IpAddr) -> bool {
+        (self.public && address::is_public(ip)) || (self.loopback && ip.to_canonical().is_loopback())
+    }
+}
+
+/// None of a name's addresses may be connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("the name has no address that is allowed")]
+struct NotAllowed;
+
+/// Resolves names to those of their addresses that are allowed. The connection goes to one of these, so that another
+/// answer a moment later changes nothing.
+struct Guard {
+    reach: Reach,
+    lookups: Arc<Semaphore>,
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (reach, lookups) = (self.reach, Arc::clone(&self.lookups));
+        Box::pin(async move {
+            let permit = lookups.acquire_owned().await?;
+            let found = spawn_blocking(move || {
+                // Moved in, so that it's kept when nobody waits any longer.
+                let _permit = permit;
+                (name.as_str(), 0).to_socket_addrs()
+            });
+            let allowed: Vec<SocketAddr> = found.await??.filter(|found| reach.allows(found.ip())).collect();
+            if allowed.is_empty() {
+                return Err(NotAllowed.into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_are_short_text() {
+        assert_eq!(excerpt(b"ok"), "ok");
+        assert_eq!(excerpt(b"a\0b\xffc"), "ab\u{fffd}c");
+        assert_eq!(excerpt("é".repeat(501).as_bytes()), "é".repeat(500));
+    }
+
+    #[test]
+    fn only_what_was_allowed_is_reached() {
+        let (public, loopback) = ("8.8.8.8", ["127.0.0.1", "::1", "::ffff:127.0.0.1"]);
+        let private = ["10.0.0.1", "169.254.169.254", "::", "0.0.0.0", "fd00::1"];
+        let allows = |reach: Reach, ip: &str| reach.allows(ip.parse().unwrap());
+        for (reach, takes_public, takes_loopback) in [
+            (Reach { public: true, loopback: false }, true, false),
+            (Reach { public: true, loopback: true }, true, true),
+            (Reach { public: false, loopback: true }, false, true),
+            (Reach { public: false, loopback: false }, false, false),
+        ] {
+            assert_eq!(allows(reach, public), takes_public, "{reach:?}");
+            assert!(loopback.iter().all(|ip| allows(reach, ip) == takes_loopback), "{reach:?}");
+            assert!(!private.iter().any(|ip| allows(reach, ip)), "{reach:?}");
+        }
+    }
+}

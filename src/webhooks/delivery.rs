@@ -1,0 +1,457 @@
+//! The worker that delivers events to webhook endpoints.
+//!
+//! Promised: every delivery is tried until an endpoint has taken it, or it's given up for its age; whoever dies, dies
+//! between two statements, and the delivery is another's after the lease. An endpoint that fails, hangs or has much
+//! waiting for it takes no more than its share: so many attempts at a time, one while it fails, and all that fail
+//! together no more than half of what an instance can do at a time. While a message is on its way, no connection to the
+//! database is held.
+//!
+//! Not promised: that a message comes once, or in order. A receiver tells duplicates by `webhook-id`, and order by the time
+//! in the message. And endpoints that take seconds for each message, but take it, aren't held back: sixteen of them with
+//! much to be sent can take all places.
+//!
+//! ```text
+//! Worker::begin_due          as many as there are places
+//!   outbox::claim            one statement for all of them, the lease begins
+//!   Worker::attempt          each on its own
+//!     Message::of            the same bytes for each attempt
+//!     Client::post           signed anew, to a checked address
+//!     outbox::note           together with others that end meanwhile, fenced
+//!     outbox::disable        if that endpoint has failed for too long
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel::Connection;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::batch::Batcher;
+use crate::db::Db;
+use crate::error::Error;
+use crate::faults;
+use crate::ids::EventId;
+use crate::metrics::{Counted, Metrics};
+use crate::time::{self, Timestamp};
+use crate::vault::Vault;
+
+use super::client::{Answer, Client, Failure};
+use super::outbox::{self, Claimed, EndpointKey, Noted, Outcome, Room, State};
+use super::signature;
+
+/// What a delivery needs beside the endpoint's time: to note the outcome, also where the database keeps us waiting.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+/// Bytes up to which a message carries the whole object.
+const MESSAGE_MAX: usize = 64 * 1024;
+/// Outcomes that share a statement.
+const BATCH_SIZE_MAX: usize = 128;
+/// Pause after the first failure of the database, and the longest.
+const DATABASE_PAUSE: Duration = Duration::from_millis(100);
+const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How to go about it.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "delivery")]
+pub struct Options {
+    /// Messages to webhook endpoints that an instance sends at the same time
+    #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY", default_value_t = Self::default().delivery_concurrency, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub delivery_concurrency: u32,
+
+    /// Of these, messages to one endpoint; one while it fails
+    #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY_PER_ENDPOINT", default_value_t = Self::default().delivery_concurrency_per_endpoint, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub delivery_concurrency_per_endpoint: u32,
+
+    /// How often an idle instance looks for events to deliver, in milliseconds
+    #[arg(long, env = "ONCEPAY_DELIVERY_INTERVAL_MS", default_value_t = Self::default().delivery_interval_ms, value_parser = clap::value_parser!(u64).range(10..))]
+    pub delivery_interval_ms: u64,
+
+    /// Longest time to connect to a webhook endpoint, in milliseconds
+    #[arg(long, env = "ONCEPAY_DELIVERY_CONNECT_TIMEOUT_MS", default_value_t = Self::default().delivery_connect_timeout_ms, value_parser = clap::value_parser!(u64).range(1..))]
+    pub delivery_connect_timeout_ms: u64,
+
+    /// Longest time for a webhook endpoint to take a message, connecting included, in milliseconds
+    #[arg(long, env = "ONCEPAY_DELIVERY_TIMEOUT_MS", default_value_t = Self::default().delivery_timeout_ms, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub delivery_timeout_ms: u64,
+
+    /// Pause before a message is sent again, in milliseconds; doubles with each failure, up to six hours
+    #[arg(long, env = "ONCEPAY_DELIVERY_BACKOFF_MS", default_value_t = Self::default().delivery_backoff_ms, value_parser = clap::value_parser!(u64).range(1..))]
+    pub delivery_backoff_ms: u64,
+
+    /// Age from which a message isn't sent again when it fails, in seconds. An endpoint that has taken nothing for that
+    /// long is disabled
+    #[arg(long, env = "ONCEPAY_DELIVERY_GIVE_UP_AFTER_S", default_value_t = Self::default().delivery_give_up_after_s, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub delivery_give_up_after_s: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            delivery_concurrency: 256,
+            delivery_concurrency_per_endpoint: 16,
+            delivery_interval_ms: 200,
+            delivery_connect_timeout_ms: 3_000,
+            delivery_timeout_ms: 10_000,
+            delivery_backoff_ms: 5_000,
+            delivery_give_up_after_s: 3 * 24 * 60 * 60,
+        }
+    }
+}
+
+impl Options {
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.delivery_timeout_ms)
+    }
+
+    /// How long a sender has a delivery to itself.
+    fn lease(&self) -> Duration {
+        self.timeout() + LEASE_MARGIN
+    }
+
+    fn give_up_after(&self) -> Duration {
+        Duration::from_secs(self.delivery_give_up_after_s)
+    }
+
+    /// Pause after attempt `number` has failed.
+    fn pause_after(&self, number: i32) -> Duration {
+        let failures = u32::try_from(number - 1).unwrap_or(0);
+        time::backoff(Duration::from_millis(self.delivery_backoff_ms), failures, PAUSE_MAX)
+    }
+}
+
+/// Delivers what is in the outbox. Any number of instances may do so at the same time.
+#[derive(Clone)]
+pub struct Worker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: Db,
+    vault: Vault,
+    client: Client,
+    options: Options,
+    outcomes: Arc<Batcher<Outcome, Option<Noted>>>,
+    places: Arc<Places>,
+    metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    /// One that sends to this host, too, if `allow_loopback` says so. The error is a sentence.
+    pub fn new(
+        db: Db,
+        vault: Vault,
+        options: Options,
+        allow_loopback: bool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, String> {
+        let connect_timeout = Duration::from_millis(options.delivery_connect_timeout_ms);
+        let client = Client::new(connect_timeout, options.timeout(), allow_loopback)?;
+        let outcomes = Batcher::new(
+            db.clone(),
+            BATCH_SIZE_MAX,
+            metrics.webhook_batch_sizes.clone(),
+            metrics.webhook_batch_wait_seconds.clone(),
+            move |conn, outcomes: &[Outcome]| outbox::note(conn, outcomes, options.give_up_after()),
+        );
+        let places = Arc::default();
+        Ok(Self { shared: Arc::new(Shared { db, vault, client, options, outcomes, places, metrics }) })
+    }
+
+    /// Delivers until the process ends, and measures every `metrics_interval` what waits. What is under way at the end
+    /// is due again when its lease has run out.
+    pub fn start(self, metrics_interval: Duration) {
+        actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
+        actix_web::rt::spawn(self.keep_delivering());
+    }
+
+    async fn keep_delivering(self) {
+        let interval = Duration::from_millis(self.shared.options.delivery_interval_ms);
+        let mut failures = 0;
+        loop {
+            match self.begin_due().await {
+                // Where one ends, there is room for the next.
+                Ok(0) => {
+                    let pause = interval.mul_f64(rand::random_range(0.75..=1.25));
+                    let _ = tokio::time::timeout(pause, self.shared.places.freed.notified()).await;
+                    failures = 0;
+                }
+                Ok(_) => failures = 0,
+                Err(error) => {
+                    log::warn!("the delivery worker couldn't look for work: {}", error.detailed());
+                    tokio::time::sleep(time::backoff(DATABASE_PAUSE, failures, DATABASE_PAUSE_MAX)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    async fn keep_measuring(self, interval: Duration) {
+        loop {
+            tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+            match self.shared.db.run(outbox::oldest_due_age_s).await {
+                Ok(age_s) => self.shared.metrics.webhook_oldest_due_seconds.set(age_s),
+                Err(error) => log::warn!("couldn't measure what waits for delivery: {}", error.detailed()),
+            }
+        }
+    }
+
+    /// Claims what is due, as far as there are places, and begins to send it. Returns how many that were.
+    ///
+    /// Not tried again where the claim's commit may have been lost: that would claim others, and these come back after
+    /// the lease.
+    async fn begin_due(&self) -> Result<usize, Error> {
+        let Shared { db, options, places, .. } = &*self.shared;
+        let room = places.room(options);
+        if room.places == 0 {
+            return Ok(0);
+        }
+        let asked = Instant::now();
+        let lease = options.lease();
+        let due = db.run(move |conn| outbox::claim(conn, &room, lease)).await?;
+        let begun = due.len();
+        for claimed in due {
+            let place = places.take(claimed.endpoint_key(), claimed.endpoint_is_failing);
+            // On its own, so that neither its end nor its panic is anybody else's.
+            actix_web::rt::spawn(self.clone().attempt(claimed, place, asked));
+        }
+        Ok(begun)
+    }
+
+    /// Sends a message that was claimed after `asked`, and notes what came of it.
+    async fn attempt(self, claimed: Claimed, _place: Place, asked: Instant) {
+        let Shared { options, metrics, .. } = &*self.shared;
+        let _in_flight = Counted::new(&metrics.webhook_in_flight);
+        faults::reach("delivery_before_send");
+        let begun = Instant::now();
+        let sent = self.send(&claimed).await;
+        let duration = begun.elapsed();
+        faults::reach("delivery_after_send");
+        metrics.webhook_attempt_seconds.observe(duration.as_secs_f64());
+        if let Err(failure) = &sent {
+            log::debug!("{} hasn't arrived: {failure:?}", claimed.id);
+        }
+        let outcome = outcome_of(&claimed, sent, duration, options);
+        let Some(noted) = self.note(outcome, asked + options.lease()).await else { return };
+        let outcome = match noted.state {
+            State::Succeeded => "succeeded",
+            State::Pending => "failed",
+            State::Failed => "given_up",
+        };
+        metrics.webhook_deliveries.with_label_values(&[outcome]).inc();
+        if noted.endpoint_is_given_up {
+            self.disable(claimed.endpoint_key()).await;
+        }
+    }
+
+    async fn send(&self, claimed: &Claimed) -> Result<Answer, Failure> {
+        let (id, body) = (claimed.event.to_string(), Message::of(claimed).into_body());
+        let headers = self.headers(claimed, &id, &body);
+        self.shared.client.post(&claimed.url, headers, body).await
+    }
+
+    fn headers(&self, claimed: &Claimed, id: &str, body: &str) -> HeaderMap {
+        // Receivers refuse what was signed minutes ago, or in the future.
+        let timestamp = claimed.claimed_at.timestamp();
+        let sign = |version| {
+            self.shared.vault.webhook_secret(claimed.endpoint, version).sign(id, timestamp, body.as_bytes())
+        };
+        let mut signatures = sign(claimed.secret_version);
+        if claimed.previous_secret_is_valid && claimed.secret_version > 1 {
+            signatures = format!("{signatures} {}", sign(claimed.secret_version - 1));
+        }
+        let text = |text: String| HeaderValue::try_from(text).expect("ids, numbers and base64 are ASCII");
+        HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (HeaderName::from_static(signature::ID), text(id.to_owned())),
+            (HeaderName::from_static(signature::TIMESTAMP), text(timestamp.to_string())),
+            (HeaderName::from_static(signature::SIGNATURE), text(signatures)),
+        ])
+    }
+
+    /// Notes an outcome, which is tried until the lease is over: after that, the delivery is another's. `None` if it
+    /// couldn't be noted, was noted, or isn't ours to note.
+    async fn note(&self, outcome: Outcome, lease_ends_at: Instant) -> Option<Noted> {
+        let Shared { db, outcomes, options, .. } = &*self.shared;
+        let give_up_after = options.give_up_after();
+        let mut failures = 0;
+        loop {
+            let noted = match outcomes.call(outcome.clone()).await {
+                Ok(Some(noted)) => Ok(noted),
+                Ok(None) => {
+                    let outcome = outcome.clone();
+                    db.run_retrying(move |conn| {
+                        outbox::note(conn, std::slice::from_ref(&outcome), give_up_after)
+                    })
+                    .await
+                    .map(|noted| noted.into_iter().next().flatten())
+                }
+                Err(error) => Err(error),
+            };
+            let error = match noted {
+                Ok(noted) => return noted,
+                Err(error) => error,
+            };
+            if Instant::now() >= lease_ends_at {
+                log::warn!("the outcome of {} can't be noted: {}", outcome.id, error.detailed());
+                return None;
+            }
+            tokio::time::sleep(time::backoff(DATABASE_PAUSE, failures, DATABASE_PAUSE_MAX)).await;
+            failures += 1;
+        }
+    }
+
+    /// Disables an endpoint that has failed for too long. If that fails, the next attempt at it will do so.
+    async fn disable(&self, endpoint: EndpointKey) {
+        let Shared { db, options, metrics, .. } = &*self.shared;
+        let give_up_after = options.give_up_after();
+        let disabled = db
+            .run_retrying(move |conn| conn.transaction(|conn| outbox::disable(conn, endpoint, give_up_after)))
+            .await;
+        match disabled {
+            Ok(true) => {
+                metrics.webhook_endpoints_disabled.inc();
+                log::warn!("{} was disabled: it has taken nothing for too long", endpoint.1);
+            }
+            Ok(false) => {}
+            Err(error) => log::warn!("{} can't be disabled: {}", endpoint.1, error.detailed()),
+        }
+    }
+}
+
+/// What is kept of an attempt, and what follows.
+fn outcome_of(
+    claimed: &Claimed,
+    sent: Result<Answer, Failure>,
+    duration: Duration,
+    options: &Options,
+) -> Outcome {
+    let (status, error, excerpt) = match sent {
+        Ok(Answer { status: status @ 300..=399, excerpt }) => {
+            (Some(status), Some("redirected"), Some(excerpt))
+        }
+        Ok(Answer { status, excerpt }) => (Some(status), None, Some(excerpt)),
+        Err(failure) => (None, Some(failure.as_str()), None),
+    };
+    let attempt = json!({
+        "number": claimed.number,
+        "started_at": Timestamp(claimed.claimed_at),
+        "duration_ms": u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        "status": status,
+        "error": error,
+        "response_excerpt": excerpt,
+    });
+    Outcome {
+        merchant: claimed.merchant,
+        id: claimed.id,
+        number: claimed.number,
+        has_succeeded: status.is_some_and(|status| (200..300).contains(&status)),
+        pause: options.pause_after(claimed.number),
+        attempt,
+    }
+}
+
+/// What is sent: the same bytes with each attempt.
+#[derive(Serialize)]
+struct Message<'a> {
+    id: EventId,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// When it happened.
+    timestamp: Timestamp,
+    data: &'a Value,
+    /// There if `data` only names the object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_omitted: Option<bool>,
+}
+
+impl<'a> Message<'a> {
+    fn of(claimed: &'a Claimed) -> Self {
+        Self {
+            id: claimed.event,
+            kind: &claimed.kind,
+            timestamp: Timestamp(claimed.event_created_at),
+            data: &claimed.data,
+            data_omitted: None,
+        }
+    }
+
+    /// As JSON. One that is too large only names its object, which the receiver can fetch with the event.
+    fn into_body(self) -> String {
+        let json = |message: &Message<'_>| serde_json::to_string(message).expect("it's JSON already");
+        let body = json(&self);
+        if body.len() <= MESSAGE_MAX {
+            return body;
+        }
+        let data = json!({"id": self.data["id"], "object": self.data["object"]});
+        json(&Message { data: &data, data_omitted: Some(true), ..self })
+    }
+}
+
+/// The attempts of this instance that are under way.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<Taken>,
+    /// Told whenever one ends.
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Taken {
+    by_endpoint: HashMap<EndpointKey, i32>,
+    all: usize,
+    by_failing: usize,
+}
+
+/// An attempt, for as long as it lives.
+struct Place {
+    places: Arc<Places>,
+    endpoint: EndpointKey,
+    endpoint_is_failing: bool,
+}
+
+impl Places {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room(&self, options: &Options) -> Room {
+        let taken = self.taken();
+        let (all, per_endpoint) = (options.delivery_concurrency, options.delivery_concurrency_per_endpoint);
+        Room {
+            places: (all as usize).saturating_sub(taken.all),
+            places_for_failing: (all.div_ceil(2) as usize).saturating_sub(taken.by_failing),
+            places_per_endpoint: per_endpoint,
+            in_flight: taken.by_endpoint.iter().map(|(endpoint, count)| (*endpoint, *count)).collect(),
+        }
+    }
+
+    fn take(self: &Arc<Self>, endpoint: EndpointKey, endpoint_is_failing: bool) -> Place {
+        let mut taken = self.taken();
+        *taken.by_endpoint.entry(endpoint).or_default() += 1;
+        taken.all += 1;
+        taken.by_failing += usize::from(endpoint_is_failing);
+        Place { places: Arc::clone(self), endpoint, endpoint_is_failing }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        if let Some(count) = taken.by_endpoint.get_mut(&self.endpoint) {
+            *count -= 1;
+            if *count == 0 {
+                taken.by_endpoint.remove(&self.endpoint);
+            }
+        }
+        taken.all -= 1;
+        taken.by_failing -= usize::from(self.endpoint_is_failing);
+        drop(taken);
+        self.places.freed.notify_one();
+    }
+}

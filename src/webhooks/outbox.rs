@@ -1,0 +1,340 @@
+//! The outbox: which deliveries are due, who has them, and what came of them.
+//!
+//! Promised: a delivery is with one sender at a time, as long as that one keeps to its lease; an outcome is noted once, and
+//! only by whoever made the last attempt (the fence is the number of the attempt); and the cost of looking depends on
+//! how many endpoints wait, not on how much waits for them or was ever sent.
+//!
+//! Not promised: that a message is sent once. A sender that dies, or that is slower than its lease, leaves its delivery to
+//! another one, who can't know what has arrived.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{
+    Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::events::{self, EventType};
+use crate::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
+use crate::sql::statement;
+use crate::time::Timestamp;
+
+/// An endpoint, and whose it is.
+pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
+
+/// How much a sender can take.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    /// Attempts in all.
+    pub(super) places: usize,
+    /// Of these, for endpoints whose last attempt has failed.
+    pub(super) places_for_failing: usize,
+    /// Attempts at a time per endpoint, those under way included.
+    pub(super) places_per_endpoint: u32,
+    /// Attempts of this sender that are under way.
+    pub(super) in_flight: Vec<(EndpointKey, i32)>,
+}
+
+/// A delivery that a sender has to itself until its lease runs out.
+#[derive(Clone, Debug)]
+pub(super) struct Claimed {
+    pub(super) merchant: MerchantId,
+    pub(super) id: DeliveryId,
+    pub(super) endpoint: WebhookEndpointId,
+    /// Which attempt this is, from 1.
+    pub(super) number: i32,
+    pub(super) url: String,
+    pub(super) secret_version: i32,
+    /// Whether receivers may still know the secret before that one only.
+    pub(super) previous_secret_is_valid: bool,
+    /// Whether the last attempt at this endpoint has failed.
+    pub(super) endpoint_is_failing: bool,
+    pub(super) event: EventId,
+    pub(super) kind: String,
+    pub(super) event_created_at: DateTime<Utc>,
+    pub(super) data: Value,
+    /// By the database's clock.
+    pub(super) claimed_at: DateTime<Utc>,
+}
+
+impl Claimed {
+    pub(super) fn endpoint_key(&self) -> EndpointKey {
+        (self.merchant, self.endpoint)
+    }
+}
+
+/// The endpoints that anything is pending for, by a walk over the index that jumps from one to the next.
+macro_rules! with_waiting {
+    ($($rest:literal)*) => {
+        concat!(
+            "WITH RECURSIVE waiting AS ( \
+                 (SELECT merchant_id, endpoint_id FROM webhook_deliveries WHERE state = 'pending' \
+                  ORDER BY merchant_id, endpoint_id LIMIT 1) \
+                 UNION ALL \
+                 SELECT next.merchant_id, next.endpoint_id FROM waiting w CROSS JOIN LATERAL ( \
+                     SELECT d.merchant_id, d.endpoint_id FROM webhook_deliveries d \
+                     WHERE d.state = 'pending' \
+                         AND (d.merchant_id, d.endpoint_id) > (w.merchant_id, w.endpoint_id) \
+                     ORDER BY d.merchant_id, d.endpoint_id LIMIT 1) AS next) ",
+            $($rest),*
+        )
+    };
+}
+
+/// Claims what is due, for `lease`, as far as there is room. Places are shared evenly between the endpoints that wait;
+/// where these are more than places, chance decides, so that none is forgotten.
+///
+/// Locks the claimed deliveries, and skips those that others have locked. Where a claim's commit is lost on the way
+/// back, the deliveries are due again after the lease.
+pub(super) fn claim(conn: &mut PgConnection, room: &Room, lease: Duration) -> Result<Vec<Claimed>, Error> {
+    let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
+    let (merchants, endpoints): (Vec<_>, Vec<_>) = in_flight.into_iter().unzip();
+    let count = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
+    type Row = (
+        (MerchantId, DeliveryId, WebhookEndpointId, i32),
+        (String, i32, bool, bool),
+        (EventId, String, DateTime<Utc>, Value, DateTime<Utc>),
+    );
+    // Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small.
+    let rows = statement::<(
+        (SqlUuid, SqlUuid, SqlUuid, Integer),
+        (Text, Integer, Bool, Bool),
+        (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz),
+    )>(with_waiting!(
+        ", ready AS MATERIALIZED ( \
+             SELECT e.merchant_id, e.id, e.url, e.secret_version, e.failing_since IS NOT NULL AS is_failing, \
+                 coalesce(e.previous_secret_expires_at > statement_timestamp(), false) AS previous_is_valid, \
+                 CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places \
+             FROM waiting w \
+             JOIN webhook_endpoints e ON e.merchant_id = w.merchant_id AND e.id = w.endpoint_id \
+             LEFT JOIN unnest({}, {}, {}) AS f (merchant_id, endpoint_id, count) \
+                 ON f.merchant_id = e.merchant_id AND f.endpoint_id = e.id \
+             CROSS JOIN LATERAL ( \
+                 SELECT FROM webhook_deliveries d \
+                 WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
+                     AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() LIMIT 1) AS due \
+             WHERE e.status = 'enabled'), "
+        "chosen AS MATERIALIZED ( \
+             SELECT *, least(places, greatest(1, {} / count(*) OVER ())) AS share FROM ( \
+                 SELECT * FROM ( \
+                     SELECT *, row_number() OVER (PARTITION BY is_failing ORDER BY random()) AS turn \
+                     FROM ready WHERE places > 0) AS turns \
+                 WHERE NOT is_failing OR turn <= {} ORDER BY turn LIMIT {}) AS first), "
+        "due AS MATERIALIZED ( \
+             SELECT d.place FROM chosen c CROSS JOIN LATERAL ( \
+                 SELECT d.ctid AS place FROM webhook_deliveries d \
+                 WHERE d.state = 'pending' AND d.merchant_id = c.merchant_id AND d.endpoint_id = c.id \
+                     AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
+                 ORDER BY d.due_at LIMIT c.share FOR UPDATE SKIP LOCKED) AS d), "
+        "claimed AS ( \
+             UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, \
+                 claimed_until = clock_timestamp() + make_interval(secs => {}) \
+             FROM due WHERE d.ctid = due.place \
+             RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count) "
+        "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
+             e.url, e.secret_version, e.previous_is_valid, e.is_failing, \
+             c.event_id, event.type, event.created_at, event.data, clock_timestamp() \
+         FROM claimed c JOIN chosen e ON e.merchant_id = c.merchant_id AND e.id = c.endpoint_id \
+         CROSS JOIN LATERAL ( \
+             SELECT type, created_at, data FROM events \
+             WHERE merchant_id = c.merchant_id AND id = c.event_id LIMIT 1) AS event"
+    ))
+    .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
+    .bind::<Array<SqlUuid>, _>(merchants)
+    .bind::<Array<SqlUuid>, _>(endpoints)
+    .bind::<Array<Integer>, _>(counts)
+    .bind::<BigInt, _>(count(room.places))
+    .bind::<BigInt, _>(count(room.places_for_failing))
+    .bind::<BigInt, _>(count(room.places))
+    .bind::<Double, _>(lease.as_secs_f64())
+    .load::<Row>(conn)?;
+    let claimed = |(delivery, endpoint, event): Row| {
+        let ((merchant, id, endpoint_id, number), (url, secret_version, previous, failing)) =
+            (delivery, endpoint);
+        let (event, kind, event_created_at, data, claimed_at) = event;
+        Claimed {
+            merchant,
+            id,
+            endpoint: endpoint_id,
+            number,
+            url,
+            secret_version,
+            previous_secret_is_valid: previous,
+            endpoint_is_failing: failing,
+            event,
+            kind,
+            event_created_at,
+            data,
+            claimed_at,
+        }
+    };
+    Ok(rows.into_iter().map(claimed).collect())
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) merchant: MerchantId,
+    pub(super) id: DeliveryId,
+    /// Number of the attempt.
+    pub(super) number: i32,
+    pub(super) has_succeeded: bool,
+    /// Pause before the next attempt.
+    pub(super) pause: Duration,
+    /// What is kept of it, an element of `attempts`.
+    pub(super) attempt: Value,
+}
+
+/// What an outcome has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Noted {
+    pub(super) state: State,
+    /// Whether the endpoint has failed for so long that it's to be disabled.
+    pub(super) endpoint_is_given_up: bool,
+}
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It will be tried again.
+    Pending,
+    /// It has arrived.
+    Succeeded,
+    /// It's given up.
+    Failed,
+}
+
+/// Notes outcomes, in one statement. An attempt that has failed is followed by another one, unless the delivery is older
+/// than `give_up_after`. Returns `None` for those that the fence refuses, or that are noted already.
+///
+/// Locks the deliveries, and then the endpoints for which something changes, by id: those that begin to fail, and those
+/// that take messages again.
+pub(super) fn note(
+    conn: &mut PgConnection,
+    outcomes: &[Outcome],
+    give_up_after: Duration,
+) -> Result<Vec<Option<Noted>>, Error> {
+    let give_up_after_s = give_up_after.as_secs_f64();
+    let rows = statement::<(BigInt, Text, Bool)>(
+        "WITH outcome AS MATERIALIZED ( \
+             SELECT *, statement_timestamp() - make_interval(secs => {}) AS too_old \
+             FROM unnest({}, {}, {}, {}, {}, {}) WITH ORDINALITY \
+                 AS o (merchant_id, id, number, has_succeeded, pause_s, attempt, position)), \
+         noted AS ( \
+             UPDATE webhook_deliveries d SET \
+                 state = CASE WHEN o.has_succeeded THEN 'succeeded' WHEN d.created_at < o.too_old THEN 'failed' \
+                              ELSE 'pending' END, \
+                 completed_at = CASE WHEN o.has_succeeded OR d.created_at < o.too_old THEN clock_timestamp() END, \
+                 due_at = CASE WHEN o.has_succeeded THEN d.due_at \
+                               ELSE clock_timestamp() + make_interval(secs => o.pause_s) END, \
+                 claimed_until = '-infinity', attempts = d.attempts || o.attempt \
+             FROM outcome o \
+             WHERE d.merchant_id = o.merchant_id AND d.id = o.id AND d.attempt_count = o.number \
+                 AND d.state = 'pending' AND d.claimed_until > '-infinity' \
+             RETURNING o.position, o.too_old, d.merchant_id, d.endpoint_id, d.state), \
+         seen AS MATERIALIZED ( \
+             SELECT merchant_id, endpoint_id, bool_or(state = 'succeeded') AS takes_messages \
+             FROM noted GROUP BY merchant_id, endpoint_id), \
+         changed AS MATERIALIZED ( \
+             SELECT e.merchant_id, e.id, s.takes_messages \
+             FROM seen s JOIN webhook_endpoints e ON e.merchant_id = s.merchant_id AND e.id = s.endpoint_id \
+             WHERE (e.failing_since IS NULL) <> s.takes_messages \
+             ORDER BY e.merchant_id, e.id FOR NO KEY UPDATE OF e), \
+         marked AS ( \
+             UPDATE webhook_endpoints e \
+             SET failing_since = CASE WHEN c.takes_messages THEN NULL ELSE clock_timestamp() END \
+             FROM changed c WHERE e.merchant_id = c.merchant_id AND e.id = c.id) \
+         SELECT n.position, n.state, \
+             NOT s.takes_messages AND e.status = 'enabled' AND coalesce(e.failing_since < n.too_old, false) \
+         FROM noted n \
+         JOIN seen s ON s.merchant_id = n.merchant_id AND s.endpoint_id = n.endpoint_id \
+         JOIN webhook_endpoints e ON e.merchant_id = n.merchant_id AND e.id = n.endpoint_id",
+    )
+    .bind::<Double, _>(give_up_after_s)
+    .bind::<Array<SqlUuid>, _>(outcomes.iter().map(|outcome| outcome.merchant).collect::<Vec<_>>())
+    .bind::<Array<SqlUuid>, _>(outcomes.iter().map(|outcome| outcome.id).collect::<Vec<_>>())
+    .bind::<Array<Integer>, _>(outcomes.iter().map(|outcome| outcome.number).collect::<Vec<_>>())
+    .bind::<Array<Bool>, _>(outcomes.iter().map(|outcome| outcome.has_succeeded).collect::<Vec<_>>())
+    .bind::<Array<Double>, _>(outcomes.iter().map(|outcome| outcome.pause.as_secs_f64()).collect::<Vec<_>>())
+    .bind::<Array<Jsonb>, _>(outcomes.iter().map(|outcome| &outcome.attempt).collect::<Vec<_>>())
+    .load::<(i64, String, bool)>(conn)?;
+    let mut noted = vec![None; outcomes.len()];
+    for (position, state, endpoint_is_given_up) in rows {
+        let state = match state.as_str() {
+            "succeeded" => State::Succeeded,
+            "failed" => State::Failed,
+            _ => State::Pending,
+        };
+        let slot = usize::try_from(position - 1).ok().and_then(|index| noted.get_mut(index));
+        *slot.ok_or_else(|| Error::internal("an outcome that nobody asked for"))? =
+            Some(Noted { state, endpoint_is_given_up });
+    }
+    Ok(noted)
+}
+
+/// Disables an endpoint that has failed for `give_up_after`, and records that; must run in a transaction. Returns whether
+/// it did: another instance may have been faster, or the endpoint has taken a message meanwhile.
+///
+/// What is pending for it stays so, and goes on should it be enabled again. Locks the endpoint.
+pub(super) fn disable(
+    conn: &mut PgConnection,
+    (merchant, endpoint): EndpointKey,
+    give_up_after: Duration,
+) -> Result<bool, Error> {
+    type Row =
+        (String, Vec<String>, Option<String>, DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+    let disabled = statement::<(
+        Text,
+        Array<Text>,
+        Nullable<Text>,
+        Timestamptz,
+        Nullable<Timestamptz>,
+        Nullable<Timestamptz>,
+    )>(
+        "UPDATE webhook_endpoints SET status = 'disabled', disabled_at = clock_timestamp() \
+         WHERE merchant_id = {} AND id = {} AND status = 'enabled' \
+             AND failing_since < clock_timestamp() - make_interval(secs => {}) \
+         RETURNING url, event_types, description, created_at, disabled_at, failing_since",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(endpoint)
+    .bind::<Double, _>(give_up_after.as_secs_f64())
+    .get_result::<Row>(conn)
+    .optional()?;
+    let Some((url, event_types, description, created_at, disabled_at, failing_since)) = disabled else {
+        return Ok(false);
+    };
+    let object = json!({
+        "id": endpoint,
+        "object": "webhook_endpoint",
+        "url": url,
+        "event_types": event_types,
+        "description": description,
+        "status": "disabled",
+        "created_at": Timestamp(created_at),
+        "disabled_at": disabled_at.map(Timestamp),
+        "failing_since": failing_since.map(Timestamp),
+    });
+    events::record(conn, merchant, EventType::WebhookEndpointDisabled, endpoint.0, &object)?;
+    Ok(true)
+}
+
+/// For how many seconds the oldest delivery has been due that nobody has claimed, of those to endpoints that take
+/// messages; 0 if there is none. Reads one index entry or two per endpoint that waits.
+pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
+    Ok(statement::<Double>(with_waiting!(
+        "SELECT coalesce(extract(epoch FROM max(statement_timestamp() - due.due_at)), 0)::double precision \
+         FROM waiting w \
+         JOIN webhook_endpoints e ON e.merchant_id = w.merchant_id AND e.id = w.endpoint_id \
+         CROSS JOIN LATERAL ( \
+             SELECT d.due_at FROM webhook_deliveries d \
+             WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
+                 AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
+             ORDER BY d.due_at LIMIT 1) AS due \
+         WHERE e.status = 'enabled' AND e.failing_since IS NULL"
+    ))
+    .get_result(conn)?)
+}

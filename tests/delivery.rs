@@ -1,0 +1,556 @@
+//! Events on their way to webhook endpoints.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oncepay::config::Config;
+use oncepay::ids::WebhookEndpointId;
+use oncepay::vault::Vault;
+use oncepay::webhooks::signature::{self, Secret, Signed};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::acquirer::{Received, Receiver};
+use crate::support::*;
+
+/// An endpoint of a merchant.
+struct Endpoint {
+    id: Uuid,
+    merchant: Uuid,
+}
+
+/// An endpoint that is told everything.
+fn endpoint(database: &TestDatabase, merchant: &Merchant, url: &str) -> Endpoint {
+    endpoint_for(database, merchant, url, "*")
+}
+
+fn endpoint_for(database: &TestDatabase, merchant: &Merchant, url: &str, event_type: &str) -> Endpoint {
+    let (id, merchant) = (Uuid::now_v7(), merchant.id.0);
+    execute(
+        &mut database.as_owner(),
+        &format!(
+            "INSERT INTO webhook_endpoints (merchant_id, id, url, event_types, created_at) \
+             VALUES ('{merchant}', '{id}', '{url}', '{{{event_type}}}', clock_timestamp())"
+        ),
+    );
+    Endpoint { id, merchant }
+}
+
+impl Endpoint {
+    fn secret(&self, version: i32) -> Secret {
+        Vault::new("m".repeat(32).into()).webhook_secret(WebhookEndpointId(self.id), version)
+    }
+
+    fn set(&self, database: &TestDatabase, changes: &str) {
+        let update = format!("UPDATE webhook_endpoints SET {changes} WHERE id = '{}'", self.id);
+        execute(&mut database.as_owner(), &update);
+    }
+
+    /// Deliveries to it in a state.
+    fn deliveries(&self, database: &TestDatabase, state: &str) -> i64 {
+        let of = format!("endpoint_id = '{}' AND state = '{state}'", self.id);
+        database.count(&format!("SELECT count(*) FROM webhook_deliveries WHERE {of}"))
+    }
+
+    /// The attempts of its only delivery.
+    fn attempts(&self, database: &TestDatabase) -> Vec<Value> {
+        let text = database
+            .text(&format!("SELECT attempts FROM webhook_deliveries WHERE endpoint_id = '{}'", self.id));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Waits for its only delivery's first attempt to be noted, and returns that.
+    fn first_attempt(&self, database: &TestDatabase) -> Value {
+        eventually("an attempt", || !self.attempts(database).is_empty());
+        self.attempts(database).remove(0)
+    }
+
+    fn is_failing(&self, database: &TestDatabase) -> bool {
+        let failing = format!("id = '{}' AND failing_since IS NOT NULL", self.id);
+        database.count(&format!("SELECT count(*) FROM webhook_endpoints WHERE {failing}")) == 1
+    }
+
+    fn make_events(&self, database: &TestDatabase, count: u32) {
+        let merchant = self.merchant;
+        execute(
+            &mut database.as_owner(),
+            &format!(
+                "INSERT INTO events (merchant_id, id, type, object_id, data) \
+                 SELECT '{merchant}', uuid_v7(), 'charge.updated', gen_random_uuid(), \
+                     jsonb_build_object('id', 'ch_' || n, 'object', 'charge') \
+                 FROM generate_series(1, {count}) AS n"
+            ),
+        );
+    }
+}
+
+/// Settings with which nobody has to wait.
+fn quick(config: &mut Config) {
+    config.webhook_allow_loopback = true;
+    config.delivery.delivery_interval_ms = 20;
+    config.delivery.delivery_backoff_ms = 100;
+}
+
+/// The same for a process.
+const QUICK: &[(&str, &str)] =
+    &[("ONCEPAY_WEBHOOK_ALLOW_LOOPBACK", "true"), ("ONCEPAY_DELIVERY_INTERVAL_MS", "20")];
+
+fn wait_for(receiver: &Receiver, count: usize) -> Vec<Received> {
+    eventually("messages", || receiver.received().len() >= count);
+    receiver.received()
+}
+
+fn ids(received: &[Received]) -> HashSet<String> {
+    received.iter().map(|message| message.id.clone()).collect()
+}
+
+fn verify(message: &Received, secret: Secret) -> Result<(), signature::Refusal> {
+    let Received { id, timestamp, signature, body, .. } = message;
+    signature::verify(&[secret], Signed { id, timestamp, signature }, body.as_bytes(), chrono::Utc::now())
+}
+
+#[test]
+fn an_event_arrives_signed_and_its_delivery_is_noted() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, quick);
+    let merchant = database.merchant();
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &merchant, &receiver.url);
+    let charge = app.client.as_merchant(&merchant).charge("k", &visa()).expect(201);
+
+    let message = wait_for(&receiver, 1).remove(0);
+    assert_eq!(verify(&message, endpoint.secret(1)), Ok(()));
+    assert_eq!(message.head[0], "POST /hooks HTTP/1.1");
+    assert_eq!(message.header("content-type"), "application/json");
+    assert_eq!(message.header("user-agent"), format!("Oncepay/{}", env!("CARGO_PKG_VERSION")));
+    assert_eq!(message.signature.split(' ').count(), 1);
+    let event = message.json();
+    let keys: Vec<_> = event.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["data", "id", "timestamp", "type"]);
+    assert_eq!(event["type"], "charge.succeeded");
+    assert_eq!(event["id"], message.id.as_str());
+    assert_eq!(event["data"]["id"], charge.field("id"));
+    let happened =
+        "SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') FROM events";
+    assert_eq!(event["timestamp"], database.text(happened));
+    assert_eq!(message.id, database.text("SELECT 'evt_' || replace(id::text, '-', '') FROM events"));
+
+    eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
+    let attempt = endpoint.first_attempt(&database);
+    let keys: Vec<_> = attempt.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["duration_ms", "error", "number", "response_excerpt", "started_at", "status"]);
+    assert_eq!(
+        (&attempt["number"], &attempt["status"], &attempt["error"]),
+        (&json!(1), &json!(200), &Value::Null)
+    );
+    let started_at = attempt["started_at"].as_str().unwrap();
+    assert!(
+        started_at.ends_with('Z') && started_at.len() == "2026-01-31T09:30:00.000Z".len(),
+        "{started_at}"
+    );
+    assert!(!endpoint.is_failing(&database));
+
+    let metrics = || app.client.metrics();
+    eventually("its count", || {
+        metrics().value("oncepay_webhook_deliveries_total", &[("outcome", "succeeded")]) == 1.0
+    });
+    assert_eq!(metrics().value("oncepay_webhook_attempt_duration_seconds_count", &[]), 1.0);
+    eventually("the end", || metrics().value("oncepay_webhook_in_flight", &[]) == 0.0);
+}
+
+#[test]
+fn what_fails_is_sent_again_after_growing_pauses() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    receiver.answer_next(&[500, 404, 429]);
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.make_events(&database, 1);
+    wait_for(&receiver, 2);
+    assert!(endpoint.is_failing(&database));
+    let messages = wait_for(&receiver, 4);
+    for (failures, pair) in messages.windows(2).enumerate() {
+        let pause = pair[1].at - pair[0].at;
+        let least = Duration::from_millis(75 << failures);
+        assert!(pause >= least, "{pause:?} after {failures} failures");
+        assert_eq!((&pair[0].id, &pair[0].body), (&pair[1].id, &pair[1].body));
+        assert_eq!(verify(&pair[1], endpoint.secret(1)), Ok(()));
+    }
+    eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
+    let attempts = endpoint.attempts(&database);
+    let of = |key: &str| attempts.iter().map(|attempt| attempt[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("number"), [1, 2, 3, 4]);
+    assert_eq!(of("status"), [500, 404, 429, 200]);
+    assert_eq!(of("error"), vec![Value::Null; 4]);
+    assert!(!endpoint.is_failing(&database), "it takes messages again");
+    let failed = || app.client.metrics().value("oncepay_webhook_deliveries_total", &[("outcome", "failed")]);
+    eventually("their count", || failed() == 3.0);
+}
+
+#[test]
+fn attempts_that_get_no_answer_say_why() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_timeout_ms = 500;
+        // Once is enough.
+        config.delivery.delivery_backoff_ms = 60_000;
+    });
+    let (slow, plain, redirecting, target) =
+        (Receiver::start(), Receiver::start(), Receiver::start(), Receiver::start());
+    slow.answer_after(Duration::from_secs(2));
+    redirecting.answer(307);
+    redirecting.answer_saying(&format!("Location: {}\r\n", target.url), b"");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let merchant = database.merchant();
+    let endpoints: Vec<_> = [
+        (slow.url.clone(), "timeout", Value::Null),
+        (format!("http://{nobody}/"), "connection_failed", Value::Null),
+        ("https://no-such-host.invalid/".to_owned(), "connection_failed", Value::Null),
+        (plain.url.replace("http:", "https:"), "tls_failed", Value::Null),
+        (redirecting.url.clone(), "redirected", json!(307)),
+        ("http://10.0.0.1/".to_owned(), "address_not_allowed", Value::Null),
+        ("http://8.8.8.8/".to_owned(), "address_not_allowed", Value::Null),
+        ("ftp://127.0.0.1/".to_owned(), "address_not_allowed", Value::Null),
+    ]
+    .into_iter()
+    .map(|(url, error, status)| (endpoint(&database, &merchant, &url), url, error, status))
+    .collect();
+    endpoints[0].0.make_events(&database, 1);
+    for (endpoint, url, error, status) in endpoints {
+        let attempt = endpoint.first_attempt(&database);
+        assert_eq!((&attempt["error"], &attempt["status"]), (&json!(error), &status), "{url}: {attempt}");
+        assert!(endpoint.is_failing(&database), "{url}");
+    }
+    assert!(target.received().is_empty(), "a redirect was followed");
+}
+
+#[test]
+fn nothing_is_sent_to_addresses_that_are_not_public() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.webhook_allow_loopback = false;
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let merchant = database.merchant();
+    let endpoints: Vec<_> = [
+        format!("https://127.0.0.1:{port}/"),
+        format!("https://2130706433:{port}/"),
+        format!("https://[::ffff:127.0.0.1]:{port}/"),
+        format!("https://localhost:{port}/"),
+        format!("http://localhost:{port}/"),
+        format!("http://127.0.0.1:{port}/"),
+        "https://169.254.169.254/latest/meta-data/".to_owned(),
+        "https://[fd00:ec2::254]/".to_owned(),
+    ]
+    .into_iter()
+    .map(|url| (endpoint(&database, &merchant, &url), url))
+    .collect();
+    endpoints[0].0.make_events(&database, 1);
+    for (endpoint, url) in endpoints {
+        assert_eq!(endpoint.first_attempt(&database)["error"], "address_not_allowed", "{url}");
+    }
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody connected");
+}
+
+#[test]
+fn names_that_resolve_to_this_host_are_reached_where_that_is_allowed() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    let url = receiver.url.replace("127.0.0.1", "localhost");
+    endpoint(&database, &database.merchant(), &url).make_events(&database, 1);
+    wait_for(&receiver, 1);
+}
+
+#[test]
+fn both_secrets_sign_while_one_replaces_the_other() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.set(
+        &database,
+        "secret_version = 2, previous_secret_expires_at = clock_timestamp() + interval '1 hour'",
+    );
+    endpoint.make_events(&database, 1);
+    let message = wait_for(&receiver, 1).remove(0);
+    assert_eq!(verify(&message, endpoint.secret(1)), Ok(()));
+    assert_eq!(verify(&message, endpoint.secret(2)), Ok(()));
+
+    endpoint.set(&database, "previous_secret_expires_at = clock_timestamp()");
+    endpoint.make_events(&database, 1);
+    let message = wait_for(&receiver, 2).remove(1);
+    assert_eq!(verify(&message, endpoint.secret(1)), Err(signature::Refusal::Forged));
+    assert_eq!(verify(&message, endpoint.secret(2)), Ok(()));
+}
+
+#[test]
+fn of_an_answer_only_the_beginning_is_kept() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    receiver.answer_next(&[500]);
+    receiver.answer_saying("", &["é\0\"".as_bytes(), &b"\xffx".repeat(1_000_000)].concat());
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.make_events(&database, 1);
+    eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
+    for attempt in endpoint.attempts(&database) {
+        let expected = format!("é\"{}", "\u{fffd}x".repeat(249));
+        assert_eq!(attempt["response_excerpt"], expected);
+    }
+}
+
+#[test]
+fn an_event_that_is_too_large_is_sent_without_its_object() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    for filler in [60 * 1024, 70 * 1024] {
+        execute(
+            &mut database.as_owner(),
+            &format!(
+                "INSERT INTO events (merchant_id, id, type, object_id, data) VALUES \
+                 ('{}', uuid_v7(), 'charge.updated', gen_random_uuid(), \
+                  '{{\"id\": \"ch_1\", \"object\": \"charge\", \"description\": \"{}\"}}')",
+                endpoint.merchant,
+                "x".repeat(filler)
+            ),
+        );
+    }
+    let mut messages = wait_for(&receiver, 2);
+    messages.sort_by_key(|message| message.id.clone());
+    let (whole, thin) = (messages[0].json(), messages[1].json());
+    assert_eq!(whole["data"]["description"].as_str().map(str::len), Some(60 * 1024));
+    assert_eq!(whole.get("data_omitted"), None);
+    assert_eq!(thin["data"], json!({"id": "ch_1", "object": "charge"}));
+    assert_eq!(thin["data_omitted"], true);
+    assert_eq!(verify(&messages[1], endpoint.secret(1)), Ok(()));
+}
+
+#[test]
+fn an_endpoint_that_hangs_with_much_to_be_sent_does_not_delay_another() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let (hanging, healthy) = (Receiver::start(), Receiver::start());
+    hanging.answer_after(Duration::from_secs(3600));
+    let slow = endpoint(&database, &database.merchant(), &hanging.url);
+    let quick = endpoint(&database, &database.merchant(), &healthy.url);
+    slow.make_events(&database, 500);
+    wait_for(&hanging, 1);
+    let made = Instant::now();
+    quick.make_events(&database, 50);
+    wait_for(&healthy, 50);
+    assert!(made.elapsed() < Duration::from_secs(2), "{:?}", made.elapsed());
+    assert!(hanging.received().len() <= 16, "no more than its places");
+}
+
+#[test]
+fn endpoints_that_fail_leave_room_for_those_that_do_not() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_concurrency = 4;
+    });
+    let (hanging, busy, healthy) = (Receiver::start(), Receiver::start(), Receiver::start());
+    hanging.answer_after(Duration::from_secs(3600));
+    busy.answer_after(Duration::from_millis(50));
+    for _ in 0..8 {
+        let dead = endpoint(&database, &database.merchant(), &hanging.url);
+        dead.set(&database, "failing_since = clock_timestamp()");
+        dead.make_events(&database, 5);
+    }
+    wait_for(&hanging, 2);
+    let (much, little) = (database.merchant(), database.merchant());
+    endpoint(&database, &much, &busy.url).make_events(&database, 300);
+    wait_for(&busy, 1);
+    let made = Instant::now();
+    endpoint(&database, &little, &healthy.url).make_events(&database, 10);
+    wait_for(&healthy, 10);
+    assert!(made.elapsed() < Duration::from_secs(3), "{:?}", made.elapsed());
+    assert!(busy.received().len() < 300, "it waits for nobody's backlog");
+    assert_eq!(hanging.received().len(), 2, "half of the places");
+}
+
+/// Kills an instance at `point` with one message to be sent. `sent`: how often it has been sent by then.
+fn survive(point: &str, sent: usize) {
+    let database = TestDatabase::new();
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    let fault = format!("kill:{point}");
+    let doomed = Process::start(&database, &[QUICK, &[("ONCEPAY_FAULT", &fault)]].concat());
+    endpoint.make_events(&database, 1);
+    assert!(doomed.was_killed());
+    assert_eq!(receiver.received().len(), sent);
+    let _healthy = Process::start(&database, QUICK);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(receiver.received().len(), sent, "the claim still holds");
+    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = clock_timestamp()");
+    eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
+    let messages = receiver.received();
+    assert_eq!((messages.len(), ids(&messages).len()), (sent + 1, 1));
+    assert_eq!(endpoint.first_attempt(&database)["number"], 2);
+}
+
+#[test]
+fn a_kill_before_a_message_is_sent_does_not_lose_it() {
+    survive("delivery_before_send", 0);
+}
+
+#[test]
+fn a_kill_before_the_outcome_is_noted_sends_it_again() {
+    survive("delivery_after_send", 1);
+}
+
+#[test]
+fn an_attempt_that_ends_after_its_lease_changes_nothing() {
+    let database = TestDatabase::new();
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    receiver.answer_next(&[500]);
+    let late = Process::start(&database, &[QUICK, &[("ONCEPAY_FAULT", "stop:delivery_after_send")]].concat());
+    endpoint.make_events(&database, 1);
+    late.wait_until_stopped();
+    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = clock_timestamp()");
+    let _other = Process::start(&database, QUICK);
+    eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
+    late.go_on();
+    let noted = || late.client.metrics().value("oncepay_webhook_batch_size_sum", &[]);
+    eventually("the late outcome", || noted() == 1.0);
+    assert_eq!(late.client.metrics().value("oncepay_webhook_deliveries_total", &[]), 0.0);
+    assert_eq!(endpoint.attempts(&database).len(), 1);
+    assert!(!endpoint.is_failing(&database));
+}
+
+#[test]
+fn instances_share_the_work_and_send_nothing_twice() {
+    let database = TestDatabase::new();
+    let _apps = [App::start_with(&database, quick), App::start_with(&database, quick)];
+    let targets: Vec<_> = (0..3)
+        .map(|_| {
+            let receiver = Receiver::start();
+            (endpoint(&database, &database.merchant(), &receiver.url), receiver)
+        })
+        .collect();
+    for _ in 0..10 {
+        for (endpoint, _) in &targets {
+            endpoint.make_events(&database, 20);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    for (endpoint, receiver) in &targets {
+        eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 200);
+        let received = receiver.received();
+        assert_eq!((ids(&received).len(), received.len()), (200, 200));
+    }
+    assert_eq!(database.count("SELECT count(*) FROM webhook_deliveries WHERE attempt_count <> 1"), 0);
+}
+
+#[test]
+fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_again() {
+    let database = TestDatabase::new();
+    let give_up_soon = |config: &mut Config| {
+        quick(config);
+        config.delivery.delivery_give_up_after_s = 1;
+    };
+    let apps = [App::start_with(&database, give_up_soon), App::start_with(&database, give_up_soon)];
+    let (receiver, other) = (Receiver::start(), Receiver::start());
+    receiver.answer(500);
+    let merchant = database.merchant();
+    let dead = endpoint(&database, &merchant, &receiver.url);
+    endpoint_for(&database, &merchant, &other.url, "webhook_endpoint.disabled");
+    dead.make_events(&database, 300);
+    let status = |status: &str| {
+        database.count(&format!(
+            "SELECT count(*) FROM webhook_endpoints WHERE id = '{}' AND status = '{status}'",
+            dead.id
+        ))
+    };
+    eventually("its end", || status("disabled") == 1);
+
+    let message = wait_for(&other, 1).remove(0).json();
+    assert_eq!(message["type"], "webhook_endpoint.disabled");
+    let object: BTreeMap<String, Value> = serde_json::from_value(message["data"].clone()).unwrap();
+    let keys: Vec<_> = object.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "created_at",
+            "description",
+            "disabled_at",
+            "event_types",
+            "failing_since",
+            "id",
+            "object",
+            "status",
+            "url"
+        ]
+    );
+    assert_eq!(object["id"], WebhookEndpointId(dead.id).to_string());
+    assert_eq!((&object["object"], &object["status"]), (&json!("webhook_endpoint"), &json!("disabled")));
+    assert!(object["failing_since"].as_str() < object["disabled_at"].as_str());
+    // What was under way at that time ends.
+    let in_flight = "SELECT count(*) FROM webhook_deliveries WHERE claimed_until > clock_timestamp()";
+    eventually("silence", || database.count(in_flight) == 0);
+    let (given_up, pending) = (dead.deliveries(&database, "failed"), dead.deliveries(&database, "pending"));
+    assert!(given_up > 0 && pending > 0, "{given_up} {pending}");
+    let count = |name: &str, labels: &[(&str, &str)]| {
+        apps.iter().map(|app| app.client.metrics().value(name, labels)).sum::<f64>()
+    };
+    let given_up_by_metrics = || count("oncepay_webhook_deliveries_total", &[("outcome", "given_up")]);
+    eventually("their count", || given_up_by_metrics() == given_up as f64);
+    assert_eq!(count("oncepay_webhook_endpoints_disabled_total", &[]), 1.0);
+    let sent = receiver.received().len();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(receiver.received().len(), sent, "nothing is sent to it");
+
+    receiver.answer(200);
+    dead.set(&database, "status = 'enabled', disabled_at = NULL, failing_since = NULL");
+    eventually("what was pending", || dead.deliveries(&database, "succeeded") == pending);
+    assert_eq!(database.count("SELECT count(*) FROM events WHERE type = 'webhook_endpoint.disabled'"), 1);
+}
+
+#[test]
+fn claiming_moves_no_index_entry() {
+    let database = TestDatabase::new();
+    let receiver = Receiver::start();
+    receiver.answer_after(Duration::from_secs(3600));
+    endpoint(&database, &database.merchant(), &receiver.url).make_events(&database, 200);
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_timeout_ms = 600_000;
+    });
+    let updates = |kind: &str| {
+        database
+            .count(&format!("SELECT {kind} FROM pg_stat_user_tables WHERE relname = 'webhook_deliveries'"))
+    };
+    eventually("the claims", || updates("n_tup_upd") == 16);
+    assert_eq!(updates("n_tup_hot_upd"), 16);
+}
+
+#[test]
+fn an_outage_of_the_database_costs_nothing_but_time() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let receiver = Receiver::start();
+    receiver.answer_after(Duration::from_millis(300));
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.make_events(&database, 40);
+    wait_for(&receiver, 16);
+    database.cut_off(true);
+    thread::sleep(Duration::from_secs(2));
+    database.cut_off(false);
+    eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 40);
+    let received = receiver.received();
+    assert_eq!(
+        (ids(&received).len(), received.len()),
+        (40, 40),
+        "outcomes were kept until they could be noted"
+    );
+}
