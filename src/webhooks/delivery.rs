@@ -20,7 +20,7 @@
 //!     outbox::disable        if that endpoint has failed for too long
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ use crate::time::{self, Timestamp};
 use crate::vault::Vault;
 
 use super::client::{Answer, Client, Failure};
-use super::outbox::{self, Claimed, EndpointKey, Noted, Outcome, Room, State};
+use super::outbox::{self, Among, Claimed, EndpointKey, Noted, Outcome, Room, State};
 use super::signature;
 
 /// What a delivery needs beside the endpoint's time: to note the outcome, also where the database keeps us waiting.
@@ -170,21 +170,33 @@ impl Worker {
     }
 
     async fn keep_delivering(self) {
-        let interval = Duration::from_millis(self.shared.options.delivery_interval_ms);
-        let mut failures = 0;
+        let Shared { options, places, .. } = &*self.shared;
+        let interval = Duration::from_millis(options.delivery_interval_ms);
+        let (mut look_at, mut failures) = (Instant::now(), 0);
         loop {
-            match self.begin_due().await {
-                // Where one ends, there is room for the next.
-                Ok(0) => {
-                    let pause = interval.mul_f64(rand::random_range(0.75..=1.25));
-                    let _ = tokio::time::timeout(pause, self.shared.places.freed.notified()).await;
-                    failures = 0;
+            let freed = places.take_freed();
+            // Where one has ended, there may be more. But where places are scarce, they're for all.
+            let looks_at_all = look_at <= Instant::now() || (!freed.is_empty() && places.are_scarce(options));
+            let among = match looks_at_all {
+                true => Among::All,
+                false if freed.is_empty() => {
+                    let _ = tokio::time::timeout_at(look_at.into(), places.has_freed.notified()).await;
+                    continue;
                 }
-                Ok(_) => failures = 0,
+                false => Among::These(freed),
+            };
+            let begun = self.begin_due(among).await;
+            match begun {
+                Ok(begun) => {
+                    failures = 0;
+                    if looks_at_all && begun == 0 {
+                        look_at = Instant::now() + interval.mul_f64(rand::random_range(0.75..=1.25));
+                    }
+                }
                 Err(error) => {
                     log::warn!("the delivery worker couldn't look for work: {}", error.detailed());
                     tokio::time::sleep(time::backoff(DATABASE_PAUSE, failures, DATABASE_PAUSE_MAX)).await;
-                    failures += 1;
+                    (look_at, failures) = (Instant::now(), failures + 1);
                 }
             }
         }
@@ -200,11 +212,11 @@ impl Worker {
         }
     }
 
-    /// Claims what is due, as far as there are places, and begins to send it. Returns how many that were.
+    /// Claims what is due to some endpoints, as far as there are places, and begins to send it. Returns how many that were.
     ///
     /// Not tried again where the claim's commit may have been lost: that would claim others, and these come back after
     /// the lease.
-    async fn begin_due(&self) -> Result<usize, Error> {
+    async fn begin_due(&self, among: Among) -> Result<usize, Error> {
         let Shared { db, options, places, .. } = &*self.shared;
         let room = places.room(options);
         if room.places == 0 {
@@ -212,7 +224,7 @@ impl Worker {
         }
         let asked = Instant::now();
         let lease = options.lease();
-        let due = db.run(move |conn| outbox::claim(conn, &room, lease)).await?;
+        let due = db.run(move |conn| outbox::claim(conn, among, &room, lease)).await?;
         let begun = due.len();
         for claimed in due {
             let place = places.take(claimed.endpoint_key(), claimed.endpoint_is_failing);
@@ -397,7 +409,7 @@ impl<'a> Message<'a> {
 struct Places {
     taken: Mutex<Taken>,
     /// Told whenever one ends.
-    freed: Notify,
+    has_freed: Notify,
 }
 
 #[derive(Default)]
@@ -405,6 +417,8 @@ struct Taken {
     by_endpoint: HashMap<EndpointKey, i32>,
     all: usize,
     by_failing: usize,
+    /// Endpoints at which one has ended since somebody asked.
+    freed: HashSet<EndpointKey>,
 }
 
 /// An attempt, for as long as it lives.
@@ -431,6 +445,16 @@ impl Places {
         }
     }
 
+    /// Whether more than half of them are taken.
+    fn are_scarce(&self, options: &Options) -> bool {
+        self.taken().all * 2 > options.delivery_concurrency as usize
+    }
+
+    /// Endpoints at which an attempt has ended since this was asked last.
+    fn take_freed(&self) -> Vec<EndpointKey> {
+        self.taken().freed.drain().collect()
+    }
+
     fn take(self: &Arc<Self>, endpoint: EndpointKey, endpoint_is_failing: bool) -> Place {
         let mut taken = self.taken();
         *taken.by_endpoint.entry(endpoint).or_default() += 1;
@@ -451,7 +475,8 @@ impl Drop for Place {
         }
         taken.all -= 1;
         taken.by_failing -= usize::from(self.endpoint_is_failing);
+        taken.freed.insert(self.endpoint);
         drop(taken);
-        self.places.freed.notify_one();
+        self.places.has_freed.notify_one();
     }
 }

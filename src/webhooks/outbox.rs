@@ -25,6 +25,15 @@ use crate::time::Timestamp;
 /// An endpoint, and whose it is.
 pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
 
+/// Which endpoints are looked at.
+#[derive(Clone, Debug)]
+pub(super) enum Among {
+    /// All that anything is pending for.
+    All,
+    /// These, for which there may be more; it costs the less, the fewer they are.
+    These(Vec<EndpointKey>),
+}
+
 /// How much a sender can take.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
@@ -66,45 +75,45 @@ impl Claimed {
     }
 }
 
+/// What a claim gives: the delivery, its endpoint, its event.
+type ClaimedSql = (
+    (SqlUuid, SqlUuid, SqlUuid, Integer),
+    (Text, Integer, Bool, Bool),
+    (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz),
+);
+type ClaimedRow = (
+    (MerchantId, DeliveryId, WebhookEndpointId, i32),
+    (String, i32, bool, bool),
+    (EventId, String, DateTime<Utc>, Value, DateTime<Utc>),
+);
+
 /// The endpoints that anything is pending for, by a walk over the index that jumps from one to the next.
 macro_rules! with_waiting {
-    ($($rest:literal)*) => {
-        concat!(
-            "WITH RECURSIVE waiting AS ( \
-                 (SELECT merchant_id, endpoint_id FROM webhook_deliveries WHERE state = 'pending' \
-                  ORDER BY merchant_id, endpoint_id LIMIT 1) \
-                 UNION ALL \
-                 SELECT next.merchant_id, next.endpoint_id FROM waiting w CROSS JOIN LATERAL ( \
-                     SELECT d.merchant_id, d.endpoint_id FROM webhook_deliveries d \
-                     WHERE d.state = 'pending' \
-                         AND (d.merchant_id, d.endpoint_id) > (w.merchant_id, w.endpoint_id) \
-                     ORDER BY d.merchant_id, d.endpoint_id LIMIT 1) AS next) ",
-            $($rest),*
-        )
+    () => {
+        "WITH RECURSIVE waiting AS ( \
+             (SELECT merchant_id, endpoint_id FROM webhook_deliveries WHERE state = 'pending' \
+              ORDER BY merchant_id, endpoint_id LIMIT 1) \
+             UNION ALL \
+             SELECT next.merchant_id, next.endpoint_id FROM waiting w CROSS JOIN LATERAL ( \
+                 SELECT d.merchant_id, d.endpoint_id FROM webhook_deliveries d \
+                 WHERE d.state = 'pending' AND (d.merchant_id, d.endpoint_id) > (w.merchant_id, w.endpoint_id) \
+                 ORDER BY d.merchant_id, d.endpoint_id LIMIT 1) AS next) "
     };
 }
 
-/// Claims what is due, for `lease`, as far as there is room. Places are shared evenly between the endpoints that wait;
-/// where these are more than places, chance decides, so that none is forgotten.
-///
-/// Locks the claimed deliveries, and skips those that others have locked. Where a claim's commit is lost on the way
-/// back, the deliveries are due again after the lease.
-pub(super) fn claim(conn: &mut PgConnection, room: &Room, lease: Duration) -> Result<Vec<Claimed>, Error> {
-    let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
-    let (merchants, endpoints): (Vec<_>, Vec<_>) = in_flight.into_iter().unzip();
-    let count = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
-    type Row = (
-        (MerchantId, DeliveryId, WebhookEndpointId, i32),
-        (String, i32, bool, bool),
-        (EventId, String, DateTime<Utc>, Value, DateTime<Utc>),
-    );
-    // Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small.
-    let rows = statement::<(
-        (SqlUuid, SqlUuid, SqlUuid, Integer),
-        (Text, Integer, Bool, Bool),
-        (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz),
-    )>(with_waiting!(
-        ", ready AS MATERIALIZED ( \
+/// The endpoints that are named.
+macro_rules! with_named {
+    () => {
+        "WITH waiting AS (SELECT * FROM unnest({}, {}) AS w (merchant_id, endpoint_id)) "
+    };
+}
+
+/// The claim. Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small.
+macro_rules! claim {
+    ($waiting:ident) => {
+        concat!(
+            $waiting!(),
+            ", ready AS MATERIALIZED ( \
              SELECT e.merchant_id, e.id, e.url, e.secret_version, e.failing_since IS NOT NULL AS is_failing, \
                  coalesce(e.previous_secret_expires_at > statement_timestamp(), false) AS previous_is_valid, \
                  CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places \
@@ -116,42 +125,69 @@ pub(super) fn claim(conn: &mut PgConnection, room: &Room, lease: Duration) -> Re
                  SELECT FROM webhook_deliveries d \
                  WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
                      AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() LIMIT 1) AS due \
-             WHERE e.status = 'enabled'), "
-        "chosen AS MATERIALIZED ( \
+             WHERE e.status = 'enabled'), ",
+            "chosen AS MATERIALIZED ( \
              SELECT *, least(places, greatest(1, {} / count(*) OVER ())) AS share FROM ( \
                  SELECT * FROM ( \
                      SELECT *, row_number() OVER (PARTITION BY is_failing ORDER BY random()) AS turn \
                      FROM ready WHERE places > 0) AS turns \
-                 WHERE NOT is_failing OR turn <= {} ORDER BY turn LIMIT {}) AS first), "
-        "due AS MATERIALIZED ( \
+                 WHERE NOT is_failing OR turn <= {} ORDER BY turn LIMIT {}) AS first), ",
+            "due AS MATERIALIZED ( \
              SELECT d.place FROM chosen c CROSS JOIN LATERAL ( \
                  SELECT d.ctid AS place FROM webhook_deliveries d \
                  WHERE d.state = 'pending' AND d.merchant_id = c.merchant_id AND d.endpoint_id = c.id \
                      AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
-                 ORDER BY d.due_at LIMIT c.share FOR UPDATE SKIP LOCKED) AS d), "
-        "claimed AS ( \
+                 ORDER BY d.due_at LIMIT c.share FOR UPDATE SKIP LOCKED) AS d), ",
+            "claimed AS ( \
              UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, \
                  claimed_until = clock_timestamp() + make_interval(secs => {}) \
              FROM due WHERE d.ctid = due.place \
-             RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count) "
-        "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
+             RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count) ",
+            "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
              e.url, e.secret_version, e.previous_is_valid, e.is_failing, \
              c.event_id, event.type, event.created_at, event.data, clock_timestamp() \
          FROM claimed c JOIN chosen e ON e.merchant_id = c.merchant_id AND e.id = c.endpoint_id \
          CROSS JOIN LATERAL ( \
              SELECT type, created_at, data FROM events \
              WHERE merchant_id = c.merchant_id AND id = c.event_id LIMIT 1) AS event"
-    ))
-    .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
-    .bind::<Array<SqlUuid>, _>(merchants)
-    .bind::<Array<SqlUuid>, _>(endpoints)
-    .bind::<Array<Integer>, _>(counts)
-    .bind::<BigInt, _>(count(room.places))
-    .bind::<BigInt, _>(count(room.places_for_failing))
-    .bind::<BigInt, _>(count(room.places))
-    .bind::<Double, _>(lease.as_secs_f64())
-    .load::<Row>(conn)?;
-    let claimed = |(delivery, endpoint, event): Row| {
+        )
+    };
+}
+
+/// Claims what is due, for `lease`, as far as there is room: for all endpoints, or for some. Places are shared evenly
+/// between the endpoints that wait; where these are more than places, chance decides, so that none is forgotten.
+///
+/// Locks the claimed deliveries, and skips those that others have locked. Where a claim's commit is lost on the way
+/// back, the deliveries are due again after the lease.
+pub(super) fn claim(
+    conn: &mut PgConnection,
+    among: Among,
+    room: &Room,
+    lease: Duration,
+) -> Result<Vec<Claimed>, Error> {
+    let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
+    let (merchants, endpoints): (Vec<_>, Vec<_>) = in_flight.into_iter().unzip();
+    let count = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
+    let claim = match among {
+        Among::All => statement::<ClaimedSql>(claim!(with_waiting)),
+        Among::These(these) => {
+            let (merchants, endpoints): (Vec<_>, Vec<_>) = these.into_iter().unzip();
+            statement(claim!(with_named))
+                .bind::<Array<SqlUuid>, _>(merchants)
+                .bind::<Array<SqlUuid>, _>(endpoints)
+        }
+    };
+    let rows = claim
+        .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
+        .bind::<Array<SqlUuid>, _>(merchants)
+        .bind::<Array<SqlUuid>, _>(endpoints)
+        .bind::<Array<Integer>, _>(counts)
+        .bind::<BigInt, _>(count(room.places))
+        .bind::<BigInt, _>(count(room.places_for_failing))
+        .bind::<BigInt, _>(count(room.places))
+        .bind::<Double, _>(lease.as_secs_f64())
+        .load::<ClaimedRow>(conn)?;
+    let claimed = |(delivery, endpoint, event): ClaimedRow| {
         let ((merchant, id, endpoint_id, number), (url, secret_version, previous, failing)) =
             (delivery, endpoint);
         let (event, kind, event_created_at, data, claimed_at) = event;
@@ -325,7 +361,8 @@ pub(super) fn disable(
 /// For how many seconds the oldest delivery has been due that nobody has claimed, of those to endpoints that take
 /// messages; 0 if there is none. Reads one index entry or two per endpoint that waits.
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
-    Ok(statement::<Double>(with_waiting!(
+    Ok(statement::<Double>(concat!(
+        with_waiting!(),
         "SELECT coalesce(extract(epoch FROM max(statement_timestamp() - due.due_at)), 0)::double precision \
          FROM waiting w \
          JOIN webhook_endpoints e ON e.merchant_id = w.merchant_id AND e.id = w.endpoint_id \
