@@ -488,6 +488,7 @@ fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_ag
             "failing_since",
             "id",
             "object",
+            "previous_secret_expires_at",
             "status",
             "url"
         ]

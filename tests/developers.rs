@@ -119,7 +119,7 @@ fn listen_forwards_what_happens_from_now_on_in_its_order_and_signed() {
     }
     let received = receiver.received();
     assert_eq!(received.len(), told.len(), "what happened before isn't told, nor what wasn't taken again");
-    for (Received { id, timestamp, signature, body }, kind) in received.iter().zip(told) {
+    for (Received { id, timestamp, signature, body, .. }, kind) in received.iter().zip(told) {
         let signed = Signed { id, timestamp, signature };
         assert_eq!(verify(&[secret_of(&secret)], signed, body.as_bytes(), chrono::Utc::now()), Ok(()));
         let event = scene.client.get(&format!("/v1/events/{id}")).expect(200).json();

@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{
-    Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
-};
-use serde_json::{Value, json};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Text, Timestamptz, Uuid as SqlUuid};
+use serde_json::Value;
 
 use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
 use crate::sql::statement;
-use crate::time::Timestamp;
+
+use super::endpoints::EndpointRow;
 
 /// An endpoint, and whose it is.
 pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
@@ -320,40 +319,19 @@ pub(super) fn disable(
     (merchant, endpoint): EndpointKey,
     give_up_after: Duration,
 ) -> Result<bool, Error> {
-    type Row =
-        (String, Vec<String>, Option<String>, DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
-    let disabled = statement::<(
-        Text,
-        Array<Text>,
-        Nullable<Text>,
-        Timestamptz,
-        Nullable<Timestamptz>,
-        Nullable<Timestamptz>,
-    )>(
+    let disabled = statement::<()>(
         "UPDATE webhook_endpoints SET status = 'disabled', disabled_at = clock_timestamp() \
          WHERE merchant_id = {} AND id = {} AND status = 'enabled' \
-             AND failing_since < clock_timestamp() - make_interval(secs => {}) \
-         RETURNING url, event_types, description, created_at, disabled_at, failing_since",
+             AND failing_since < clock_timestamp() - make_interval(secs => {})",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(endpoint)
     .bind::<Double, _>(give_up_after.as_secs_f64())
-    .get_result::<Row>(conn)
-    .optional()?;
-    let Some((url, event_types, description, created_at, disabled_at, failing_since)) = disabled else {
+    .execute(conn)?;
+    if disabled == 0 {
         return Ok(false);
-    };
-    let object = json!({
-        "id": endpoint,
-        "object": "webhook_endpoint",
-        "url": url,
-        "event_types": event_types,
-        "description": description,
-        "status": "disabled",
-        "created_at": Timestamp(created_at),
-        "disabled_at": disabled_at.map(Timestamp),
-        "failing_since": failing_since.map(Timestamp),
-    });
+    }
+    let object = EndpointRow::find(conn, merchant, endpoint)?.into_endpoint();
     events::record(conn, merchant, EventType::WebhookEndpointDisabled, endpoint.0, &object)?;
     Ok(true)
 }
