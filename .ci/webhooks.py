@@ -66,8 +66,8 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def start(command, **env):
-    processes.append(subprocess.Popen(command, env={**os.environ, **env}))
+def start(command, cwd=None, stdout=None, **env):
+    processes.append(subprocess.Popen(command, cwd=cwd, stdout=stdout, env={**os.environ, **env}))
 
 
 def inbound():
@@ -124,8 +124,8 @@ def outbound():
     separator = "&" if "?" in owner else "?"
     receivers = [
         Receiver("Python", [sys.executable, "examples/receivers/receiver.py"], sqlite),
-        Receiver("TypeScript", ["npx", "--prefix", str(WORK), "tsx", str(WORK / "receiver.ts")],
-                 lambda query: int(psql("SET search_path = receiver; " + query)),
+        Receiver("TypeScript", ["node", "--import", "tsx", "receiver.ts"],
+                 lambda query: int(psql("SET search_path = receiver; " + query)), cwd=WORK,
                  DATABASE_URL=f"{owner}{separator}options=-csearch_path%3Dreceiver"),
     ]
     charges = [charge() for _ in range(5)]
@@ -153,8 +153,7 @@ def listening():
     start([sys.executable, "examples/receivers/receiver.py", str(port), str(db)], WEBHOOK_SECRET=secret)
     eventually("a receiver listens", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
     log = (WORK / "listen.log").open("w")
-    processes.append(subprocess.Popen([ONCEPAY, "listen", "--forward-to", f"http://localhost:{port}/hook"], stdout=log,
-                                      env={**os.environ, "ONCEPAY_LISTEN_SECRET": secret}))
+    start([ONCEPAY, "listen", "--forward-to", f"http://localhost:{port}/hook"], stdout=log, ONCEPAY_LISTEN_SECRET=secret)
     said = lambda: (WORK / "listen.log").read_text()
     eventually("oncepay listen is ready", lambda: "Listening" in said())
     for kind in ["dispute.lost", "charge.failed", "refund.failed", "payout.paid", "settlement.paid"]:
@@ -170,4 +169,6 @@ try:
 finally:
     for process in processes:
         process.terminate()
+    for process in processes:
+        process.wait()
 print("Webhooks work both ways.")

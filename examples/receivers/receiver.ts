@@ -2,10 +2,10 @@ import { createServer } from "node:http"; // WEBHOOK_SECRET=whsec_… DATABASE_U
 import pg from "pg";
 import { Webhook } from "standardwebhooks";
 const hook = new Webhook(process.env.WEBHOOK_SECRET!), db = new pg.Pool({ connectionString: process.env.DATABASE_URL });
+db.on("error", console.error); // A connection that breaks while nobody uses it isn't the end of the program.
 await db.query("CREATE TABLE IF NOT EXISTS seen (id text PRIMARY KEY); CREATE TABLE IF NOT EXISTS effects (what text)");
 createServer(async (request, response) => {
-  const body = Buffer.concat(await request.toArray()); // The bytes as they came: those are signed.
-  let event: any;
+  let event: any, body = Buffer.concat(await request.toArray()); // The bytes as they came: those are signed.
   try { event = hook.verify(body, request.headers as Record<string, string>); } catch { return response.writeHead(400).end(); }
   // One transaction: that it was seen, and what it leads to. It's acknowledged when that is committed.
   const once = `WITH unseen AS (INSERT INTO seen VALUES ($1) ON CONFLICT DO NOTHING RETURNING id)
