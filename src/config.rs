@@ -154,7 +154,8 @@ pub struct Config {
     pub database_url: SecretString,
 
     /// Master key from which secrets that are handed out are derived: at least 32 characters, the same on all
-    /// instances, kept for good. Losing it makes no key invalid; changing it changes what replays of creations show
+    /// instances, kept for good. Changing it leaves API keys valid, but not what webhook messages are signed with: every
+    /// endpoint's secret is another one then
     #[arg(long, env = "ONCEPAY_MASTER_KEY", hide_env_values = true)]
     pub master_key: SecretString,
 

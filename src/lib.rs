@@ -85,7 +85,8 @@
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
 //! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Money coming in
-//!   locks no account at all.
+//!   locks no account at all. A parked event of the acquirer is locked by whoever tries it before what it's about; who comes
+//!   to it the other way round skips it.
 //! * **A request is stored with its claim**, and reading it ([`Operation::read`](idempotency::Operation::read)) depends
 //!   on nothing else, so that it can be finished without its client.
 //! * **Times that matter come from the database's clock**, so that instances needn't agree.
