@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use oncepay::webhooks::signature::{Secret, Signed, verify};
 
-use crate::support::acquirer::{Acquirer, Received, Receiver, WEBHOOK_SECRET};
+use crate::support::acquirer::{Received, Receiver, WEBHOOK_SECRET};
 use crate::support::*;
 
 /// A service, and the dev.env that the commands read.
@@ -163,11 +163,7 @@ fn trigger_plays_the_acquirer_where_a_sandbox_stands_for_it() {
 #[test]
 fn trigger_has_the_acquirer_send_where_there_is_one() {
     let database = TestDatabase::new();
-    let mut acquirer = Acquirer::start(&database);
-    let app = App::start_at(&acquirer, &database, |_| {});
-    acquirer.stop();
-    acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
-    acquirer.start_again();
+    let (acquirer, app) = App::start_with_acquirer(&database);
     let control = format!("ONCEPAY_ACQUIRER_CONTROL_URL={}/control\n", acquirer.control_url);
     let scene = Scene::new(database, app, &control);
     for kind in TRIGGERS {

@@ -4,7 +4,7 @@ use diesel::PgConnection;
 use oncepay::webhooks::signature::Secret;
 use serde_json::{Value, json};
 
-use crate::support::acquirer::{Acquirer, WEBHOOK_SECRET};
+use crate::support::acquirer::WEBHOOK_SECRET;
 use crate::support::*;
 
 struct Scene {
@@ -444,11 +444,7 @@ fn an_end_that_comes_before_its_beginning_waits_for_it() {
 #[test]
 fn an_event_that_overtakes_our_own_commit_waits_for_it() {
     let database = TestDatabase::new();
-    let mut acquirer = Acquirer::start(&database);
-    let app = App::start_at(&acquirer, &database, |_| {});
-    acquirer.stop();
-    acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
-    acquirer.start_again();
+    let (acquirer, app) = App::start_with_acquirer(&database);
     let client = app.client.as_merchant(&database.merchant());
     client.charge(&fresh_key(), &visa()).expect(201);
     let environment = acquirer.environment();

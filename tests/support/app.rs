@@ -13,7 +13,7 @@ use oncepay::processor::{Processor, Sandbox};
 use oncepay::server::Bound;
 
 use super::acquirer::{Acquirer, WEBHOOK_SECRET};
-use super::client::Client;
+use super::client::{ACQUIRER_WEBHOOK, Client};
 use super::database::{TestDatabase, exposed};
 
 /// A server in this process, on a free port.
@@ -52,6 +52,16 @@ impl App {
             config.acquirer = options;
             adjust(config);
         })
+    }
+
+    /// Starts one and an acquirer, each of which knows where the other is.
+    pub fn start_with_acquirer(database: &TestDatabase) -> (Acquirer, Self) {
+        let mut acquirer = Acquirer::start(database);
+        let app = Self::start_at(&acquirer, database, |_| {});
+        acquirer.stop();
+        acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
+        acquirer.start_again();
+        (acquirer, app)
     }
 
     fn serve(
