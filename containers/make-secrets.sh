@@ -25,5 +25,7 @@ draw postgres/superuser_password
 draw postgres/owner_password
 draw postgres/app_password
 draw service/master_key
+# What the acquirer signs its events with: give it to whoever plays the acquirer, or mount your acquirer's instead.
+[ -s service/webhook_secret ] || printf 'whsec_%s' "$(head -c 32 /dev/urandom | base64)" | keep service/webhook_secret
 database_url oncepay_owner postgres/owner_password | keep owner/database_url
 database_url oncepay_app postgres/app_password | keep service/database_url
