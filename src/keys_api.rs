@@ -86,7 +86,7 @@ pub struct OperatorKeyStatus {
     /// Names the key among those of all merchants, as a cursor of lists.
     #[schema(example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b/8e03978e-40d5-43dd-bc93-6894a57f9324")]
     id: String,
-    /// Whose it is; all zeros for operators.
+    /// Whose it is; all zeros for operators, all `f` for the acquirer.
     #[schema(value_type = String, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     merchant_id: MerchantId,
     #[serde(flatten)]

@@ -117,7 +117,7 @@ impl Input<'_, '_> {
 /// Who asks, under which key, and exactly what: everything about a request but its parsed operation.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// The authenticated merchant; nil for operators.
+    /// The authenticated merchant; [`OPERATORS`] or [`ACQUIRER`] where it is none.
     pub merchant: MerchantId,
     /// The key.
     pub key: IdempotencyKey,
