@@ -3,7 +3,7 @@
 // nothing to be waited for and come back at once.
 
 import http from 'k6/http';
-import { countAttempt, countKey, countOutcome, measure, unexpectedAnswer, violation } from './metrics.js';
+import { countAttempt, countKey, countLost, countOutcome, measure, unexpectedAnswer, violation } from './metrics.js';
 import { urls } from './settings.js';
 
 /** Longest time to get a final answer. Above the lease (30 s), after which a request whose instance died goes on. */
@@ -47,6 +47,11 @@ export class Request {
     this.first = null;
   }
 
+  /** Headers of one attempt. */
+  headers() {
+    return headersOf(this);
+  }
+
   /** Takes note of a final answer. Each must be the first one again. */
   note(answer) {
     if (answer.status !== this.expect) {
@@ -68,6 +73,12 @@ export class Request {
     }
   }
 
+  /** Takes note that an answer may have been lost. */
+  lose() {
+    this.anyLost = true;
+    countLost();
+  }
+
   /** When all copies have their answers: somebody must have been told that it's the first. */
   settle() {
     if (this.first && this.executions === 0 && !this.anyLost) {
@@ -77,8 +88,8 @@ export class Request {
 }
 
 /**
- * Talks to the service as one merchant or operator: to an instance that is drawn for each request, and with each further
- * attempt to the next one.
+ * Talks to the service as one merchant or operator, or without a key of the API as the acquirer: to an instance that is
+ * drawn for each request, and with each further attempt to the next one.
  */
 export class Client {
   constructor(apiKey) {
@@ -108,19 +119,19 @@ export class Client {
   async attempt(request, patience = steady, attempt = 0, instance = anyInstance()) {
     countAttempt(attempt > 0);
     const { method, path, text, name } = request;
-    const headers = { ...headersOf(request), ...patience.headers };
+    const headers = { ...request.headers(), ...patience.headers };
     const answer = await this.send(method, path, text, headers, {
       name,
       instance,
       timeoutMs: patience.timeoutMs(attempt),
     });
     if (answer === null) {
-      request.anyLost = true;
+      request.lose();
       countOutcome('no answer');
       return null;
     }
     if (answer.status >= 500) {
-      request.anyLost = true;
+      request.lose();
     }
     if (answer.status === 503) {
       countOutcome('unavailable');
@@ -183,13 +194,16 @@ export class Client {
     throw new Error(`${method} ${path}: no answer`);
   }
 
-  /** Reads a list to its end, page by page. */
-  async all(path) {
+  /** Reads a list page by page, to its end or until `isEnough` says so of a page. */
+  async all(path, isEnough = () => false) {
     const items = [];
     for (let page = { has_more: true }; page.has_more;) {
       const after = items.length === 0 ? '' : `&starting_after=${items[items.length - 1].id}`;
-      page = await this.read(`${path}?limit=100${after}`);
+      page = await this.read(`${path}${path.includes('?') ? '&' : '?'}limit=100${after}`);
       items.push(...page.data);
+      if (isEnough(page.data)) {
+        break;
+      }
     }
     return items;
   }
@@ -198,7 +212,7 @@ export class Client {
   async send(method, path, body, headers, { name, instance = anyInstance(), timeoutMs = TIMEOUT_MS }) {
     const url = urls[instance % urls.length];
     const params = {
-      headers: { ...headers, Authorization: `Bearer ${this.apiKey}` },
+      headers: this.apiKey ? { ...headers, Authorization: `Bearer ${this.apiKey}` } : headers,
       tags: { name },
       timeout: timeoutMs,
     };
@@ -252,6 +266,20 @@ function anyInstance() {
 /** Waits without holding up what else this virtual user does. */
 export function pause(ms) {
   return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Does the work for each item, `width` of them at a time. Returns the results in the order of the items. */
+export async function together(width, items, work) {
+  const results = [];
+  let next = 0;
+  const worker = async () => {
+    while (next < items.length) {
+      const i = next++;
+      results[i] = await work(items[i], i);
+    }
+  };
+  await Promise.all(Array.from({ length: width }, worker));
+  return results;
 }
 
 /** A random number between two bounds. */

@@ -10,7 +10,7 @@ import { Client, headersOf } from './client.js';
 import { countDuplicates, ledgerCounts, ledgerWasChecked, violation } from './metrics.js';
 import { CURRENCY, amount, cents, fee } from './money.js';
 import { chargeRequest } from './payments.js';
-import { plan, sum } from './plan.js';
+import { plan, settlementOf, sum } from './plan.js';
 import { operatorKey } from './settings.js';
 
 /** Keys of each merchant that are sent once more at the end. */
@@ -33,6 +33,7 @@ async function checkMerchant(client) {
   const charges = await client.all('/v1/charges');
   const refunds = groupBy(await client.all('/v1/refunds'), (refund) => refund.charge_id);
   const payouts = groupBy(await client.all('/v1/payouts'), (payout) => payout.metadata.key);
+  const disputes = groupBy(await client.all('/v1/disputes'), (dispute) => dispute.charge_id);
   const entries = groupBy(await client.all('/v1/ledger/journal-entries'), (entry) => entry.source);
 
   /** Sources of journal entries that there must be, with their lines. */
@@ -44,7 +45,7 @@ async function checkMerchant(client) {
       violation('charges_per_key', `${key}: ${ofKey.map((charge) => charge.id).join(', ')}`);
     }
     for (const charge of ofKey) {
-      Object.assign(expected, checkCharge(charge, refunds[charge.id] || []));
+      Object.assign(expected, checkCharge(charge, refunds[charge.id] || [], disputes[charge.id] || []));
     }
     Object.assign(expected, checkPayouts(key, payouts[key] || []));
   }
@@ -59,13 +60,16 @@ async function checkMerchant(client) {
   ledgerCounts('paid out', posted['paid out']);
 }
 
-/** Compares a charge and its refunds with their plan. Returns the lines of their journal entries by source. */
-function checkCharge(charge, refunds) {
+/**
+ * Compares a charge, its refunds and its disputes with their plan. Returns the lines of their journal entries by source,
+ * and of that of its settlement.
+ */
+function checkCharge(charge, refunds, disputes) {
   const planned = plan(charge.reference);
   const earned = fee(planned.captured);
   agree(charge.id, 'amount', charge.amount, amount(planned.authorized));
   agree(charge.id, 'amount_captured', charge.amount_captured, amount(planned.captured));
-  agree(charge.id, 'amount_refunded', charge.amount_refunded, amount(sum(planned.refunds)));
+  agree(charge.id, 'amount_refunded', charge.amount_refunded, amount(planned.refundEnd ? 0 : sum(planned.refunds)));
   agree(charge.id, 'fee', charge.fee, amount(earned));
   agree(charge.id, 'status', charge.status, planned.status);
   agree(charge.id, 'payment_method', charge.payment_method, planned.card);
@@ -81,28 +85,52 @@ function checkCharge(charge, refunds) {
       line('merchant_payable', 'credit', planned.captured - earned),
     ];
   }
-  refunds.forEach(({ id }, i) => {
-    sources[id] = [line('acquirer_clearing', 'credit', made[i]), line('merchant_payable', 'debit', made[i])];
+  refunds.forEach(({ id, status }, i) => {
+    agree(id, 'status', status, planned.refundEnd || 'succeeded');
+    sources[id] = moved(made[i], 'merchant_payable', 'acquirer_clearing');
+    if (planned.refundEnd) {
+      sources[`${id}:failed`] = moved(made[i], 'acquirer_clearing', 'merchant_payable');
+    }
   });
+  if (planned.isSettled) {
+    sources[settlementOf(charge.id)] = moved(planned.captured, 'bank', 'acquirer_clearing');
+  }
+  return Object.assign(sources, checkDisputes(charge.id, planned, disputes));
+}
+
+function checkDisputes(chargeId, { dispute, captured }, disputes) {
+  const made = disputes.map((opened) => `${opened.status} ${opened.amount}`);
+  agree(chargeId, 'disputes', ordered(made), dispute ? `${dispute} ${amount(captured)}` : '');
+  countDuplicates(Math.max(disputes.length - 1, 0));
+  const goesTo = dispute === 'won' ? 'merchant_payable' : 'acquirer_clearing';
+  const sources = {};
+  for (const { id } of disputes) {
+    sources[id] = moved(captured, 'merchant_payable', 'disputes_held');
+    sources[`${id}:${dispute}`] = moved(captured, 'disputes_held', goesTo);
+  }
   return sources;
 }
 
 function checkPayouts(key, payouts) {
-  const { payout } = plan(key);
+  const { payout, payoutEnd = 'in_transit' } = plan(key);
   agree(key, 'payouts', ordered(payouts.map((made) => cents(made.amount))), ordered(payout ? [payout] : []));
   countDuplicates(Math.max(payouts.length - 1, 0));
-  return Object.fromEntries(
-    payouts.map(({ id }) => [
-      id,
-      [line('merchant_payable', 'debit', payout), line('payouts_in_transit', 'credit', payout)],
-    ]),
-  );
+  const sources = {};
+  for (const { id, status } of payouts) {
+    agree(id, 'status', status, payoutEnd);
+    sources[id] = moved(payout, 'merchant_payable', 'payouts_in_transit');
+    if (payoutEnd !== 'in_transit') {
+      const goesTo = payoutEnd === 'paid' ? 'bank' : 'merchant_payable';
+      sources[`${id}:${payoutEnd}`] = moved(payout, 'payouts_in_transit', goesTo);
+    }
+  }
+  return sources;
 }
 
 /** Compares the journal with the sources that there must be. Returns sums of what was posted, by account and by what. */
 function checkEntries(entries, expected) {
   const posted = { captured: 0, refunded: 0, 'paid out': 0, accounts: {} };
-  const what = { ch: 'captured', re: 'refunded', po: 'paid out' };
+  const what = { 'ch:capture': 'captured', re: 'refunded', po: 'paid out' };
   for (const [source, ofSource] of Object.entries(entries)) {
     if (ofSource.length > 1) {
       countDuplicates(ofSource.length - 1);
@@ -114,7 +142,10 @@ function checkEntries(entries, expected) {
       for (const { account_kind: kind, side, amount: text } of entry.postings) {
         const signed = side === 'debit' ? cents(text) : -cents(text);
         posted.accounts[kind] = (posted.accounts[kind] || 0) + signed;
-        posted[what[source.slice(0, 2)]] += Math.max(signed, 0);
+        const of = what[source.replace(/_[^:]*/, '')];
+        if (of) {
+          posted[of] += Math.max(signed, 0);
+        }
       }
     }
   }
@@ -178,6 +209,11 @@ function agree(whose, what, found, expected) {
 
 function line(account, side, inCents) {
   return `${account} ${side} ${inCents}`;
+}
+
+/** Lines of an entry that moves an amount. */
+function moved(inCents, debited, credited) {
+  return [line(debited, 'debit', inCents), line(credited, 'credit', inCents)];
 }
 
 /** A list as a text that doesn't depend on its order. */

@@ -18,6 +18,7 @@ export const VIOLATIONS = {
   answers_differ: 'answers to one key that differ',
   unanswered: 'requests without a final answer',
   charges_per_key: 'keys with another number of charges than one',
+  events: "the acquirer's events that aren't kept as applied",
   broken_off: 'iterations that broke off',
   ledger: 'disagreements in the ledger',
   audit: 'checks of the audit that failed',
@@ -29,6 +30,7 @@ const attempts = new Counter('attempts');
 const retries = new Counter('retries');
 const keys = new Counter('keys');
 const unseen = new Counter('unseen_executions');
+const unexplained = new Counter('unexplained_executions');
 const outcomes = new Counter('outcomes');
 const unexpected = new Counter('unexpected');
 const violations = new Counter('violations');
@@ -45,9 +47,9 @@ export let sliceMs = 1000;
 
 /**
  * Options of a script: `scenarios` that take `runSeconds` together, and the names of the `series` in its chart.
- * Must be called by every virtual user, which it is where scripts are loaded.
+ * Must be called by every virtual user, which it is where scripts are loaded. `compared` is what `compare` is given.
  */
-export function options({ scenarios, runSeconds, series }) {
+export function options({ scenarios, runSeconds, series, compared = [] }) {
   sliceMs = (runSeconds * 1000) / SLICES;
   const none = ['count==0'];
   const thresholds = {
@@ -56,13 +58,15 @@ export function options({ scenarios, runSeconds, series }) {
     duplicates: none,
     // Below zero there were more executions than keys.
     unseen_executions: ['count>=0'],
+    // Above zero there are keys that nobody was told to have executed, though no answer was lost.
+    unexplained_executions: ['count<=0'],
     // A run that checked nothing has proved nothing.
     ledger_checks: ['count>0'],
     'client{of:charges}': ['count>0'],
   };
   const shown = [];
+  [...BOOKED, ...compared].forEach((of) => (thresholds[`difference{of:${of}}`] = none));
   BOOKED.forEach((of) => {
-    thresholds[`difference{of:${of}}`] = none;
     shown.push(`client{of:${of}}`, `ledger{of:${of}}`);
   });
   Object.keys(VIOLATIONS).forEach((kind) => shown.push(`violations{kind:${kind}}`));
@@ -97,6 +101,12 @@ export function countAttempt(isRetry) {
 export function countKey() {
   keys.add(1);
   unseen.add(1);
+  unexplained.add(1);
+}
+
+/** An answer that may have been lost on its way, and with it the word that something was executed. */
+export function countLost() {
+  unexplained.add(-1);
 }
 
 /** How an attempt ended: one of `OUTCOMES`. */
@@ -104,6 +114,7 @@ export function countOutcome(outcome) {
   outcomes.add(1, { outcome });
   if (outcome === 'executed') {
     unseen.add(-1);
+    unexplained.add(-1);
   }
 }
 
@@ -128,6 +139,14 @@ export function clientCounts(of, count) {
 export function ledgerCounts(of, count) {
   ledger.add(count, { of });
   difference.add(-count, { of });
+}
+
+/**
+ * Compares numbers that several virtual users know, who can't ask each other, with those that the check at the end knows:
+ * it passes the same ones with the sign turned. They are whole, and of a size that lets the sum stay exact.
+ */
+export function compare(of, number) {
+  difference.add(number, { of });
 }
 
 /** What a virtual user does in an iteration. If it breaks off, that's a violation; k6 would only log it. */

@@ -15,6 +15,19 @@ const CARDS = {
   life: 'pm_card_visa',
   lost: 'pm_card_timeout',
   slow: 'pm_card_slow',
+  dispute_won: 'pm_card_visa',
+  dispute_lost: 'pm_card_visa',
+  refund_failed: 'pm_card_visa',
+  async_approved: 'pm_card_async',
+  async_declined: 'pm_card_async',
+};
+/** Kinds that the acquirer decides by its events: what it says, and in what that makes them other than a good charge. */
+const BY_EVENTS = {
+  dispute_won: { dispute: 'won', payoutEnd: 'paid' },
+  dispute_lost: { dispute: 'lost', payoutEnd: 'failed', status: 'disputed' },
+  refund_failed: { refundEnd: 'failed' },
+  async_approved: { isSettled: true },
+  async_declined: { captured: 0, status: 'failed' },
 };
 /** Cards of the sandbox and how many of a hundred charges use them, where a script wants trouble. */
 const TROUBLED_CARDS = [
@@ -35,12 +48,29 @@ export function newKey(kind) {
  * What is paid under a key, by its kind, the word that it begins with: `charge` is a charge with a good card, `declined`,
  * `lost` and `slow` are charges with a card that has this happen, `troubled` with any card. And `life` is an authorization
  * that is captured in part, refunded once or twice, and paid out in part.
+ *
+ * Others are what the acquirer's events make of them: charges whose dispute is won or lost (with a payout that arrives or
+ * comes back), whose refund comes back, or that were pending until they were approved (and settled) or declined.
  */
 export function plan(key) {
   const draw = dice(key);
   const kind = key.split('-')[0];
   const authorized = 1000 + draw(50000);
   const card = CARDS[kind] || pick(TROUBLED_CARDS, draw(100));
+  if (BY_EVENTS[kind]) {
+    return {
+      key,
+      card,
+      capture: true,
+      answer: 201,
+      authorized,
+      captured: authorized,
+      status: 'succeeded',
+      refunds: kind === 'refund_failed' ? [1 + draw(authorized >> 1)] : [],
+      payout: BY_EVENTS[kind].payoutEnd ? 1 + draw(authorized >> 2) : 0,
+      ...BY_EVENTS[kind],
+    };
+  }
   const declined = card === 'pm_card_declined' || card === 'pm_card_insufficient_funds';
   if (kind !== 'life') {
     const captured = declined ? 0 : authorized;
@@ -74,6 +104,11 @@ export function plan(key) {
   };
 }
 
+/** The acquirer's name for what it settles: it does so charge by charge, and calls the settlement by the charge's id. */
+export function settlementOf(chargeId) {
+  return chargeId.replace('ch_', 'set_');
+}
+
 /** Sum of whole numbers. */
 export function sum(numbers) {
   return numbers.reduce((total, number) => total + number, 0);
@@ -85,7 +120,7 @@ function pick(choices, point) {
 }
 
 /** Draws whole numbers below a bound, the same ones for the same text: FNV-1a, then Marsaglia's xorshift. */
-function dice(text) {
+export function dice(text) {
   let state = 0x811c9dc5;
   for (let i = 0; i < text.length; i++) {
     state = Math.imul(state ^ text.charCodeAt(i), 0x01000193);

@@ -12,6 +12,9 @@ export const urls = (known.ONCEPAY_URLS || known.ONCEPAY_URL || '')
 /** Key of an operator, who makes the merchants of a run and asks for the audit. */
 export const operatorKey = known.ONCEPAY_OPERATOR_KEY;
 
+/** What the acquirer signs its events with: `whsec_` and base64. */
+export const webhookSecret = (known.ONCEPAY_WEBHOOK_SECRET || '').split(',')[0].trim();
+
 if (urls.length === 0 || !operatorKey) {
   throw new Error(
     'No service is known. Start one with `cargo run -- dev`, or set ONCEPAY_URL (or ONCEPAY_URLS=http://…,http://…) ' +
