@@ -49,7 +49,7 @@ serve() {
     local name=$1 listen=$2
     shift 2
     start "$name" 'Serving on' env DATABASE_URL="$(setting DATABASE_URL)" ONCEPAY_MASTER_KEY="$(setting ONCEPAY_MASTER_KEY)" \
-        "$@" "$oncepay" serve --listen "$listen"
+        ONCEPAY_WEBHOOK_SECRET="$(setting ONCEPAY_WEBHOOK_SECRET)" "$@" "$oncepay" serve --listen "$listen"
 }
 url_of() { sed -n 's/^Serving on //p' "$work/$1.log"; }
 
@@ -58,12 +58,13 @@ k6 run -q load/smoke.js
 # What it leaves unfinished when it's killed must be taken over while the storm lasts.
 short_lease=(ONCEPAY_PROCESSOR_TIMEOUT_MS=3000 ONCEPAY_LEASE_MS=4000)
 serve second 127.0.0.1:0 "${short_lease[@]}"
-second=$(url_of second)
+both=$(setting ONCEPAY_URL),$(url_of second)
+ONCEPAY_URLS=$both k6 run -q -e EVENTS=300 load/webhook_storm.js
 (
     sleep 5
     kill -KILL "${pids[-1]}"
 ) &
-ONCEPAY_URLS=$(setting ONCEPAY_URL),$second k6 run -q -e CLIENTS=10 -e DURATION=10s load/retry_storm.js
+ONCEPAY_URLS=$both k6 run -q -e CLIENTS=10 -e DURATION=10s load/retry_storm.js
 
 serve broken 127.0.0.1:0 ONCEPAY_FAULT=break:claim
 status=0
