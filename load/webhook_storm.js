@@ -8,6 +8,8 @@
 // In the end no event may still wait. Each is delivered once more and must get the bytes that the others got. Each must be
 // kept as applied, and the ledger must agree to the cent.
 //
+// An instance may be killed meanwhile.
+//
 //   k6 run load/webhook_storm.js  EVENTS=10000  CLIENTS=32  MERCHANTS=4
 
 import crypto from 'k6/crypto';
@@ -85,6 +87,7 @@ export const options = {
 
 export const handleSummary = summary('webhook_storm', series, (_, value) => [
   `    ${eventsCount} events, ${DELIVERIES} deliveries each; ${value('overtakers')} came before what they are about`,
+  `    answers to one event ${value('difference{of:answers}') ? 'DIFFER' : 'are all the same'}`,
 ]);
 
 /** Makes the objects. The events follow from them, so only their ids are handed on: of each set, by kind of charge. */
