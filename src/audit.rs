@@ -195,14 +195,14 @@ const CHECKS: &[Check] = &[
         query: "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \
                 AND (parked_at IS NOT NULL OR lease_expires_at < clock_timestamp() - interval '1 hour')",
     },
-    // Events are deleted when they are old, so what is missing proves something only where it would still be there: of an
-    // object that was made since, or that was changed since, which the events tell that are left. An older object that
-    // nothing has happened to for so long has no events, and needs none.
     Check {
         name: "overdue_events",
         description: "events of the acquirer that have waited for too long for what they are about",
         query: "SELECT event_id || ' ' || type FROM acquirer_events WHERE overdue_at IS NOT NULL",
     },
+    // Events are deleted when they are old, so what is missing proves something only where it would still be there: of an
+    // object that was made since, or that was changed since, which the events tell that are left. An older object that
+    // nothing has happened to for so long has no events, and needs none.
     Check {
         name: "missing_events",
         description: "charges, refunds, payouts and disputes without an event that tells their state, as far back as events are kept",
