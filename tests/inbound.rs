@@ -332,6 +332,9 @@ fn a_charge_can_be_disputed_again() {
     assert_eq!(scene.deliver_as(&fourth, &scene.dispute("dispute.opened", &charge, "fourth")), "parked");
     assert_eq!(scene.deliver(&scene.dispute("dispute.won", &charge, "third")), "applied");
     eventually("the fourth dispute", || scene.kept(&fourth)["state"] == "applied");
+    // Two redeliveries, and the fourth wasn't taken for one of itself.
+    let labels = [("type", "dispute.opened"), ("outcome", "unchanged")];
+    assert_eq!(scene.app.client.metrics().value("oncepay_acquirer_events_total", &labels), 2.0);
     assert_eq!(scene.deliver(&scene.dispute("dispute.lost", &charge, "fourth")), "applied");
     assert_eq!(scene.status(&format!("/v1/charges/{charge}")), "disputed");
     let disputes = scene.get(&format!("/v1/disputes?charge_id={charge}"));

@@ -112,7 +112,7 @@ impl LocalOperation for ReceiveEvent {
         let event_id = context.event_id()?;
         let outcome = event.apply(conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
-        worker::apply_awaiting(conn, event, &outcome, context.metrics())?;
+        worker::apply_awaiting(conn, event_id, event, &outcome, context.metrics())?;
         count(context.metrics(), event, &outcome);
         tell(event_id, event, &outcome);
         let receipt = Receipt {

@@ -95,18 +95,21 @@ pub fn lock_due(conn: &mut PgConnection) -> Result<Option<Kept>, Error> {
     .optional()?)
 }
 
-/// The parked events about an object, in the order in which they came. What is being tried by somebody else is skipped, as
-/// whoever holds it may be waiting for what we hold.
+/// The parked events about an object other than the one that the acquirer calls `event_id`, in the order in which they came.
+/// What is being tried by somebody else is skipped, as whoever holds it may be waiting for what we hold.
 pub fn lock_parked(
     conn: &mut PgConnection,
     merchant: MerchantId,
     object_id: Uuid,
+    event_id: &str,
 ) -> Result<Vec<Kept>, Error> {
     Ok(statement::<KeptSql>(kept!(
-        "WHERE state = 'parked' AND merchant_id = {} AND object_id = {} ORDER BY id FOR UPDATE SKIP LOCKED"
+        "WHERE state = 'parked' AND merchant_id = {} AND object_id = {} AND event_id <> {} \
+         ORDER BY id FOR UPDATE SKIP LOCKED"
     ))
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(object_id)
+    .bind::<Text, _>(event_id)
     .load(conn)?)
 }
 

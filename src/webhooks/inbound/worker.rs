@@ -136,7 +136,7 @@ fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics)
 pub(super) fn try_again(conn: &mut PgConnection, kept: &Kept, metrics: &Metrics) -> Result<Outcome, Error> {
     let event = AcquirerEvent::parse(&kept.body)?;
     let outcome = event.apply(conn, kept.now)?;
-    apply_awaiting(conn, &event, &outcome, metrics)?;
+    apply_awaiting(conn, &kept.event_id, &event, &outcome, metrics)?;
     if !matches!(outcome, Outcome::Parked(_)) {
         count(metrics, &event, &outcome);
         tell(&kept.event_id, &event, &outcome);
@@ -144,9 +144,10 @@ pub(super) fn try_again(conn: &mut PgConnection, kept: &Kept, metrics: &Metrics)
     Ok(outcome)
 }
 
-/// Applies the parked events that have waited for `event`, which has just been applied.
+/// Applies the parked events that have waited for `event`, which has just been applied, and may be noted as parked still.
 pub(super) fn apply_awaiting(
     conn: &mut PgConnection,
+    event_id: &str,
     event: &AcquirerEvent,
     outcome: &Outcome,
     metrics: &Metrics,
@@ -156,7 +157,7 @@ pub(super) fn apply_awaiting(
     else {
         return Ok(());
     };
-    for kept in store::lock_parked(conn, merchant, object_id)? {
+    for kept in store::lock_parked(conn, merchant, object_id, event_id)? {
         let waiting = AcquirerEvent::parse(&kept.body)?;
         // What fails of it stays parked, and is no reason to refuse what has been applied.
         let outcome = match conn.transaction(|conn| waiting.apply(conn, kept.now)) {
