@@ -138,8 +138,12 @@ pub fn open(
     now: DateTime<Utc>,
 ) -> Result<Learned, Error> {
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    if DisputeRow::known_as(conn, merchant, acquirer_id)?.is_some() {
-        return Ok(Learned::Unchanged);
+    match DisputeRow::known_as(conn, merchant, acquirer_id)? {
+        None => {}
+        Some(known) if known.charge_id == charge_id => return Ok(Learned::Unchanged),
+        Some(known) => {
+            return Ok(Learned::Contradicted(format!("The dispute is of charge {}.", known.charge_id)));
+        }
     }
     let status = charge.status()?;
     let amount = charge.money(charge.refundable())?;

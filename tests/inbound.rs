@@ -343,6 +343,19 @@ fn a_charge_can_be_disputed_again() {
 }
 
 #[test]
+fn a_dispute_is_of_one_charge() {
+    let scene = Scene::new();
+    let [charge, other] = [scene.charge(&visa()), scene.charge(&visa())];
+    assert_eq!(scene.deliver(&scene.dispute("dispute.opened", &charge, "d")), "applied");
+    for kind in ["dispute.opened", "dispute.won"] {
+        let event_id = fresh_key();
+        assert_eq!(scene.deliver_as(&event_id, &scene.dispute(kind, &other, "d")), "contradicted", "{kind}");
+        assert_eq!(scene.kept(&event_id)["detail"], format!("The dispute is of charge {charge}."));
+    }
+    assert_eq!(scene.status(&format!("/v1/charges/{other}")), "succeeded");
+}
+
+#[test]
 fn a_redelivery_gets_the_first_answer_whatever_it_says() {
     let scene = Scene::new();
     scene.charge(&visa());
