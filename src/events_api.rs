@@ -112,7 +112,7 @@ pub struct Delivery {
     /// The endpoint, which may have been deleted since.
     #[schema(value_type = String, example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     endpoint_id: WebhookEndpointId,
-    /// `pending` until it has `succeeded` or, after many attempts, `failed`.
+    /// `pending` until it has `succeeded` or, after many attempts or with the deletion of its endpoint, `failed`.
     #[schema(example = "succeeded")]
     status: String,
     /// When the next attempt is due; `null` unless it's pending.

@@ -517,6 +517,34 @@ fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_ag
     assert_eq!(database.count("SELECT count(*) FROM events WHERE type = 'webhook_endpoint.disabled'"), 1);
 }
 
+/// Also what was on its way when it was deleted. Those of others wait on.
+#[test]
+fn what_waits_for_a_deleted_endpoint_is_given_up() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", nobody.local_addr().unwrap());
+    let [deleted, disabled] = ["deleted", "disabled"].map(|status| {
+        let endpoint = endpoint(&database, &merchant, &url);
+        (endpoint, status)
+    });
+    deleted.0.make_events(&database, 1_100);
+    for (endpoint, status) in [&deleted, &disabled] {
+        endpoint.set(&database, &format!("status = '{status}', disabled_at = clock_timestamp()"));
+    }
+    execute(
+        &mut database.as_owner(),
+        "UPDATE webhook_deliveries SET claimed_until = clock_timestamp() + interval '1 second' \
+         WHERE (merchant_id, id) IN (SELECT merchant_id, id FROM webhook_deliveries LIMIT 5)",
+    );
+    let app = App::start_with(&database, quick);
+    eventually("the end", || deleted.0.deliveries(&database, "failed") == 1_100);
+    assert_eq!(disabled.0.deliveries(&database, "pending"), 1_100);
+    let given_up = [("outcome", "given_up")];
+    let count = || app.client.metrics().value("oncepay_webhook_deliveries_total", &given_up);
+    eventually("the count", || count() == 1_100.0);
+}
+
 #[test]
 fn claiming_moves_no_index_entry() {
     let database = TestDatabase::new();

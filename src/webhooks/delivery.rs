@@ -1,10 +1,10 @@
 //! The worker that delivers events to webhook endpoints.
 //!
-//! Promised: every delivery is tried until an endpoint has taken it, or it's given up for its age; whoever dies, dies
-//! between two statements, and the delivery is another's after the lease. An endpoint that fails, hangs or has much
-//! waiting for it takes no more than its share: so many attempts at a time, one while it fails, and all that fail
-//! together no more than half of what an instance can do at a time. While a message is on its way, no connection to the
-//! database is held.
+//! Promised: every delivery is tried until an endpoint has taken it, or it's given up, for its age or because the
+//! endpoint was deleted; whoever dies, dies between two statements, and the delivery is another's after the lease. An
+//! endpoint that fails, hangs or has much waiting for it takes no more than its share: so many attempts at a time, one
+//! while it fails, and all that fail together no more than half of what an instance can do at a time. While a message
+//! is on its way, no connection to the database is held.
 //!
 //! Not promised: that a message comes once, or in order. A receiver tells duplicates by `webhook-id`, and order by the time
 //! in the message. And endpoints that take seconds for each message, but take it, aren't held back: sixteen of them with
@@ -51,6 +51,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 const MESSAGE_MAX: usize = 64 * 1024;
 /// Outcomes that share a statement.
 const BATCH_SIZE_MAX: usize = 128;
+/// How often it's looked for deliveries to deleted endpoints, and how many of them are given up at a time.
+const GIVE_UP_INTERVAL: Duration = Duration::from_secs(1);
+const GIVE_UP_BATCH: u32 = 1_000;
 /// Pause after the first failure of the database, and the longest.
 const DATABASE_PAUSE: Duration = Duration::from_millis(100);
 const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -162,10 +165,12 @@ impl Worker {
         Ok(Self { shared: Arc::new(Shared { db, vault, client, options, outcomes, places, metrics }) })
     }
 
-    /// Delivers until the process ends, and measures every `metrics_interval` what waits. What is under way at the end
+    /// Delivers until the process ends, gives up what is to go to endpoints that were deleted, and measures every
+    /// `metrics_interval` what waits. What is under way at the end
     /// is due again when its lease has run out.
     pub fn start(self, metrics_interval: Duration) {
         actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
+        actix_web::rt::spawn(self.clone().keep_giving_up());
         actix_web::rt::spawn(self.keep_delivering());
     }
 
@@ -208,6 +213,17 @@ impl Worker {
             match self.shared.db.run(outbox::oldest_due_age_s).await {
                 Ok(age_s) => self.shared.metrics.webhook_oldest_due_seconds.set(age_s),
                 Err(error) => log::warn!("couldn't measure what waits for delivery: {}", error.detailed()),
+            }
+        }
+    }
+
+    async fn keep_giving_up(self) {
+        let Shared { db, metrics, .. } = &*self.shared;
+        loop {
+            tokio::time::sleep(GIVE_UP_INTERVAL.mul_f64(rand::random_range(0.75..=1.25))).await;
+            match db.run(|conn| outbox::give_up_deleted(conn, GIVE_UP_BATCH)).await {
+                Ok(count) => metrics.webhook_deliveries.with_label_values(&["given_up"]).inc_by(count as u64),
+                Err(error) => log::warn!("couldn't give up deliveries: {}", error.detailed()),
             }
         }
     }

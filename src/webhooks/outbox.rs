@@ -336,6 +336,32 @@ pub(super) fn disable(
     Ok(true)
 }
 
+/// Gives deliveries up that wait for endpoints that were deleted, up to `batch` of them: each such endpoint would have to be
+/// walked over whenever somebody looks for work. Returns how many it were.
+///
+/// Locks the deliveries, and skips those that others have locked or are sending.
+pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usize, Error> {
+    Ok(statement::<()>(concat!(
+        with_waiting!(),
+        ", abandoned AS MATERIALIZED ( \
+             SELECT d.place FROM waiting w \
+             CROSS JOIN LATERAL ( \
+                 SELECT status FROM webhook_endpoints \
+                 WHERE merchant_id = w.merchant_id AND id = w.endpoint_id LIMIT 1) AS e \
+             CROSS JOIN LATERAL ( \
+                 SELECT d.ctid AS place FROM webhook_deliveries d \
+                 WHERE e.status = 'deleted' AND d.state = 'pending' AND d.merchant_id = w.merchant_id \
+                     AND d.endpoint_id = w.endpoint_id AND d.claimed_until <= statement_timestamp() \
+                 ORDER BY d.due_at LIMIT {} FOR UPDATE SKIP LOCKED) AS d \
+             LIMIT {}) \
+         UPDATE webhook_deliveries d SET state = 'failed', completed_at = clock_timestamp() \
+         FROM abandoned WHERE d.ctid = abandoned.place"
+    ))
+    .bind::<BigInt, _>(i64::from(batch))
+    .bind::<BigInt, _>(i64::from(batch))
+    .execute(conn)?)
+}
+
 /// For how many seconds the oldest delivery has been due that nobody has claimed, of those to endpoints that take
 /// messages; 0 if there is none. Reads one index entry or two per endpoint that waits.
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
