@@ -76,6 +76,7 @@ fn api(config: &mut ServiceConfig) {
         .service(inbound::api::list)
         .service(inbound::api::get)
         .service(inbound::api::replay)
+        .service(inbound::api::dismiss)
         .service(policies_api::list)
         .service(policies_api::list_for_operators)
         .service(policies_api::get)
@@ -102,6 +103,7 @@ pub fn operations() -> Vec<Registered> {
         Registered::external::<payouts::CreatePayout>(),
         Registered::local::<inbound::ReceiveEvent>(),
         Registered::local::<inbound::api::ReplayEvent>(),
+        Registered::local::<inbound::api::DismissEvent>(),
         Registered::local::<api_keys::CreateApiKey>(),
         Registered::local::<api_keys::RevokeApiKey>(),
         Registered::local::<webhooks::endpoints::CreateWebhookEndpoint>(),

@@ -119,8 +119,12 @@ impl Scene {
         effects.push(
             self.database.count("SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL").to_string(),
         );
-        effects
-            .push(self.database.count("SELECT coalesce(sum(attempts), 0) FROM acquirer_events").to_string());
+        for aspect in
+            ["sum(attempts) FILTER (WHERE state <> 'parked')", "count(*) FILTER (WHERE state = 'dismissed')"]
+        {
+            let query = format!("SELECT coalesce({aspect}, 0) FROM acquirer_events");
+            effects.push(self.database.count(&query).to_string());
+        }
         effects.push(
             self.database
                 .count("SELECT count(*) FROM idempotency_keys WHERE key LIKE 'stuck-%' AND recoveries = 0")
@@ -192,7 +196,7 @@ fn endpoint(client: &Client) -> String {
     client.send("POST", "/v1/webhook-endpoints", &fresh_key(), &body).expect(201).field("id")
 }
 
-const OPERATIONS: [Operation; 20] = [
+const OPERATIONS: [Operation; 21] = [
     Operation {
         name: "charges.create",
         call: Some("authorize"),
@@ -250,6 +254,21 @@ const OPERATIONS: [Operation; 20] = [
             let reference = charge.trim_start_matches("/v1/charges/");
             let data = json!({"merchant": scene.merchant_id, "reference": reference, "dispute": fresh_key()});
             ("POST", ACQUIRER_WEBHOOK.to_owned(), json!({"type": "dispute.opened", "data": data}))
+        },
+        status: 200,
+    },
+    Operation {
+        name: "acquirer_events.dismiss",
+        call: None,
+        prepare: |scene| {
+            let event_id = fresh_key();
+            let reference = format!("po_{}", uuid::Uuid::now_v7().as_simple());
+            let event = json!({"type": "payout.paid", "data": {"merchant": scene.merchant_id, "reference": reference}});
+            scene.merchant.send("POST", ACQUIRER_WEBHOOK, &event_id, &event).expect(200);
+            let path = "/v1/operator/acquirer-events";
+            let found = scene.operator.get(&format!("{path}?event_id={event_id}")).expect(200).json();
+            let path = format!("{path}/{}/dismiss", found["data"][0]["id"].as_str().unwrap());
+            ("POST", path, json!({"reason": "a test"}))
         },
         status: 200,
     },

@@ -495,8 +495,7 @@ fn an_event_that_overtakes_our_own_commit_waits_for_it() {
 
 #[test]
 fn what_waits_for_too_long_is_an_alarm() {
-    let mut scene = Scene::with(|config| config.acquirer_events.acquirer_event_overdue_after_s = 1);
-    scene.database.skip_audit();
+    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_overdue_after_s = 1);
     let charge = format!("ch_{}", uuid::Uuid::now_v7().as_simple());
     assert_eq!(scene.deliver_as("e", &scene.event("charge.succeeded", &charge)), "parked");
     let gauge = |name: &str| scene.app.client.metrics().value(name, &[]);
@@ -509,6 +508,43 @@ fn what_waits_for_too_long_is_an_alarm() {
     let check = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "overdue_events");
     assert_eq!(check.unwrap()["violations"], 1);
     assert_eq!(report["clean"], false);
+
+    // Somebody finds out that it's about another environment's charge.
+    let path = format!("/v1/operator/acquirer-events/{}", kept["id"].as_str().unwrap());
+    let reason = json!({"reason": "a test of the acquirer's"});
+    let dismiss =
+        |key: &str| scene.operator.send("POST", &format!("{path}/dismiss"), key, &reason).expect(200);
+    let dismissed = dismiss("key").json();
+    assert_eq!((&dismissed["state"], &dismissed["overdue_at"]), (&json!("dismissed"), &Value::Null));
+    assert!(dismissed["detail"].as_str().unwrap().ends_with(": a test of the acquirer's"), "{dismissed}");
+    eventually("the end of the alarm", || gauge("oncepay_acquirer_events_overdue") == 0.0);
+    assert_eq!(gauge("oncepay_acquirer_events_parked"), 0.0);
+    assert_eq!(dismiss("another").json(), dismissed, "it's dismissed already");
+    let refused = scene.operator.send("POST", &format!("{path}/dismiss"), &fresh_key(), &json!({}));
+    assert_eq!(refused.expect_problem(422, "validation_failed").pointers(), ["/reason"]);
+    // A replay takes it up again.
+    let replay = scene.operator.send("POST", &format!("{path}/replay"), &fresh_key(), &json!({})).expect(200);
+    assert_eq!(replay.field("state"), "parked");
+    dismiss("for-good");
+}
+
+#[test]
+fn only_what_has_come_to_no_end_can_be_dismissed() {
+    let scene = Scene::new();
+    scene.charge(&visa());
+    let payout = scene.payout();
+    assert_eq!(scene.deliver_as("applied", &scene.event("payout.paid", &payout)), "applied");
+    assert_eq!(scene.deliver_as("contradicted", &scene.event("payout.failed", &payout)), "contradicted");
+    for (event_id, state) in [("applied", "applied"), ("contradicted", "dismissed")] {
+        let path =
+            format!("/v1/operator/acquirer-events/{}/dismiss", scene.kept(event_id)["id"].as_str().unwrap());
+        let answer =
+            scene.operator.send("POST", &path, &fresh_key(), &json!({"reason": "we know"})).expect(200);
+        assert_eq!(answer.field("state"), state);
+    }
+    let unheard = "/v1/operator/acquirer-events/ae_1/dismiss";
+    let refused = scene.operator.send("POST", unheard, &fresh_key(), &json!({"reason": "x"}));
+    refused.expect_problem(404, "acquirer_event_not_found");
 }
 
 #[test]

@@ -19,7 +19,7 @@ CREATE TABLE acquirer_events (
     settled_at  timestamptz,
     CONSTRAINT acquirer_events_once UNIQUE (event_id),
     CONSTRAINT acquirer_events_event_id_syntax CHECK (event_id ~ '^[\x21-\x7e]{1,255}$'),
-    CONSTRAINT acquirer_events_state CHECK (state IN ('applied', 'unchanged', 'contradicted', 'unknown', 'parked')),
+    CONSTRAINT acquirer_events_state CHECK (state IN ('applied', 'unchanged', 'contradicted', 'unknown', 'parked', 'dismissed')),
     CONSTRAINT acquirer_events_parked CHECK ((state = 'parked') = (due_at IS NOT NULL)),
     CONSTRAINT acquirer_events_settled CHECK ((state = 'parked') = (settled_at IS NULL)),
     CONSTRAINT acquirer_events_overdue CHECK (overdue_at IS NULL OR state = 'parked'),
@@ -29,7 +29,7 @@ COMMENT ON TABLE acquirer_events IS 'Events of the acquirer. Belongs to no merch
 COMMENT ON COLUMN acquirer_events.id IS 'Ours, in the order in which they came.';
 COMMENT ON COLUMN acquirer_events.event_id IS 'The acquirer''s.';
 COMMENT ON COLUMN acquirer_events.body IS 'The bytes that were signed.';
-COMMENT ON COLUMN acquirer_events.state IS 'applied: it has changed something. unchanged: things were so already. contradicted: our books say otherwise. unknown: of a type that we don''t know. parked: it waits for what it''s about.';
+COMMENT ON COLUMN acquirer_events.state IS 'applied: it has changed something. unchanged: things were so already. contradicted: our books say otherwise. unknown: of a type that we don''t know. parked: it waits for what it''s about. dismissed: an operator has found that nothing is to be done about it.';
 COMMENT ON COLUMN acquirer_events.merchant_id IS 'Whose it is, by the acquirer''s word.';
 COMMENT ON COLUMN acquirer_events.object_id IS 'The charge, refund, payout or settlement that it''s about.';
 COMMENT ON COLUMN acquirer_events.due_at IS 'When it''s tried again.';

@@ -52,7 +52,7 @@ const MESSAGE_MAX: usize = 64 * 1024;
 /// Outcomes that share a statement.
 const BATCH_SIZE_MAX: usize = 128;
 /// How often it's looked for deliveries to deleted endpoints, and how many of them are given up at a time.
-const GIVE_UP_INTERVAL: Duration = Duration::from_secs(1);
+const GIVE_UP_INTERVAL: Duration = Duration::from_secs(5);
 const GIVE_UP_BATCH: u32 = 1_000;
 /// Pause after the first failure of the database, and the longest.
 const DATABASE_PAUSE: Duration = Duration::from_millis(100);
@@ -166,8 +166,7 @@ impl Worker {
     }
 
     /// Delivers until the process ends, gives up what is to go to endpoints that were deleted, and measures every
-    /// `metrics_interval` what waits. What is under way at the end
-    /// is due again when its lease has run out.
+    /// `metrics_interval` what waits. What is under way at the end is due again when its lease has run out.
     pub fn start(self, metrics_interval: Duration) {
         actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
         actix_web::rt::spawn(self.clone().keep_giving_up());

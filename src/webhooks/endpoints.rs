@@ -646,8 +646,8 @@ problems!(DeleteProblems, mutating: WebhookEndpointNotFound);
 
 /// Delete a webhook endpoint
 ///
-/// From now on nothing is sent to it, what waits for it is given up, and it can't be found any more; how events were delivered to it still can. To have
-/// messages sent there again, create another one.
+/// From now on nothing is sent to it, what waits for it is given up, and it can't be found any more; how events were
+/// delivered to it still can. To have messages sent there again, create another one.
 #[utoipa::path(
     operation_id = "webhook_endpoints.delete",
     tag = "Webhooks",

@@ -9,7 +9,6 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::auth::AuthenticatedOperator;
 use crate::db::{Db, plan_freely};
@@ -23,8 +22,11 @@ use crate::openapi::problems;
 use crate::schema::acquirer_events;
 use crate::time::Timestamp;
 
+use super::event::Outcome;
 use super::{store, worker};
 
+/// Most characters of a reason.
+const REASON_MAX: usize = 500;
 /// Longer than an event is parked.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -44,7 +46,7 @@ pub struct KeptEvent {
     #[serde(rename = "type")]
     #[schema(example = "payout.paid")]
     kind: String,
-    /// What has come of it: `applied`, `unchanged`, `contradicted`, `unknown` or `parked`.
+    /// What has come of it: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`.
     #[schema(example = "applied")]
     state: String,
     /// Why, where that isn't obvious.
@@ -124,7 +126,7 @@ impl KeptRow {
 /// A state to filter by.
 struct State(&'static str);
 
-const STATES: [&str; 5] = ["applied", "unchanged", "contradicted", "unknown", "parked"];
+const STATES: [&str; 6] = ["applied", "unchanged", "contradicted", "unknown", "parked", "dismissed"];
 
 impl FromStr for State {
     type Err = ();
@@ -142,7 +144,7 @@ problems!(ListProblems, operating_listing:);
     operation_id = "operator.acquirer_events.list",
     tag = "Operators",
     params(
-        ("state" = Option<String>, Query, description = "Only `applied`, `unchanged`, `contradicted`, `unknown` or `parked` ones"),
+        ("state" = Option<String>, Query, description = "Only `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed` ones"),
         ("type" = Option<String>, Query, description = "Only events of this type"),
         ("event_id" = Option<String>, Query, description = "Only the event that the acquirer calls so"),
     ),
@@ -219,7 +221,7 @@ impl Operation for ReplayEvent {
     }
 
     fn resource(&self) -> Resource {
-        Resource::named("acquirer_event", self.id.map(|AcquirerEventId(id): AcquirerEventId| -> Uuid { id }))
+        Resource::named("acquirer_event", self.id.map(|id| id.0))
     }
 }
 
@@ -251,6 +253,66 @@ problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
 pub async fn replay(
     engine: web::Data<Engine>,
     request: IdempotentRequest<ReplayEvent>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+/// Body of a dismissal.
+#[derive(Debug, ToSchema)]
+#[schema(as = DismissAcquirerEvent, example = json!({"reason": "It's about a charge of the test environment."}))]
+#[serde(deny_unknown_fields)]
+pub struct DismissEvent {
+    /// Why nothing is to be done about the event.
+    #[schema(min_length = 1, max_length = 500)]
+    reason: String,
+    #[schema(ignore)]
+    id: Option<AcquirerEventId>,
+}
+
+impl Operation for DismissEvent {
+    const NAME: &'static str = "acquirer_events.dismiss";
+    const CALLER: Caller = Caller::Operator;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let id = input.segment(3).parse().ok();
+        Some(Self { reason: input.fields.text("reason", REASON_MAX)?, id })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("acquirer_event", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for DismissEvent {
+    /// Locks the event.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
+        let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
+        if matches!(kept.state.as_str(), "parked" | "contradicted") {
+            let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
+            store::note(conn, &kept, &outcome, FOR_EVER)?;
+        }
+        Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
+    }
+}
+
+problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
+
+/// Dismiss an event of the acquirer
+///
+/// For an event that is parked or contradicted and about which nothing is to be done: it isn't tried any more, and is no alarm.
+/// Who has dismissed it and why is kept with it. One that has come to an end by itself stays as it is. A replay tries it again.
+#[utoipa::path(
+    operation_id = "operator.acquirer_events.dismiss",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = DismissEvent,
+    responses((status = 200, description = "The event.", body = KeptEvent), DismissProblems),
+)]
+#[post("/v1/operator/acquirer-events/{id}/dismiss")]
+pub async fn dismiss(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<DismissEvent>,
 ) -> Result<HttpResponse, Error> {
     engine.run_local(request).await
 }

@@ -79,6 +79,8 @@ pub enum Outcome {
     Unknown,
     /// What it's about isn't there yet.
     Parked(String),
+    /// An operator has found that nothing is to be done about it.
+    Dismissed(String),
 }
 
 impl Outcome {
@@ -90,13 +92,14 @@ impl Outcome {
             Self::Contradicted(_) => "contradicted",
             Self::Unknown => "unknown",
             Self::Parked(_) => "parked",
+            Self::Dismissed(_) => "dismissed",
         }
     }
 
     /// Why it's so, where that isn't obvious.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Self::Contradicted(detail) | Self::Parked(detail) => Some(detail),
+            Self::Contradicted(detail) | Self::Parked(detail) | Self::Dismissed(detail) => Some(detail),
             Self::Applied | Self::Unchanged | Self::Unknown => None,
         }
     }

@@ -19,6 +19,8 @@ use super::event::{AcquirerEvent, Outcome};
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Pause of what is overdue: most likely it waits for an operator, and mustn't keep the others waiting.
+const PAUSE_OVERDUE: Duration = Duration::from_secs(5 * 60);
 
 /// Keeps an event that came at `now`, with what has come of it. One that is there already stays as it is: that happens
 /// only where the policy gives event ids no effect.
@@ -67,6 +69,8 @@ pub struct Kept {
     pub kind: String,
     /// As it came.
     pub body: Vec<u8>,
+    /// What has come of it so far.
+    pub state: String,
     /// How often it was tried.
     pub attempts: i32,
     /// Whether it has been called overdue.
@@ -75,12 +79,12 @@ pub struct Kept {
     pub now: DateTime<Utc>,
 }
 
-type KeptSql = (SqlUuid, Text, Text, Binary, Integer, Bool, Timestamptz);
+type KeptSql = (SqlUuid, Text, Text, Binary, Text, Integer, Bool, Timestamptz);
 
 macro_rules! kept {
     ($rest:literal) => {
         concat!(
-            "SELECT id, event_id, type, body, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
+            "SELECT id, event_id, type, body, state, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
             $rest
         )
     };
@@ -143,7 +147,7 @@ pub fn note(
          WHERE e.id = {} \
          RETURNING e.overdue_at IS NOT NULL",
     )
-    .bind::<Double, _>(pause_after(kept.attempts).as_secs_f64())
+    .bind::<Double, _>(pause_after(kept).as_secs_f64())
     .bind::<Double, _>(overdue_after.as_secs_f64())
     .bind::<Text, _>(outcome.as_str())
     .bind::<Nullable<Text>, _>(outcome.detail())
@@ -153,8 +157,9 @@ pub fn note(
     Ok(is_overdue && !kept.is_overdue)
 }
 
-fn pause_after(attempts: i32) -> Duration {
-    crate::time::backoff(PAUSE_MIN, u32::try_from(attempts).unwrap_or(0), PAUSE_MAX)
+fn pause_after(kept: &Kept) -> Duration {
+    let longest = if kept.is_overdue { PAUSE_OVERDUE } else { PAUSE_MAX };
+    crate::time::backoff(PAUSE_MIN, u32::try_from(kept.attempts).unwrap_or(0), longest)
 }
 
 /// Deletes up to `batch` settled events that came longer ago than `keep`. Returns how many it were.
