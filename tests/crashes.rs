@@ -120,7 +120,7 @@ impl Scene {
             self.database.count("SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL").to_string(),
         );
         for aspect in
-            ["sum(attempts) FILTER (WHERE state <> 'parked')", "count(*) FILTER (WHERE state = 'dismissed')"]
+            ["sum(attempts) FILTER (WHERE state = 'unknown')", "count(*) FILTER (WHERE state = 'dismissed')"]
         {
             let query = format!("SELECT coalesce({aspect}, 0) FROM acquirer_events");
             effects.push(self.database.count(&query).to_string());
