@@ -35,9 +35,9 @@ fn age(database: &TestDatabase, days: i32) {
     }
 }
 
-/// A merchant with an endpoint that wants everything.
+/// A merchant with an endpoint that wants everything, and to which nothing is sent meanwhile.
 fn start(database: &TestDatabase) -> (App, Client) {
-    let app = App::start(database);
+    let app = App::start_with(database, |config| config.delivery.delivery_interval_ms = 600_000);
     let client = app.client.as_merchant(&database.merchant());
     let body = json!({"url": "https://shop.example/webhooks"});
     client.send("POST", "/v1/webhook-endpoints", "endpoint", &body).expect(201);
@@ -158,6 +158,11 @@ fn every_instance_deletes_by_itself_and_counts() {
         client.charge("k", &visa()).expect(201);
     }
     age(&database, 10);
+    // What somebody is sending is left to its event's end.
+    execute(
+        &mut database.as_superuser(),
+        "UPDATE webhook_deliveries SET state = 'failed', completed_at = now()",
+    );
     let app = App::start_with(&database, |config| {
         (config.event_retention_days, config.delivery_retention_days) = (9, 5);
     });

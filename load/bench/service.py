@@ -68,8 +68,11 @@ class Service(Process):
     def __init__(self, binary):
         self.binary, self.folder = binary, tempfile.mkdtemp(prefix="oncepay-bench-")
         os.chmod(self.folder, 0o755)
+        self.start()
+
+    def start(self):
         data, log = os.path.join(self.folder, "data"), os.path.join(self.folder, "log")
-        super().__init__([binary, "dev", "--port", "0", "--data-dir", data], log)
+        super().__init__([self.binary, "dev", "--port", "0", "--data-dir", data], log)
         file = os.path.join(data, "dev.env")
         for _ in range(600):
             if os.path.exists(file):
@@ -80,6 +83,11 @@ class Service(Process):
                     return
             time.sleep(0.1)
         sys.exit(f"oncepay dev didn't start; see {log}")
+
+    def restart(self):
+        """Stops it and starts it again. Postgres writes everything to the disk before it ends."""
+        super().stop()
+        self.start()
 
     def another(self, number):
         """A further instance on the same database."""

@@ -54,6 +54,8 @@ const BATCH_SIZE_MAX: usize = 128;
 /// How often it's looked for deliveries to deleted endpoints, and how many of them are given up at a time.
 const GIVE_UP_INTERVAL: Duration = Duration::from_secs(5);
 const GIVE_UP_BATCH: u32 = 1_000;
+/// For how many times as long as a look at all endpoints took, there is no other.
+const LOOK_PAUSE_FACTOR: u32 = 4;
 /// Pause after the first failure of the database, and the longest.
 const DATABASE_PAUSE: Duration = Duration::from_millis(100);
 const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -189,12 +191,16 @@ impl Worker {
                 }
                 false => Among::These(freed),
             };
+            let asked = Instant::now();
             let begun = self.begin_due(among).await;
             match begun {
                 Ok(begun) => {
                     failures = 0;
-                    if looks_at_all && begun == 0 {
-                        look_at = Instant::now() + interval.mul_f64(rand::random_range(0.75..=1.25));
+                    if looks_at_all {
+                        let nothing = interval.mul_f64(rand::random_range(0.75..=1.25));
+                        let pause = if begun == 0 { nothing } else { Duration::ZERO };
+                        // Where thousands of endpoints wait, a look at all takes long, and the busy ones mustn't wait for it.
+                        look_at = Instant::now() + pause.max(asked.elapsed() * LOOK_PAUSE_FACTOR);
                     }
                 }
                 Err(error) => {

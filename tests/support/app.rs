@@ -74,7 +74,6 @@ impl App {
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
         config.webhook_secret = Some(WEBHOOK_SECRET.into());
-        config.acquirer_events.acquirer_event_interval_ms = 50;
         adjust(&mut config);
         let bound = Bound::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
