@@ -193,4 +193,5 @@ def write(options, rates, cpu, hot, repeated, version):
     print(f"\n{text}")
 
 
-main()
+if __name__ == "__main__":
+    main()

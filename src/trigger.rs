@@ -3,6 +3,7 @@
 //! With `oncepay dev --processor http` it's the acquirer beside the service that sends the event. With the sandbox, which
 //! sends nothing, the command signs and sends it itself, with the secret that dev.env holds.
 
+use clap::ValueEnum;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,7 +15,7 @@ use crate::time::{self, Timestamp};
 use crate::webhooks::signature::{self, Secret};
 
 /// What the acquirer can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
     #[value(name = "charge.succeeded")]
@@ -38,18 +39,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::ChargeSucceeded => "charge.succeeded",
-            Self::ChargeFailed => "charge.failed",
-            Self::RefundFailed => "refund.failed",
-            Self::PayoutPaid => "payout.paid",
-            Self::PayoutFailed => "payout.failed",
-            Self::SettlementPaid => "settlement.paid",
-            Self::DisputeOpened => "dispute.opened",
-            Self::DisputeWon => "dispute.won",
-            Self::DisputeLost => "dispute.lost",
-        }
+    /// As it's sent.
+    fn name(self) -> String {
+        self.to_possible_value().expect("none is hidden").get_name().to_owned()
     }
 }
 
@@ -153,7 +145,7 @@ impl Trigger {
             Acquirer::Server { .. } => {
                 let decision = json!({"reference": charge, "approve": kind == Kind::ChargeSucceeded});
                 self.control("decisions", &decision).await?;
-                println!("The acquirer has decided, and sends {}.", kind.as_str());
+                println!("The acquirer has decided, and sends {}.", kind.name());
                 Ok(())
             }
             Acquirer::Sandbox { .. } => self.send(kind, self.about(charge)).await,
@@ -163,7 +155,7 @@ impl Trigger {
     async fn settle_payout(&self, kind: Kind, payout: &str) -> Result<(), String> {
         match &self.acquirer {
             Acquirer::Server { .. } => {
-                println!("The acquirer sends {} by itself, in a second or so.", kind.as_str());
+                println!("The acquirer sends {} by itself, in a second or so.", kind.name());
                 Ok(())
             }
             Acquirer::Sandbox { .. } => self.send(kind, self.about(payout)).await,
@@ -176,7 +168,7 @@ impl Trigger {
                 let whose = json!({"merchant": self.merchant, "currency": "USD"});
                 let settlement = self.control("settlements", &whose).await?;
                 let amount = settlement["amount"].as_str().unwrap_or_default();
-                println!("The acquirer sends {} of {amount} USD.", kind.as_str());
+                println!("The acquirer sends {} of {amount} USD.", kind.name());
                 Ok(())
             }
             Acquirer::Sandbox { .. } => {
@@ -189,7 +181,7 @@ impl Trigger {
 
     /// Has an event sent.
     async fn send(&self, kind: Kind, data: Value) -> Result<(), String> {
-        let kind = kind.as_str();
+        let kind = kind.name();
         match &self.acquirer {
             Acquirer::Server { .. } => {
                 let event = self.control("events", &json!({"type": kind, "data": data})).await?;

@@ -1,7 +1,6 @@
 //! The acquirer's events as operators see them.
 
 use std::str::FromStr;
-use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -27,8 +26,6 @@ use super::{store, worker};
 
 /// Most characters of a reason.
 const REASON_MAX: usize = 500;
-/// Longer than an event is parked.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// An event of the acquirer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -232,7 +229,7 @@ impl LocalOperation for ReplayEvent {
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
         let outcome = worker::try_again(conn, &kept, context.metrics())?;
         // Whether it's overdue, the worker says when it comes by.
-        store::note(conn, &kept, &outcome, FOR_EVER)?;
+        store::note(conn, &kept, &outcome, None)?;
         Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
     }
 }
@@ -290,7 +287,7 @@ impl LocalOperation for DismissEvent {
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
         if matches!(kept.state.as_str(), "parked" | "contradicted") {
             let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
-            store::note(conn, &kept, &outcome, FOR_EVER)?;
+            store::note(conn, &kept, &outcome, None)?;
         }
         Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
     }

@@ -113,8 +113,7 @@ impl LocalOperation for ReceiveEvent {
         let outcome = event.apply(conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
         worker::apply_awaiting(conn, event_id, event, &outcome, context.metrics())?;
-        count(context.metrics(), event, &outcome);
-        tell(event_id, event, &outcome);
+        report(context.metrics(), event_id, event, &outcome);
         let receipt = Receipt {
             id: event_id.to_owned(),
             object: "acquirer_event",
@@ -126,15 +125,12 @@ impl LocalOperation for ReceiveEvent {
     }
 }
 
-/// Counts what has come of an event. Types that we don't know are one: anybody could make up others.
-fn count(metrics: &Metrics, event: &AcquirerEvent, outcome: &Outcome) {
-    let kind = if event.news.is_some() { event.kind.as_str() } else { "unknown" };
-    metrics.acquirer_events.with_label_values(&[kind, outcome.as_str()]).inc();
-}
-
-/// Writes to the log what people have to know.
-fn tell(event_id: &str, event: &AcquirerEvent, outcome: &Outcome) {
+/// Counts what has come of an event, and writes to the log what people have to know. Types that we don't know are counted
+/// as one: anybody could make up others.
+fn report(metrics: &Metrics, event_id: &str, event: &AcquirerEvent, outcome: &Outcome) {
     let kind = event.kind.as_str();
+    let counted = if event.news.is_some() { kind } else { "unknown" };
+    metrics.acquirer_events.with_label_values(&[counted, outcome.as_str()]).inc();
     match outcome {
         Outcome::Contradicted(detail) => {
             log::error!(event_id, kind; "the acquirer's event contradicts our books: {detail}");

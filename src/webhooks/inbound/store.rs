@@ -10,7 +10,7 @@ use diesel::sql_types::{
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::ids::{AcquirerEventId, MerchantId, v7};
+use crate::ids::{AcquirerEventId, MerchantId};
 use crate::sql::statement;
 
 use super::event::{AcquirerEvent, Outcome};
@@ -31,8 +31,8 @@ pub fn insert(
     body: &[u8],
     outcome: &Outcome,
     now: DateTime<Utc>,
-) -> Result<AcquirerEventId, Error> {
-    let id = AcquirerEventId(v7(now));
+) -> Result<(), Error> {
+    let id = AcquirerEventId::at(now);
     let (merchant, object_id) = event.subject().unzip();
     statement::<()>(
         "INSERT INTO acquirer_events \
@@ -55,7 +55,7 @@ pub fn insert(
     .bind::<Timestamptz, _>(now)
     .bind::<Bool, _>(matches!(outcome, Outcome::Parked(_)))
     .execute(conn)?;
-    Ok(id)
+    Ok(())
 }
 
 /// A stored event that is locked until the transaction ends.
@@ -126,12 +126,12 @@ pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>
 }
 
 /// Notes what has come of another try. Returns whether that makes it overdue, for which it must have been parked for
-/// `overdue_after`. What was applied once stays so when it's found to be so.
+/// `overdue_after`; without, that isn't asked. What was applied once stays so when it's found to be so.
 pub fn note(
     conn: &mut PgConnection,
     kept: &Kept,
     outcome: &Outcome,
-    overdue_after: Duration,
+    overdue_after: Option<Duration>,
 ) -> Result<bool, Error> {
     let is_overdue = statement::<Bool>(
         "UPDATE acquirer_events e SET attempts = e.attempts + 1, \
@@ -148,7 +148,7 @@ pub fn note(
          RETURNING e.overdue_at IS NOT NULL",
     )
     .bind::<Double, _>(pause_after(kept).as_secs_f64())
-    .bind::<Double, _>(overdue_after.as_secs_f64())
+    .bind::<Nullable<Double>, _>(overdue_after.map(|after| after.as_secs_f64()))
     .bind::<Text, _>(outcome.as_str())
     .bind::<Nullable<Text>, _>(outcome.detail())
     .bind::<Bool, _>(matches!(outcome, Outcome::Parked(_)))

@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 
 use super::event::{AcquirerEvent, Outcome};
+use super::report;
 use super::store::{self, Kept};
-use super::{count, tell};
 
 /// Events that are deleted at a time.
 const PRUNE_BATCH: i32 = 500;
@@ -57,15 +57,6 @@ impl Options {
     }
 }
 
-/// What came of one look for work.
-#[derive(PartialEq, Eq)]
-enum Tried {
-    /// There was none.
-    Nothing,
-    /// An event was tried.
-    One,
-}
-
 /// Tries parked events, counts them, and deletes old events; doesn't return.
 pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
     let interval = Duration::from_millis(options.acquirer_event_interval_ms);
@@ -103,17 +94,18 @@ pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
 async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<Metrics>) -> Result<(), Error> {
     loop {
         let metrics = Arc::clone(metrics);
-        let tried = db
+        let is_done = !db
             .run_retrying(move |conn| conn.transaction(|conn| try_next(conn, overdue_after, &metrics)))
             .await?;
-        if tried == Tried::Nothing {
+        if is_done {
             return Ok(());
         }
     }
 }
 
-fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics) -> Result<Tried, Error> {
-    let Some(kept) = store::lock_due(conn)? else { return Ok(Tried::Nothing) };
+/// Tries the event that has been due for longest. Whether there was one.
+fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics) -> Result<bool, Error> {
+    let Some(kept) = store::lock_due(conn)? else { return Ok(false) };
     // What fails is undone by itself, so that it's noted, and the others get their turn.
     let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
         Ok(outcome) => outcome,
@@ -124,12 +116,12 @@ fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics)
             Outcome::Parked(format!("It failed: {}.", error.code().as_str()))
         }
     };
-    if store::note(conn, &kept, &outcome, overdue_after)? {
+    if store::note(conn, &kept, &outcome, Some(overdue_after))? {
         let (event_id, kind) = (kept.event_id.as_str(), kept.kind.as_str());
         let detail = outcome.detail().unwrap_or_default();
         log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
     }
-    Ok(Tried::One)
+    Ok(true)
 }
 
 /// Tries an event that is kept, and those that waited for it.
@@ -138,8 +130,7 @@ pub(super) fn try_again(conn: &mut PgConnection, kept: &Kept, metrics: &Metrics)
     let outcome = event.apply(conn, kept.now)?;
     apply_awaiting(conn, &kept.event_id, &event, &outcome, metrics)?;
     if !matches!(outcome, Outcome::Parked(_)) {
-        count(metrics, &event, &outcome);
-        tell(&kept.event_id, &event, &outcome);
+        report(metrics, &kept.event_id, &event, &outcome);
     }
     Ok(outcome)
 }
@@ -166,9 +157,8 @@ pub(super) fn apply_awaiting(
             Err(_) => continue,
         };
         if !matches!(outcome, Outcome::Parked(_)) {
-            store::note(conn, &kept, &outcome, Duration::ZERO)?;
-            count(metrics, &waiting, &outcome);
-            tell(&kept.event_id, &waiting, &outcome);
+            store::note(conn, &kept, &outcome, None)?;
+            report(metrics, &kept.event_id, &waiting, &outcome);
         }
     }
     Ok(())
