@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
+use chrono::DateTime;
 use diesel::{QueryableByName, RunQueryDsl};
 use diesel_migrations::MigrationHarness;
 use oncepay::db::MIGRATIONS;
+use uuid::Uuid;
 
 use crate::support::database::exposed;
 use crate::support::*;
@@ -53,6 +55,21 @@ fn every_table_says_what_it_is_for() {
     let silent = "SELECT relname AS name FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace \
                   AND relname <> '__diesel_schema_migrations' AND obj_description(oid, 'pg_class') IS NULL";
     assert_eq!(names(&database, silent), Vec::<String>::new());
+}
+
+/// The first half holds all but chance, so that ids which the database makes are in one order with those that we make.
+#[test]
+fn the_database_makes_the_same_identifiers_of_a_time_as_we_do() {
+    let database = TestDatabase::new();
+    let times = [0, 1, 999, 1_000, 999_999, 1_800_000_000_123_456].map(DateTime::from_timestamp_micros);
+    for time in times.map(Option::unwrap) {
+        let theirs = names(&database, &format!("SELECT uuid_v7('{}')::text AS name", time.to_rfc3339()));
+        let theirs: Uuid = theirs[0].parse().unwrap();
+        assert_eq!(theirs.as_bytes()[..8], oncepay::ids::v7(time).as_bytes()[..8], "{time}");
+        assert_eq!(theirs.get_variant(), uuid::Variant::RFC4122);
+    }
+    let many = "SELECT count(DISTINCT uuid_v7(now()))::text AS name FROM generate_series(1, 1000)";
+    assert_eq!(names(&database, many), ["1000"], "the other half is chance");
 }
 
 #[test]
