@@ -563,6 +563,28 @@ fn claiming_moves_no_index_entry() {
     assert_eq!(updates("n_tup_hot_upd"), 16);
 }
 
+/// Statistics that were made while nothing waited promise that the index of what waits is the smallest one.
+#[test]
+fn noting_an_outcome_does_not_read_all_that_waits() {
+    let database = TestDatabase::new();
+    let receiver = Receiver::start();
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.make_events(&database, 10_000);
+    let deliver = "UPDATE webhook_deliveries SET state = 'succeeded', completed_at = now()";
+    for statement in [deliver, "VACUUM ANALYZE webhook_deliveries"] {
+        execute(&mut database.as_superuser(), statement);
+    }
+    let read = || {
+        let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'webhook_deliveries_due'";
+        database.count(read)
+    };
+    endpoint.make_events(&database, 3_000);
+    let _app = App::start_with(&database, quick);
+    eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 13_000);
+    eventually("statistics", || read() >= 3_000);
+    assert!(read() < 3_000 * 30, "{} entries were read", read());
+}
+
 #[test]
 fn an_outage_of_the_database_costs_nothing_but_time() {
     let database = TestDatabase::new();
