@@ -315,6 +315,13 @@ impl Config {
                 self.acquirer.request_timeout_ms, self.processor_timeout_ms
             ));
         }
+        let kept_days = self.delivery_retention_days.min(self.event_retention_days);
+        if u64::from(kept_days) * 24 * 60 * 60 <= self.delivery.delivery_give_up_after_s {
+            return Err(format!(
+                "Deliveries are tried for {} s, but kept for {kept_days} days only. They must be kept for longer than they are tried.",
+                self.delivery.delivery_give_up_after_s
+            ));
+        }
         self.webhook_secrets().map(|_| ())
     }
 
@@ -424,6 +431,8 @@ mod tests {
         assert!(short_lease.validate().is_err_and(|error| error.contains("lease")));
         let short_key = Config { master_key: "m".repeat(31).into(), ..valid() };
         assert!(short_key.validate().is_err_and(|error| error.contains("master key")));
+        let short_retention = Config { event_retention_days: 3, ..valid() };
+        assert!(short_retention.validate().is_err_and(|error| error.contains("kept for 3 days only")));
     }
 
     #[test]
