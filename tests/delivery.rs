@@ -575,7 +575,8 @@ fn noting_an_outcome_does_not_read_all_that_waits() {
         execute(&mut database.as_superuser(), statement);
     }
     let read = || {
-        let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'webhook_deliveries_due'";
+        let read =
+            "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'webhook_deliveries_due'";
         database.count(read)
     };
     endpoint.make_events(&database, 3_000);

@@ -73,6 +73,8 @@ impl Reply {
 
     /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that is derived for `purpose`
     /// of the object `id`. The secret takes its place each time that the reply is sent, and isn't stored.
+    ///
+    /// It takes the last place that looks so: what a client has written, and may look the same, must come before it.
     pub fn seal(mut self, purpose: Purpose, id: Uuid) -> Self {
         self.headers.push((SEAL_HEADER.to_owned(), format!("{purpose}/{id}")));
         self
@@ -92,7 +94,10 @@ impl Reply {
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
         let body = match (secret, std::str::from_utf8(&self.body)) {
-            (Some(secret), Ok(text)) => text.replace(SEALED, secret.expose_secret()).into_bytes(),
+            (Some(secret), Ok(text)) => match text.rsplit_once(SEALED) {
+                Some((before, after)) => [before, secret.expose_secret(), after].concat().into_bytes(),
+                None => self.body.clone(),
+            },
             _ => self.body.clone(),
         };
         (headers, body)

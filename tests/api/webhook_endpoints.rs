@@ -117,10 +117,15 @@ fn a_secret_is_shown_once_and_in_replays_and_is_not_stored() {
     let database = TestDatabase::new();
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
-    let body = json!({"url": URL});
+    let body = json!({"url": URL, "description": oncepay::idempotency::SEALED});
     let created = client.send("POST", PATH, "c", &body).expect(201);
     let (id, secret) = (created.field("id"), created.field("secret"));
     assert!(Secret::parse(&secret).is_ok(), "{secret}");
+    assert_eq!(
+        created.field("description"),
+        oncepay::idempotency::SEALED,
+        "the client's words stay as they are"
+    );
     let replay = client.send("POST", PATH, "c", &body).expect(201);
     assert!(replay.is_replay());
     assert_eq!(replay.body, created.body, "whoever lost the answer sees the secret");
