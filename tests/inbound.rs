@@ -529,6 +529,29 @@ fn what_waits_for_too_long_is_an_alarm() {
 }
 
 #[test]
+fn an_event_that_can_not_even_be_tried_is_an_alarm_and_does_not_keep_others_waiting() {
+    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_overdue_after_s = 1);
+    for statement in [
+        "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE 'collision' USING ERRCODE = 'serialization_failure'; END $$",
+        "CREATE TRIGGER collide BEFORE UPDATE OF attempts ON acquirer_events FOR EACH ROW \
+             WHEN (new.event_id = 'stuck') EXECUTE FUNCTION collide()",
+    ] {
+        execute(&mut scene.database.as_superuser(), statement);
+    }
+    for event_id in ["stuck", "other"] {
+        let body = scene.event("payout.paid", &format!("po_{}", uuid::Uuid::now_v7().as_simple()));
+        assert_eq!(scene.deliver_as(event_id, &body), "parked");
+    }
+    let attempts = |event_id| scene.kept(event_id)["attempts"].as_i64().unwrap();
+    eventually("the other's turn", || attempts("other") > 1);
+    assert_eq!(attempts("stuck"), 1);
+    eventually("the alarm", || scene.kept("stuck")["overdue_at"].is_string());
+    // The audit would call it unclean.
+    execute(&mut scene.database.as_superuser(), "DELETE FROM acquirer_events");
+}
+
+#[test]
 fn only_what_has_come_to_no_end_can_be_dismissed() {
     let scene = Scene::new();
     scene.charge(&visa());

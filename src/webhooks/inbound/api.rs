@@ -228,8 +228,7 @@ impl LocalOperation for ReplayEvent {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
         let outcome = worker::try_again(conn, &kept, context.metrics())?;
-        // Whether it's overdue, the worker says when it comes by.
-        store::note(conn, &kept, &outcome, None)?;
+        store::note(conn, &kept, &outcome)?;
         Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
     }
 }
@@ -287,7 +286,7 @@ impl LocalOperation for DismissEvent {
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
         if matches!(kept.state.as_str(), "parked" | "contradicted") {
             let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
-            store::note(conn, &kept, &outcome, None)?;
+            store::note(conn, &kept, &outcome)?;
         }
         Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
     }

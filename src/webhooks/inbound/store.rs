@@ -65,8 +65,6 @@ pub struct Kept {
     pub id: AcquirerEventId,
     /// The acquirer's.
     pub event_id: String,
-    /// Its type.
-    pub kind: String,
     /// As it came.
     pub body: Vec<u8>,
     /// What has come of it so far.
@@ -79,28 +77,58 @@ pub struct Kept {
     pub now: DateTime<Utc>,
 }
 
-type KeptSql = (SqlUuid, Text, Text, Binary, Text, Integer, Bool, Timestamptz);
+type KeptSql = (SqlUuid, Text, Binary, Text, Integer, Bool, Timestamptz);
 
 macro_rules! kept {
     ($rest:literal) => {
         concat!(
-            "SELECT id, event_id, type, body, state, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
+            "SELECT id, event_id, body, state, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
             $rest
         )
     };
 }
 
-/// The parked event that has been due for longest. What another instance has locked is skipped.
-pub fn lock_due(conn: &mut PgConnection) -> Result<Option<Kept>, Error> {
-    Ok(statement::<KeptSql>(kept!(
-        "WHERE state = 'parked' AND due_at <= statement_timestamp() ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED"
-    ))
+/// A parked event that is somebody's to try.
+#[derive(Clone, Debug, Queryable)]
+pub struct Taken {
+    /// Ours.
+    pub id: AcquirerEventId,
+    /// The acquirer's.
+    pub event_id: String,
+    /// Its type.
+    pub kind: String,
+    /// What it waits for.
+    pub detail: Option<String>,
+    /// Whether it has just now waited for too long.
+    pub becomes_overdue: bool,
+}
+
+/// Gives whoever asks the parked event that has been due for longest, for a while in which nobody else gets it. It's due again
+/// afterwards even if nothing is noted: whatever its handling ends in, the others have had their turn.
+///
+/// It's overdue from then on if it came longer than `overdue_after` ago. What another instance has locked is skipped.
+pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Option<Taken>, Error> {
+    Ok(statement::<(SqlUuid, Text, Text, Nullable<Text>, Bool)>(
+        "WITH due AS MATERIALIZED ( \
+             SELECT id, overdue_at FROM acquirer_events WHERE state = 'parked' AND due_at <= statement_timestamp() \
+             ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED) \
+         UPDATE acquirer_events e SET due_at = clock.now + make_interval(secs => {}), \
+             overdue_at = coalesce(e.overdue_at, \
+                 CASE WHEN e.received_at + make_interval(secs => {}) <= clock.now THEN clock.now END) \
+         FROM due, (SELECT clock_timestamp() AS now) AS clock \
+         WHERE e.id = due.id \
+         RETURNING e.id, e.event_id, e.type, e.detail, e.overdue_at IS NOT NULL AND due.overdue_at IS NULL",
+    )
+    .bind::<Double, _>(PAUSE_MAX.as_secs_f64())
+    .bind::<Double, _>(overdue_after.as_secs_f64())
     .get_result(conn)
     .optional()?)
 }
 
 /// The parked events about an object other than the one that the acquirer calls `event_id`, in the order in which they came.
 /// What is being tried by somebody else is skipped, as whoever holds it may be waiting for what we hold.
+///
+/// That they are parked is told by `settled_at`: for `state` the planner may read the index of all that is parked.
 pub fn lock_parked(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -108,7 +136,7 @@ pub fn lock_parked(
     event_id: &str,
 ) -> Result<Vec<Kept>, Error> {
     Ok(statement::<KeptSql>(kept!(
-        "WHERE state = 'parked' AND merchant_id = {} AND object_id = {} AND event_id <> {} \
+        "WHERE settled_at IS NULL AND merchant_id = {} AND object_id = {} AND event_id <> {} \
          ORDER BY id FOR UPDATE SKIP LOCKED"
     ))
     .bind::<SqlUuid, _>(merchant)
@@ -125,36 +153,26 @@ pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>
         .optional()?)
 }
 
-/// Notes what has come of another try. Returns whether that makes it overdue, for which it must have been parked for
-/// `overdue_after`; without, that isn't asked. What was applied once stays so when it's found to be so.
-pub fn note(
-    conn: &mut PgConnection,
-    kept: &Kept,
-    outcome: &Outcome,
-    overdue_after: Option<Duration>,
-) -> Result<bool, Error> {
-    let is_overdue = statement::<Bool>(
+/// Notes what has come of another try. What was applied once stays so when it's found to be so.
+pub fn note(conn: &mut PgConnection, kept: &Kept, outcome: &Outcome) -> Result<(), Error> {
+    statement::<()>(
         "UPDATE acquirer_events e SET attempts = e.attempts + 1, \
              state = CASE WHEN e.state = 'applied' AND asked.state = 'unchanged' THEN e.state ELSE asked.state END, \
              detail = asked.detail, \
              due_at = CASE WHEN asked.is_parked THEN clock.now + make_interval(secs => {}) END, \
              settled_at = CASE WHEN NOT asked.is_parked THEN clock.now END, \
-             overdue_at = CASE WHEN NOT asked.is_parked THEN NULL \
-                 WHEN e.received_at + make_interval(secs => {}) <= clock.now THEN coalesce(e.overdue_at, clock.now) \
-                 ELSE e.overdue_at END \
+             overdue_at = CASE WHEN asked.is_parked THEN e.overdue_at END \
          FROM (SELECT {} AS state, {} AS detail, {} AS is_parked) AS asked, \
              (SELECT clock_timestamp() AS now) AS clock \
-         WHERE e.id = {} \
-         RETURNING e.overdue_at IS NOT NULL",
+         WHERE e.id = {}",
     )
     .bind::<Double, _>(pause_after(kept).as_secs_f64())
-    .bind::<Nullable<Double>, _>(overdue_after.map(|after| after.as_secs_f64()))
     .bind::<Text, _>(outcome.as_str())
     .bind::<Nullable<Text>, _>(outcome.detail())
     .bind::<Bool, _>(matches!(outcome, Outcome::Parked(_)))
     .bind::<SqlUuid, _>(kept.id)
-    .get_result::<bool>(conn)?;
-    Ok(is_overdue && !kept.is_overdue)
+    .execute(conn)?;
+    Ok(())
 }
 
 fn pause_after(kept: &Kept) -> Duration {

@@ -7,11 +7,12 @@ use diesel::{Connection, PgConnection};
 
 use crate::db::Db;
 use crate::error::Error;
+use crate::ids::AcquirerEventId;
 use crate::metrics::Metrics;
 
 use super::event::{AcquirerEvent, Outcome};
 use super::report;
-use super::store::{self, Kept};
+use super::store::{self, Kept, Taken};
 
 /// Events that are deleted at a time.
 const PRUNE_BATCH: i32 = 500;
@@ -92,36 +93,37 @@ pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
 
 /// Tries what is due, one event per transaction.
 async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<Metrics>) -> Result<(), Error> {
-    loop {
+    while let Some(taken) = db.run_retrying(move |conn| store::take_due(conn, overdue_after)).await? {
+        let Taken { id, event_id, kind, detail, becomes_overdue } = taken;
+        if becomes_overdue {
+            let detail = detail.unwrap_or_default();
+            log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
+        }
         let metrics = Arc::clone(metrics);
-        let is_done = !db
-            .run_retrying(move |conn| conn.transaction(|conn| try_next(conn, overdue_after, &metrics)))
-            .await?;
-        if is_done {
-            return Ok(());
+        let tried =
+            db.run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &metrics))).await;
+        // It's due again in a while.
+        if let Err(error) = tried {
+            log::error!(event_id, kind; "a parked event couldn't be tried: {}", error.detailed());
         }
     }
+    Ok(())
 }
 
-/// Tries the event that has been due for longest. Whether there was one.
-fn try_next(conn: &mut PgConnection, overdue_after: Duration, metrics: &Metrics) -> Result<bool, Error> {
-    let Some(kept) = store::lock_due(conn)? else { return Ok(false) };
-    // What fails is undone by itself, so that it's noted, and the others get their turn.
+/// Tries an event, unless it was settled meanwhile.
+fn try_parked(conn: &mut PgConnection, id: AcquirerEventId, metrics: &Metrics) -> Result<(), Error> {
+    let Some(kept) = store::lock(conn, id)?.filter(|kept| kept.state == "parked") else { return Ok(()) };
+    // What fails is undone by itself, so that it's noted.
     let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
         Ok(outcome) => outcome,
         Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
         Err(error) => {
             let event_id = kept.event_id.as_str();
-            log::error!(event_id; "a parked event couldn't be tried: {}", error.detailed());
+            log::error!(event_id; "a parked event failed: {}", error.detailed());
             Outcome::Parked(format!("It failed: {}.", error.code().as_str()))
         }
     };
-    if store::note(conn, &kept, &outcome, Some(overdue_after))? {
-        let (event_id, kind) = (kept.event_id.as_str(), kept.kind.as_str());
-        let detail = outcome.detail().unwrap_or_default();
-        log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
-    }
-    Ok(true)
+    store::note(conn, &kept, &outcome)
 }
 
 /// Tries an event that is kept, and those that waited for it.
@@ -157,7 +159,7 @@ pub(super) fn apply_awaiting(
             Err(_) => continue,
         };
         if !matches!(outcome, Outcome::Parked(_)) {
-            store::note(conn, &kept, &outcome, None)?;
+            store::note(conn, &kept, &outcome)?;
             report(metrics, &kept.event_id, &waiting, &outcome);
         }
     }
