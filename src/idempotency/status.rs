@@ -286,7 +286,7 @@ pub fn release(
 
 fn change(conn: &mut PgConnection, merchant: MerchantId, key: &str, set: &str) -> Result<KeyRow, Error> {
     let changed = sql_query(format!(
-        "UPDATE idempotency_keys SET {set} WHERE merchant_id = $1 AND key = $2 AND state = 'in_progress'"
+        "UPDATE idempotency_keys SET {set} WHERE merchant_id = $1 AND key = $2 AND claim_token IS NOT NULL"
     ))
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key)

@@ -753,11 +753,12 @@ pub fn await_answer(
     merchant: MerchantId,
     key: &IdempotencyKey,
 ) -> Result<Glimpse, Error> {
-    // A row that is locked is being completed right now: asking would have to wait for that.
+    // A row that is locked is being completed right now: asking would have to wait for that. That it's in progress is told
+    // by its token: for `state` the planner may read the index of all that are, for which its statistics promise nothing.
     statement::<()>(
         "WITH running AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
-             WHERE merchant_id = {} AND key = {} AND state = 'in_progress' AND NOT waited \
+             WHERE merchant_id = {} AND key = {} AND claim_token IS NOT NULL AND NOT waited \
              FOR UPDATE SKIP LOCKED) \
          UPDATE idempotency_keys k SET waited = true FROM running r \
          WHERE k.merchant_id = r.merchant_id AND k.key = r.key",
