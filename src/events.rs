@@ -7,7 +7,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{Jsonb, Text, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -17,7 +19,7 @@ use crate::sql::statement;
 macro_rules! event_types {
     ($($name:ident: $wire:literal, $object:literal, $meaning:literal;)*) => {
         /// What an event tells of. Names are part of the API and never change meaning; there can be new ones.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
         pub enum EventType {
             $(#[doc = $meaning] #[serde(rename = $wire)] $name,)*
         }
@@ -64,7 +66,7 @@ event_types! {
     SettlementPaid: "settlement.paid", "Settlement", "The acquirer paid what was captured and not refunded.";
     DisputeOpened: "dispute.opened", "Dispute", "A dispute was opened; its amount is held.";
     DisputeWon: "dispute.won", "Dispute", "A dispute was won; its amount is available again.";
-    DisputeLost: "dispute.lost", "Dispute", "A dispute was lost; its amount went to the customer.";
+    DisputeLost: "dispute.lost", "Dispute", "A dispute was lost; its amount went to the customer, and the charge stays `disputed`.";
     WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it hasn't taken anything for too long.";
 }
 
@@ -72,13 +74,27 @@ impl std::str::FromStr for EventType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| format!("{text} is no type of event"))
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or_else(|| {
+            let all: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
+            format!("{text} is no type of event; there are {}", all.join(", "))
+        })
     }
 }
+
+// By hand, since the derive doesn't see names that a macro puts in.
+impl PartialSchema for EventType {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(
+                "What an event tells of. Names are part of the API and never change meaning; there can be new ones.",
+            ))
+            .enum_values(Some(Self::ALL.iter().map(|kind| kind.as_str())))
+            .into()
+    }
+}
+
+impl ToSchema for EventType {}
 
 /// Records an event about the object `object_id`, which now is as `object` says.
 pub fn record(

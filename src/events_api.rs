@@ -402,7 +402,8 @@ problems!(RedeliverProblems, mutating: EventNotFound, WebhookEndpointNotFound, W
 /// Deliver an event again
 ///
 /// Makes new deliveries, whatever has become of the earlier ones. The message is the same, with the same `webhook-id`, so
-/// that a receiver that has seen it can tell.
+/// that a receiver that has seen it can tell. Where no enabled endpoint wants this type of event, there are none. While an endpoint
+/// fails, it gets one message at a time, and a new delivery waits for its turn.
 #[utoipa::path(
     operation_id = "events.redeliver",
     tag = "Events",

@@ -7,7 +7,7 @@ use utoipa::openapi::path::{
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::response::{ResponseBuilder, ResponsesBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Components, KnownFormat, Ref, RefOr, Required};
 
@@ -24,6 +24,12 @@ pub fn webhooks(components: &Components) -> Paths {
 fn entry(kind: EventType, components: &Components) -> PathItem {
     let text =
         |example: &str| ObjectBuilder::new().schema_type(Type::String).examples([json!(example)]).build();
+    let named = ObjectBuilder::new()
+        .property("id", ObjectBuilder::new().schema_type(Type::String))
+        .property("object", ObjectBuilder::new().schema_type(Type::String))
+        .required("id")
+        .required("object")
+        .description(Some("Of an object that is too large: its name."));
     let message = ObjectBuilder::new()
         .property("id", text("evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
         .property("type", ObjectBuilder::new().schema_type(Type::String).enum_values(Some([kind.as_str()])))
@@ -33,7 +39,20 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
                 .schema_type(Type::String)
                 .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime))),
         )
-        .property("data", Ref::from_schema_name(kind.object()))
+        .property(
+            "data",
+            AnyOfBuilder::new()
+                .item(Ref::from_schema_name(kind.object()))
+                .item(named)
+                .description(Some("The object, as it was right afterwards.")),
+        )
+        .property(
+            "data_omitted",
+            ObjectBuilder::new().schema_type(Type::Boolean).description(Some(
+                "`true` where the message would be larger than 64 KiB: then `data` has `id` and `object` only, and the rest is \
+                 to be had with the event. Otherwise it isn't there.",
+            )),
+        )
         .required("id")
         .required("type")
         .required("timestamp")
@@ -51,7 +70,8 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .description(Some(
             "Sent to each webhook endpoint that wants it, at least once, in no particular order, as [Standard \
              Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is the event's id, the same with each delivery: \
-             whoever has seen it before acknowledges the message and does nothing else.",
+             whoever has seen it before acknowledges the message and does nothing else. The members are those of the event under \
+             `/v1/events/{id}`, where `timestamp` is called `created_at`.",
         ))
         .tag("Webhooks")
         .security(SecurityRequirement::new("webhook_signature", Vec::<String>::new()))
@@ -77,16 +97,23 @@ fn header(name: &str, description: &str, example: &str) -> ParameterBuilder {
         .example(Some(json!(example)))
 }
 
+/// When things happen in the examples: with the making of the object, or days later.
+const SOON: &str = "2026-01-31T09:30:00.120Z";
+const LATER: &str = "2026-02-03T09:31:00.000Z";
+
 /// A message as it's sent.
 fn example(kind: EventType, components: &Components) -> Value {
     let mut data = object_example(kind.object(), components);
-    if let (Value::Object(data), Value::Object(particulars)) = (&mut data, particulars(kind)) {
+    let particulars = particulars(kind);
+    let is_later =
+        particulars.as_object().is_some_and(|members| members.values().any(|value| value == LATER));
+    if let (Value::Object(data), Value::Object(particulars)) = (&mut data, particulars) {
         data.extend(particulars);
     }
     json!({
         "id": "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
         "type": kind.as_str(),
-        "timestamp": "2026-01-31T09:30:00.000Z",
+        "timestamp": if is_later { LATER } else { SOON },
         "data": data,
     })
 }
@@ -114,11 +141,14 @@ fn object_example(name: &str, components: &Components) -> Value {
 
 /// What such an event says that others don't.
 fn particulars(kind: EventType) -> Value {
-    let later = "2026-01-31T09:30:00.000Z";
     let uncaptured = |status: &str| json!({"status": status, "amount_captured": "0.00", "fee": "0.00", "captured_at": null});
     match kind {
         EventType::ChargeAuthorized => uncaptured("requires_capture"),
-        EventType::ChargeProcessing => uncaptured("processing"),
+        EventType::ChargeProcessing => {
+            let mut processing = uncaptured("processing");
+            processing["payment_method"] = "pm_card_async".into();
+            processing
+        }
         EventType::ChargeFailed => {
             let mut failed = uncaptured("failed");
             failed["failure"] = json!({
@@ -128,18 +158,18 @@ fn particulars(kind: EventType) -> Value {
         }
         EventType::ChargeCanceled => {
             let mut canceled = uncaptured("canceled");
-            canceled["canceled_at"] = later.into();
+            canceled["canceled_at"] = LATER.into();
             canceled
         }
         EventType::ChargeRefunded => json!({"status": "partially_refunded", "amount_refunded": "5.00"}),
         EventType::ChargeDisputed => json!({"status": "disputed"}),
-        EventType::RefundFailed => json!({"status": "failed", "failed_at": later}),
-        EventType::PayoutPaid => json!({"status": "paid", "settled_at": later}),
-        EventType::PayoutFailed => json!({"status": "failed", "settled_at": later}),
-        EventType::DisputeWon => json!({"status": "won", "closed_at": later}),
-        EventType::DisputeLost => json!({"status": "lost", "closed_at": later}),
+        EventType::RefundFailed => json!({"status": "failed", "failed_at": LATER}),
+        EventType::PayoutPaid => json!({"status": "paid", "settled_at": LATER}),
+        EventType::PayoutFailed => json!({"status": "failed", "settled_at": LATER}),
+        EventType::DisputeWon => json!({"status": "won", "closed_at": LATER}),
+        EventType::DisputeLost => json!({"status": "lost", "closed_at": LATER}),
         EventType::WebhookEndpointDisabled => {
-            json!({"status": "disabled", "failing_since": "2026-01-28T09:30:00.000Z", "disabled_at": later})
+            json!({"status": "disabled", "failing_since": "2026-01-31T09:31:00.000Z", "disabled_at": LATER})
         }
         EventType::ChargeSucceeded
         | EventType::ChargeCaptured

@@ -19,7 +19,9 @@ use diesel::prelude::*;
 use diesel::sql_types::Uuid as SqlUuid;
 use serde::Serialize;
 use url::{Host, Url};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::auth::AuthenticatedMerchant;
 use crate::db::Db;
@@ -45,6 +47,22 @@ const ENDPOINTS_MAX: i64 = 16;
 const URL_MAX: usize = 2048;
 /// Stands for all types of events, those to come included.
 pub(crate) const EVERYTHING: &str = "*";
+
+/// Of what an endpoint is told, as the API's description has it: events of a type, or `*` for all.
+pub struct EventFilter;
+
+impl PartialSchema for EventFilter {
+    fn schema() -> RefOr<Schema> {
+        let types = EventType::ALL.iter().map(|kind| kind.as_str());
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("A type of events, or `*` for all of them."))
+            .enum_values(Some(std::iter::once(EVERYTHING).chain(types)))
+            .into()
+    }
+}
+
+impl ToSchema for EventFilter {}
 /// For how long the secret before signs along after a rotation, unless said otherwise.
 const OVERLAP_S: u32 = 24 * 60 * 60;
 /// The longest that this may be.
@@ -63,7 +81,7 @@ pub struct WebhookEndpoint {
     #[schema(example = "https://shop.example/webhooks")]
     url: String,
     /// Of what it's told; `*` stands for everything.
-    #[schema(example = json!(["charge.succeeded", "charge.refunded"]))]
+    #[schema(value_type = Vec<EventFilter>, example = json!(["charge.succeeded", "charge.refunded"]))]
     event_types: Vec<String>,
     /// Free text.
     #[schema(example = "Order system")]
@@ -311,7 +329,7 @@ pub struct CreateWebhookEndpoint {
     #[schema(value_type = String, format = "uri", max_length = 2048)]
     url: EndpointUrl,
     /// Of what it's told: types of events, or `*` for everything, which is the default.
-    #[schema(value_type = Option<Vec<String>>, min_items = 1)]
+    #[schema(value_type = Option<Vec<EventFilter>>, min_items = 1)]
     event_types: Vec<&'static str>,
     /// Free text.
     #[schema(min_length = 1, max_length = 500)]
@@ -473,12 +491,13 @@ pub struct UpdateWebhookEndpoint {
     #[schema(value_type = Option<String>, nullable = false, format = "uri", max_length = 2048)]
     url: Option<EndpointUrl>,
     /// Of what it's told from now on.
-    #[schema(value_type = Option<Vec<String>>, nullable = false, min_items = 1)]
+    #[schema(value_type = Option<Vec<EventFilter>>, nullable = false, min_items = 1)]
     event_types: Option<Vec<&'static str>>,
     /// New text, or `null`.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
     description: Patch<String>,
-    /// `disabled`: nothing is sent, and what happens meanwhile never will be. `enabled`: it's as if it had never failed.
+    /// `disabled`: nothing is sent; what waits already waits on, and what happens meanwhile is never told. `enabled`: it's as if it
+    /// had never failed.
     #[schema(value_type = Option<EndpointStatus>, nullable = false)]
     status: Option<EndpointStatus>,
 }
@@ -596,7 +615,8 @@ problems!(RotateProblems, mutating: WebhookEndpointNotFound);
 ///
 /// The answer shows the new secret; a retry with the same idempotency key shows it again, and nothing else does. Until
 /// `previous_secret_expires_at` each message carries two signatures, by the new secret and by the one before. Without an
-/// overlap the old one signs nothing any more, which is what a secret that got out calls for.
+/// overlap the old one signs nothing any more, which is what a secret that got out calls for. At most one old secret signs along:
+/// another rotation ends the overlap of the one before.
 #[utoipa::path(
     operation_id = "webhook_endpoints.rotate_secret",
     tag = "Webhooks",
@@ -646,7 +666,7 @@ problems!(DeleteProblems, mutating: WebhookEndpointNotFound);
 
 /// Delete a webhook endpoint
 ///
-/// From now on nothing is sent to it, what waits for it is given up, and it can't be found any more; how events were
+/// From now on nothing is sent to it, what waits for it is given up within seconds, and it can't be found any more; how events were
 /// delivered to it still can. To have messages sent there again, create another one.
 #[utoipa::path(
     operation_id = "webhook_endpoints.delete",
