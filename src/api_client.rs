@@ -36,6 +36,20 @@ impl Options {
     pub fn setting(&self, name: &str) -> Option<String> {
         dev::setting(&self.data_dir, name)
     }
+
+    /// What was given, or else the setting of dev.env. The error is a sentence.
+    pub fn secret(&self, given: &Option<SecretString>, name: &str) -> Result<SecretString, String> {
+        let secret = given.clone().or_else(|| self.setting(name).map(SecretString::from));
+        secret.ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> String {
+        format!(
+            "There is no {name}, neither in the environment nor in {}. Start a service with `oncepay dev`, \
+             or name the folder of its dev.env with --data-dir.",
+            self.data_dir.join("dev.env").display()
+        )
+    }
 }
 
 /// Talks to a service as a merchant.
@@ -48,19 +62,10 @@ pub struct ApiClient {
 impl ApiClient {
     /// The error is a sentence.
     pub fn new(options: &Options) -> Result<Self, String> {
-        let missing = |variable: &str| {
-            format!(
-                "There is no {variable}, neither in the environment nor in {}. Start a service with `oncepay dev`, \
-                 or name the folder of its dev.env with --data-dir.",
-                options.data_dir.join("dev.env").display()
-            )
-        };
         let url = options.url.clone().or_else(|| options.setting("ONCEPAY_URL"));
-        let url = url.ok_or_else(|| missing("ONCEPAY_URL"))?;
+        let url = url.ok_or_else(|| options.missing("ONCEPAY_URL"))?;
         let url = Url::parse(&url).map_err(|error| format!("{url} is no address of a service: {error}."))?;
-        let api_key =
-            options.api_key.clone().or_else(|| options.setting("ONCEPAY_API_KEY").map(SecretString::from));
-        let api_key = api_key.ok_or_else(|| missing("ONCEPAY_API_KEY"))?;
+        let api_key = options.secret(&options.api_key, "ONCEPAY_API_KEY")?;
         Ok(Self { client: client()?, url, api_key })
     }
 

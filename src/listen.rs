@@ -34,7 +34,7 @@ pub struct Options {
     service: api_client::Options,
 
     /// Where to post events to, such as `http://localhost:3000/hook`. Without, they are only shown
-    #[arg(long)]
+    #[arg(long, value_parser = http_url)]
     forward_to: Option<Url>,
 
     /// Only events of these types, separated by commas
@@ -44,6 +44,11 @@ pub struct Options {
     /// What they are signed with: `whsec_` and base64. By default a secret that stays the same for the API key
     #[arg(long, env = "ONCEPAY_LISTEN_SECRET", hide_env_values = true)]
     secret: Option<SecretString>,
+}
+
+fn http_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    url.ok_or_else(|| "it must be like http://localhost:3000/hook".to_owned())
 }
 
 /// Listens until SIGINT or SIGTERM. The error is a sentence.
@@ -87,9 +92,13 @@ async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventTyp
         ),
         None => println!("Listening. --forward-to URL would pass events on."),
     }
+    let mut complaint = String::new();
     loop {
         match feed.next(api).await {
             Ok(events) => {
+                if !std::mem::take(&mut complaint).is_empty() {
+                    eprintln!("It answers again.");
+                }
                 let is_wanted = |event: &&Value| {
                     wanted.is_empty() || wanted.iter().any(|kind| event["type"] == kind.as_str())
                 };
@@ -98,7 +107,11 @@ async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventTyp
                 }
             }
             // The service may be restarted while somebody works on it.
-            Err(error) => eprintln!("{error}"),
+            Err(error) if error == complaint => {}
+            Err(error) => {
+                eprintln!("{error}");
+                complaint = error;
+            }
         }
         tokio::time::sleep(INTERVAL).await;
     }

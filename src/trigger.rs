@@ -4,7 +4,7 @@
 //! sends nothing, the command signs and sends it itself, with the secret that dev.env holds.
 
 use clap::ValueEnum;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -53,20 +53,24 @@ pub struct Options {
 
     #[command(flatten)]
     service: api_client::Options,
+
+    /// What the service knows the acquirer by, where no acquirer sends the event; by default, what dev.env says
+    #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
+    webhook_secret: Option<SecretString>,
 }
 
 /// Makes what the event is about, and has it sent. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
     let api = ApiClient::new(&options.service)?;
     let merchant = merchant_of_key(api.api_key().expose_secret())
-        .ok_or("ONCEPAY_API_KEY holds no API key (sk_test_…).")?;
+        .ok_or("The API key is malformed: it's sk_test_ and 64 hexadecimal digits.")?;
     let acquirer = match options.service.setting("ONCEPAY_ACQUIRER_CONTROL_URL") {
         Some(control) => Acquirer::Server { client: api_client::client()?, control },
         None => {
-            let secret = options.service.setting("ONCEPAY_WEBHOOK_SECRET").ok_or(
-                "dev.env holds no ONCEPAY_WEBHOOK_SECRET: start `oncepay dev` once, or name the folder with --data-dir.",
-            )?;
-            Acquirer::Sandbox { client: api_client::client()?, secret: Secret::parse(&secret)? }
+            let secrets = options.service.secret(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
+            // The service takes several while one replaces another.
+            let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();
+            Acquirer::Sandbox { client: api_client::client()?, secret: Secret::parse(secret)? }
         }
     };
     let trigger = Trigger { api, merchant, acquirer };
@@ -185,7 +189,10 @@ impl Trigger {
         match &self.acquirer {
             Acquirer::Server { .. } => {
                 let event = self.control("events", &json!({"type": kind, "data": data})).await?;
-                println!("The acquirer sends {kind}: {}", event["id"].as_str().unwrap_or_default());
+                println!(
+                    "The acquirer sends {kind} as its event {}",
+                    event["id"].as_str().unwrap_or_default()
+                );
             }
             Acquirer::Sandbox { client, secret } => {
                 let now = time::now();
@@ -200,7 +207,10 @@ impl Trigger {
                     .header(signature::SIGNATURE, signature)
                     .body(body);
                 let receipt = api_client::answer(request).await?;
-                println!("Sent {kind}: {id}, {}", receipt["state"].as_str().unwrap_or_default());
+                println!(
+                    "Sent {kind} as the acquirer's event {id}: {}",
+                    receipt["state"].as_str().unwrap_or_default()
+                );
             }
         }
         Ok(())

@@ -42,7 +42,7 @@ impl Scene {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
         command.args(arguments).env("ONCEPAY_DATA_DIR", self.folder.path());
-        for variable in ["ONCEPAY_URL", "ONCEPAY_API_KEY"] {
+        for variable in ["ONCEPAY_URL", "ONCEPAY_API_KEY", "ONCEPAY_WEBHOOK_SECRET"] {
             command.env_remove(variable);
         }
         command
@@ -145,8 +145,20 @@ fn listen_shows_only_what_it_is_asked_for() {
         let line = running.line();
         assert!(line.contains(kind), "{line}");
     }
-    let refused = scene.command(&["listen", "--events", "payout.lost"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("payout.lost is no type of event"));
+    let refusal = |arguments: &[&str]| {
+        let output = scene.command(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refusal(&["listen", "--events", "payout.lost"]);
+    assert!(
+        said.contains("payout.lost is no type of event; there are") && said.contains("payout.paid"),
+        "{said}"
+    );
+    for url in ["localhost:3000/hook", "3000", "ftp://localhost/"] {
+        let said = refusal(&["listen", "--forward-to", url]);
+        assert!(said.contains("it must be like http://localhost:3000/hook"), "{said}");
+    }
 }
 
 #[test]
@@ -155,9 +167,28 @@ fn trigger_plays_the_acquirer_where_a_sandbox_stands_for_it() {
     for kind in TRIGGERS {
         let before = scene.count(kind);
         let said = scene.trigger(kind);
-        assert!(said.contains(&format!("Sent {kind}: evt_")) && said.contains("applied"), "{said}");
+        assert!(
+            said.contains(&format!("Sent {kind} as the acquirer's event evt_")) && said.contains("applied"),
+            "{said}"
+        );
         assert!(scene.count(kind) > before, "{kind}");
     }
+}
+
+#[test]
+fn trigger_takes_what_it_needs_from_the_environment_too() {
+    let scene = Scene::in_sandbox();
+    let nothing = tempfile::tempdir().unwrap();
+    let merchant = scene.database.merchant();
+    let trigger = |secret: &str| {
+        let mut command = scene.command(&["trigger", "payout.paid"]);
+        command.env("ONCEPAY_DATA_DIR", nothing.path()).env("ONCEPAY_URL", scene.app.client.base());
+        command.env("ONCEPAY_API_KEY", &merchant.key).env("ONCEPAY_WEBHOOK_SECRET", secret).output().unwrap()
+    };
+    let other = "whsec_bmV4dCBzZWNyZXQgb2YgdGhlIGFjcXVpcmVyIDEyMzQ1Njc4";
+    assert!(trigger(&format!("{WEBHOOK_SECRET}, {other}")).status.success());
+    assert_eq!(scene.count("payout.paid"), 1);
+    assert!(!trigger(other).status.success(), "the service doesn't know that one");
 }
 
 #[test]
