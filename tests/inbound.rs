@@ -563,7 +563,7 @@ fn only_what_has_come_to_no_end_can_be_dismissed() {
             format!("/v1/operator/acquirer-events/{}/dismiss", scene.kept(event_id)["id"].as_str().unwrap());
         let answer =
             scene.operator.send("POST", &path, &fresh_key(), &json!({"reason": "we know"})).expect(200);
-        assert_eq!(answer.field("state"), state);
+        assert_eq!((answer.field("state").as_str(), &answer.json()["attempts"]), (state, &json!(1)));
     }
     let unheard = "/v1/operator/acquirer-events/ae_1/dismiss";
     let refused = scene.operator.send("POST", unheard, &fresh_key(), &json!({"reason": "x"}));

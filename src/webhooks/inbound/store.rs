@@ -156,7 +156,8 @@ pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>
 /// Notes what has come of another try. What was applied once stays so when it's found to be so.
 pub fn note(conn: &mut PgConnection, kept: &Kept, outcome: &Outcome) -> Result<(), Error> {
     statement::<()>(
-        "UPDATE acquirer_events e SET attempts = e.attempts + 1, \
+        "UPDATE acquirer_events e SET \
+             attempts = e.attempts + CASE WHEN asked.state = 'dismissed' THEN 0 ELSE 1 END, \
              state = CASE WHEN e.state = 'applied' AND asked.state = 'unchanged' THEN e.state ELSE asked.state END, \
              detail = asked.detail, \
              due_at = CASE WHEN asked.is_parked THEN clock.now + make_interval(secs => {}) END, \
