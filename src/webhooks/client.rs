@@ -6,13 +6,16 @@
 //!
 //! Not promised: to tell the receiver's fault from the network's.
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix_web::rt::task::spawn_blocking;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::HeaderMap;
 use tokio::sync::Semaphore;
@@ -102,7 +105,7 @@ impl Client {
         timeout: Duration,
         allow_loopback: bool,
     ) -> Result<Self, String> {
-        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        let lookups = Lookups::new(resolve);
         let client = |reach: Reach| {
             reqwest::Client::builder()
                 .user_agent(concat!("Oncepay/", env!("CARGO_PKG_VERSION")))
@@ -183,26 +186,75 @@ struct NotAllowed;
 /// answer a moment later changes nothing.
 struct Guard {
     reach: Reach,
-    lookups: Arc<Semaphore>,
+    lookups: Arc<Lookups>,
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let (reach, lookups) = (self.reach, Arc::clone(&self.lookups));
+        let (reach, lookup) = (self.reach, self.lookups.find(name.as_str()));
         Box::pin(async move {
-            let permit = lookups.acquire_owned().await?;
-            let found = spawn_blocking(move || {
-                // Moved in, so that it's kept when nobody waits any longer.
-                let _permit = permit;
-                (name.as_str(), 0).to_socket_addrs()
-            });
-            let allowed: Vec<SocketAddr> = found.await??.filter(|found| reach.allows(found.ip())).collect();
+            let found = lookup.await?;
+            let allowed: Vec<SocketAddr> =
+                found.iter().copied().filter(|found| reach.allows(found.ip())).collect();
             if allowed.is_empty() {
                 return Err(NotAllowed.into());
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
+}
+
+/// What a name resolves to. Whoever asks while the answer is awaited gets the same one.
+type Lookup = Shared<BoxFuture<'static, Result<Arc<[SocketAddr]>, Arc<io::Error>>>>;
+
+/// The names that are being resolved, each once at a time: what asks for a name that nobody answers for gives up long
+/// before its lookup does, and comes again, and mustn't take all the threads.
+struct Lookups {
+    threads: Arc<Semaphore>,
+    under_way: Mutex<HashMap<String, Lookup>>,
+    resolve: fn(&str) -> io::Result<Vec<SocketAddr>>,
+}
+
+impl Lookups {
+    fn new(resolve: fn(&str) -> io::Result<Vec<SocketAddr>>) -> Arc<Self> {
+        let threads = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        Arc::new(Self { threads, under_way: Mutex::default(), resolve })
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<String, Lookup>> {
+        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(self: &Arc<Self>, name: &str) -> Lookup {
+        let mut under_way = self.under_way();
+        if let Some(lookup) = under_way.get(name) {
+            return lookup.clone();
+        }
+        // On its own, so that it comes to its end, and leaves, when nobody waits any longer.
+        let task = tokio::spawn(Arc::clone(self).look_up(name.to_owned()));
+        let ended = task.map(|ended| ended.unwrap_or_else(|error| Err(Arc::new(io::Error::other(error)))));
+        let lookup = ended.boxed().shared();
+        under_way.insert(name.to_owned(), lookup.clone());
+        lookup
+    }
+
+    async fn look_up(self: Arc<Self>, name: String) -> Result<Arc<[SocketAddr]>, Arc<io::Error>> {
+        let permit = Arc::clone(&self.threads).acquire_owned().await;
+        let (resolve, asked) = (self.resolve, name.clone());
+        let found = spawn_blocking(move || {
+            let _permit = permit;
+            resolve(&asked)
+        });
+        let found = found.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.under_way().remove(&name);
+        found.map(Arc::from).map_err(Arc::new)
+    }
+}
+
+/// Asks the system's resolver.
+fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok((name, 0).to_socket_addrs()?.collect())
 }
 
 #[cfg(test)]
@@ -214,6 +266,22 @@ mod tests {
         assert_eq!(excerpt(b"ok"), "ok");
         assert_eq!(excerpt(b"a\0b\xffc"), "ab\u{fffd}c");
         assert_eq!(excerpt("é".repeat(501).as_bytes()), "é".repeat(500));
+    }
+
+    #[actix_web::test]
+    async fn a_name_that_nobody_answers_for_keeps_no_other_waiting() {
+        let lookups = Lookups::new(|name| {
+            if name == "dead" {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            Ok(vec!["8.8.8.8:0".parse().unwrap()])
+        });
+        let dead: Vec<_> = (0..2 * LOOKUPS_MAX).map(|_| lookups.find("dead")).collect();
+        assert_eq!(dead[0].clone().now_or_never().map(|_| ()), None);
+        let other = tokio::time::timeout(Duration::from_secs(1), lookups.find("alive")).await;
+        assert_eq!(other.expect("its turn").unwrap().len(), 1);
+        assert_eq!(futures_util::future::join_all(dead).await.len(), 2 * LOOKUPS_MAX);
+        assert!(lookups.under_way().is_empty());
     }
 
     #[test]
