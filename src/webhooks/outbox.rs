@@ -107,7 +107,8 @@ macro_rules! with_named {
     };
 }
 
-/// The claim. Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small.
+/// The claim. Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small; the order by time keeps
+/// it to the index of what is pending.
 macro_rules! claim {
     ($waiting:ident) => {
         concat!(
@@ -123,7 +124,8 @@ macro_rules! claim {
              CROSS JOIN LATERAL ( \
                  SELECT FROM webhook_deliveries d \
                  WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
-                     AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() LIMIT 1) AS due \
+                     AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
+                 ORDER BY d.due_at LIMIT 1) AS due \
              WHERE e.status = 'enabled'), ",
             "chosen AS MATERIALIZED ( \
              SELECT *, least(places, greatest(1, {} / count(*) OVER ())) AS share FROM ( \

@@ -110,7 +110,7 @@ pub struct Taken {
 pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Option<Taken>, Error> {
     Ok(statement::<(SqlUuid, Text, Text, Nullable<Text>, Bool)>(
         "WITH due AS MATERIALIZED ( \
-             SELECT id, overdue_at FROM acquirer_events WHERE state = 'parked' AND due_at <= statement_timestamp() \
+             SELECT id, overdue_at FROM acquirer_events WHERE due_at <= statement_timestamp() \
              ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED) \
          UPDATE acquirer_events e SET due_at = clock.now + make_interval(secs => {}), \
              overdue_at = coalesce(e.overdue_at, \
