@@ -258,6 +258,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A text for people to read, of somebody who doesn't keep to our rules: cut after `max` characters, and without what
+    /// Postgres can't hold. `None` if it's no text, or nothing is left of it.
+    pub fn lenient_text(&mut self, name: &'static str, max: usize) -> Option<String> {
+        let text = self.take(name)?.as_str()?;
+        let kept: String = text.chars().filter(|char| *char != '\0').take(max).collect();
+        (!kept.is_empty()).then_some(kept)
+    }
+
     /// A required id. What is no id of this kind can't be found; that answer is given, and kept, later, so it
     /// is `Some(None)` here.
     pub fn id<T: std::str::FromStr>(&mut self, name: &'static str) -> Option<Option<T>> {

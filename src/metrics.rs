@@ -62,7 +62,7 @@ pub struct Metrics {
     pub reconciled_at: Gauge,
     /// Authorizations without a charge that were voided.
     pub orphans_voided: IntCounter,
-    /// Messages of the acquirer that were refused, by reason.
+    /// Messages to the acquirer's webhook that were refused, by reason.
     pub webhooks_refused: IntCounterVec,
     /// Events of the acquirer, by type and what has come of them.
     pub acquirer_events: IntCounterVec,
@@ -245,7 +245,7 @@ impl Metrics {
             webhooks_refused: register!(IntCounterVec::new(
                 Opts::new(
                     "oncepay_acquirer_webhooks_refused_total",
-                    "Messages to the acquirer's webhook that aren't signed, by reason (malformed, out_of_time, forged)."
+                    "Messages to the acquirer's webhook that aren't signed (malformed, out_of_time, forged) or can't be read (unreadable), by reason."
                 ),
                 &["reason"]
             )),

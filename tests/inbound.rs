@@ -190,7 +190,29 @@ fn what_can_not_be_read_is_refused_and_leaves_the_id_unused() {
     let large = event("x", json!({"filler": "x".repeat(70_000)}));
     scene.app.client.delivery("e", &large).send().expect_problem(413, "body_too_large");
     assert_eq!(scene.database.rows("acquirer_events"), 0);
+    let unreadable = [("reason", "unreadable")];
+    let refused = scene.app.client.metrics().value("oncepay_acquirer_webhooks_refused_total", &unreadable);
+    assert_eq!(refused, 9.0, "somebody has to know");
     assert_eq!(scene.deliver_as("e", &scene.dispute("dispute.opened", &charge, "d")), "applied");
+}
+
+#[test]
+fn what_only_explains_is_taken_as_far_as_it_can_be() {
+    let scene = Scene::new();
+    for (number, (reason, kept)) in [
+        (json!(""), Value::Null),
+        (json!(7), Value::Null),
+        (json!("a\u{0}b"), json!("ab")),
+        (json!("x".repeat(501)), json!("x".repeat(500))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let charge = scene.charge(&visa());
+        let data = json!({"merchant": scene.merchant.id, "reference": charge, "dispute": number.to_string(), "reason": reason});
+        assert_eq!(scene.deliver(&event("dispute.opened", data)), "applied", "{reason}");
+        assert_eq!(scene.get("/v1/disputes")["data"][0]["reason"], kept);
+    }
 }
 
 #[test]
@@ -491,6 +513,17 @@ fn an_event_that_overtakes_our_own_commit_waits_for_it() {
     acquirer.wait_for_its_list();
     let kinds = |wanted: &str| acquirer.operations().iter().filter(|op| op["kind"] == wanted).count();
     assert_eq!((kinds("authorize"), kinds("capture"), kinds("payout")), (2, 2, 1));
+}
+
+/// A release may understand less than the one before it.
+#[test]
+fn a_waiting_event_that_can_not_be_read_is_no_reason_to_refuse_its_cause() {
+    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_interval_ms = 600_000);
+    let charge = scene.charge(&visa());
+    assert_eq!(scene.deliver_as("won", &scene.dispute("dispute.won", &charge, "d")), "parked");
+    execute(&mut scene.database.as_superuser(), "UPDATE acquirer_events SET body = '{}'");
+    assert_eq!(scene.deliver(&scene.dispute("dispute.opened", &charge, "d")), "applied");
+    assert_eq!(scene.kept("won")["state"], "parked");
 }
 
 #[test]

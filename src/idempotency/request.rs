@@ -223,8 +223,16 @@ impl<O: Operation> IdempotentRequest<O> {
         };
         let key = engine.admit::<O>(sent, enforcement, &request_id)?;
         let is_keyed = key.is_some();
-        let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
-        let operation = read_operation(req.path(), &value)?;
+        let read = || {
+            let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
+            Ok((read_operation(req.path(), &value)?, value))
+        };
+        let (operation, value) = read().inspect_err(|error: &Error| {
+            if let Some(event_id) = &event_id {
+                engine.metrics().webhooks_refused.with_label_values(&["unreadable"]).inc();
+                log::error!(event_id = event_id.as_str(); "an event of the acquirer can't be read: {}", error.detailed());
+            }
+        })?;
         let body = serde_json_canonicalizer::to_vec(&value).map_err(Error::internal)?;
         let longest = Duration::from_secs(policy.wait_max_seconds.into());
         let wait = preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());

@@ -205,7 +205,7 @@ impl News {
             "charge.failed" => {
                 let decline_code = data.object_if_any("operation", |operation| {
                     operation.allow_unknown();
-                    operation.optional_text("decline_code", TEXT_MAX)
+                    operation.lenient_text("decline_code", TEXT_MAX)
                 });
                 let decline = match decline_code.as_deref() {
                     Some("insufficient_funds") => Decline::InsufficientFunds,
@@ -215,7 +215,8 @@ impl News {
             }
             _ => {
                 let dispute = data.text("dispute", TEXT_MAX);
-                let reason = data.optional_text("reason", TEXT_MAX);
+                // It explains, and decides nothing: no reason to refuse the dispute.
+                let reason = data.lenient_text("reason", TEXT_MAX);
                 let (charge_id, dispute) = (charge_id?, dispute?);
                 let closed = |verdict| What::DisputeClosed { charge_id, dispute: dispute.clone(), verdict };
                 Some(match kind {

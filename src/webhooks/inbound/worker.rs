@@ -151,10 +151,14 @@ pub(super) fn apply_awaiting(
         return Ok(());
     };
     for kept in store::lock_parked(conn, merchant, object_id, event_id)? {
-        let waiting = AcquirerEvent::parse(&kept.body)?;
         // What fails of it stays parked, and is no reason to refuse what has been applied.
-        let outcome = match conn.transaction(|conn| waiting.apply(conn, kept.now)) {
-            Ok(outcome) => outcome,
+        let applied = conn.transaction(|conn| {
+            let waiting = AcquirerEvent::parse(&kept.body)?;
+            let outcome = waiting.apply(conn, kept.now)?;
+            Ok((waiting, outcome))
+        });
+        let (waiting, outcome) = match applied {
+            Ok(applied) => applied,
             Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
             Err(_) => continue,
         };
