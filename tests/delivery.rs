@@ -569,7 +569,7 @@ fn noting_an_outcome_does_not_read_all_that_waits() {
     let database = TestDatabase::new();
     let receiver = Receiver::start();
     let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
-    endpoint.make_events(&database, 10_000);
+    endpoint.make_events(&database, 3_000);
     let deliver = "UPDATE webhook_deliveries SET state = 'succeeded', completed_at = now()";
     for statement in [deliver, "VACUUM ANALYZE webhook_deliveries"] {
         execute(&mut database.as_superuser(), statement);
@@ -579,11 +579,11 @@ fn noting_an_outcome_does_not_read_all_that_waits() {
             "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'webhook_deliveries_due'";
         database.count(read)
     };
-    endpoint.make_events(&database, 3_000);
+    endpoint.make_events(&database, 800);
     let _app = App::start_with(&database, quick);
-    eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 13_000);
-    eventually("statistics", || read() >= 3_000);
-    assert!(read() < 3_000 * 30, "{} entries were read", read());
+    eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 3_800);
+    eventually("statistics", || read() >= 800);
+    assert!(read() < 800 * 25, "{} entries were read", read());
 }
 
 #[test]
