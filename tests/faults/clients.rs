@@ -390,6 +390,10 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
+        if self.threads.is_empty() {
+            // They were stopped, and go on to ask again: with patience.
+            return;
+        }
         self.stop.store(true, Ordering::Relaxed);
         self.abandon.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
