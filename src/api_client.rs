@@ -38,17 +38,14 @@ impl Options {
     }
 
     /// What was given, or else the setting of dev.env. The error is a sentence.
-    pub fn secret(&self, given: &Option<SecretString>, name: &str) -> Result<SecretString, String> {
-        let secret = given.clone().or_else(|| self.setting(name).map(SecretString::from));
-        secret.ok_or_else(|| self.missing(name))
-    }
-
-    fn missing(&self, name: &str) -> String {
-        format!(
-            "There is no {name}, neither in the environment nor in {}. Start a service with `oncepay dev`, \
-             or name the folder of its dev.env with --data-dir.",
-            self.data_dir.join("dev.env").display()
-        )
+    pub fn required<T: Clone + From<String>>(&self, given: &Option<T>, name: &str) -> Result<T, String> {
+        given.clone().or_else(|| self.setting(name).map(T::from)).ok_or_else(|| {
+            format!(
+                "There is no {name}, neither in the environment nor in {}. Start a service with `oncepay dev`, \
+                 or name the folder of its dev.env with --data-dir.",
+                self.data_dir.join("dev.env").display()
+            )
+        })
     }
 }
 
@@ -62,10 +59,9 @@ pub struct ApiClient {
 impl ApiClient {
     /// The error is a sentence.
     pub fn new(options: &Options) -> Result<Self, String> {
-        let url = options.url.clone().or_else(|| options.setting("ONCEPAY_URL"));
-        let url = url.ok_or_else(|| options.missing("ONCEPAY_URL"))?;
+        let url = options.required(&options.url, "ONCEPAY_URL")?;
         let url = Url::parse(&url).map_err(|error| format!("{url} is no address of a service: {error}."))?;
-        let api_key = options.secret(&options.api_key, "ONCEPAY_API_KEY")?;
+        let api_key = options.required(&options.api_key, "ONCEPAY_API_KEY")?;
         Ok(Self { client: client()?, url, api_key })
     }
 

@@ -75,26 +75,34 @@ impl std::str::FromStr for EventType {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or_else(|| {
-            let all: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
+            let all: Vec<_> = Self::names().collect();
             format!("{text} is no type of event; there are {}", all.join(", "))
         })
+    }
+}
+
+impl EventType {
+    /// The names of all.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::ALL.iter().map(|kind| kind.as_str())
     }
 }
 
 // By hand, since the derive doesn't see names that a macro puts in.
 impl PartialSchema for EventType {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some(
-                "What an event tells of. Names are part of the API and never change meaning; there can be new ones.",
-            ))
-            .enum_values(Some(Self::ALL.iter().map(|kind| kind.as_str())))
-            .into()
+        let meaning = "What an event tells of. Names are part of the API and never change meaning; there can be new ones.";
+        one_of(Self::names(), meaning)
     }
 }
 
 impl ToSchema for EventType {}
+
+/// The schema of a text that is one of these.
+pub fn one_of(names: impl Iterator<Item = &'static str>, meaning: &str) -> RefOr<Schema> {
+    let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names));
+    schema.description(Some(meaning)).into()
+}
 
 /// Records an event about the object `object_id`, which now is as `object` says.
 pub fn record(

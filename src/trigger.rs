@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     let acquirer = match options.service.setting("ONCEPAY_ACQUIRER_CONTROL_URL") {
         Some(control) => Acquirer::Server { client: api_client::client()?, control },
         None => {
-            let secrets = options.service.secret(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
+            let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
             // The service takes several while one replaces another.
             let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();
             Acquirer::Sandbox { client: api_client::client()?, secret: Secret::parse(secret)? }

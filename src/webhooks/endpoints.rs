@@ -20,13 +20,13 @@ use diesel::sql_types::Uuid as SqlUuid;
 use serde::Serialize;
 use url::{Host, Url};
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::auth::AuthenticatedMerchant;
 use crate::db::Db;
 use crate::error::Error;
-use crate::events::EventType;
+use crate::events::{EventType, one_of};
 use crate::fields::{Patch, TEXT_MAX};
 use crate::idempotency::{
     Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
@@ -53,12 +53,8 @@ pub struct EventFilter;
 
 impl PartialSchema for EventFilter {
     fn schema() -> RefOr<Schema> {
-        let types = EventType::ALL.iter().map(|kind| kind.as_str());
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some("A type of events, or `*` for all of them."))
-            .enum_values(Some(std::iter::once(EVERYTHING).chain(types)))
-            .into()
+        let names = std::iter::once(EVERYTHING).chain(EventType::names());
+        one_of(names, "A type of events, or `*` for all of them.")
     }
 }
 
