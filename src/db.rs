@@ -73,6 +73,7 @@ struct Lane {
 
 impl Lane {
     fn new(url: &SecretString, size: u32, acquire_timeout: Duration, lanes: Arc<AtomicUsize>) -> Self {
+        keep_tls_until_the_end();
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
@@ -278,6 +279,13 @@ impl<T: Send + 'static> Drop for Watched<'_, T> {
     }
 }
 
+/// Has OpenSSL free nothing at exit. libpq, which uses it for passwords too, would have it do so, and the pool's
+/// threads, which nobody waits for, would be killed by a segmentation fault when they're connecting at the time.
+fn keep_tls_until_the_end() {
+    // Whoever initializes it first decides.
+    openssl_sys::init();
+}
+
 /// Adds what libpq needs to notice a peer that is gone without a word. Settings that are there stay.
 fn with_network_timeouts(url: &str) -> String {
     let mut url = url.to_owned();
@@ -349,6 +357,7 @@ pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
 
 /// Connects outside of the pool. The error is a sentence.
 pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
+    keep_tls_until_the_end();
     PgConnection::establish(&with_network_timeouts(url.expose_secret()))
         .map_err(|error| format!("Can't connect to the database: {error}"))
 }

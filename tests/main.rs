@@ -12,6 +12,7 @@ mod crashes;
 mod delivery;
 mod dev_command;
 mod developers;
+mod exit;
 mod faults;
 mod inbound;
 mod known_bugs;
