@@ -26,6 +26,8 @@ pub struct Metrics {
     pub batch_wait_seconds: HistogramVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
+    /// Answers handed to those who waited, by how they were learned of.
+    pub answers_awaited: IntCounterVec,
     /// Requests taken over from an attempt that died or failed.
     pub takeovers: IntCounter,
     /// Commits that the fence refused, because a later attempt had taken over.
@@ -151,6 +153,14 @@ impl Metrics {
             waiters: register!(IntGauge::new(
                 "oncepay_idempotency_waiters",
                 "Duplicates that wait for an answer (Prefer: wait)."
+            )),
+            answers_awaited: register!(IntCounterVec::new(
+                Opts::new(
+                    "oncepay_idempotency_answers_awaited_total",
+                    "Answers handed to duplicates that waited, by how they were learned of: made on this instance \
+                    (here), told by another (notification), or found in the database without being told (look)."
+                ),
+                &["learned_by"]
             )),
             takeovers: register!(IntCounter::new(
                 "oncepay_idempotency_takeovers_total",

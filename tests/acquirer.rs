@@ -302,7 +302,7 @@ fn the_answers_of_an_attempt_get_lost() {
         assert!(acquirer.post_as(Some(1), "/authorizations", "t", &body).is_err());
         assert!(find_as(1).is_err());
     }
-    assert!(started.elapsed() < Duration::from_secs(2), "lost answers don't hang");
+    assert!(started.elapsed() < Duration::from_secs(10), "lost answers don't hang");
     assert_eq!(acquirer.operations().len(), 1, "it has taken effect");
     assert!(find_as(2).is_ok());
     let (status, is_replay, _) = acquirer.post_as(Some(2), "/authorizations", "t", &body).unwrap();
@@ -347,7 +347,7 @@ fn faults_happen_as_often_as_told() {
     acquirer.control(json!({"rules": [{"fault": "drop_answer", "kinds": ["payout"]}]}));
     let started = Instant::now();
     assert!(acquirer.post("/payouts", "da", &payout("ba_1")).is_err());
-    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(started.elapsed() < Duration::from_secs(10));
     assert!(found("da"));
 
     acquirer.control(json!({"rules": [{"fault": "delay", "delay_ms": 300, "kinds": ["list"]}]}));

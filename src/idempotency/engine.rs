@@ -130,7 +130,7 @@ impl Engine {
         });
         let batchers = batchers.collect();
         let policies = Policies::new(operations.to_vec());
-        let waiters = Waiters::new(metrics.waiters.clone());
+        let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
         Self {
             inner: Arc::new(Inner { db, processor, vault, settings, metrics, batchers, policies, waiters }),
         }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::{Notify, watch};
 
 use crate::db::Db;
@@ -52,6 +52,7 @@ type Groups = Arc<Mutex<HashMap<Key, Arc<Group>>>>;
 pub struct Waiters {
     groups: Groups,
     gauge: IntGauge,
+    answers: IntCounterVec,
 }
 
 struct Group {
@@ -68,9 +69,9 @@ struct Group {
 }
 
 impl Waiters {
-    /// Nobody waits yet. `gauge` counts those who do.
-    pub fn new(gauge: IntGauge) -> Self {
-        Self { groups: Arc::default(), gauge }
+    /// Nobody waits yet. `gauge` counts those who do, and `answers` what they got, by how a group learned of it.
+    pub fn new(gauge: IntGauge, answers: IntCounterVec) -> Self {
+        Self { groups: Arc::default(), gauge, answers }
     }
 
     /// Waits for the answer to a key's request, until `deadline`: then `None`.
@@ -114,7 +115,8 @@ impl Waiters {
                     free: Notify::new(),
                 });
                 place.insert(Arc::clone(&group));
-                actix_web::rt::spawn(keep_looking(Arc::clone(&self.groups), Arc::clone(&group), db.clone()));
+                let (groups, answers) = (Arc::clone(&self.groups), self.answers.clone());
+                actix_web::rt::spawn(keep_looking(groups, Arc::clone(&group), db.clone(), answers));
                 (group, receiver)
             }
         }
@@ -128,6 +130,7 @@ impl Waiters {
         }
         if let Some(group) = groups.remove(&(merchant, key.as_str().to_owned())) {
             group.answered.send_replace(Some(Arc::clone(answer)));
+            self.answers.with_label_values(&["here"]).inc();
             group.look.notify_one();
         }
     }
@@ -159,8 +162,9 @@ impl Waiters {
 }
 
 /// Looks at the database for a group until its wait is over or nobody is left.
-async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db) {
+async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCounterVec) {
     let mut pause = PAUSE_MIN;
+    let mut is_told = false;
     let mut last_try: Option<Instant> = None;
     while group.answered.borrow().is_none() {
         let looking = Arc::clone(&group);
@@ -178,16 +182,18 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db) {
                 log::warn!("looking for an answer that is waited for failed: {}", error.detailed());
             }
         }
-        if end(&groups, &group, answer) {
+        let learned_by = answers.with_label_values(&[if is_told { "notification" } else { "look" }]);
+        if end(&groups, &group, answer, &learned_by) {
             return;
         }
         pause = (pause * 2).min(pause_max);
-        let _ = tokio::time::timeout(pause, group.look.notified()).await;
+        is_told = tokio::time::timeout(pause, group.look.notified()).await.is_ok();
     }
 }
 
-/// Ends a group if there is an answer, or nobody is left. Nobody can join meanwhile.
-fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>) -> bool {
+/// Ends a group if there is an answer, which is counted unless the group has got one meanwhile, or nobody is left.
+/// Nobody can join meanwhile.
+fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, learned_by: &IntCounter) -> bool {
     let mut groups = groups.lock().expect("no holder panics");
     if answer.is_none() && group.answered.receiver_count() > 0 {
         return false;
@@ -199,6 +205,7 @@ fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>) -> bool
     group.answered.send_if_modified(|current| {
         let is_first = current.is_none() && answer.is_some();
         if is_first {
+            learned_by.inc();
             *current = answer;
         }
         is_first
