@@ -104,6 +104,9 @@ class Receiver:
               WEBHOOK_SECRET=endpoint["secret"], **env)
         # Until it listens, deliveries fail and are tried again seconds later.
         eventually(f"the receiver in {name} listens", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        # Anybody's request may break off, which is no reason to end.
+        with socket.create_connection(("127.0.0.1", port)) as broken:
+            broken.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
 
     def effects(self, charge_id=None):
         """How many effects there were."""

@@ -152,12 +152,13 @@ pub fn open(
         ChargeStatus::Processing
         | ChargeStatus::RequiresCapture
         | ChargeStatus::Succeeded
-        | ChargeStatus::PartiallyRefunded => return Ok(Learned::too_early("charge", status.as_str())),
+        | ChargeStatus::PartiallyRefunded
+        | ChargeStatus::Refunded => return Ok(Learned::too_early("charge", status.as_str())),
         // The end of the other dispute may be on its way.
         ChargeStatus::Disputed if is_any_open(conn, merchant, charge_id)? => {
             return Ok(Learned::too_early("charge", status.as_str()));
         }
-        ChargeStatus::Failed | ChargeStatus::Canceled | ChargeStatus::Refunded | ChargeStatus::Disputed => {
+        ChargeStatus::Failed | ChargeStatus::Canceled | ChargeStatus::Disputed => {
             return Ok(Learned::contradicted("charge", status.as_str()));
         }
     }

@@ -456,11 +456,16 @@ impl Error {
         self.code().entry().is_final
     }
 
-    /// Code and cause, for the log.
+    /// Code and cause, for the log. Of what a client sent only names are in it, no values.
     pub fn detailed(&self) -> String {
-        match self.cause() {
-            Some(cause) => format!("{}: {cause}", self.code().as_str()),
-            None => self.code().as_str().to_owned(),
+        let code = self.code().as_str();
+        match self {
+            Self::ValidationFailed(errors) => {
+                let errors = errors.iter().map(|error| format!("{} {}", error.pointer, error.detail));
+                format!("{code}: {}", errors.collect::<Vec<_>>().join("; "))
+            }
+            Self::JsonMalformed(detail) => format!("{code}: {detail}"),
+            _ => self.cause().map_or_else(|| code.to_owned(), |cause| format!("{code}: {cause}")),
         }
     }
 

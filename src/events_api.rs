@@ -228,7 +228,8 @@ problems!(ListProblems, listing:);
 /// List events
 ///
 /// Newest first. Filters combine. A page is addressed by the id of an event next to it, so it doesn't shift when events
-/// are added. For whoever missed messages: `ending_before` the last event that was seen gives the ones after it.
+/// are added. For whoever missed messages: `ending_before` the last event that was seen gives the ones after it. An event can
+/// be seen seconds after it was made, and after younger ones, so go back a minute further and pass over what you know.
 #[utoipa::path(
     operation_id = "events.list",
     tag = "Events",
@@ -403,7 +404,7 @@ problems!(RedeliverProblems, mutating: EventNotFound, WebhookEndpointNotFound, W
 ///
 /// Makes new deliveries, whatever has become of the earlier ones. The message is the same, with the same `webhook-id`, so
 /// that a receiver that has seen it can tell. Where no enabled endpoint wants this type of event, there are none. While an endpoint
-/// fails, it gets one message at a time, and a new delivery waits for its turn.
+/// fails, it gets one message at a time, at most one per second, and a new delivery waits for its turn.
 #[utoipa::path(
     operation_id = "events.redeliver",
     tag = "Events",

@@ -192,7 +192,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The field, or a note that it's missing.
-    fn required(&mut self, name: &'static str) -> Option<&'a Value> {
+    pub fn required(&mut self, name: &'static str) -> Option<&'a Value> {
         let value = self.take(name);
         if value.is_none() {
             self.error(name, "is required");
@@ -316,8 +316,17 @@ impl<'a> Fields<'a> {
 
     /// A word that may be left out: one of a few.
     pub fn optional_choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
+        self.optional_read(name, str::parse)
+    }
+
+    /// A string that may be left out, read by `read`, whose error says what it must be.
+    pub fn optional_read<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let value = self.take(name)?;
-        let parsed = value.as_str().ok_or_else(|| "must be a string".to_owned()).and_then(str::parse);
+        let parsed = value.as_str().ok_or_else(|| "must be a string".to_owned()).and_then(read);
         parsed.map_err(|detail| self.error(name, detail)).ok()
     }
 

@@ -88,8 +88,9 @@
 //!   locks no account at all. A parked event of the acquirer is locked by whoever tries it before what it's about; who comes
 //!   to it the other way round skips it.
 //! * **A request is stored with its claim**, and reading it ([`Operation::read`](idempotency::Operation::read)) depends
-//!   on nothing else, so that it can be finished without its client.
-//! * **Times that matter come from the database's clock**, so that instances needn't agree.
+//!   on nothing else but settings, so that it can be finished without its client.
+//! * **Times that matter come from the database's clock**, so that instances needn't agree. But whether a message of the
+//!   acquirer is too old is told by the instance's own: that's said before the database is asked.
 //! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be
 //!   distributed by it. A test reads the catalog.
 //! * **Floats never touch an amount.**

@@ -72,6 +72,8 @@ pub struct Metrics {
     pub acquirer_events_parked: IntGauge,
     /// Those that have waited for too long.
     pub acquirer_events_overdue: IntGauge,
+    /// Events of the acquirer that contradict our books.
+    pub acquirer_events_contradicted: IntGauge,
     /// Rows that were deleted because they are too old, by table.
     pub retention_deleted: IntCounterVec,
     /// Attempts to deliver an event, by outcome.
@@ -273,6 +275,10 @@ impl Metrics {
             acquirer_events_overdue: register!(IntGauge::new(
                 "oncepay_acquirer_events_overdue",
                 "Events of the acquirer that have waited for too long, at the last look."
+            )),
+            acquirer_events_contradicted: register!(IntGauge::new(
+                "oncepay_acquirer_events_contradicted",
+                "Events of the acquirer that contradict our books and that nobody has dismissed, at the last look."
             )),
             retention_deleted: register!(IntCounterVec::new(
                 Opts::new(

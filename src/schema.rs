@@ -167,6 +167,7 @@ diesel::table! {
         failing_since -> Nullable<Timestamptz>,
         disabled_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
+        enabled_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -268,6 +268,11 @@ impl Bound {
         actix_web::rt::spawn(inbound::keep_trying(
             roll_up_db.clone(),
             config.acquirer_events,
+            Arc::clone(&shared_metrics),
+        ));
+        actix_web::rt::spawn(inbound::keep_counting(
+            roll_up_db.clone(),
+            config.acquirer_events,
             shared_metrics,
         ));
         let retention = Retention {

@@ -295,9 +295,10 @@ pub fn policies(command: Policies, out: &mut impl Write) -> Result<(), String> {
             let conn = &mut db::connect(&database.database_url)?;
             let body = Value::Object(changes.into_iter().collect());
             let path = format!("/v1/operator/idempotency-policies/{operation}");
-            let change =
-                Fields::read(&body, |fields| ReplacePolicy::read(&mut Input { path: &path, fields }))
-                    .map_err(|error| sentence(&error))?;
+            let change = Fields::read(&body, |fields| {
+                ReplacePolicy::read(&mut Input { path: &path, fields, allows_loopback: false })
+            })
+            .map_err(|error| sentence(&error))?;
             load(conn)?;
             let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
             let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });

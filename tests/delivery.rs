@@ -378,6 +378,93 @@ fn endpoints_that_fail_leave_room_for_those_that_do_not() {
     assert_eq!(hanging.received().len(), 2, "half of the places");
 }
 
+#[test]
+fn the_endpoints_of_a_merchant_leave_room_for_those_of_others() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_timeout_ms = 600_000;
+        config.delivery.delivery_concurrency = 16;
+        config.delivery.delivery_concurrency_per_endpoint = 4;
+    });
+    let (hanging, healthy) = (Receiver::start(), Receiver::start());
+    hanging.answer_after(Duration::from_secs(3600));
+    let (large, small) = (database.merchant(), database.merchant());
+    let endpoints: Vec<_> = (0..8).map(|_| endpoint(&database, &large, &hanging.url)).collect();
+    endpoints[0].make_events(&database, 10);
+    wait_for(&hanging, 4);
+    endpoint(&database, &small, &healthy.url).make_events(&database, 10);
+    wait_for(&healthy, 10);
+    assert_eq!(hanging.received().len(), 4, "a quarter of the places");
+}
+
+#[test]
+fn an_endpoint_that_fails_is_tried_at_a_steady_pace_however_much_waits_for_it() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_backoff_ms = 300;
+    });
+    let receiver = Receiver::start();
+    receiver.answer(500);
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.make_events(&database, 1);
+    eventually("its failure", || endpoint.is_failing(&database));
+    endpoint.make_events(&database, 20);
+    wait_for(&receiver, 6);
+    eventually("their outcomes", || {
+        database.count("SELECT sum(jsonb_array_length(attempts)) FROM webhook_deliveries") >= 6
+    });
+    // The first attempt of all was at an endpoint that didn't fail.
+    let shortest = database.count(
+        "SELECT min(pause) FROM ( \
+             SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) * 1000 AS pause, row_number() OVER (ORDER BY at) AS n \
+             FROM webhook_deliveries, jsonb_array_elements(attempts) AS a, \
+                 LATERAL (SELECT (a ->> 'started_at')::timestamptz AS at) AS t) AS pauses \
+         WHERE n > 2",
+    );
+    assert!(shortest >= 299, "{shortest} ms");
+}
+
+#[test]
+fn what_waited_for_a_disabled_endpoint_is_tried_like_what_is_new() {
+    let database = TestDatabase::new();
+    let (merchant, receiver) = (database.merchant(), Receiver::start());
+    receiver.answer_next(&[500]);
+    let endpoint = endpoint(&database, &merchant, &receiver.url);
+    endpoint.make_events(&database, 1);
+    endpoint.set(&database, "status = 'disabled', disabled_at = clock_timestamp()");
+    execute(
+        &mut database.as_owner(),
+        "UPDATE webhook_deliveries SET created_at = created_at - interval '4 days'",
+    );
+    let app = App::start_with(&database, quick);
+    let path = format!("/v1/webhook-endpoints/{}", WebhookEndpointId(endpoint.id));
+    let client = app.client.as_merchant(&merchant);
+    client.send("PATCH", &path, "k", &json!({"status": "enabled"})).expect(200);
+    eventually("its arrival", || endpoint.deliveries(&database, "succeeded") == 1);
+    let statuses: Vec<_> =
+        endpoint.attempts(&database).iter().map(|attempt| attempt["status"].clone()).collect();
+    assert_eq!(statuses, [500, 200]);
+}
+
+#[test]
+fn an_endpoint_that_has_failed_for_too_long_is_disabled_also_when_nothing_waits_for_it() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let [dead, young] = [(); 2].map(|()| endpoint(&database, &merchant, "http://127.0.0.1:1/"));
+    dead.set(&database, "failing_since = clock_timestamp() - interval '1 hour'");
+    young.set(&database, "failing_since = clock_timestamp() + interval '1 hour'");
+    let _app = App::start_with(&database, |config| {
+        quick(config);
+        config.delivery.delivery_give_up_after_s = 1;
+    });
+    let disabled = "SELECT count(*) FROM webhook_endpoints WHERE status = 'disabled'";
+    eventually("its end", || database.count(disabled) == 1);
+    assert!(young.is_failing(&database), "it has its time");
+    assert_eq!(database.count("SELECT count(*) FROM events WHERE type = 'webhook_endpoint.disabled'"), 1);
+}
+
 /// Kills an instance at `point` with one message to be sent. `sent`: how often it has been sent by then.
 fn survive(point: &str, sent: usize) {
     let database = TestDatabase::new();

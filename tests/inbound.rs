@@ -298,6 +298,20 @@ fn a_refund_that_comes_back_while_its_charge_is_disputed_leaves_it_so() {
 }
 
 #[test]
+fn a_dispute_that_comes_before_the_refund_has_come_back_waits_for_that() {
+    let scene = Scene::new();
+    let charge = scene.charge(&visa());
+    scene.charge(&visa());
+    let refund = scene.client.send("POST", "/v1/refunds", &fresh_key(), &json!({"charge_id": charge}));
+    let refund = refund.expect(201).field("id");
+    assert_eq!(scene.deliver_as("early", &scene.dispute("dispute.opened", &charge, "d")), "parked");
+    assert_eq!(scene.deliver(&scene.event("refund.failed", &refund)), "applied");
+    eventually("the dispute", || scene.kept("early")["state"] == "applied");
+    assert_eq!(scene.status(&format!("/v1/charges/{charge}")), "disputed");
+    assert_eq!(scene.deliver(&scene.dispute("dispute.lost", &charge, "d")), "applied");
+}
+
+#[test]
 fn a_payout_arrives_or_comes_back() {
     let scene = Scene::new();
     scene.charge(&visa());
@@ -450,6 +464,21 @@ fn an_event_whose_handling_fails_is_as_if_it_had_not_come() {
     execute(superuser, "DROP FUNCTION fail()");
 }
 
+/// So that the first time is an increase.
+#[test]
+fn counts_that_are_alarms_begin_at_zero() {
+    let scene = Scene::new();
+    for series in [
+        r#"oncepay_acquirer_events_total{outcome="contradicted",type="payout.failed"} 0"#,
+        r#"oncepay_acquirer_webhooks_refused_total{reason="forged"} 0"#,
+        r#"oncepay_acquirer_webhooks_refused_total{reason="unreadable"} 0"#,
+    ] {
+        eventually(series, || {
+            scene.app.client.get("/metrics").expect(200).text().lines().any(|line| line == series)
+        });
+    }
+}
+
 #[test]
 fn what_is_not_known_is_kept_acknowledged_and_counted() {
     let scene = Scene::new();
@@ -591,6 +620,8 @@ fn only_what_has_come_to_no_end_can_be_dismissed() {
     let payout = scene.payout();
     assert_eq!(scene.deliver_as("applied", &scene.event("payout.paid", &payout)), "applied");
     assert_eq!(scene.deliver_as("contradicted", &scene.event("payout.failed", &payout)), "contradicted");
+    let contradicted = || scene.app.client.metrics().value("oncepay_acquirer_events_contradicted", &[]);
+    eventually("the alarm", || contradicted() == 1.0);
     for (event_id, state) in [("applied", "applied"), ("contradicted", "dismissed")] {
         let path =
             format!("/v1/operator/acquirer-events/{}/dismiss", scene.kept(event_id)["id"].as_str().unwrap());
@@ -598,6 +629,7 @@ fn only_what_has_come_to_no_end_can_be_dismissed() {
             scene.operator.send("POST", &path, &fresh_key(), &json!({"reason": "we know"})).expect(200);
         assert_eq!((answer.field("state").as_str(), &answer.json()["attempts"]), (state, &json!(1)));
     }
+    eventually("its end", || contradicted() == 0.0);
     let unheard = "/v1/operator/acquirer-events/ae_1/dismiss";
     let refused = scene.operator.send("POST", unheard, &fresh_key(), &json!({"reason": "x"}));
     refused.expect_problem(404, "acquirer_event_not_found");

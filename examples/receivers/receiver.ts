@@ -5,8 +5,9 @@ const hook = new Webhook(process.env.WEBHOOK_SECRET!), db = new pg.Pool({ connec
 db.on("error", console.error); // A connection that breaks while nobody uses it isn't the end of the program.
 await db.query("CREATE TABLE IF NOT EXISTS seen (id text PRIMARY KEY); CREATE TABLE IF NOT EXISTS effects (what text)");
 createServer(async (request, response) => {
-  let event: any, body = Buffer.concat(await request.toArray()); // The bytes as they came: those are signed.
-  try { event = hook.verify(body, request.headers as Record<string, string>); } catch { return response.writeHead(400).end(); }
+  const verify = (body: Buffer[]) => hook.verify(Buffer.concat(body), request.headers as Record<string, string>);
+  const event: any = await request.toArray().then(verify).catch(() => null); // The bytes as they came; or it broke off.
+  if (!event) return response.writeHead(400).end();
   // One transaction: that it was seen, and what it leads to. It's acknowledged when that is committed.
   const once = `WITH unseen AS (INSERT INTO seen VALUES ($1) ON CONFLICT DO NOTHING RETURNING id)
                 INSERT INTO effects SELECT $2 FROM unseen`;

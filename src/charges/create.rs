@@ -302,8 +302,11 @@ impl CreateCharge {
         let window = std::time::Duration::from_secs(context.policy().suspicion_window_seconds.into());
         let others = context.others_in_progress(conn, Self::NAME, window)?;
         Ok(others.iter().any(|body| {
-            let other = parse_json(body)
-                .and_then(|body| Fields::read(&body, |fields| Self::read(&mut Input { path: "", fields })));
+            let other = parse_json(body).and_then(|body| {
+                Fields::read(&body, |fields| {
+                    Self::read(&mut Input { path: "", fields, allows_loopback: false })
+                })
+            });
             other.is_ok_and(|other| {
                 other.reference == self.reference
                     && other.amount == self.amount

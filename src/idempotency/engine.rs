@@ -59,7 +59,7 @@ pub struct Settings {
     pub timing: Timing,
     /// How many requests may share a statement, where they can.
     pub batch_size_max: usize,
-    /// See [`Context::allows_loopback`].
+    /// See [`Input::allows_loopback`](super::Input::allows_loopback).
     pub webhook_allow_loopback: bool,
 }
 
@@ -94,7 +94,6 @@ impl Inner {
             now,
             policy: &request.treatment.policy,
             vault: &self.vault,
-            settings: &self.settings,
             metrics: &self.metrics,
         }
     }
@@ -159,6 +158,11 @@ impl Engine {
     /// Whether the processor is called at the moment, as far as is known.
     pub fn is_processor_available(&self) -> bool {
         self.inner.processor.is_available()
+    }
+
+    /// See [`Input::allows_loopback`](super::Input::allows_loopback).
+    pub(super) fn allows_loopback(&self) -> bool {
+        self.inner.settings.webhook_allow_loopback
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -16,7 +16,6 @@ use crate::metrics::Metrics;
 use crate::processor::{Processor, ProcessorCall};
 use crate::vault::{Purpose, Vault};
 
-use super::engine::Settings;
 use super::key::IdempotencyKey;
 use super::policy::Policy;
 use super::reply::Reply;
@@ -31,7 +30,6 @@ pub struct Context<'a> {
     pub(super) now: DateTime<Utc>,
     pub(super) policy: &'a Policy,
     pub(super) vault: &'a Vault,
-    pub(super) settings: &'a Settings,
     pub(super) metrics: &'a Metrics,
 }
 
@@ -60,11 +58,6 @@ impl Context<'_> {
     /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
     pub fn secret(&self, purpose: Purpose, id: Uuid) -> SecretString {
         self.vault.derive(purpose, id)
-    }
-
-    /// Whether messages may be sent to the service's own host.
-    pub fn allows_loopback(&self) -> bool {
-        self.settings.webhook_allow_loopback
     }
 
     /// The operation's policy.

@@ -105,6 +105,8 @@ pub struct Input<'a, 'b> {
     pub path: &'a str,
     /// Members of the body.
     pub fields: &'a mut Fields<'b>,
+    /// Whether messages may be sent to the service's own host.
+    pub allows_loopback: bool,
 }
 
 impl Input<'_, '_> {
@@ -225,7 +227,7 @@ impl<O: Operation> IdempotentRequest<O> {
         let is_keyed = key.is_some();
         let read = || {
             let value = if is_empty { Value::Object(Map::new()) } else { parse_json(&raw_body)? };
-            Ok((read_operation(req.path(), &value)?, value))
+            Ok((read_operation(req.path(), &value, engine.allows_loopback())?, value))
         };
         let (operation, value) = read().inspect_err(|error: &Error| {
             if let Some(event_id) = &event_id {
@@ -259,9 +261,13 @@ impl<O: Operation> IdempotentRequest<O> {
     }
 
     /// Reads a stored request again. Fails if this release wouldn't take it.
-    pub(super) fn restore(envelope: Envelope, treatment: Treatment) -> Result<Self, Error> {
+    pub(super) fn restore(
+        envelope: Envelope,
+        treatment: Treatment,
+        allows_loopback: bool,
+    ) -> Result<Self, Error> {
         let value = parse_json(&envelope.content.body)?;
-        let operation = read_operation(&envelope.content.path, &value)?;
+        let operation = read_operation(&envelope.content.path, &value, allows_loopback)?;
         Ok(Self { envelope: Arc::new(envelope), operation: Arc::new(operation), treatment })
     }
 
@@ -305,8 +311,8 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         .map(|seconds| Duration::from_secs(seconds.into()))
 }
 
-fn read_operation<O: Operation>(path: &str, body: &Value) -> Result<O, Error> {
-    Fields::read(body, |fields| O::read(&mut Input { path, fields }))
+fn read_operation<O: Operation>(path: &str, body: &Value, allows_loopback: bool) -> Result<O, Error> {
+    Fields::read(body, |fields| O::read(&mut Input { path, fields, allows_loopback }))
 }
 
 async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, Error> {

@@ -3,12 +3,13 @@
 //! Promised: every delivery is tried until an endpoint has taken it, or it's given up, for its age or because the
 //! endpoint was deleted; whoever dies, dies between two statements, and the delivery is another's after the lease. An
 //! endpoint that fails, hangs or has much waiting for it takes no more than its share: so many attempts at a time, one
-//! while it fails, and all that fail together no more than half of what an instance can do at a time. While a message
-//! is on its way, no connection to the database is held.
+//! while it fails, and that one no oftener than once a second; all endpoints of a merchant together no more than a quarter
+//! of what an instance can do at a time, and all that fail no more than half. While a message is on its way, no
+//! connection to the database is held.
 //!
 //! Not promised: that a message comes once, or in order. A receiver tells duplicates by `webhook-id`, and order by the time
-//! in the message. And endpoints that take seconds for each message, but take it, aren't held back: sixteen of them with
-//! much to be sent can take all places.
+//! in the message. And endpoints that take seconds for each message, but take it, aren't held back: those of four
+//! merchants with much to be sent can take all places.
 //!
 //! ```text
 //! Worker::begin_due          as many as there are places
@@ -54,6 +55,12 @@ const BATCH_SIZE_MAX: usize = 128;
 /// How often it's looked for deliveries to deleted endpoints, and how many of them are given up at a time.
 const GIVE_UP_INTERVAL: Duration = Duration::from_secs(5);
 const GIVE_UP_BATCH: u32 = 1_000;
+/// Least time from one attempt at an endpoint that fails to the next one: what waits for it would otherwise be tried, and given
+/// up, as fast as it refuses connections.
+const FAILING_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it's looked for endpoints that have failed for too long, and how many of them are disabled at a time.
+const DISABLE_INTERVAL: Duration = Duration::from_secs(60);
+const DISABLE_BATCH: u32 = 100;
 /// For how many times as long as a look at all endpoints took, there is no other.
 const LOOK_PAUSE_FACTOR: u32 = 4;
 /// Pause after the first failure of the database, and the longest.
@@ -122,6 +129,16 @@ impl Options {
         Duration::from_secs(self.delivery_give_up_after_s)
     }
 
+    /// Messages to the endpoints of one merchant at a time.
+    fn concurrency_per_merchant(&self) -> u32 {
+        (self.delivery_concurrency / 4).max(self.delivery_concurrency_per_endpoint)
+    }
+
+    /// See [`FAILING_INTERVAL`].
+    fn failing_interval(&self) -> Duration {
+        FAILING_INTERVAL.min(Duration::from_millis(self.delivery_backoff_ms))
+    }
+
     /// Pause after attempt `number` has failed.
     fn pause_after(&self, number: i32) -> Duration {
         let failures = u32::try_from(number - 1).unwrap_or(0);
@@ -172,6 +189,7 @@ impl Worker {
     pub fn start(self, metrics_interval: Duration) {
         actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
         actix_web::rt::spawn(self.clone().keep_giving_up());
+        actix_web::rt::spawn(self.clone().keep_disabling());
         actix_web::rt::spawn(self.keep_delivering());
     }
 
@@ -233,6 +251,26 @@ impl Worker {
         }
     }
 
+    /// Disables what nobody else has: see [`outbox::failed_for_too_long`].
+    async fn keep_disabling(self) {
+        let Shared { db, options, .. } = &*self.shared;
+        let give_up_after = options.give_up_after();
+        loop {
+            tokio::time::sleep(DISABLE_INTERVAL.min(give_up_after).mul_f64(rand::random_range(0.75..=1.25)))
+                .await;
+            let failed =
+                db.run(move |conn| outbox::failed_for_too_long(conn, give_up_after, DISABLE_BATCH)).await;
+            match failed {
+                Ok(failed) => {
+                    for endpoint in failed {
+                        self.disable(endpoint).await;
+                    }
+                }
+                Err(error) => log::warn!("couldn't look for failing endpoints: {}", error.detailed()),
+            }
+        }
+    }
+
     /// Claims what is due to some endpoints, as far as there are places, and begins to send it. Returns how many that were.
     ///
     /// Not tried again where the claim's commit may have been lost: that would claim others, and these come back after
@@ -258,7 +296,7 @@ impl Worker {
     /// Sends a message that was claimed after `asked`, and notes what came of it.
     async fn attempt(self, claimed: Claimed, _place: Place, asked: Instant) {
         let Shared { options, metrics, .. } = &*self.shared;
-        let _in_flight = Counted::new(&metrics.webhook_in_flight);
+        let in_flight = Counted::new(&metrics.webhook_in_flight);
         faults::reach("delivery_before_send");
         let begun = Instant::now();
         let sent = self.send(&claimed).await;
@@ -278,6 +316,11 @@ impl Worker {
         metrics.webhook_deliveries.with_label_values(&[outcome]).inc();
         if noted.endpoint_is_given_up {
             self.disable(claimed.endpoint_key()).await;
+        }
+        drop(in_flight);
+        if claimed.endpoint_is_failing && noted.state != State::Succeeded {
+            // With its place taken, the endpoint has no turn.
+            tokio::time::sleep(options.failing_interval().saturating_sub(begun.elapsed())).await;
         }
     }
 
@@ -338,7 +381,7 @@ impl Worker {
         }
     }
 
-    /// Disables an endpoint that has failed for too long. If that fails, the next attempt at it will do so.
+    /// Disables an endpoint that has failed for too long. If that fails, [`keep_disabling`](Self::keep_disabling) comes by.
     async fn disable(&self, endpoint: EndpointKey) {
         let Shared { db, options, metrics, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
@@ -382,6 +425,7 @@ fn outcome_of(
         merchant: claimed.merchant,
         id: claimed.id,
         number: claimed.number,
+        tried_since: claimed.tried_since,
         has_succeeded: status.is_some_and(|status| (200..300).contains(&status)),
         pause: options.pause_after(claimed.number),
         attempt,
@@ -462,6 +506,7 @@ impl Places {
             places: (all as usize).saturating_sub(taken.all),
             places_for_failing: (all.div_ceil(2) as usize).saturating_sub(taken.by_failing),
             places_per_endpoint: per_endpoint,
+            places_per_merchant: options.concurrency_per_merchant(),
             in_flight: taken.by_endpoint.iter().map(|(endpoint, count)| (*endpoint, *count)).collect(),
         }
     }

@@ -153,6 +153,7 @@ pub(crate) struct EndpointRow {
     pub failing_since: Option<DateTime<Utc>>,
     pub disabled_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
+    pub enabled_at: Option<DateTime<Utc>>,
 }
 
 impl EndpointRow {
@@ -196,15 +197,22 @@ impl EndpointRow {
                 webhook_endpoints::previous_secret_expires_at.eq(self.previous_secret_expires_at),
                 webhook_endpoints::failing_since.eq(self.failing_since),
                 webhook_endpoints::disabled_at.eq(self.disabled_at),
+                webhook_endpoints::enabled_at.eq(self.enabled_at),
             ))
             .execute(conn)?;
         Ok(())
     }
 
+    /// Changes nothing where it's so already: one that fails doesn't get more than its share by being enabled again.
     fn set_status(&mut self, status: EndpointStatus, now: DateTime<Utc>) {
+        if self.status == status.as_str() {
+            return;
+        }
         match status {
-            EndpointStatus::Enabled => (self.failing_since, self.disabled_at) = (None, None),
-            EndpointStatus::Disabled => self.disabled_at = self.disabled_at.or(Some(now)),
+            EndpointStatus::Enabled => {
+                (self.failing_since, self.disabled_at, self.enabled_at) = (None, None, Some(now));
+            }
+            EndpointStatus::Disabled => self.disabled_at = Some(now),
         }
         status.as_str().clone_into(&mut self.status);
     }
@@ -236,19 +244,12 @@ impl EndpointRow {
 
 /// A URL that messages may be sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct EndpointUrl {
-    /// As the merchant wrote it.
-    text: String,
-    /// Whether it leads to the service's own host.
-    is_loopback: bool,
-    is_encrypted: bool,
-}
+struct EndpointUrl(String);
 
-impl FromStr for EndpointUrl {
-    type Err = String;
-
-    /// Judges what can be judged without the settings. The error says what the URL must be.
-    fn from_str(text: &str) -> Result<Self, String> {
+impl EndpointUrl {
+    /// The error says what the URL must be. Without TLS, only the service's own host may get messages, and that only
+    /// where `allows_loopback` says so.
+    fn parse(text: &str, allows_loopback: bool) -> Result<Self, String> {
         if text.chars().count() > URL_MAX {
             return Err(format!("must have at most {URL_MAX} characters"));
         }
@@ -276,7 +277,13 @@ impl FromStr for EndpointUrl {
             Host::Ipv4(ip) => judge(ip.into())?,
             Host::Ipv6(ip) => judge(ip.into())?,
         };
-        Ok(Self { text: text.to_owned(), is_loopback, is_encrypted: url.scheme() == "https" })
+        match (is_loopback, url.scheme()) {
+            (true, _) if allows_loopback => {}
+            (_, "http") => return Err("must be an https URL".to_owned()),
+            (true, _) => return Err("must lead to a public address".to_owned()),
+            (false, _) => {}
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -290,16 +297,10 @@ fn judge(ip: IpAddr) -> Result<bool, String> {
     }
 }
 
-impl EndpointUrl {
-    /// Judges the rest: the service's own host, and messages without TLS, which only that may get.
-    fn check(&self, allows_loopback: bool) -> Result<(), Error> {
-        match (self.is_loopback, self.is_encrypted) {
-            (true, _) if allows_loopback => Ok(()),
-            (false, true) => Ok(()),
-            (true, true) => Err(Error::field("/url", "must lead to a public address")),
-            (_, false) => Err(Error::field("/url", "must be an https URL")),
-        }
-    }
+/// Reads `url`.
+fn read_url(input: &mut Input<'_, '_>) -> Option<EndpointUrl> {
+    let allows_loopback = input.allows_loopback;
+    input.fields.optional_read("url", |text| EndpointUrl::parse(text, allows_loopback))
 }
 
 /// Reads `event_types`.
@@ -336,7 +337,7 @@ impl Operation for CreateWebhookEndpoint {
     const NAME: &'static str = "webhook_endpoints.create";
 
     fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let url = input.fields.choice("url");
+        let url = input.fields.required("url").and_then(|_| read_url(input));
         let event_types = read_event_types(input).unwrap_or_else(|| vec![EVERYTHING]);
         let description = input.fields.optional_text("description", TEXT_MAX);
         Some(Self { url: url?, event_types, description })
@@ -350,7 +351,6 @@ impl Operation for CreateWebhookEndpoint {
 impl LocalOperation for CreateWebhookEndpoint {
     /// Locks: the merchant's right to have another endpoint.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-        self.url.check(context.allows_loopback())?;
         let merchant = context.merchant();
         lock_number_of_endpoints(conn, merchant)?;
         let endpoints: i64 = webhook_endpoints::table
@@ -366,7 +366,7 @@ impl LocalOperation for CreateWebhookEndpoint {
             .values((
                 webhook_endpoints::merchant_id.eq(merchant),
                 webhook_endpoints::id.eq(id),
-                webhook_endpoints::url.eq(&self.url.text),
+                webhook_endpoints::url.eq(&self.url.0),
                 webhook_endpoints::event_types.eq(owned(&self.event_types)),
                 webhook_endpoints::description.eq(&self.description),
                 webhook_endpoints::status.eq(EndpointStatus::Enabled.as_str()),
@@ -492,8 +492,8 @@ pub struct UpdateWebhookEndpoint {
     /// New text, or `null`.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
     description: Patch<String>,
-    /// `disabled`: nothing is sent; what waits already waits on, and what happens meanwhile is never told. `enabled`: it's as if it
-    /// had never failed.
+    /// `disabled`: nothing is sent; what waits already waits on, and what happens meanwhile is never told. `enabled`, after
+    /// that: it's as if it had never failed, and what waits is tried as long as what is new.
     #[schema(value_type = Option<EndpointStatus>, nullable = false)]
     status: Option<EndpointStatus>,
 }
@@ -504,7 +504,7 @@ impl Operation for UpdateWebhookEndpoint {
     fn read(input: &mut Input<'_, '_>) -> Option<Self> {
         Some(Self {
             id: input.segment(2).parse().ok(),
-            url: input.fields.optional_choice("url"),
+            url: read_url(input),
             event_types: read_event_types(input),
             description: input.fields.patch_text("description", TEXT_MAX),
             status: input.fields.optional_choice("status"),
@@ -519,12 +519,9 @@ impl Operation for UpdateWebhookEndpoint {
 impl LocalOperation for UpdateWebhookEndpoint {
     /// Locks the endpoint.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-        if let Some(url) = &self.url {
-            url.check(context.allows_loopback())?;
-        }
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         if let Some(url) = &self.url {
-            row.url.clone_from(&url.text);
+            row.url.clone_from(&url.0);
         }
         if let Some(event_types) = &self.event_types {
             row.event_types = owned(event_types);
@@ -546,7 +543,7 @@ problems!(UpdateProblems, mutating: WebhookEndpointNotFound);
 
 /// Update a webhook endpoint
 ///
-/// As a JSON merge patch (RFC 7396). Enabling an endpoint makes it new again: `failing_since` and `disabled_at` are removed.
+/// As a JSON merge patch (RFC 7396). Enabling a disabled endpoint makes it new again: `failing_since` and `disabled_at` are removed.
 #[utoipa::path(
     operation_id = "webhook_endpoints.update",
     tag = "Webhooks",

@@ -42,6 +42,8 @@ pub(super) struct Room {
     pub(super) places_for_failing: usize,
     /// Attempts at a time per endpoint, those under way included.
     pub(super) places_per_endpoint: u32,
+    /// The same per merchant.
+    pub(super) places_per_merchant: u32,
     /// Attempts of this sender that are under way.
     pub(super) in_flight: Vec<(EndpointKey, i32)>,
 }
@@ -66,6 +68,8 @@ pub(super) struct Claimed {
     pub(super) data: Value,
     /// By the database's clock.
     pub(super) claimed_at: DateTime<Utc>,
+    /// Since when it's tried: its own age, or since its endpoint was enabled again.
+    pub(super) tried_since: DateTime<Utc>,
 }
 
 impl Claimed {
@@ -78,12 +82,12 @@ impl Claimed {
 type ClaimedSql = (
     (SqlUuid, SqlUuid, SqlUuid, Integer),
     (Text, Integer, Bool, Bool),
-    (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz),
+    (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz, Timestamptz),
 );
 type ClaimedRow = (
     (MerchantId, DeliveryId, WebhookEndpointId, i32),
     (String, i32, bool, bool),
-    (EventId, String, DateTime<Utc>, Value, DateTime<Utc>),
+    (EventId, String, DateTime<Utc>, Value, DateTime<Utc>, DateTime<Utc>),
 );
 
 /// The endpoints that anything is pending for, by a walk over the index that jumps from one to the next.
@@ -113,14 +117,20 @@ macro_rules! claim {
     ($waiting:ident) => {
         concat!(
             $waiting!(),
-            ", ready AS MATERIALIZED ( \
-             SELECT e.merchant_id, e.id, e.url, e.secret_version, e.failing_since IS NOT NULL AS is_failing, \
+            ", in_flight AS MATERIALIZED ( \
+             SELECT * FROM unnest({}, {}, {}) AS f (merchant_id, endpoint_id, count)), ",
+            "by_merchant AS MATERIALIZED ( \
+             SELECT merchant_id, sum(count) AS count FROM in_flight GROUP BY merchant_id), ",
+            "ready AS MATERIALIZED ( \
+             SELECT e.merchant_id, e.id, e.url, e.secret_version, e.enabled_at, \
+                 e.failing_since IS NOT NULL AS is_failing, \
                  coalesce(e.previous_secret_expires_at > statement_timestamp(), false) AS previous_is_valid, \
-                 CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places \
+                 CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places, \
+                 {} - coalesce(m.count, 0) AS places_of_merchant \
              FROM waiting w \
              JOIN webhook_endpoints e ON e.merchant_id = w.merchant_id AND e.id = w.endpoint_id \
-             LEFT JOIN unnest({}, {}, {}) AS f (merchant_id, endpoint_id, count) \
-                 ON f.merchant_id = e.merchant_id AND f.endpoint_id = e.id \
+             LEFT JOIN in_flight f ON f.merchant_id = e.merchant_id AND f.endpoint_id = e.id \
+             LEFT JOIN by_merchant m ON m.merchant_id = e.merchant_id \
              CROSS JOIN LATERAL ( \
                  SELECT FROM webhook_deliveries d \
                  WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
@@ -128,11 +138,14 @@ macro_rules! claim {
                  ORDER BY d.due_at LIMIT 1) AS due \
              WHERE e.status = 'enabled'), ",
             "chosen AS MATERIALIZED ( \
-             SELECT *, least(places, greatest(1, {} / count(*) OVER ())) AS share FROM ( \
+             SELECT *, least(places, greatest(1, {} / count(*) OVER ()), \
+                 greatest(1, places_of_merchant / count(*) OVER (PARTITION BY merchant_id))) AS share FROM ( \
                  SELECT * FROM ( \
-                     SELECT *, row_number() OVER (PARTITION BY is_failing ORDER BY random()) AS turn \
+                     SELECT *, row_number() OVER (PARTITION BY is_failing ORDER BY random()) AS turn, \
+                         row_number() OVER (PARTITION BY merchant_id ORDER BY random()) AS turn_of_merchant \
                      FROM ready WHERE places > 0) AS turns \
-                 WHERE NOT is_failing OR turn <= {} ORDER BY turn LIMIT {}) AS first), ",
+                 WHERE (NOT is_failing OR turn <= {}) AND turn_of_merchant <= places_of_merchant \
+                 ORDER BY turn LIMIT {}) AS first), ",
             "due AS MATERIALIZED ( \
              SELECT d.place FROM chosen c CROSS JOIN LATERAL ( \
                  SELECT d.ctid AS place FROM webhook_deliveries d \
@@ -143,10 +156,11 @@ macro_rules! claim {
              UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, \
                  claimed_until = clock_timestamp() + make_interval(secs => {}) \
              FROM due WHERE d.ctid = due.place \
-             RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count) ",
+             RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count, d.created_at) ",
             "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
              e.url, e.secret_version, e.previous_is_valid, e.is_failing, \
-             c.event_id, event.type, event.created_at, event.data, clock_timestamp() \
+             c.event_id, event.type, event.created_at, event.data, clock_timestamp(), \
+             greatest(c.created_at, e.enabled_at) \
          FROM claimed c JOIN chosen e ON e.merchant_id = c.merchant_id AND e.id = c.endpoint_id \
          CROSS JOIN LATERAL ( \
              SELECT type, created_at, data FROM events \
@@ -179,10 +193,11 @@ pub(super) fn claim(
         }
     };
     let rows = claim
-        .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
         .bind::<Array<SqlUuid>, _>(merchants)
         .bind::<Array<SqlUuid>, _>(endpoints)
         .bind::<Array<Integer>, _>(counts)
+        .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
+        .bind::<Integer, _>(i32::try_from(room.places_per_merchant).unwrap_or(i32::MAX))
         .bind::<BigInt, _>(count(room.places))
         .bind::<BigInt, _>(count(room.places_for_failing))
         .bind::<BigInt, _>(count(room.places))
@@ -191,7 +206,7 @@ pub(super) fn claim(
     let claimed = |(delivery, endpoint, event): ClaimedRow| {
         let ((merchant, id, endpoint_id, number), (url, secret_version, previous, failing)) =
             (delivery, endpoint);
-        let (event, kind, event_created_at, data, claimed_at) = event;
+        let (event, kind, event_created_at, data, claimed_at, tried_since) = event;
         Claimed {
             merchant,
             id,
@@ -206,6 +221,7 @@ pub(super) fn claim(
             event_created_at,
             data,
             claimed_at,
+            tried_since,
         }
     };
     Ok(rows.into_iter().map(claimed).collect())
@@ -218,6 +234,8 @@ pub(super) struct Outcome {
     pub(super) id: DeliveryId,
     /// Number of the attempt.
     pub(super) number: i32,
+    /// Since when the delivery is tried.
+    pub(super) tried_since: DateTime<Utc>,
     pub(super) has_succeeded: bool,
     /// Pause before the next attempt.
     pub(super) pause: Duration,
@@ -244,8 +262,8 @@ pub(super) enum State {
     Failed,
 }
 
-/// Notes outcomes, in one statement. An attempt that has failed is followed by another one, unless the delivery is older
-/// than `give_up_after`. Returns `None` for those that the fence refuses, or that are noted already.
+/// Notes outcomes, in one statement. An attempt that has failed is followed by another one, unless the delivery has been
+/// tried for longer than `give_up_after`. Returns `None` for those that the fence refuses, or that are noted already.
 ///
 /// Locks the deliveries, and then the endpoints for which something changes, by id: those that begin to fail, and those
 /// that take messages again.
@@ -261,13 +279,13 @@ pub(super) fn note(
     let rows = statement::<(BigInt, Text, Bool)>(
         "WITH outcome AS MATERIALIZED ( \
              SELECT *, statement_timestamp() - make_interval(secs => {}) AS too_old \
-             FROM unnest({}, {}, {}, {}, {}, {}) WITH ORDINALITY \
-                 AS o (merchant_id, id, number, has_succeeded, pause_s, attempt, position)), \
+             FROM unnest({}, {}, {}, {}, {}, {}, {}) WITH ORDINALITY \
+                 AS o (merchant_id, id, number, tried_since, has_succeeded, pause_s, attempt, position)), \
          noted AS ( \
              UPDATE webhook_deliveries d SET \
-                 state = CASE WHEN o.has_succeeded THEN 'succeeded' WHEN d.created_at < o.too_old THEN 'failed' \
+                 state = CASE WHEN o.has_succeeded THEN 'succeeded' WHEN o.tried_since < o.too_old THEN 'failed' \
                               ELSE 'pending' END, \
-                 completed_at = CASE WHEN o.has_succeeded OR d.created_at < o.too_old THEN clock_timestamp() END, \
+                 completed_at = CASE WHEN o.has_succeeded OR o.tried_since < o.too_old THEN clock_timestamp() END, \
                  due_at = CASE WHEN o.has_succeeded THEN d.due_at \
                                ELSE clock_timestamp() + make_interval(secs => o.pause_s) END, \
                  claimed_until = '-infinity', attempts = d.attempts || o.attempt \
@@ -297,6 +315,7 @@ pub(super) fn note(
     .bind::<Array<SqlUuid>, _>(outcomes.iter().map(|outcome| outcome.merchant).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(outcomes.iter().map(|outcome| outcome.id).collect::<Vec<_>>())
     .bind::<Array<Integer>, _>(outcomes.iter().map(|outcome| outcome.number).collect::<Vec<_>>())
+    .bind::<Array<Timestamptz>, _>(outcomes.iter().map(|outcome| outcome.tried_since).collect::<Vec<_>>())
     .bind::<Array<Bool>, _>(outcomes.iter().map(|outcome| outcome.has_succeeded).collect::<Vec<_>>())
     .bind::<Array<Double>, _>(outcomes.iter().map(|outcome| outcome.pause.as_secs_f64()).collect::<Vec<_>>())
     .bind::<Array<Jsonb>, _>(outcomes.iter().map(|outcome| &outcome.attempt).collect::<Vec<_>>())
@@ -339,6 +358,23 @@ pub(super) fn disable(
     let object = EndpointRow::find(conn, merchant, endpoint)?.into_endpoint();
     events::record(conn, merchant, EventType::WebhookEndpointDisabled, endpoint.0, &object)?;
     Ok(true)
+}
+
+/// Endpoints that have failed for `give_up_after` and are still enabled, the longest first, up to `limit` of them: whoever
+/// noted their last attempt has died since, or nothing is sent to them any more.
+pub(super) fn failed_for_too_long(
+    conn: &mut PgConnection,
+    give_up_after: Duration,
+    limit: u32,
+) -> Result<Vec<EndpointKey>, Error> {
+    Ok(statement::<(SqlUuid, SqlUuid)>(
+        "SELECT merchant_id, id FROM webhook_endpoints \
+         WHERE status = 'enabled' AND failing_since < statement_timestamp() - make_interval(secs => {}) \
+         ORDER BY failing_since LIMIT {}",
+    )
+    .bind::<Double, _>(give_up_after.as_secs_f64())
+    .bind::<BigInt, _>(i64::from(limit))
+    .load(conn)?)
 }
 
 /// Gives deliveries up that wait for endpoints that were deleted, up to `batch` of them: each such endpoint would have to be

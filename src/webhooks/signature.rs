@@ -82,6 +82,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Malformed, Self::OutOfTime, Self::Forged];
+
     /// The same for who has sent it: what the message is or does.
     pub fn reason(self) -> &'static str {
         match self {

@@ -94,6 +94,10 @@ fn enabling_an_endpoint_makes_it_new() {
         [&enabled["status"], &enabled["disabled_at"], &enabled["failing_since"]],
         [&json!("enabled"), &Value::Null, &Value::Null]
     );
+    // One that is enabled already doesn't get another chance by saying so.
+    execute(&mut database.as_app(), "UPDATE webhook_endpoints SET failing_since = created_at");
+    let still = update(&client, &id, json!({"status": "enabled"})).expect(200).json();
+    assert!(still["failing_since"].is_string());
 }
 
 /// Panics if a table holds the secret, as a text or as bytes.
@@ -332,6 +336,7 @@ fn bad_fields_are_named_all_at_once() {
             json!({"url": 1, "event_types": [], "description": "", "x": 1}),
             vec!["/description", "/event_types", "/url", "/x"],
         ),
+        (json!({"url": "http://shop.example/", "event_types": ["nope"]}), vec!["/event_types/0", "/url"]),
         (json!({"url": URL, "event_types": "*"}), vec!["/event_types"]),
         (json!({"url": URL, "event_types": null}), vec!["/event_types"]),
         (

@@ -366,7 +366,8 @@ impl Engine {
         let request_id = envelope.request_id.clone();
         let treatment = Treatment { policy, enforcement: Enforcement::Enforce, wait: None };
         let attempt = async {
-            let request = IdempotentRequest::<O>::restore(envelope, treatment).map_err(|error| {
+            let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.allows_loopback());
+            let request = restored.map_err(|error| {
                 Error::internal(format!("a stored request can't be read any more: {error}"))
             })?;
             let answer = self.perform_and_finish(&request, &claim, None).await?;

@@ -117,16 +117,26 @@ impl From<Learned> for Outcome {
 }
 
 impl AcquirerEvent {
+    /// The types that say something to us.
+    pub const KINDS: [&str; 9] = [
+        "charge.succeeded",
+        "charge.failed",
+        "refund.failed",
+        "payout.paid",
+        "payout.failed",
+        "settlement.paid",
+        "dispute.opened",
+        "dispute.won",
+        "dispute.lost",
+    ];
+
     /// Reads an event from its members. What we don't know is passed over: the acquirer may add to its events.
     pub fn read(fields: &mut Fields<'_>) -> Option<Self> {
         fields.allow_unknown();
         let kind = fields.text("type", TYPE_LENGTH_MAX)?;
-        let news = match kind.as_str() {
-            "charge.succeeded" | "charge.failed" | "refund.failed" | "payout.paid" | "payout.failed"
-            | "settlement.paid" | "dispute.opened" | "dispute.won" | "dispute.lost" => {
-                Some(fields.object("data", |data| News::read(&kind, data))?)
-            }
-            _ => None,
+        let news = match Self::KINDS.contains(&kind.as_str()) {
+            true => Some(fields.object("data", |data| News::read(&kind, data))?),
+            false => None,
         };
         Some(Self { kind, news })
     }

@@ -189,10 +189,24 @@ pub fn prune(conn: &mut PgConnection, keep: Duration, batch: i32) -> Result<i64,
         .get_result(conn)?)
 }
 
-/// How many are parked, and how many of them are overdue.
-pub fn count_parked(conn: &mut PgConnection) -> Result<(i64, i64), Error> {
-    Ok(statement::<(BigInt, BigInt)>(
-        "SELECT count(*), count(overdue_at) FROM acquirer_events WHERE state = 'parked'",
+/// Events that aren't settled.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// They wait for what they are about.
+    pub parked: i64,
+    /// Of these, those that have waited for too long.
+    pub overdue: i64,
+    /// They contradict our books.
+    pub contradicted: i64,
+}
+
+/// How many aren't settled.
+pub fn count_open(conn: &mut PgConnection) -> Result<Open, Error> {
+    let (parked, overdue, contradicted) = statement::<(BigInt, BigInt, BigInt)>(
+        "SELECT count(*) FILTER (WHERE state = 'parked'), count(overdue_at), \
+             count(*) FILTER (WHERE state = 'contradicted') \
+         FROM acquirer_events WHERE state IN ('parked', 'contradicted')",
     )
-    .get_result(conn)?)
+    .get_result(conn)?;
+    Ok(Open { parked, overdue, contradicted })
 }

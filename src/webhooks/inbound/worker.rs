@@ -9,6 +9,7 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::ids::AcquirerEventId;
 use crate::metrics::Metrics;
+use crate::webhooks::signature::Refusal;
 
 use super::event::{AcquirerEvent, Outcome};
 use super::report;
@@ -58,21 +59,28 @@ impl Options {
     }
 }
 
-/// Tries parked events, counts them, and deletes old events; doesn't return.
+/// Tries parked events; doesn't return.
 pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
     let interval = Duration::from_millis(options.acquirer_event_interval_ms);
-    let (mut count_at, mut prune_at) = (Instant::now(), Instant::now());
     loop {
         match try_all(&db, options.overdue_after(), &metrics).await {
             Ok(()) => {}
             Err(error) => log::warn!("parked events couldn't be tried: {}", error.detailed()),
         }
-        if count_at <= Instant::now() {
-            count_at = Instant::now() + COUNT_INTERVAL;
-            if let Ok((parked, overdue)) = db.run(store::count_parked).await {
-                metrics.acquirer_events_parked.set(parked);
-                metrics.acquirer_events_overdue.set(overdue);
-            }
+        tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+    }
+}
+
+/// Counts what people have to know of, and deletes old events; doesn't return. Apart from trying, which takes its time
+/// when much is parked: that's when the counts matter.
+pub async fn keep_counting(db: Db, options: Options, metrics: Arc<Metrics>) {
+    announce(&metrics);
+    let mut prune_at = Instant::now();
+    loop {
+        if let Ok(open) = db.run(store::count_open).await {
+            metrics.acquirer_events_parked.set(open.parked);
+            metrics.acquirer_events_overdue.set(open.overdue);
+            metrics.acquirer_events_contradicted.set(open.contradicted);
         }
         if prune_at <= Instant::now() {
             let started = Instant::now();
@@ -87,7 +95,17 @@ pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
                 }
             };
         }
-        tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+        tokio::time::sleep(COUNT_INTERVAL.mul_f64(rand::random_range(0.75..=1.25))).await;
+    }
+}
+
+/// Begins the counts that are alarms at 0, so that the first time is seen as an increase.
+fn announce(metrics: &Metrics) {
+    for reason in Refusal::ALL.map(Refusal::as_str).into_iter().chain(["unreadable"]) {
+        metrics.webhooks_refused.with_label_values(&[reason]);
+    }
+    for kind in AcquirerEvent::KINDS {
+        metrics.acquirer_events.with_label_values(&[kind, Outcome::Contradicted(String::new()).as_str()]);
     }
 }
 
