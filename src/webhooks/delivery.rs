@@ -71,7 +71,7 @@ const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "delivery")]
 pub struct Options {
-    /// Messages to webhook endpoints that an instance sends at the same time
+    /// Messages to webhook endpoints that an instance sends at the same time; to those of one merchant a quarter of that
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY", default_value_t = Self::default().delivery_concurrency, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency: u32,
 
