@@ -17,6 +17,7 @@ use super::{Authorization, Decision, Decline, PaymentMethod, Processor, Processo
 /// has no state to lose in a crash and any number of instances agree.
 pub struct Sandbox {
     journal: Journal,
+    slowness: Duration,
 }
 
 /// Where calls are noted.
@@ -42,24 +43,33 @@ pub struct CallRecord {
     pub took_effect: bool,
 }
 
-/// How long `pm_card_slow` takes.
-const SLOW: Duration = Duration::from_secs(2);
+/// How long `pm_card_slow` takes, unless told otherwise.
+const SLOWNESS: Duration = Duration::from_secs(2);
 
 impl Sandbox {
     /// One that notes nothing.
     pub fn new() -> Self {
-        Self { journal: Journal::Off }
+        Self::noting(Journal::Off)
     }
 
     /// One that remembers every call, for tests in the same process.
     pub fn recording() -> Self {
-        Self { journal: Journal::Memory(Mutex::new(Vec::new())) }
+        Self::noting(Journal::Memory(Mutex::new(Vec::new())))
     }
 
     /// One that appends every call to a file as a line of JSON.
     pub fn with_journal(path: &Path) -> std::io::Result<Self> {
         let file = File::options().create(true).append(true).open(path)?;
-        Ok(Self { journal: Journal::File(Mutex::new(file)) })
+        Ok(Self::noting(Journal::File(Mutex::new(file))))
+    }
+
+    fn noting(journal: Journal) -> Self {
+        Self { journal, slowness: SLOWNESS }
+    }
+
+    /// The same where `pm_card_slow` takes so long.
+    pub fn with_slowness(self, slowness: Duration) -> Self {
+        Self { slowness, ..self }
     }
 
     /// The calls so far, of a [`recording`](Self::recording) sandbox.
@@ -110,7 +120,7 @@ impl Processor for Sandbox {
         _capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
         if *payment_method == PaymentMethod::Slow {
-            tokio::time::sleep(SLOW).await;
+            tokio::time::sleep(self.slowness).await;
         }
         let first = call.attempt == 1;
         let decided = |decision| Ok(Authorization { id: format!("auth_{}", call.key), decision });
