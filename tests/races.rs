@@ -139,7 +139,9 @@ fn different_bodies_at_once_under_one_key_commit_one_and_write_nothing_else() {
 #[test]
 fn duplicates_of_a_slow_request_do_not_starve_others() {
     let database = TestDatabase::new();
-    let app = App::start_with(&database, |config| config.pool_size = 4);
+    // So slow that all duplicates come while it runs.
+    let sandbox = Arc::new(Sandbox::recording().with_slowness(Duration::from_secs(6)));
+    let app = App::start_sharing(&database, sandbox, |config| config.pool_size = 4);
     let storm = app.client.as_merchant(&database.merchant());
     let other = app.client.as_merchant(&database.merchant());
     let slow = with_method("pm_card_slow");
@@ -292,6 +294,11 @@ fn a_finish_that_meets_another_change_of_its_row_writes_all_or_nothing() {
     assert_eq!((database.rows("charges"), database.rows("journal_entries")), (6, 6));
 }
 
+/// Starts one where many may queue for one account: that takes a while where the machine is slow.
+fn start_for_a_queue(database: &TestDatabase) -> App {
+    App::start_with(database, |config| config.pool_timeout_ms = 20_000)
+}
+
 /// The same request under `count` different keys at once.
 fn under_different_keys(
     client: &Client,
@@ -316,7 +323,7 @@ fn count(responses: &[Response], status: u16, code: &str) -> usize {
 #[test]
 fn forty_refunds_at_once_never_exceed_the_charge() {
     let database = TestDatabase::new();
-    let app = App::start(&database);
+    let app = start_for_a_queue(&database);
     let client = app.client.as_merchant(&database.merchant());
     // Enough balance for more than the charge.
     for key in ["a", "b"] {
@@ -339,7 +346,7 @@ fn forty_refunds_at_once_never_exceed_the_charge() {
 #[test]
 fn forty_payouts_at_once_never_overdraw() {
     let database = TestDatabase::new();
-    let app = App::start(&database);
+    let app = start_for_a_queue(&database);
     let client = app.client.as_merchant(&database.merchant());
     client.charge("a", &visa()).expect(201);
     let payout = json!({"amount": "1.00", "currency": "USD", "destination": "ba"});
@@ -383,8 +390,7 @@ fn a_capture_races_a_cancellation_and_one_wins() {
 #[test]
 fn refunds_race_payouts_for_one_balance() {
     let database = TestDatabase::new();
-    // Forty that queue for one account may take a while where the machine is slow.
-    let app = App::start_with(&database, |config| config.pool_timeout_ms = 20_000);
+    let app = start_for_a_queue(&database);
     let client = app.client.as_merchant(&database.merchant());
     let charge = client.charge("a", &visa()).expect(201).field("id");
     let tasks = (0..40)
