@@ -333,7 +333,10 @@ fn a_broken_claim_is_noticed() {
 /// And one that forgets an answer doesn't either.
 #[test]
 fn a_lost_answer_is_noticed() {
-    let scene = Scene::start(Setup::of("a service that forgets a charge"));
+    let setup = Setup::of("a service that forgets a charge");
+    // What no client was told isn't lost to anybody.
+    let habits = Habits { forgotten_percent: 0, ..setup.habits };
+    let scene = Scene::start(Setup { habits, ..setup });
     let superuser = &mut scene.database.as_superuser();
     // The guards don't allow that.
     execute(superuser, "SET session_replication_role = 'replica'");
