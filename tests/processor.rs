@@ -208,12 +208,12 @@ fn an_acquirer_that_never_answers_costs_a_timeout_and_is_asked() {
 
 #[test]
 fn calls_together_are_bounded_too() {
-    let scene = Scene::with(|config| config.processor_timeout_ms = 600);
+    let scene = Scene::with(|config| config.processor_timeout_ms = 2_000);
     scene.fault(json!({"fault": "black_hole"}));
     let asked = Instant::now();
     scene.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
-    // Three tries and two questions would be two and a half seconds.
-    assert!(asked.elapsed() < Duration::from_millis(1_500), "{:?}", asked.elapsed());
+    // Three tries and two questions would be ten seconds.
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
 }
 
 #[test]

@@ -102,17 +102,17 @@ impl Acquirer {
         this
     }
 
-    /// How the service reaches it, with short timeouts.
+    /// How the service reaches it: with timeouts that an acquirer which is merely slow doesn't exceed.
     pub fn options(&self) -> AcquirerOptions {
         AcquirerOptions {
-            connect_timeout_ms: 500,
-            request_timeout_ms: 500,
+            connect_timeout_ms: 2_000,
+            request_timeout_ms: 2_000,
             probe_interval_ms: 50,
             ..AcquirerOptions::at(self.url.parse().unwrap(), self.api_key.clone().into())
         }
     }
 
-    /// The same for a service in a process of its own.
+    /// The same for a service in a process of its own, with timeouts that fit a short lease.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("ONCEPAY_ACQUIRER_URL", self.url.clone()),
