@@ -75,7 +75,8 @@ impl Scene {
         let journal = SandboxJournal::new();
         let interval = if after == After::Worker { "50" } else { "600000" };
         let settings = vec![
-            ("ONCEPAY_LEASE_MS", "700".to_owned()),
+            // Not so short that an owner which is merely slow is taken for dead.
+            ("ONCEPAY_LEASE_MS", "1500".to_owned()),
             ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200".to_owned()),
             ("ONCEPAY_RECOVERY_INTERVAL_MS", interval.to_owned()),
             ("ONCEPAY_RECOVERY_DELAY_MS", "50".to_owned()),
