@@ -34,6 +34,8 @@ impl Client {
             .max_redirects(0)
             .timeout_global(Some(timeout))
             .max_idle_connections_per_host(64)
+            // The service closes what is idle for five seconds, perhaps at the moment of the next request.
+            .max_idle_age(Duration::from_secs(2))
             .build()
             .new_agent();
         Self { agent, base: base.into(), authorization: None }
