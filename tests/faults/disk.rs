@@ -12,8 +12,9 @@ use diesel::RunQueryDsl;
 use oncepay::db;
 use oncepay::dev::postgres::Binaries;
 
+use crate::support::free_port;
+
 use super::history::Answer;
-use super::proxy::free_port;
 use super::scene::{OwnServer, Scene, Setup, folder};
 use super::{amount, eventually, for_ms, table};
 

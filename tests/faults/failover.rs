@@ -19,7 +19,6 @@ use tempfile::TempDir;
 use crate::support::database::exposed;
 use crate::support::*;
 
-use super::proxy::free_port;
 use super::scene::{OwnServer, Scene, Setup, folder};
 use super::{amount, for_ms, table};
 

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use socket2::SockRef;
 
 use crate::support::acquirer::Acquirer;
+use crate::support::free_port;
 
 /// How soon a change of the weather is noticed.
 const TICK: Duration = Duration::from_millis(10);
@@ -134,14 +135,6 @@ impl Drop for Proxy {
             let _ = listening.join();
         }
     }
-}
-
-/// A port that is free and that nobody is given who asks for any: those come from 32768 on.
-pub fn free_port() -> u16 {
-    (0..1000)
-        .map(|_| rand::random_range(15_000..32_000))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("one of a thousand ports is free")
 }
 
 fn listen(listener: TcpListener, port: u16, shared: &Arc<Shared>) {

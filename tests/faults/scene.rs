@@ -21,7 +21,7 @@ use crate::support::*;
 use super::acquirer::{disagreements, effects};
 use super::clients::{Customer, Habits, Load};
 use super::history::{Attempt, History, Nanos, Recorder, check};
-use super::proxy::{Proxy, free_port};
+use super::proxy::Proxy;
 use super::table::Row;
 
 /// What is needed of a fault's surroundings.

@@ -59,12 +59,11 @@ impl Acquirer {
         };
         let database_url = at_it(&database.owner_url);
         let api_key = "acquirer-key".to_owned();
-        let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut settings = Settings {
             database_url: database_url.clone(),
             api_key: api_key.clone().into(),
-            listen: local,
-            control_listen: Some(local),
+            listen: local(),
+            control_listen: Some(local()),
             webhook: None,
             decide_after: Duration::from_millis(100),
         };
@@ -86,13 +85,12 @@ impl Acquirer {
 
     /// Starts another one with the database of `first`, as a second process would.
     pub fn start_beside(first: &Self) -> Self {
-        let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Self {
             url: String::new(),
             control_url: String::new(),
             api_key: first.api_key.clone(),
             database_url: first.database_url.clone(),
-            settings: Settings { listen: local, control_listen: Some(local), ..first.settings.clone() },
+            settings: Settings { listen: local(), control_listen: Some(local()), ..first.settings.clone() },
             database: first.database.clone(),
             superuser_url: first.superuser_url.clone(),
             owns_database: false,
@@ -277,6 +275,11 @@ impl Drop for Acquirer {
                 .execute(&mut conn);
         }
     }
+}
+
+/// Where one may listen again after it has stopped: nobody else is given that port meanwhile.
+fn local() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], super::free_port()))
 }
 
 /// A client that keeps no connection and doesn't try again by itself.

@@ -5,6 +5,7 @@ pub mod app;
 pub mod client;
 pub mod database;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,14 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what} didn't come about");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A port that is free and that nobody is given who asks for any: those come from 32768 on.
+pub fn free_port() -> u16 {
+    (0..1000)
+        .map(|_| rand::random_range(15_000..32_000))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("one of a thousand ports is free")
 }
 
 /// A charge of 12.50 USD on a card that approves.
