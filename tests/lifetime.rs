@@ -1,7 +1,6 @@
 //! How long a key lives: its answer, its tombstone, the reaper that comes for both, and reuse afterwards.
 
 use std::thread;
-use std::time::Duration;
 
 use diesel::{Connection, RunQueryDsl};
 use oncepay::idempotency::reaper;
@@ -14,11 +13,21 @@ const MONTH: i64 = 30 * DAY;
 
 /// A service whose reaper doesn't come by itself, and whose policies are there.
 fn start(database: &TestDatabase) -> (App, Client) {
+    let merchant = database.merchant();
+    // With this one the reaper's first look ends.
+    execute(
+        &mut database.as_owner(),
+        "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, request_id, \
+             request_method, request_path, request_query, request_body, attempts, recovery_point, response_status, \
+             created_at, completed_at, expires_at, forget_at) \
+         SELECT merchant_id, 'first', 'expired', 'charges.create', 1, sha256('x'), 'req_1', 'POST', '/v1/charges', '', '', \
+             1, 'finished', 201, now() - interval '2 days', now() - interval '2 days', now() - interval '1 day', now() \
+         FROM merchants",
+    );
     let app = App::start_with(database, |config| config.reaper_interval_ms = 600_000);
-    let client = app.client.as_merchant(&database.merchant());
+    let client = app.client.as_merchant(&merchant);
     client.get("/v1/idempotency-policies").expect(200);
-    // The reaper's first look is over.
-    thread::sleep(Duration::from_millis(100));
+    eventually("the reaper's first look", || database.rows("idempotency_keys") == 0);
     (app, client)
 }
 
@@ -169,9 +178,8 @@ fn the_reaper_leaves_what_is_in_progress_alone() {
 #[test]
 fn an_answers_lifetime_begins_when_it_is_given() {
     let database = TestDatabase::new();
-    let (_app, client) = start(&database);
-    database.set_policy("charges.create", "ttl_seconds = 60, on_expired = 'execute'");
-    thread::sleep(Duration::from_millis(1_200));
+    let (app, client) = start(&database);
+    app.set_policy(&database, "ttl_seconds = 60, on_expired = 'execute'");
     let frozen = Process::start(
         &database,
         &[("ONCEPAY_FAULT", "stop:after_processor"), ("ONCEPAY_RECOVERY_INTERVAL_MS", "600000")],
@@ -194,9 +202,8 @@ fn an_answers_lifetime_begins_when_it_is_given() {
 #[test]
 fn the_reaper_does_not_change_what_a_mismatch_is_told() {
     let database = TestDatabase::new();
-    let (_app, client) = start(&database);
-    database.set_policy("charges.create", "on_mismatch = 'replay'");
-    thread::sleep(Duration::from_millis(1_200));
+    let (app, client) = start(&database);
+    app.set_policy(&database, "on_mismatch = 'replay'");
     client.charge("k", &visa()).expect(201);
     database.age_key("k", DAY);
     let ask =
@@ -274,10 +281,9 @@ fn the_service_reaps_by_itself() {
     eventually("the tombstone", || state(&database, "k") == "expired");
     database.age_key("k", MONTH);
     eventually("its end", || state(&database, "k") == "gone");
-    let metrics = app.client.metrics();
-    assert!(metrics.value("oncepay_idempotency_reaper_lag_seconds", &[]) >= 0.0);
-    assert_eq!(metrics.value("oncepay_idempotency_reaped_total", &[("stage", "expired")]), 1.0);
-    assert_eq!(metrics.value("oncepay_idempotency_reaped_total", &[("stage", "forgotten")]), 1.0);
+    let reaped = |stage| app.client.metrics().value("oncepay_idempotency_reaped_total", &[("stage", stage)]);
+    eventually("the count", || ["expired", "forgotten"].map(reaped) == [1.0, 1.0]);
+    assert!(app.client.metrics().value("oncepay_idempotency_reaper_lag_seconds", &[]) >= 0.0);
 }
 
 /// While a request stands between finding its key taken (or free) and its next step, the row vanishes.
@@ -320,9 +326,8 @@ fn a_row_that_vanishes_between_conflict_and_lock_means_deciding_again() {
 #[test]
 fn a_takeover_is_of_the_life_that_was_looked_at() {
     let database = TestDatabase::new();
-    let (_app, client) = start(&database);
-    database.set_policy("charges.create", "tombstone_seconds = 0");
-    thread::sleep(Duration::from_millis(1_200));
+    let (app, client) = start(&database);
+    app.set_policy(&database, "tombstone_seconds = 0");
     let (body, other) = (with_method("pm_card_error_once"), with_method("pm_card_timeout"));
     client.charge("k", &body).expect_problem(503, "processor_unavailable");
     let frozen = Process::start(

@@ -183,13 +183,10 @@ fn a_local_loser_does_not_wait_for_the_winners_transaction() {
         let (client, path) = (client.clone(), path.clone());
         move || client.send("PATCH", &path, "k", &json!({"description": "x"}))
     });
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    while database.count(waiting) == 0 {
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually("the winner's wait for the lock", || database.lock_waits() > 0);
     let loser = client.send("PATCH", &path, "k", &json!({"description": "x"}));
     loser.expect_problem(409, "idempotency_request_in_progress");
-    assert_eq!(database.count(waiting), 1, "the winner still waits, and nobody else does");
+    assert_eq!(database.lock_waits(), 1, "the winner still waits, and nobody else does");
     execute(&mut blocker, "COMMIT");
     winner.join().unwrap().expect(200);
 }

@@ -76,8 +76,8 @@ fn what_differs_or_failed_or_was_long_ago_is_no_duplicate() {
     let id = client.charge("held", &held).expect(201).field("id");
     client.send("POST", &format!("/v1/charges/{id}/cancel"), "cancel", &json!({})).expect(200);
     assert!(!suspected("held-again", &held), "the first was canceled");
-    database.set_policy("charges.create", "suspicion_window_seconds = 1");
-    thread::sleep(std::time::Duration::from_millis(2_100));
+    app.set_policy(&database, "suspicion_window_seconds = 3");
+    thread::sleep(std::time::Duration::from_millis(3_100));
     assert!(!suspected("late", &order("1")), "the first was longer ago than the window");
     assert!(suspected("soon", &order("1")));
     database.set_policy("charges.create", "suspicion_window_seconds = 0");
@@ -110,9 +110,8 @@ fn where_the_policy_says_so_it_is_refused_before_the_card_is_touched() {
 
 #[test]
 fn of_many_at_once_under_different_keys_one_is_made() {
-    let (database, _app, client) = start();
-    database.set_policy("charges.create", "on_suspected_duplicate = 'reject'");
-    thread::sleep(std::time::Duration::from_millis(1_500));
+    let (database, app, client) = start();
+    app.set_policy(&database, "on_suspected_duplicate = 'reject'");
     // One that is slow: the others can't see its charge yet, only that it's being made.
     let slow = {
         let mut body = order("slow");
@@ -147,9 +146,8 @@ fn of_many_at_once_under_different_keys_one_is_made() {
 /// One that is parked, or was begun longer ago than the window, stands in nobody's way.
 #[test]
 fn what_is_stuck_does_not_make_others_duplicates() {
-    let (database, _app, client) = start();
-    database.set_policy("charges.create", "on_suspected_duplicate = 'reject'");
-    thread::sleep(std::time::Duration::from_millis(1_500));
+    let (database, app, client) = start();
+    app.set_policy(&database, "on_suspected_duplicate = 'reject'");
     let stuck = |key: &str, reference: &str| {
         let mut body = order(reference);
         body["payment_method"] = json!("pm_card_timeout");

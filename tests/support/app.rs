@@ -11,10 +11,12 @@ use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
 use oncepay::processor::{Processor, Sandbox};
 use oncepay::server::Bound;
+use serde_json::Value;
 
 use super::acquirer::{Acquirer, WEBHOOK_SECRET};
 use super::client::{ACQUIRER_WEBHOOK, Client};
 use super::database::{TestDatabase, exposed};
+use super::eventually;
 
 /// A server in this process, on a free port.
 pub struct App {
@@ -87,6 +89,22 @@ impl App {
             });
         });
         Self { client, sandbox, handle: handle.recv().unwrap(), thread: Some(thread) }
+    }
+
+    /// The policy of `charges.create` that it follows.
+    pub fn policy(&self) -> Value {
+        let document = self.client.get("/openapi.json").expect(200).json();
+        document["paths"]["/v1/charges"]["post"]["x-idempotency"]["policy"].clone()
+    }
+
+    /// Changes the policy of `charges.create` as an operator with psql would, and waits until it's followed here.
+    pub fn set_policy(&self, database: &TestDatabase, changes: &str) {
+        database.set_policy("charges.create", changes);
+        let stored = "SELECT to_jsonb(p) FROM idempotency_policies p WHERE operation = 'charges.create'";
+        let stored: Value = serde_json::from_str(&database.text(stored)).unwrap();
+        eventually("the policy", || {
+            self.policy().as_object().unwrap().iter().all(|(name, value)| stored[name] == *value)
+        });
     }
 
     /// How often the processor was asked to authorize: once per run of the handler.
@@ -183,7 +201,7 @@ impl Process {
 
     /// Waits until a fault has stopped it.
     pub fn wait_until_stopped(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         let stat = format!("/proc/{}/stat", self.child.id());
         loop {
             let text = std::fs::read_to_string(&stat).unwrap();

@@ -319,6 +319,13 @@ impl TestDatabase {
         );
     }
 
+    /// How many of its sessions wait for a lock.
+    pub fn lock_waits(&self) -> i64 {
+        self.count(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        )
+    }
+
     /// Changes a policy as an operator with psql would; running instances follow.
     pub fn set_policy(&self, operation: &str, changes: &str) {
         let changed = diesel::sql_query(format!(
