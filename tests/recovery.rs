@@ -63,7 +63,7 @@ fn the_worker_leaves_a_failed_request_to_its_client_for_a_while() {
     let database = TestDatabase::new();
     let app = App::start_with(&database, |config| {
         eager(config);
-        config.recovery_delay_ms = 1_500;
+        config.recovery_delay_ms = 5_000;
     });
     let client = app.client.as_merchant(&database.merchant());
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
@@ -256,7 +256,7 @@ fn requests_that_take_their_time_do_not_hold_up_the_others() {
     let quick = Instant::now();
     eventually("the quick one's recovery", || status(&client, "quick")["status"] == "completed");
     println!("the quick one was finished after {:?}", quick.elapsed());
-    assert!(quick.elapsed() < Duration::from_secs(5));
+    assert!(quick.elapsed() < Duration::from_secs(15));
 }
 
 /// The attempt was begun before the operator came, and fails after that.
@@ -583,5 +583,5 @@ fn a_death_is_mended_within_the_rest_of_its_lease_and_one_interval() {
     let client = healthy.client.as_merchant(&merchant);
     eventually("the recovery", || status(&client, "k")["status"] == "completed");
     println!("mended after {:?}", died.elapsed());
-    assert!(died.elapsed() < Duration::from_secs(4));
+    assert!(died.elapsed() < Duration::from_secs(6));
 }
