@@ -677,12 +677,16 @@ fn noting_an_outcome_does_not_read_all_that_waits() {
             "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'webhook_deliveries_due'";
         database.count(read)
     };
+    // What waits for somebody else is read by none but a bad plan, once for each batch of outcomes: so 50 times or more.
+    let other = self::endpoint(&database, &database.merchant(), &receiver.url);
+    other.make_events(&database, 4_000);
+    other.set(&database, "status = 'disabled', disabled_at = clock_timestamp()");
     endpoint.make_events(&database, 800);
     let _app = App::start_with(&database, quick);
     eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 3_800);
     eventually("statistics", || read() >= 800);
     println!("{} entries were read", read());
-    assert!(read() < 800 * 25, "{} entries were read", read());
+    assert!(read() < 800 * 100, "{} entries were read", read());
 }
 
 #[test]
