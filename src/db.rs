@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix_web::rt::task::{JoinHandle, spawn_blocking};
 use diesel::connection::TransactionManager;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
-use diesel::{Connection, PgConnection, RunQueryDsl};
+use diesel::{Connection, ConnectionResult, PgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -193,8 +193,7 @@ impl Db {
         let mut url = self.shared.url.expose_secret().to_owned();
         // The least that libpq knows.
         add_setting(&mut url, "connect_timeout", "2");
-        let connect = move || PgConnection::establish(&with_network_timeouts(&url)).is_ok();
-        spawn_blocking(connect).await.unwrap_or(false)
+        spawn_blocking(move || establish(&url).is_ok()).await.unwrap_or(false)
     }
 
     /// Unless somebody has, or too many pools are left to their wait.
@@ -357,9 +356,14 @@ pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
 
 /// Connects outside of the pool. The error is a sentence.
 pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
+    establish(url.expose_secret()).map_err(|error| format!("Can't connect to the database: {error}"))
+}
+
+/// The same with libpq's own error. Every connection outside of the pool begins here: the first of a process decides what
+/// happens at its exit.
+pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
     keep_tls_until_the_end();
-    PgConnection::establish(&with_network_timeouts(url.expose_secret()))
-        .map_err(|error| format!("Can't connect to the database: {error}"))
+    PgConnection::establish(&with_network_timeouts(url))
 }
 
 /// Brings the schema up to date; `conn` must be the owner of the database. Returns the names of the

@@ -359,7 +359,7 @@ pub async fn keep_reconciling(
         log::warn!("couldn't note since when the acquirer is asked: {}", error.detailed());
     }
     loop {
-        tokio::time::sleep(look.mul_f64(rand::random_range(0.75..=1.25))).await;
+        tokio::time::sleep(time::jittered(look)).await;
         match db.run_retrying(move |conn| take_turn(conn, interval)).await {
             Ok(false) => continue,
             Ok(true) => {}

@@ -270,11 +270,8 @@ impl Bound {
             config.acquirer_events,
             Arc::clone(&shared_metrics),
         ));
-        actix_web::rt::spawn(inbound::keep_counting(
-            roll_up_db.clone(),
-            config.acquirer_events,
-            shared_metrics,
-        ));
+        actix_web::rt::spawn(inbound::keep_counting(roll_up_db.clone(), shared_metrics));
+        actix_web::rt::spawn(inbound::keep_pruning(roll_up_db.clone(), config.acquirer_events));
         let retention = Retention {
             events_days: config.event_retention_days,
             deliveries_days: config.delivery_retention_days,

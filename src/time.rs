@@ -28,6 +28,11 @@ pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
     pause.mul_f64(rand::random_range(0.75..=1.0))
 }
 
+/// A pause that's up to a quarter shorter or longer at random, so that instances which were started together spread out.
+pub fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.75..=1.25))
+}
+
 /// A time that serializes as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub DateTime<Utc>);

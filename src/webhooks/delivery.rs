@@ -215,7 +215,7 @@ impl Worker {
                 Ok(begun) => {
                     failures = 0;
                     if looks_at_all {
-                        let nothing = interval.mul_f64(rand::random_range(0.75..=1.25));
+                        let nothing = time::jittered(interval);
                         let pause = if begun == 0 { nothing } else { Duration::ZERO };
                         // Where thousands of endpoints wait, a look at all takes long, and the busy ones mustn't wait for it.
                         look_at = Instant::now() + pause.max(asked.elapsed() * LOOK_PAUSE_FACTOR);
@@ -232,7 +232,7 @@ impl Worker {
 
     async fn keep_measuring(self, interval: Duration) {
         loop {
-            tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+            tokio::time::sleep(time::jittered(interval)).await;
             match self.shared.db.run(outbox::oldest_due_age_s).await {
                 Ok(age_s) => self.shared.metrics.webhook_oldest_due_seconds.set(age_s),
                 Err(error) => log::warn!("couldn't measure what waits for delivery: {}", error.detailed()),
@@ -243,7 +243,7 @@ impl Worker {
     async fn keep_giving_up(self) {
         let Shared { db, metrics, .. } = &*self.shared;
         loop {
-            tokio::time::sleep(GIVE_UP_INTERVAL.mul_f64(rand::random_range(0.75..=1.25))).await;
+            tokio::time::sleep(time::jittered(GIVE_UP_INTERVAL)).await;
             match db.run(|conn| outbox::give_up_deleted(conn, GIVE_UP_BATCH)).await {
                 Ok(count) => metrics.webhook_deliveries.with_label_values(&["given_up"]).inc_by(count as u64),
                 Err(error) => log::warn!("couldn't give up deliveries: {}", error.detailed()),
@@ -256,8 +256,7 @@ impl Worker {
         let Shared { db, options, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
         loop {
-            tokio::time::sleep(DISABLE_INTERVAL.min(give_up_after).mul_f64(rand::random_range(0.75..=1.25)))
-                .await;
+            tokio::time::sleep(time::jittered(DISABLE_INTERVAL.min(give_up_after))).await;
             let failed =
                 db.run(move |conn| outbox::failed_for_too_long(conn, give_up_after, DISABLE_BATCH)).await;
             match failed {

@@ -8,7 +8,8 @@
 //!   AcquirerEvent::apply     what follows in our books, or that it has come too early
 //!   store::insert            the event as it came
 //! inbound::keep_trying       what has come too early, until it hasn't
-//! inbound::keep_counting     what people have to know of; deletes what is old
+//! inbound::keep_counting     what people have to know of
+//! inbound::keep_pruning      deletes what is old
 //! ```
 //!
 //! # To merchants

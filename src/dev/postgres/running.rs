@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::RunQueryDsl;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
-use diesel::{Connection, PgConnection, RunQueryDsl};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::db;
 
 pub(super) const SUPERUSER: &str = "postgres";
 /// How long the remains of an earlier server may take to go away.
@@ -28,7 +30,7 @@ pub(super) fn is_ours(data: &Path, port: u16, password: &str) -> Result<bool, St
     let options = "hostaddr=127.0.0.1&sslmode=disable&gssencmode=disable&connect_timeout=3\
                    &require_auth=scram-sha-256";
     let url = format!("{}?{options}", url(port, password, "postgres"));
-    let mut connection = PgConnection::establish(&url).map_err(|error| error.to_string())?;
+    let mut connection = db::establish(&url).map_err(|error| error.to_string())?;
     let served = diesel::select(sql::<Text>("current_setting('data_directory')"))
         .get_result::<String>(&mut connection)
         .map_err(|error| error.to_string())?;

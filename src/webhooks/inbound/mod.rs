@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::openapi::problems;
 
 pub use event::{AcquirerEvent, News, Outcome, What};
-pub use worker::{Options, keep_counting, keep_trying};
+pub use worker::{Options, keep_counting, keep_pruning, keep_trying};
 
 /// What we answer the acquirer.
 #[derive(Debug, Serialize, ToSchema)]

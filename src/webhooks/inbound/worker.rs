@@ -9,6 +9,7 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::ids::AcquirerEventId;
 use crate::metrics::Metrics;
+use crate::time;
 use crate::webhooks::signature::Refusal;
 
 use super::event::{AcquirerEvent, Outcome};
@@ -63,39 +64,42 @@ impl Options {
 pub async fn keep_trying(db: Db, options: Options, metrics: Arc<Metrics>) {
     let interval = Duration::from_millis(options.acquirer_event_interval_ms);
     loop {
-        match try_all(&db, options.overdue_after(), &metrics).await {
-            Ok(()) => {}
-            Err(error) => log::warn!("parked events couldn't be tried: {}", error.detailed()),
+        if let Err(error) = try_all(&db, options.overdue_after(), &metrics).await {
+            log::warn!("parked events couldn't be tried: {}", error.detailed());
         }
-        tokio::time::sleep(interval.mul_f64(rand::random_range(0.75..=1.25))).await;
+        tokio::time::sleep(time::jittered(interval)).await;
     }
 }
 
-/// Counts what people have to know of, and deletes old events; doesn't return. Apart from trying, which takes its time
-/// when much is parked: that's when the counts matter.
-pub async fn keep_counting(db: Db, options: Options, metrics: Arc<Metrics>) {
+/// Counts what people have to know of; doesn't return. Apart from trying, which takes its time when much is parked: that's
+/// when the counts matter.
+pub async fn keep_counting(db: Db, metrics: Arc<Metrics>) {
     announce(&metrics);
-    let mut prune_at = Instant::now();
     loop {
         if let Ok(open) = db.run(store::count_open).await {
             metrics.acquirer_events_parked.set(open.parked);
             metrics.acquirer_events_overdue.set(open.overdue);
             metrics.acquirer_events_contradicted.set(open.contradicted);
         }
-        if prune_at <= Instant::now() {
-            let started = Instant::now();
-            let keep = options.retention();
-            prune_at = match db.run(move |conn| store::prune(conn, keep, PRUNE_BATCH)).await {
-                // As gentle as the reaper of idempotency keys: a share of the time, not all of it.
-                Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => Instant::now() + started.elapsed() * 6,
-                Ok(_) => Instant::now() + PRUNE_INTERVAL,
-                Err(error) => {
-                    log::warn!("old events of the acquirer couldn't be deleted: {}", error.detailed());
-                    Instant::now() + PRUNE_INTERVAL
-                }
-            };
-        }
-        tokio::time::sleep(COUNT_INTERVAL.mul_f64(rand::random_range(0.75..=1.25))).await;
+        tokio::time::sleep(time::jittered(COUNT_INTERVAL)).await;
+    }
+}
+
+/// Deletes old events; doesn't return.
+pub async fn keep_pruning(db: Db, options: Options) {
+    let keep = options.retention();
+    loop {
+        let started = Instant::now();
+        let pause = match db.run(move |conn| store::prune(conn, keep, PRUNE_BATCH)).await {
+            // As gentle as the reaper of idempotency keys: a share of the time, not all of it.
+            Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => started.elapsed() * 6,
+            Ok(_) => PRUNE_INTERVAL,
+            Err(error) => {
+                log::warn!("old events of the acquirer couldn't be deleted: {}", error.detailed());
+                PRUNE_INTERVAL
+            }
+        };
+        tokio::time::sleep(time::jittered(pause)).await;
     }
 }
 
