@@ -6,9 +6,10 @@
 use std::sync::{Mutex, OnceLock};
 
 use diesel::{PgConnection, RunQueryDsl};
+use oncepay::base::ids::MerchantId;
 use oncepay::dev::{database, postgres, seed};
-use oncepay::ids::MerchantId;
-use oncepay::{auth, db};
+use oncepay::storage::db;
+use oncepay::web::auth;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use testcontainers_modules::postgres::Postgres as PostgresImage;
