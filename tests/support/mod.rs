@@ -70,10 +70,10 @@
 //!
 //! # Waiting
 //!
-//! Never sleep for an effect: wait for it with [`eventually`], which fails after 30 seconds. Wait for what can be seen:
-//! `database.lock_waits()` for a request that queues for a lock, a metric for a worker's turn, a row for an outcome. Let time
-//! pass by changing rows ([`TestDatabase::age_key`], [`TestDatabase::end_lease`]) instead of waiting for a clock. Assert counts and
-//! order, not durations; a busy machine is slow.
+//! Never sleep for an effect: wait for it with [`eventually`], which fails after 30 seconds. Wait for a state that the test can
+//! see: [`TestDatabase::lock_waits`] for a request that queues for a lock, a metric for a worker's turn, a row for an outcome.
+//! Let time pass by changing rows ([`TestDatabase::age_key`], [`TestDatabase::end_lease`]) instead of waiting for a clock. Assert
+//! counts and order, not durations: a busy machine is slow.
 //!
 //! [`App`]s don't recover unfinished requests by themselves, since most tests look at those. Set `recovery_interval_ms` where the
 //! recovery worker is the subject.
