@@ -126,6 +126,7 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
     let mut folders: Vec<_> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
         .collect();
     folders.sort();
     for folder in folders {
