@@ -8,8 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::base::derived_secrets::MASTER_KEY_LENGTH_MIN;
 use crate::base::signature::Secret;
-use crate::idempotency::Timing;
-use crate::idempotency::recovery::Recovery;
+use crate::idempotency::{Recovery, Timing};
 use crate::inbound;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;

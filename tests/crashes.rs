@@ -491,7 +491,7 @@ fn no_operation_is_left_out_of_that() {
         OPERATIONS.iter().map(|operation| (operation.name, operation.call.is_some())).collect();
     let mut registered: Vec<_> = oncepay::server::operations()
         .iter()
-        .map(|operation| (operation.name, operation.is_external()))
+        .map(|operation| (operation.descriptor.name, operation.is_external()))
         .collect();
     tried.sort_unstable();
     registered.sort_unstable();

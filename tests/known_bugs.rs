@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use diesel::{Connection, RunQueryDsl};
 use oncepay::config::Config;
-use oncepay::idempotency::reaper;
+use oncepay::idempotency::workers::reaper;
 use oncepay::processor::Sandbox;
 use serde_json::{Value, json};
 

@@ -4,6 +4,7 @@ mod support;
 
 mod acquirer;
 mod api;
+mod architecture;
 mod audit;
 mod batches;
 mod containers;
@@ -27,6 +28,7 @@ mod protocol;
 mod races;
 mod reconciliation;
 mod recovery;
+mod seats;
 mod shell;
 mod sight;
 mod storm;

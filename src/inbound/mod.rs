@@ -30,10 +30,10 @@ use utoipa::ToSchema;
 
 use crate::error::Error;
 use crate::host::metrics::Metrics;
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::policy::OnMismatch;
-use crate::idempotency::{
-    Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Policy, Reply, Resource,
-};
+use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Policy, Reply};
+use crate::web::fields::Fields;
 use crate::web::problems::problems;
 
 pub use events::{AcquirerEvent, News, Outcome, What};
@@ -87,22 +87,21 @@ struct IncomingEvent {
 pub struct ReceiveEvent(AcquirerEvent);
 
 impl Operation for ReceiveEvent {
-    const NAME: &'static str = "webhooks.acquirer";
-    const CALLER: Caller = Caller::Acquirer;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        AcquirerEvent::read(input.fields).map(Self)
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("webhooks.acquirer", "POST", "/v1/webhooks/acquirer", Caller::Acquirer)
+            .with_default_policy(default_policy);
 
-    fn resource(&self) -> Resource {
-        Resource::None
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| AcquirerEvent::read(fields).map(Self))
     }
+}
 
-    /// The acquirer sends an event again for days, and what differs from the first time isn't worth an alarm at its
-    /// end: the first outcome stands.
-    fn policy() -> Policy {
-        Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
-    }
+/// The acquirer sends an event again for days, and what differs from the first time isn't worth an alarm at its
+/// end: the first outcome stands.
+fn default_policy() -> Policy {
+    Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
 }
 
 impl LocalOperation for ReceiveEvent {
@@ -111,11 +110,11 @@ impl LocalOperation for ReceiveEvent {
     /// Locks: what it's about, then events that waited for it, unless somebody else is trying them.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let (Self(event), now) = (self, context.now());
-        let event_id = context.event_id()?;
+        let event_id = context.message_id()?;
         let outcome = event.apply(conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
-        worker::apply_awaiting(conn, event_id, event, &outcome, context.metrics())?;
-        report(context.metrics(), event_id, event, &outcome);
+        worker::apply_awaiting(conn, event_id, event, &outcome, &context.host().metrics)?;
+        report(&context.host().metrics, event_id, event, &outcome);
         let receipt = Receipt {
             id: event_id.to_owned(),
             object: "acquirer_event",
@@ -123,7 +122,7 @@ impl LocalOperation for ReceiveEvent {
             state: outcome.as_str(),
             detail: outcome.detail().map(str::to_owned),
         };
-        Reply::json(StatusCode::OK, &receipt)
+        Ok(Reply::json(StatusCode::OK, &receipt)?)
     }
 }
 

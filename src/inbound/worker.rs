@@ -9,7 +9,7 @@ use super::metrics::Metrics;
 use crate::base::ids::AcquirerEventId;
 use crate::base::signature::Refusal;
 use crate::base::time;
-use crate::error::Error;
+use crate::error::{Error, Failing, Failure};
 use crate::host::metrics::Metrics as HostMetrics;
 use crate::storage::db::Db;
 
@@ -139,7 +139,7 @@ fn try_parked(conn: &mut PgConnection, id: AcquirerEventId, metrics: &HostMetric
     // What fails is undone by itself, so that it's noted.
     let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
         Ok(outcome) => outcome,
-        Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+        Err(error) if is_passing(&error) => return Err(error),
         Err(error) => {
             let event_id = kept.event_id.as_str();
             log::error!(event_id; "a parked event failed: {}", error.detailed());
@@ -186,7 +186,7 @@ pub(super) fn apply_awaiting(
         });
         let (waiting, outcome) = match applied {
             Ok(applied) => applied,
-            Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+            Err(error) if is_passing(&error) => return Err(error),
             Err(_) => continue,
         };
         if !matches!(outcome, Outcome::Parked(_)) {
@@ -195,4 +195,9 @@ pub(super) fn apply_awaiting(
         }
     }
     Ok(())
+}
+
+/// Whether the database was in the way, and not the event.
+fn is_passing(error: &Error) -> bool {
+    matches!(error.failure(), Some(Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_)))
 }

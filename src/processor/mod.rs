@@ -135,6 +135,6 @@ pub enum ProcessorError {
 
 impl From<ProcessorError> for crate::error::Error {
     fn from(error: ProcessorError) -> Self {
-        Self::ProcessorUnavailable(error.into())
+        crate::error::Failure::ProcessorUnavailable(error.into()).into()
     }
 }

@@ -10,7 +10,7 @@ use actix_web::{HttpMessage, web};
 use super::metrics::Metrics;
 use crate::base::metrics::Counted;
 use crate::error::Error;
-use crate::idempotency::Engine;
+use crate::host::Engine;
 use crate::storage::deadline;
 use crate::web::request_id::{RequestId, X_REQUEST_ID};
 

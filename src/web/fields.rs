@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 
 use crate::base::money::{Currency, Money, PlainAmount};
 use crate::base::{json, time};
-use crate::error::{Error, FieldError};
+use crate::error::{Error, Failure, FieldError};
 
 /// Parses a JSON text (see [`json::parse`]).
 pub fn parse_json(bytes: &[u8]) -> Result<Value, Error> {
-    json::parse(bytes).map_err(Error::JsonMalformed)
+    json::parse(bytes).map_err(|detail| Failure::JsonMalformed(detail).into())
 }
 
 const NO_AMOUNT: &str = "must be a decimal string such as \"12.50\", not a JSON number or other value";
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn repeated_names_are_refused_at_any_depth() {
         for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"b":2,"a":3}]}"#, r#"{"a":1,"\u0061":2}"#] {
-            let Err(Error::JsonMalformed(detail)) = parse_json(text.as_bytes()) else {
+            let Err(Error::Failure(Failure::JsonMalformed(detail))) = parse_json(text.as_bytes()) else {
                 panic!("{text} was taken")
             };
             assert!(detail.starts_with("a member name repeats"), "{detail}");

@@ -452,7 +452,7 @@ impl Scene {
         let (gone, extra) = self.compare_resources(&customers, &mut problems);
         let extra_calls = self.compare_processor(&customers, &mut problems);
         problems.extend(disagreements(&self.acquirer(), &self.database));
-        match oncepay::audit::run(&mut self.database.as_superuser()) {
+        match oncepay::audit::run(&mut self.database.as_superuser(), &oncepay::server::resource_kinds()) {
             Ok(report) if report.clean => {}
             Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
             Err(error) => problems.push(format!("the audit couldn't be run: {error}")),

@@ -386,7 +386,7 @@ impl TestDatabase {
 
     /// Fails unless the books are in order. Every test ends with this, by dropping the database.
     pub fn assert_audit_is_clean(&self) {
-        let report = oncepay::audit::run(&mut self.as_app()).unwrap();
+        let report = oncepay::audit::run(&mut self.as_app(), &oncepay::server::resource_kinds()).unwrap();
         assert!(report.clean, "the books are not in order:\n{report}");
     }
 }
