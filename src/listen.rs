@@ -3,6 +3,7 @@
 //!
 //! It asks the service for new events, so it needs no endpoint, no open port and no address that the service can reach. What
 //! it forwards and isn't taken isn't sent again: that is for real endpoints. `oncepay trigger` makes events to listen to.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command, and what it writes is its result")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 //!
 //! With `oncepay dev --processor http` it's the acquirer beside the service that sends the event. With the sandbox, which
 //! sends nothing, the command signs and sends it itself, with the secret that dev.env holds.
+#![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
 use clap::ValueEnum;
 use secrecy::{ExposeSecret, SecretString};
