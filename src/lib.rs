@@ -72,7 +72,7 @@
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
 //! | [`db`], [`deadline`], [`sql`], [`batch`], [`schema`] | the bounded pool, the time a request has, prepared statements, many calls in one statement, tables | the domain |
 //! | [`listen`], [`trigger`], [`api_client`] | `oncepay listen` and `oncepay trigger`: clients, for developers | our database |
-//! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
+//! | [`dev`], [`config`], [`defaults`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants
 //!
@@ -117,6 +117,7 @@ pub mod charges;
 pub mod config;
 pub mod db;
 pub mod deadline;
+pub mod defaults;
 pub mod dev;
 pub mod disputes;
 pub mod error;

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::config::AcquirerOptions;
 use crate::db::{Db, plan_freely};
+use crate::defaults::defaults;
 use crate::error::Error;
 use crate::ids::MerchantId;
 use crate::metrics::Metrics;
@@ -55,7 +56,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reconcile_grace_s: 60, void_orphans_after_s: VoidAfter(Some(Duration::from_secs(86_400))) }
+        defaults()
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use diesel::{Connection, PgConnection};
 
 use crate::db::Db;
+use crate::defaults::defaults;
 use crate::error::Error;
 use crate::ids::AcquirerEventId;
 use crate::metrics::Metrics;
@@ -42,11 +43,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            acquirer_event_interval_ms: 500,
-            acquirer_event_overdue_after_s: 600,
-            acquirer_event_retention_days: 30,
-        }
+        defaults()
     }
 }
 
