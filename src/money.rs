@@ -174,7 +174,7 @@ pub struct Pricing {
 
 impl Pricing {
     /// The fee for capturing `captured`: rate × amount + fixed, rounded half-even to the currency's
-    /// scale (so that the roundings of many charges don't add up in anybody's favour), and never more
+    /// scale (so that the roundings of many charges don't add up in anybody's favor), and never more
     /// than the amount. May be zero.
     pub fn fee(self, captured: Money) -> Decimal {
         // At most 16 + 5 digits, far from the 28 that a Decimal holds.
