@@ -46,6 +46,7 @@ mod protocol;
 mod races;
 mod reconciliation;
 mod recovery;
+mod schema;
 mod shell;
 mod sight;
 mod storm;
