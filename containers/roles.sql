@@ -1,5 +1,5 @@
--- Runs when the database is made: the role that owns it and migrates, and the role of the service, which owns nothing
--- and can do only what the migrations grant.
+-- Runs when the database is created. Makes two roles: the owner, which migrates, and the role of the service, which owns
+-- nothing and can do only what the migrations grant.
 \set owner_password `cat /run/secrets/owner_password`
 \set app_password `cat /run/secrets/app_password`
 CREATE ROLE oncepay_owner LOGIN PASSWORD :'owner_password';

@@ -159,8 +159,8 @@ def write(options, rates, cpu, hot, repeated, version):
         "",
         f"Made by `python3 load/deliveries.py --rounds {options.rounds}` on {platform.machine()} with {os.cpu_count()} cores "
         f"that receiver, service and Postgres share; Postgres {version} with stock settings; one instance, a release build; "
-        f"{time.strftime('%Y-%m-%d')}. {options.deliveries:,} deliveries each, to a receiver that answers at once; medians "
-        "of the rounds. What counts are the ratios of figures taken in the same run.",
+        f"{time.strftime('%Y-%m-%d')}. {options.deliveries:,} deliveries per sample, to a receiver that answers at once. "
+        "The figures are medians of the rounds. Compare the ratios, whose figures are taken in the same run.",
         "",
         "| figure | 1 endpoint | 20 endpoints | goal |",
         "|---|---|---|---|",
@@ -178,8 +178,8 @@ def write(options, rates, cpu, hot, repeated, version):
     row("CPU of the service, us each", lambda endpoints: f"{statistics.median(cpu['empty', endpoints]):,.0f}")
     lines += [
         "",
-        f"Messages that came twice: {repeated}. Updates that moved no index entry (all claims do, half of the updates): "
-        f"{hot:.2f} of all.",
+        f"Messages received twice: {repeated}. Share of updates that moved no index entry (half of the updates are claims, "
+        f"which change no indexed column): {hot:.2f}.",
         "",
         "| sample | 1 endpoint | 20 endpoints |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-// Proves that each of the acquirer's events takes effect once, however often and in whatever order it's delivered. Charges,
+// Proves that each of the processor's events takes effect once, however often and in whatever order it's delivered. Charges,
 // a refund and payouts are made first, in sets about which there are ten events: disputes that are opened, won and lost, a
 // refund that comes back, pending charges that are decided, payouts that arrive and come back, a settlement. Then 32 virtual
 // users deliver each event three times, signed and in random order, over all instances, when several are given. The three
@@ -125,7 +125,7 @@ async function make(client, path, key, body, of) {
   return made.id;
 }
 
-/** An event of the acquirer. It's signed anew for each attempt, as a provider does. */
+/** An event of the processor. It's signed anew for each attempt, as a provider does. */
 class Event extends Request {
   /** The event with a number below `EVENTS`. */
   constructor(data, i) {
@@ -153,7 +153,7 @@ class Event extends Request {
   }
 }
 
-/** The acquirer's id for an event. A run is told from others by its first merchant. */
+/** The processor's id for an event. A run is told from others by its first merchant. */
 function eventId({ merchants: [{ id }] }, i) {
   return `evt_${id}_${i}`;
 }
@@ -169,7 +169,7 @@ export default iteration(async (data) => {
   }
 });
 
-const acquirer = new Client();
+const processor = new Client();
 /** The deliveries that are left to this virtual user, once it has looked which are its own. */
 let share = null;
 
@@ -183,7 +183,7 @@ async function deliver(data, deliverer) {
   const event = new Event(data, i);
   // Whoever has the first copy enters it in the books.
   event.isCounted = copy > 0;
-  const answer = await acquirer.execute(event);
+  const answer = await processor.execute(event);
   if (!answer) {
     return;
   }
@@ -259,7 +259,7 @@ async function checkEvents(data) {
   await together(WIDTH, [...ids], async (id, i) => {
     const event = new Event(data, i);
     Object.assign(event, { isCounted: true, isTimed: false });
-    const answer = await acquirer.execute(event);
+    const answer = await processor.execute(event);
     if (!answer) {
       return;
     }

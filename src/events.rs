@@ -12,9 +12,9 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::sql::statement;
+use crate::storage::sql::statement;
 
 macro_rules! event_types {
     ($($name:ident: $wire:literal, $object:literal, $meaning:literal;)*) => {

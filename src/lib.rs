@@ -72,7 +72,7 @@
 //! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
 //! | [`db`], [`deadline`], [`sql`], [`batch`], [`schema`] | the bounded pool, the time a request has, prepared statements, many calls in one statement, tables | the domain |
 //! | [`listen`], [`trigger`], [`api_client`] | `oncepay listen` and `oncepay trigger`: clients, for developers | our database |
-//! | [`dev`], [`config`], [`defaults`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
+//! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
 //!
 //! # Invariants
 //!
@@ -104,84 +104,24 @@
 //! test file, two lines in `server.rs`: its handler, and its entry in [`server::operations`], by which the recovery
 //! worker, the policies and the OpenAPI document know it. The engine, the error answers, the OpenAPI headers and the tests
 //! of the idempotency rules apply by themselves.
-#![warn(missing_docs)]
 
-pub mod acquirer;
-pub mod api_client;
-pub mod api_keys;
 pub mod audit;
-pub mod auth;
-pub mod balance;
-pub mod batch;
-pub mod charges;
+pub mod base;
+pub mod commands;
 pub mod config;
-pub mod db;
-pub mod deadline;
-pub mod defaults;
 pub mod dev;
-pub mod disputes;
 pub mod error;
 pub mod events;
-pub mod events_api;
-pub mod faults;
-pub mod fields;
-pub mod health;
+pub mod host;
 pub mod idempotency;
-pub mod ids;
-pub mod journal;
-pub mod keys_api;
-pub mod learned;
+pub mod idempotency_api;
+pub mod inbound;
 pub mod ledger;
-pub mod ledger_api;
-pub mod listen;
-pub mod lists;
-pub mod merchants;
-pub mod metrics;
-pub mod money;
-pub mod openapi;
-pub mod operator;
-pub mod payouts;
-pub mod policies_api;
-pub mod problems;
+pub mod payments;
 pub mod processor;
-pub mod reconcile;
-pub mod refunds;
-pub mod request;
-#[expect(missing_docs, reason = "the migrations describe each table and column")]
-pub mod schema;
 pub mod server;
-pub mod settlements;
-pub mod shell;
-pub mod sql;
-pub mod time;
-pub mod trigger;
-pub mod vault;
+pub mod simulator;
+pub mod storage;
+pub mod tenants;
+pub mod web;
 pub mod webhooks;
-
-use config::Config;
-use server::Bound;
-
-/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. Calls `on_ready` once
-/// requests are accepted. An error is a sentence.
-pub fn serve(bound: Bound, config: &Config, on_ready: impl FnOnce()) -> Result<(), String> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    config.validate()?;
-    actix_web::rt::System::new().block_on(async move {
-        let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let (server, handle) = bound.serve(config, None)?;
-        let running = actix_web::rt::spawn(server);
-        on_ready();
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        handle.stop(true).await;
-        running
-            .await
-            .map_err(|error| format!("The server crashed: {error}."))?
-            .map_err(|error| format!("The server failed: {error}."))
-    })
-}

@@ -1,4 +1,4 @@
-//! `kill -9` at every named point of every operation (see `oncepay::faults`). Then either the client sends its
+//! `kill -9` at every named point of every operation (see `oncepay::base::faults`). Then either the client sends its
 //! request again, or it never does. In both cases what is there in the end is exactly what one undisturbed
 //! request leaves, and the processor has seen one operation.
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncepay::faults::{EXTERNAL_POINTS, LOCAL_POINTS};
+use oncepay::base::faults::{EXTERNAL_POINTS, LOCAL_POINTS};
 use serde_json::{Value, json};
 
 use crate::support::*;

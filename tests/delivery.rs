@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oncepay::base::derived_secrets::Vault;
+use oncepay::base::ids::WebhookEndpointId;
+use oncepay::base::signature::{self, Secret, Signed};
 use oncepay::config::Config;
-use oncepay::ids::WebhookEndpointId;
-use oncepay::vault::Vault;
-use oncepay::webhooks::signature::{self, Secret, Signed};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

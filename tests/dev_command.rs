@@ -149,7 +149,7 @@ fn it_serves_stops_cleanly_and_finds_its_data_again() {
         assert!(text.starts_with("HTTP/1.1 201"), "{text}");
         assert_eq!(text.contains("idempotent-replayed: true"), time == 2, "{text}");
     }
-    let mut superuserless = oncepay::db::connect(&env["DATABASE_URL"].clone().into()).unwrap();
+    let mut superuserless = oncepay::storage::db::connect(&env["DATABASE_URL"].clone().into()).unwrap();
     assert!(
         diesel::RunQueryDsl::execute(diesel::sql_query("DELETE FROM postings"), &mut superuserless).is_err()
     );

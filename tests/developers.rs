@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver as Lines};
 use std::thread;
 use std::time::Duration;
 
-use oncepay::webhooks::signature::{Secret, Signed, verify};
+use oncepay::base::signature::{Secret, Signed, verify};
 
 use crate::support::acquirer::{Received, Receiver, WEBHOOK_SECRET};
 use crate::support::*;

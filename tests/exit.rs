@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use oncepay::db;
+use oncepay::storage::db;
 
 use crate::support::*;
 

@@ -1,7 +1,7 @@
 //! The acquirer's events: each takes effect once, whoever sends what, how often, and in which order.
 
 use diesel::PgConnection;
-use oncepay::webhooks::signature::Secret;
+use oncepay::base::signature::Secret;
 use serde_json::{Value, json};
 
 use crate::support::acquirer::WEBHOOK_SECRET;

@@ -127,7 +127,7 @@ fn the_reaper_handed_out_a_claim_without_a_row() {
         .map(|_| {
             let (url, stop) = (database.app_url.clone(), Arc::clone(&stop));
             thread::spawn(move || {
-                let mut conn = oncepay::db::connect(&url).unwrap();
+                let mut conn = oncepay::storage::db::connect(&url).unwrap();
                 while !stop.load(Ordering::Relaxed) {
                     reaper::reap(&mut conn, 10).unwrap();
                 }

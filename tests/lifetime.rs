@@ -233,7 +233,7 @@ fn the_reaper_works_in_batches_oldest_first_and_many_do_each_row_once() {
         .map(|_| {
             let url = database.app_url.clone();
             thread::spawn(move || {
-                let mut conn = oncepay::db::connect(&url).unwrap();
+                let mut conn = oncepay::storage::db::connect(&url).unwrap();
                 (0..10).map(|_| reaper::reap(&mut conn, 3).unwrap().expired).sum::<usize>()
             })
         })

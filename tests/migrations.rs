@@ -5,7 +5,7 @@ use std::process::Command;
 use chrono::DateTime;
 use diesel::{QueryableByName, RunQueryDsl};
 use diesel_migrations::MigrationHarness;
-use oncepay::db::MIGRATIONS;
+use oncepay::storage::db::MIGRATIONS;
 use uuid::Uuid;
 
 use crate::support::database::exposed;
@@ -65,7 +65,7 @@ fn the_database_makes_the_same_identifiers_of_a_time_as_we_do() {
     for time in times.map(Option::unwrap) {
         let theirs = names(&database, &format!("SELECT uuid_v7('{}')::text AS name", time.to_rfc3339()));
         let theirs: Uuid = theirs[0].parse().unwrap();
-        assert_eq!(theirs.as_bytes()[..8], oncepay::ids::v7(time).as_bytes()[..8], "{time}");
+        assert_eq!(theirs.as_bytes()[..8], oncepay::base::ids::v7(time).as_bytes()[..8], "{time}");
         assert_eq!(theirs.get_variant(), uuid::Variant::RFC4122);
     }
     let many = "SELECT count(DISTINCT uuid_v7(now()))::text AS name FROM generate_series(1, 1000)";

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 
 use chrono::Utc;
 use diesel::PgConnection;
-use oncepay::charges::{self, Settlement};
-use oncepay::disputes::{self, Verdict};
-use oncepay::ids::MerchantId;
-use oncepay::learned::Learned;
-use oncepay::payouts;
+use oncepay::base::ids::MerchantId;
+use oncepay::payments::charges::{self, Settlement};
+use oncepay::payments::disputes::{self, Verdict};
+use oncepay::payments::notice::Learned;
+use oncepay::payments::payouts;
 use oncepay::processor::Decline;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

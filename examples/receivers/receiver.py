@@ -4,10 +4,10 @@ hook, db = Webhook(os.environ["WEBHOOK_SECRET"]), sqlite3.connect(sys.argv[2])
 db.executescript("CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY); CREATE TABLE IF NOT EXISTS effects (what TEXT)")
 class Receiver(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))  # The bytes as they came: those are signed.
+        body = self.rfile.read(int(self.headers["Content-Length"]))  # The raw body: the signature covers these bytes.
         try: event = hook.verify(body, dict(self.headers))
         except Exception: return self.send_error(400)
-        with db:  # One transaction: that it was seen, and what it leads to. It's acknowledged when that is committed.
+        with db:  # One transaction records the event and applies it. Acknowledge it after the commit.
             if db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [event["id"]]).rowcount:
                 db.execute("INSERT INTO effects VALUES (?)", [f'{event["type"]} {event["data"]["id"]}'])
         self.send_response(204), self.end_headers()

@@ -103,16 +103,16 @@ def write(samples, versions, options):
         "# Results",
         "",
         f"Made by `python3 load/bench --rounds {options.rounds} --seconds {options.seconds}{' --large' if options.large else ''}` on "
-        f"{platform.machine()} with {os.cpu_count()} cores that client, service and Postgres share; Postgres with stock settings; "
-        f"{made}; {time.strftime('%Y-%m-%d')}. Medians of the rounds. What counts are the ratios of figures taken in the same run: "
-        "another machine has other figures.",
+        f"{platform.machine()} with {os.cpu_count()} cores that client, service and Postgres share; Postgres has stock settings; "
+        f"{made}; {time.strftime('%Y-%m-%d')}. The figures are medians of the rounds. Compare the ratios, "
+        "whose figures are taken in the same run: the figures themselves differ from machine to machine.",
         "",
         "![Throughput](results.svg)",
         "",
         *table(["ratio", *(f"{clients} clients" for clients in CLIENTS), "each at its best", "goal"], ratios(figures)),
         *table(["figure", "measured", "goal"], others(figures)),
-        "What is measured and how: [README](README.md#the-benchmark). What follows for your own capacity: "
-        "[capacity](../docs/capacity.md).",
+        "The [README](README.md#the-benchmark) describes the measurements. The [capacity page](../docs/capacity.md) draws the "
+        "conclusions for your own capacity.",
         "",
         *table(["sample", "median", "lowest – highest"], [(name, f"{value:,.1f}", spread[name]) for name, value in figures.items()]),
     ]

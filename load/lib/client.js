@@ -88,7 +88,7 @@ export class Request {
 }
 
 /**
- * Talks to the service as one merchant or operator, or without a key of the API as the acquirer: to an instance that is
+ * Talks to the service as one merchant or operator, or without a key of the API as the processor: to an instance that is
  * drawn for each request, and with each further attempt to the next one.
  */
 export class Client {

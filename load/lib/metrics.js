@@ -18,7 +18,7 @@ export const VIOLATIONS = {
   answers_differ: 'answers to one key that differ',
   unanswered: 'requests without a final answer',
   charges_per_key: 'keys with another number of charges than one',
-  events: "the acquirer's events that aren't kept as applied",
+  events: "the processor's events that aren't kept as applied",
   broken_off: 'iterations that broke off',
   ledger: 'disagreements in the ledger',
   audit: 'checks of the audit that failed',

@@ -21,7 +21,7 @@ const CARDS = {
   async_approved: 'pm_card_async',
   async_declined: 'pm_card_async',
 };
-/** Kinds that the acquirer decides by its events: what it says, and in what that makes them other than a good charge. */
+/** Kinds that the processor decides by its events: what it says, and in what that makes them other than a good charge. */
 const BY_EVENTS = {
   dispute_won: { dispute: 'won', payoutEnd: 'paid' },
   dispute_lost: { dispute: 'lost', payoutEnd: 'failed', status: 'disputed' },
@@ -49,7 +49,7 @@ export function newKey(kind) {
  * `lost` and `slow` are charges with a card that has this happen, `troubled` with any card. And `life` is an authorization
  * that is captured in part, refunded once or twice, and paid out in part.
  *
- * Others are what the acquirer's events make of them: charges whose dispute is won or lost (with a payout that arrives or
+ * Others are what the processor's events make of them: charges whose dispute is won or lost (with a payout that arrives or
  * comes back), whose refund comes back, or that were pending until they were approved (and settled) or declined.
  */
 export function plan(key) {
@@ -104,7 +104,7 @@ export function plan(key) {
   };
 }
 
-/** The acquirer's name for what it settles: it does so charge by charge, and calls the settlement by the charge's id. */
+/** The processor's name for what it settles: it does so charge by charge, and calls the settlement by the charge's id. */
 export function settlementOf(chargeId) {
   return chargeId.replace('ch_', 'set_');
 }

@@ -12,7 +12,7 @@ export const urls = (known.ONCEPAY_URLS || known.ONCEPAY_URL || '')
 /** Key of an operator, who makes the merchants of a run and asks for the audit. */
 export const operatorKey = known.ONCEPAY_OPERATOR_KEY;
 
-/** What the acquirer signs its events with: `whsec_` and base64. */
+/** What the processor signs its events with: `whsec_` and base64. */
 export const webhookSecret = (known.ONCEPAY_WEBHOOK_SECRET || '').split(',')[0].trim();
 
 if (urls.length === 0 || !operatorKey) {

@@ -6,7 +6,7 @@ use diesel::{PgConnection, RunQueryDsl};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::db;
+use crate::storage::db;
 
 /// Owner of the database and of everything in it.
 pub const OWNER: &str = "oncepay_owner";

@@ -10,10 +10,10 @@
 //! the folder, Postgres, the rest.
 #![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
-mod acquirer;
 pub mod database;
 pub mod postgres;
 pub mod seed;
+mod simulator;
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -25,15 +25,16 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use crate::acquirer::Webhook;
-use crate::auth::new_password;
+use crate::base::signature::Secret;
 use crate::config::Config;
-use crate::db;
-use crate::server::Bound;
-use crate::webhooks::signature::Secret;
+use crate::server;
+use crate::simulator::Webhook;
+use crate::storage::db;
+use crate::web::auth::new_password;
+use crate::web::listener::Listener;
 
-use self::acquirer::Acquirer;
 use self::seed::Keys;
+use self::simulator::Simulator;
 
 /// Name of the acquirer's key in dev.env.
 const ACQUIRER_API_KEY: &str = "ONCEPAY_ACQUIRER_API_KEY";
@@ -107,7 +108,7 @@ pub fn seed(options: &SeedOptions) -> Result<(), String> {
 
 /// Runs until SIGINT or SIGTERM. An error is a sentence or two that say what to do.
 pub fn run(options: &Options) -> Result<(), String> {
-    let bound = Bound::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)), "--port")?;
+    let bound = Listener::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)), "--port")?;
     let folder = DataFolder::open(&options.data_dir)?;
 
     let (server, owner_url, app_url) = match &options.database_url {
@@ -149,7 +150,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         ProcessorKind::Http => {
             let url = format!("{url}/v1/webhooks/acquirer").parse().map_err(|error| format!("{error}."))?;
             let webhook = Webhook { url, secret: webhook_secret.clone() };
-            Some(Acquirer::start(&owner_url, acquirer_key.clone(), webhook)?)
+            Some(Simulator::start(&owner_url, acquirer_key.clone(), webhook)?)
         }
     };
     let mut env = vec![
@@ -176,7 +177,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     if let Some(acquirer) = &acquirer {
         config.acquirer = acquirer.options();
     }
-    let served = crate::serve(bound, &config, || {
+    let served = server::run(bound, &config, || {
         println!("\nOncepay is running; Ctrl-C stops it.");
         print_first_steps(&url, &keys, &folder.path);
         if let Some(acquirer) = &acquirer {
@@ -240,7 +241,7 @@ curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Ke
     );
 }
 
-fn print_acquirer(acquirer: &Acquirer) {
+fn print_acquirer(acquirer: &Simulator) {
     println!(
         "The acquirer is a server of its own, at {url}. Have it lose the answers to the next three captures:
 

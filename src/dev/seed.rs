@@ -3,10 +3,10 @@
 use diesel::prelude::*;
 use rust_decimal::Decimal;
 
-use crate::auth::{key_sha256, new_api_key, new_operator_key};
-use crate::ids::MerchantId;
-use crate::schema::{api_keys, merchant_pricing, merchants, operator_keys};
-use crate::time;
+use crate::base::ids::MerchantId;
+use crate::base::time;
+use crate::storage::schema::{api_keys, merchant_pricing, merchants, operator_keys};
+use crate::web::auth::{key_sha256, new_api_key, new_operator_key};
 
 /// Keys as their holders know them.
 #[derive(Clone, Debug)]

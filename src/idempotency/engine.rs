@@ -12,13 +12,13 @@ use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 use secrecy::SecretString;
 
-use crate::db::Db;
-use crate::deadline;
+use super::metrics::Metrics;
+use crate::base::derived_secrets::Vault;
+use crate::base::faults;
 use crate::error::Error;
-use crate::faults;
-use crate::metrics::Metrics;
 use crate::processor::Processor;
-use crate::vault::Vault;
+use crate::storage::db::Db;
+use crate::storage::deadline;
 
 use super::decision::{Decision, Look, Tried, decide};
 use super::key::IdempotencyKey;
@@ -76,6 +76,7 @@ pub(super) struct Inner {
     vault: Vault,
     settings: Settings,
     metrics: Arc<Metrics>,
+    host_metrics: Arc<crate::host::metrics::Metrics>,
     batchers: HashMap<&'static str, Batchers>,
     pub(super) policies: Policies,
     pub(super) waiters: Waiters,
@@ -94,7 +95,7 @@ impl Inner {
             now,
             policy: &request.treatment.policy,
             vault: &self.vault,
-            metrics: &self.metrics,
+            metrics: &self.host_metrics,
         }
     }
 }
@@ -109,6 +110,7 @@ impl Engine {
         settings: Settings,
         operations: &[Registered],
         metrics: Arc<Metrics>,
+        host_metrics: Arc<crate::host::metrics::Metrics>,
     ) -> Self {
         let Settings { timing, batch_size_max, .. } = settings;
         let batchers = operations.iter().filter_map(|operation| {
@@ -119,7 +121,17 @@ impl Engine {
         let policies = Policies::new(operations.to_vec());
         let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
         Self {
-            inner: Arc::new(Inner { db, processor, vault, settings, metrics, batchers, policies, waiters }),
+            inner: Arc::new(Inner {
+                db,
+                processor,
+                vault,
+                settings,
+                metrics,
+                host_metrics,
+                batchers,
+                policies,
+                waiters,
+            }),
         }
     }
 
@@ -163,6 +175,10 @@ impl Engine {
     /// See [`Input::allows_loopback`](super::Input::allows_loopback).
     pub(super) fn allows_loopback(&self) -> bool {
         self.inner.settings.webhook_allow_loopback
+    }
+
+    pub(super) fn host_metrics(&self) -> &crate::host::metrics::Metrics {
+        &self.inner.host_metrics
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn request(method: &str, path: &str, query: &str, body: &str) -> RequestContent {
-        let canonical = crate::fields::parse_json(body.as_bytes())
+        let canonical = crate::web::fields::parse_json(body.as_bytes())
             .map_or(body.as_bytes().to_vec(), |value| serde_json_canonicalizer::to_vec(&value).unwrap());
         RequestContent {
             method: method.to_owned(),

@@ -7,8 +7,8 @@ use sfv::{BareItem, Item, Parser};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
 
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";

@@ -10,7 +10,7 @@ use std::time::Duration;
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 use secrecy::SecretString;
 
-use crate::db;
+use crate::storage::db;
 
 use super::engine::Inner;
 use super::store::ANSWERS_CHANNEL;

@@ -92,6 +92,7 @@ mod engine;
 mod fingerprint;
 mod key;
 mod listen;
+pub mod metrics;
 mod operation;
 pub mod policy;
 pub mod reaper;

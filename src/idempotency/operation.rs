@@ -10,11 +10,11 @@ use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::base::derived_secrets::{Purpose, Vault};
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::metrics::Metrics;
+use crate::host::metrics::Metrics;
 use crate::processor::{Processor, ProcessorCall};
-use crate::vault::{Purpose, Vault};
 
 use super::key::IdempotencyKey;
 use super::policy::Policy;

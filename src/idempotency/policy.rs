@@ -15,10 +15,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use utoipa::ToSchema;
 
-use crate::db::Db;
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::schema::idempotency_policies;
+use crate::storage::db::Db;
+use crate::storage::schema::idempotency_policies;
 
 use super::fingerprint::Recipe;
 use super::registry::Registered;

@@ -15,7 +15,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable};
 
 use crate::error::Error;
-use crate::sql::statement;
+use crate::storage::sql::statement;
 
 use super::engine::Engine;
 

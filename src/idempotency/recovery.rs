@@ -18,10 +18,10 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Text, Timestamptz, Uuid 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use crate::base::ids::MerchantId;
+use crate::base::time;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::sql::statement;
-use crate::time;
+use crate::storage::sql::statement;
 
 use super::engine::Engine;
 use super::fingerprint::RequestContent;

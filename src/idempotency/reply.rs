@@ -5,8 +5,8 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::base::derived_secrets::{Purpose, Vault};
 use crate::error::{Error, Problem};
-use crate::vault::{Purpose, Vault};
 
 /// The headers that belong to an answer and are replayed with it. All others belong to a single
 /// exchange: a stored `Date`, `Set-Cookie` or request id would be wrong the second time.

@@ -13,14 +13,15 @@ use futures_util::future::LocalBoxFuture;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
-use crate::deadline;
+use crate::base::ids::MerchantId;
+use crate::base::paths;
+use crate::base::signature::{self, Secret, Signed};
+use crate::base::time;
 use crate::error::Error;
-use crate::fields::{Fields, parse_json};
-use crate::ids::MerchantId;
-use crate::request::{RequestId, path_segment};
-use crate::time;
-use crate::webhooks::signature::{self, Secret, Signed};
+use crate::storage::deadline;
+use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
+use crate::web::fields::{Fields, parse_json};
+use crate::web::request_id::RequestId;
 
 use super::IdempotencyKey;
 use super::engine::Engine;
@@ -112,7 +113,7 @@ pub struct Input<'a, 'b> {
 impl Input<'_, '_> {
     /// A segment of the path (see [`path_segment`]).
     pub fn segment(&self, n: usize) -> Cow<'_, str> {
-        path_segment(self.path, n)
+        paths::segment(self.path, n)
     }
 }
 
@@ -231,7 +232,7 @@ impl<O: Operation> IdempotentRequest<O> {
         };
         let (operation, value) = read().inspect_err(|error: &Error| {
             if let Some(event_id) = &event_id {
-                engine.metrics().webhooks_refused.with_label_values(&["unreadable"]).inc();
+                engine.host_metrics().webhooks_refused.with_label_values(&["unreadable"]).inc();
                 log::error!(event_id = event_id.as_str(); "an event of the acquirer can't be read: {}", error.detailed());
             }
         })?;
@@ -347,7 +348,7 @@ fn check_signature(req: &HttpRequest, body: &[u8], engine: &Engine) -> Result<()
         signature: only_header(req, signature::SIGNATURE),
     };
     signature::verify(&secrets.0, signed, body, time::now()).map_err(|refusal| {
-        engine.metrics().webhooks_refused.with_label_values(&[refusal.as_str()]).inc();
+        engine.host_metrics().webhooks_refused.with_label_values(&[refusal.as_str()]).inc();
         Error::WebhookSignatureInvalid(refusal)
     })
 }

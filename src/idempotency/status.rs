@@ -11,12 +11,12 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Double, Integer, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use crate::db::plan_freely;
+use super::metrics::Metrics;
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::lists::{Cursor, List, Page};
-use crate::metrics::Metrics;
-use crate::sql::statement;
+use crate::storage::db::plan_freely;
+use crate::storage::sql::statement;
+use crate::web::lists::{Cursor, List, Page};
 
 use super::IdempotencyKey;
 use super::engine::Engine;

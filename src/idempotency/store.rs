@@ -15,9 +15,9 @@ use diesel::sql_types::{
 };
 use uuid::Uuid;
 
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::sql::statement;
+use crate::storage::sql::statement;
 
 use super::policy::{OnExpired, Policy};
 use super::reply::Reply;

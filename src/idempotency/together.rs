@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use diesel::PgConnection;
 
-use crate::batch::Batcher;
-use crate::db::Db;
+use super::metrics::Metrics;
 use crate::error::Error;
-use crate::metrics::Metrics;
+use crate::storage::batch::Batcher;
+use crate::storage::db::Db;
 
 use super::decision::{Decision, decide};
 use super::operation::Together;

@@ -19,9 +19,9 @@ use futures_util::future::{Either, select};
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::{Notify, watch};
 
-use crate::db::Db;
-use crate::ids::MerchantId;
-use crate::metrics::Counted;
+use crate::base::ids::MerchantId;
+use crate::base::metrics::Counted;
+use crate::storage::db::Db;
 
 use super::IdempotencyKey;
 use super::store::{self, Answer, Glimpse};

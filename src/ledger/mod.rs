@@ -14,50 +14,24 @@
 //! merchant wait for each other. A balance is the account's checkpoint plus the postings after it. Only
 //! what could overdraw an account locks it.
 
+mod accounts;
+pub mod api;
 mod balance;
+mod checkpoints;
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
 use serde_json::json;
 
+use crate::base::ids::MerchantId;
+use crate::base::money::Money;
 use crate::error::{Error, violated_constraint};
-use crate::ids::MerchantId;
-use crate::money::Money;
-use crate::sql::statement;
+use crate::storage::sql::statement;
 
-pub use balance::{Balance, CurrencyBalance, balance, balances, keep_rolling_up, roll_up, roll_up_due};
-
-/// Kinds of accounts; each merchant has at most one of each per currency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccountKind {
-    /// Asset: what the acquirer owes us.
-    AcquirerClearing,
-    /// Asset: what we hold.
-    Bank,
-    /// Liability: what we owe the merchant. Below zero only through a dispute.
-    MerchantPayable,
-    /// Liability: on its way to the merchant's bank.
-    PayoutsInTransit,
-    /// Liability: held back while a dispute is open.
-    DisputesHeld,
-    /// Income: our fees.
-    FeeRevenue,
-}
-
-impl AccountKind {
-    /// Its name in the database and in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AcquirerClearing => "acquirer_clearing",
-            Self::Bank => "bank",
-            Self::MerchantPayable => "merchant_payable",
-            Self::PayoutsInTransit => "payouts_in_transit",
-            Self::DisputesHeld => "disputes_held",
-            Self::FeeRevenue => "fee_revenue",
-        }
-    }
-}
+pub use accounts::AccountKind;
+pub use balance::balance;
+pub use checkpoints::{keep_rolling_up, roll_up, roll_up_due};
 
 /// A journal entry before it's posted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,8 +22,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::metrics::Metrics;
-use crate::money::Money;
+use super::metrics::Metrics;
+use crate::base::money::Money;
 
 use super::breaker::Breaker;
 use super::protocol::{AcquirerOperation, Page, Problem};

@@ -2,16 +2,19 @@
 
 mod breaker;
 mod http;
+pub mod metrics;
+mod options;
 mod payment_method;
 mod protocol;
 mod sandbox;
 
 use async_trait::async_trait;
 
-use crate::ids::MerchantId;
-use crate::money::Money;
+use crate::base::ids::MerchantId;
+use crate::base::money::Money;
 
 pub use http::{HttpProcessor, HttpSettings};
+pub use options::ProcessorOptions;
 pub use payment_method::{PaymentMethod, UnknownPaymentMethod};
 pub use protocol::{AcquirerOperation, Refusal};
 pub use sandbox::{CallRecord, Sandbox};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::money::Money;
+use crate::base::money::Money;
 
 use super::{Authorization, Decision, Decline, PaymentMethod, Processor, ProcessorCall, ProcessorError};
 

@@ -31,19 +31,20 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::batch::Batcher;
-use crate::db::Db;
-use crate::defaults::defaults;
+use super::metrics::Metrics;
+use crate::base::defaults::defaults;
+use crate::base::derived_secrets::Vault;
+use crate::base::faults;
+use crate::base::ids::EventId;
+use crate::base::metrics::Counted;
+use crate::base::time::{self, Timestamp};
 use crate::error::Error;
-use crate::faults;
-use crate::ids::EventId;
-use crate::metrics::{Counted, Metrics};
-use crate::time::{self, Timestamp};
-use crate::vault::Vault;
+use crate::storage::batch::Batcher;
+use crate::storage::db::Db;
 
 use super::client::{Answer, Client, Failure};
 use super::outbox::{self, Among, Claimed, EndpointKey, Noted, Outcome, Room, State};
-use super::signature;
+use crate::base::signature;
 
 /// What a delivery needs beside the endpoint's time: to note the outcome, also where the database keeps us waiting.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);

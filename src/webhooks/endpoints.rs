@@ -1,7 +1,7 @@
 //! Webhook endpoints: where a merchant wants to be told of events, of which ones, and what the messages are signed with.
 //!
 //! A secret is shown twice at the most: in the answer that made it, and in the replays of that one. It's derived
-//! rather than stored (see [`vault`](crate::vault)), by a version that counts up with each rotation, so that the one before
+//! rather than stored (see [`vault`](crate::base::derived_secrets)), by a version that counts up with each rotation, so that the one before
 //! can sign along until those who verify have changed over.
 //!
 //! A deleted endpoint stays as a row, since deliveries refer to it, and is as good as gone otherwise.
@@ -23,21 +23,21 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::auth::AuthenticatedMerchant;
-use crate::db::Db;
+use crate::base::derived_secrets::Purpose;
+use crate::base::ids::{MerchantId, WebhookEndpointId};
+use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{EventType, one_of};
-use crate::fields::{Patch, TEXT_MAX};
 use crate::idempotency::{
     Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
 };
-use crate::ids::{MerchantId, WebhookEndpointId};
-use crate::lists::{List, Parameters, load_page};
-use crate::openapi::problems;
-use crate::schema::webhook_endpoints;
-use crate::sql::statement;
-use crate::time::Timestamp;
-use crate::vault::Purpose;
+use crate::storage::db::Db;
+use crate::storage::schema::webhook_endpoints;
+use crate::storage::sql::statement;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::fields::{Patch, TEXT_MAX};
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
 
 use super::address::is_public;
 

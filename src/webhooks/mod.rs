@@ -25,11 +25,10 @@
 //! twice, and never count twice: here by the engine, there by `webhook-id`.
 
 pub mod address;
-pub mod catalogue;
 mod client;
 pub mod delivery;
 pub mod endpoints;
-pub mod inbound;
+pub mod events_api;
+pub mod metrics;
 mod outbox;
 pub mod retention;
-pub mod signature;

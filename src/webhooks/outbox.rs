@@ -14,10 +14,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Text, Timestamptz, Uuid as SqlUuid};
 use serde_json::Value;
 
+use crate::base::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
 use crate::error::Error;
 use crate::events::{self, EventType};
-use crate::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
-use crate::sql::statement;
+use crate::storage::sql::statement;
 
 use super::endpoints::EndpointRow;
 

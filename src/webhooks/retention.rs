@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Nullable, Uuid as SqlUuid};
 
-use crate::db::Db;
+use super::metrics::Metrics;
+use crate::base::ids::MerchantId;
 use crate::error::Error;
-use crate::ids::MerchantId;
-use crate::metrics::Metrics;
-use crate::sql::statement;
+use crate::storage::db::Db;
+use crate::storage::sql::statement;
 
 /// Rows of a batch, and merchants that it looks at.
 const BATCH: i32 = 1_000;

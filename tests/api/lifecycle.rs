@@ -2,11 +2,11 @@
 
 use chrono::Utc;
 use diesel::RunQueryDsl;
-use oncepay::charges::{self, ChargeStatus, Settlement};
-use oncepay::disputes::{self, Verdict};
-use oncepay::ids::ChargeId;
-use oncepay::learned::Learned;
-use oncepay::payouts;
+use oncepay::base::ids::ChargeId;
+use oncepay::payments::charges::{self, ChargeStatus, Settlement};
+use oncepay::payments::disputes::{self, Verdict};
+use oncepay::payments::notice::Learned;
+use oncepay::payments::payouts;
 use oncepay::processor::Decline;
 use serde_json::{Value, json};
 

@@ -1,14 +1,14 @@
 //! What surrounds the API: request ids, health, error pages, documentation.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::RunQueryDsl;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
-use oncepay::db::Db;
+use oncepay::base::metrics::Registry;
 use oncepay::error::Code;
-use oncepay::metrics::Metrics;
+use oncepay::storage::db::Db;
+use oncepay::storage::metrics::Metrics;
 
 use crate::support::*;
 
@@ -179,7 +179,7 @@ fn commits_are_durable_whatever_the_server_has_as_default() {
     for (default, ours) in [("off", "on"), ("remote_apply", "remote_apply")] {
         let change = format!("ALTER DATABASE {} SET synchronous_commit = {default}", database.name());
         execute(&mut database.as_superuser(), &change);
-        let db = Db::new(&database.app_url, 1, Duration::from_secs(5), Arc::new(Metrics::new()));
+        let db = Db::new(&database.app_url, 1, Duration::from_secs(5), Metrics::new(&Registry::new()));
         let setting = diesel::select(sql::<Text>("current_setting('synchronous_commit')"));
         let setting = db.run(move |conn| Ok(setting.get_result::<String>(conn)?));
         assert_eq!(actix_web::rt::System::new().block_on(setting).unwrap(), ours);

@@ -1,6 +1,6 @@
 use std::thread;
 
-use oncepay::webhooks::signature::Secret;
+use oncepay::base::signature::Secret;
 use serde_json::{Value, json};
 
 use crate::support::*;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oncepay::reconcile::{self, VoidAfter};
+use oncepay::inbound::reconcile::{self, VoidAfter};
 use serde_json::{Value, json};
 
 use crate::support::TestDatabase;

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::thread;
 
 use diesel::RunQueryDsl;
-use oncepay::db;
 use oncepay::dev::postgres::Binaries;
+use oncepay::storage::db;
 
 use crate::support::free_port;
 

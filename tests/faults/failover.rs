@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use diesel::{PgConnection, RunQueryDsl};
-use oncepay::db;
 use oncepay::dev::postgres::Binaries;
+use oncepay::storage::db;
 use tempfile::TempDir;
 
 use crate::support::database::exposed;

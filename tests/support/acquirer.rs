@@ -7,10 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
-use oncepay::acquirer::{Settings, Thread, Webhook};
-use oncepay::config::AcquirerOptions;
-use oncepay::db;
 use oncepay::dev::database::OWNER;
+use oncepay::processor::ProcessorOptions;
+use oncepay::simulator::{Settings, Thread, Webhook};
+use oncepay::storage::db;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -101,12 +101,12 @@ impl Acquirer {
     }
 
     /// How the service reaches it: with timeouts that an acquirer which is merely slow doesn't exceed.
-    pub fn options(&self) -> AcquirerOptions {
-        AcquirerOptions {
+    pub fn options(&self) -> ProcessorOptions {
+        ProcessorOptions {
             connect_timeout_ms: 2_000,
             request_timeout_ms: 2_000,
             probe_interval_ms: 50,
-            ..AcquirerOptions::at(self.url.parse().unwrap(), self.api_key.clone().into())
+            ..ProcessorOptions::at(self.url.parse().unwrap(), self.api_key.clone().into())
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
 use oncepay::processor::{Processor, Sandbox};
-use oncepay::server::Bound;
+use oncepay::web::listener::Listener;
 use serde_json::Value;
 
 use super::acquirer::{Acquirer, WEBHOOK_SECRET};
@@ -77,13 +77,13 @@ impl App {
         config.recovery_interval_ms = 600_000;
         config.webhook_secret = Some(WEBHOOK_SECRET.into());
         adjust(&mut config);
-        let bound = Bound::new(config.listen, "--listen").unwrap();
+        let bound = Listener::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
         let processor = in_sandbox.then(|| Arc::clone(&sandbox) as Arc<dyn Processor>);
         let (started, handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let (server, handle) = bound.serve(&config, processor).unwrap();
+                let (server, handle) = oncepay::server::serve(bound, &config, processor).unwrap();
                 started.send(handle).unwrap();
                 server.await.unwrap();
             });

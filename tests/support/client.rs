@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use oncepay::webhooks::signature::Secret;
+use oncepay::base::signature::Secret;
 
 use super::acquirer::WEBHOOK_SECRET;
 use super::database::Merchant;

@@ -6,9 +6,10 @@
 use std::sync::{Mutex, OnceLock};
 
 use diesel::{PgConnection, RunQueryDsl};
+use oncepay::base::ids::MerchantId;
 use oncepay::dev::{database, postgres, seed};
-use oncepay::ids::MerchantId;
-use oncepay::{auth, db};
+use oncepay::storage::db;
+use oncepay::web::auth;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use testcontainers_modules::postgres::Postgres as PostgresImage;
@@ -125,6 +126,7 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
     let mut folders: Vec<_> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
         .collect();
     folders.sort();
     for folder in folders {

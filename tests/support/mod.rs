@@ -1,4 +1,82 @@
-//! What the tests are made of.
+//! Helpers for the integration tests.
+//!
+//! # A test
+//!
+//! Name a test by what it shows, as a sentence. Give it a database, start a service on that, send requests, and check what the
+//! API answers and what the database holds:
+//!
+//! ```ignore
+//! #[test]
+//! fn a_retry_gets_the_first_answer_again() {
+//!     let database = TestDatabase::new();
+//!     let app = App::start(&database);
+//!     let client = app.client.as_merchant(&database.merchant());
+//!     let first = client.charge("order-1", &visa()).expect(201);
+//!     let retry = client.charge("order-1", &visa()).expect(201);
+//!     assert!(retry.is_replay());
+//!     assert_eq!(retry.body, first.body);
+//!     assert_eq!((database.rows("charges"), app.runs()), (1, 1));
+//! }
+//! ```
+//!
+//! Declare values in this order, database first: Rust drops them in reverse, and the service must end before its database. A
+//! struct drops its fields in the order of their declaration, so there the database comes last.
+//!
+//! # Which helper for what
+//!
+//! | to … | take |
+//! |---|---|
+//! | get an empty, migrated database | [`TestDatabase::new`] |
+//! | get one on a server that the test may break or restart | [`TestDatabase::on`] |
+//! | get a merchant, an operator key | [`TestDatabase::merchant`], [`TestDatabase::operator_key`] |
+//! | look at the data | [`TestDatabase::count`], [`TestDatabase::text`], [`TestDatabase::rows`] |
+//! | act as a role | [`TestDatabase::as_app`], [`TestDatabase::as_owner`], [`TestDatabase::as_superuser`], with [`execute`] |
+//! | make a key old, end a lease, change a policy | [`TestDatabase::age_key`], [`TestDatabase::end_lease`], [`App::set_policy`] |
+//! | run the service in this process | [`App::start`]; with other settings [`App::start_with`] |
+//! | run a second instance | [`App::start_sharing`], with the first one's `sandbox` |
+//! | run the service in a process, to kill or stop it | [`Process::start`]; to read its log [`Process::start_logging`] |
+//! | have the processor answer over HTTP, and fail | [`acquirer::Acquirer::start`], [`App::start_at`] |
+//! | have the processor send webhooks, too | [`App::start_with_acquirer`] |
+//! | receive webhooks as a merchant does | [`acquirer::Receiver::start`] |
+//! | know how often the handler ran, and what the processor was asked | [`App::runs`], `app.sandbox.calls()` |
+//! | get a body for `POST /v1/charges`, a new key, a free port | [`visa`], [`with_method`], [`fresh_key`], [`free_port`] |
+//!
+//! # The database
+//!
+//! All tests of a run share one Postgres server ([`database`] says which), and each test has a database of its own, copied from
+//! a migrated template. [`App::start`] connects to it as `oncepay_app`, as in production. Dropping a [`TestDatabase`] runs the
+//! audit, so every test also checks the books. A test that damages the data on purpose calls [`TestDatabase::skip_audit`].
+//!
+//! # Requests
+//!
+//! [`Client`] has verbs: `get`, `charge`, `send(method, path, key, body)`. Derive a client for another caller with
+//! `as_merchant`, `with_key` or `like`. `request` and `change` return a [`client::Request`], to add, repeat or remove headers
+//! before `send`; `try_send` returns the error when no answer comes. `delivery` signs a webhook of the processor.
+//!
+//! [`Response`] has `expect(status)`, `expect_problem(status, code)`, `json`, `field`, `header`, `pointers` and `is_replay`.
+//! Every answer is checked against the OpenAPI document, so a test fails when an operation answers a status, a code or a header
+//! that its documentation lacks. [`Client::metrics`] reads counters.
+//!
+//! # Faults
+//!
+//! * **Die or stop at a point**: start a [`Process`] with `ONCEPAY_FAULT=kill:after_claim` or `stop:…`. The crate's module of
+//!   fault points lists them. Then [`Process::was_killed`] or [`Process::wait_until_stopped`], and [`Process::go_on`].
+//! * **A processor that fails**: [`acquirer::Acquirer::control`] sets rules (drop an answer, answer 500, answer late),
+//!   [`acquirer::Acquirer::refuse`] closes its port, [`acquirer::Acquirer::stop`] ends it.
+//! * **A database that is gone**: [`TestDatabase::cut_off`].
+//! * **A scene**: `tests/faults/` has instances that restart by themselves, clients that retry, a proxy with bad weather, and a
+//!   Postgres of the scene's own. `Scene::start(Setup::of("…"))` begins the load, `strike` plays a fault, and `finish` compares
+//!   what the clients saw with what the database and the processor hold.
+//!
+//! # Waiting
+//!
+//! Never sleep for an effect: wait for it with [`eventually`], which fails after 30 seconds. Wait for a state that the test can
+//! see: [`TestDatabase::lock_waits`] for a request that queues for a lock, a metric for a worker's turn, a row for an outcome.
+//! Let time pass by changing rows ([`TestDatabase::age_key`], [`TestDatabase::end_lease`]) instead of waiting for a clock. Assert
+//! counts and order, not durations: a busy machine is slow.
+//!
+//! [`App`]s don't recover unfinished requests by themselves, since most tests look at those. Set `recovery_interval_ms` where the
+//! recovery worker is the subject.
 
 pub mod acquirer;
 pub mod app;

@@ -7,8 +7,8 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::account::{Account, command};
 use super::error::PostgresError;
+use super::os_user::{OsUser, command};
 
 /// The oldest major version of Postgres that will do.
 pub const OLDEST_MAJOR: u32 = 14;
@@ -41,13 +41,13 @@ impl Binaries {
     /// The first that will do of PATH, the packagers' usual folders (the newest first) and
     /// `pg_config --bindir`.
     pub fn find() -> Result<Self, PostgresError> {
-        Self::search(candidates(), Account::choose(None)?.as_ref(), None)
+        Self::search(candidates(), OsUser::choose(None)?.as_ref(), None)
     }
 
     /// The first that will do for new data, or for the given folder with data of a major version.
     pub(super) fn search(
         candidates: impl Iterator<Item = PathBuf>,
-        account: Option<&Account>,
+        account: Option<&OsUser>,
         data: Option<(&Path, u32)>,
     ) -> Result<Self, PostgresError> {
         let mut others: Vec<Self> = Vec::new();
@@ -104,7 +104,7 @@ fn newest_first(base: &str, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// The major version of the binaries in a folder, if they are there and the account can run them.
-fn version_in(dir: &Path, account: Option<&Account>) -> Option<u32> {
+fn version_in(dir: &Path, account: Option<&OsUser>) -> Option<u32> {
     let postgres = dir.join("postgres");
     if !postgres.is_file() || !dir.join("initdb").is_file() {
         return None;
@@ -123,7 +123,7 @@ fn major_of(version: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made::set_mode;
+    use super::super::cleanup::set_mode;
     use super::*;
 
     #[test]

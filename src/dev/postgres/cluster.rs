@@ -12,14 +12,14 @@ use nix::unistd::geteuid;
 use rand::distr::{Alphanumeric, SampleString};
 
 use super::Settings;
-use super::account::Account;
 use super::binaries::Binaries;
+use super::cleanup::{Cleanup, Step, set_mode};
 use super::error::{PostgresError, unusable, unusable_as};
-use super::launch::last_lines;
-use super::made::{Made, Step, set_mode};
-use super::place::place;
+use super::location;
+use super::os_user::OsUser;
 use super::running::{SUPERUSER, settle};
-use super::shell::Shell;
+use super::server_log::last_lines;
+use super::supervisor::Supervisor;
 
 const PASSWORD_FILE: &str = "oncepay.password";
 
@@ -27,7 +27,7 @@ const PASSWORD_FILE: &str = "oncepay.password";
 pub(super) struct Cluster {
     pub(super) data: PathBuf,
     pub(super) password: String,
-    pub(super) janitor: Option<Shell>,
+    pub(super) janitor: Option<Supervisor>,
     _lock: fs::File,
 }
 
@@ -38,10 +38,10 @@ impl Cluster {
         data: PathBuf,
         settings: &Settings<'_>,
         binaries: &Binaries,
-        account: Option<&Account>,
-        made: &mut Made,
+        account: Option<&OsUser>,
+        made: &mut Cleanup,
     ) -> Result<Self, PostgresError> {
-        let data = place(named, data, account, made)?;
+        let data = location::choose(named, data, account, made)?;
         if !settings.durable {
             if data == named {
                 // Fails if it exists, so the janitor removes nothing that isn't ours.
@@ -56,7 +56,7 @@ impl Cluster {
         let workshop = workshop.path();
         let _workshop_lock = lock(workshop)?;
         made.0.push(Step::Tree(workshop.into()));
-        let janitor = (!settings.durable).then(|| Shell::janitor(made));
+        let janitor = (!settings.durable).then(|| Supervisor::janitor(made));
         let janitor = janitor.transpose().map_err(unusable(parent))?;
         set_mode(workshop, 0o711)?;
 
@@ -82,7 +82,7 @@ impl Cluster {
             args.push("--no-sync".into());
         }
         let initdb = binaries.dir().join("initdb");
-        let status = Shell::supervise(&initdb, &args, account, janitor.as_ref(), output)
+        let status = Supervisor::supervise(&initdb, &args, account, janitor.as_ref(), output)
             .and_then(|mut initdb| initdb.child.wait())
             .map_err(unusable(&initdb))?;
         if !status.success() {
@@ -107,7 +107,7 @@ impl Cluster {
     pub(super) fn reopen(
         named: &Path,
         data: PathBuf,
-        account: Option<&Account>,
+        account: Option<&OsUser>,
     ) -> Result<Self, PostgresError> {
         if let Some(account) = account
             && !account.reaches(&data)?

@@ -1,26 +1,22 @@
 //! Runs Postgres on a cluster until it can be used, and reads in its log why if it can't.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
-
 use super::Settings;
-use super::account::Account;
 use super::binaries::Binaries;
 use super::cluster::Cluster;
 use super::error::{PostgresError, unusable};
+use super::os_user::OsUser;
 use super::running::{PidFile, SETTLE_TIMEOUT, is_ours};
-use super::shell::Shell;
+use super::server_log::{last_lines, open_log};
+use super::supervisor::Supervisor;
 
 const LOG_FILE: &str = "oncepay-postgres.log";
-const LOG_LIMIT: u64 = 1 << 20;
 /// Crash recovery takes its time.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -34,8 +30,8 @@ impl Cluster {
         &self,
         settings: &Settings<'_>,
         binaries: &Binaries,
-        account: Option<&Account>,
-    ) -> Result<(Shell, u16), PostgresError> {
+        account: Option<&OsUser>,
+    ) -> Result<(Supervisor, u16), PostgresError> {
         let postgres = binaries.dir().join("postgres");
         let log_file = self.data.join(LOG_FILE);
         let deadline = Instant::now() + SETTLE_TIMEOUT;
@@ -61,8 +57,8 @@ impl Cluster {
 
             let (log, before) = open_log(&log_file, account).map_err(unusable(&log_file))?;
             let janitor = self.janitor.as_ref();
-            let mut process =
-                Shell::supervise(&postgres, &args, account, janitor, log).map_err(unusable(&postgres))?;
+            let mut process = Supervisor::supervise(&postgres, &args, account, janitor, log)
+                .map_err(unusable(&postgres))?;
             let Err(reason) = self.ready(&mut process, port) else {
                 return Ok((process, port));
             };
@@ -77,7 +73,7 @@ impl Cluster {
     }
 
     /// Waits until our server, and not any other, answers on the port.
-    fn ready(&self, process: &mut Shell, port: u16) -> Result<(), String> {
+    fn ready(&self, process: &mut Supervisor, port: u16) -> Result<(), String> {
         let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
             if let Ok(Some(status)) = process.child.try_wait() {
@@ -102,28 +98,4 @@ impl Cluster {
 fn free_port() -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?.port())
-}
-
-/// Opens the server's log, and says how long it is already.
-fn open_log(path: &Path, account: Option<&Account>) -> io::Result<(fs::File, usize)> {
-    if fs::metadata(path).is_ok_and(|log| log.len() > LOG_LIMIT) {
-        fs::rename(path, path.with_extension("log.old"))?;
-    }
-    let mut options = fs::OpenOptions::new();
-    // The folder isn't root's: a link in it could have root open and give away any file.
-    options.custom_flags(OFlag::O_NOFOLLOW.bits());
-    let log = options.append(true).create(true).mode(0o600).open(path)?;
-    if let Some(account) = account {
-        fchown(&log, Some(account.uid), Some(account.gid))?;
-    }
-    let length = usize::try_from(log.metadata()?.len()).unwrap_or(usize::MAX);
-    Ok((log, length))
-}
-
-/// The end of a log, without what was in it before.
-pub(super) fn last_lines(path: &Path, before: usize) -> String {
-    let log = fs::read(path).unwrap_or_default();
-    let log = String::from_utf8_lossy(log.get(before..).unwrap_or_default());
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
 }

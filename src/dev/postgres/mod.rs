@@ -23,15 +23,16 @@
 //! this process, but also the shells that watch it, are killed with SIGKILL; the removal of the
 //! data in `/var/lib/oncepay` when someone deletes the link to it.
 
-mod account;
 mod binaries;
+mod cleanup;
 mod cluster;
 mod error;
 mod launch;
-mod made;
-mod place;
+mod location;
+mod os_user;
 mod running;
-mod shell;
+mod server_log;
+mod supervisor;
 
 pub use self::binaries::{Binaries, OLDEST_MAJOR};
 pub use self::error::PostgresError;
@@ -42,14 +43,14 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use self::account::Account;
 use self::binaries::candidates;
+use self::cleanup::Cleanup;
 use self::cluster::Cluster;
 use self::error::{unusable, unusable_as};
-use self::made::Made;
-use self::place::{follow, major_in};
+use self::location::{follow, major_in};
+use self::os_user::OsUser;
 use self::running::{PidFile, settle, url};
-use self::shell::{KILL_TIMEOUT, Shell};
+use self::supervisor::{KILL_TIMEOUT, Supervisor};
 
 /// A big checkpoint takes its time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -71,7 +72,7 @@ pub struct Settings<'a> {
 /// A running server, which is stopped when this is dropped.
 pub struct Server {
     // In this order: the server ends, then its folder.
-    process: Option<Shell>,
+    process: Option<Supervisor>,
     cluster: Cluster,
     port: u16,
 }
@@ -96,12 +97,12 @@ impl Server {
             let cause = "a throw-away server removes its folder at the end, and this one exists";
             return Err(unusable_as(&named, cause));
         }
-        let account = Account::choose(major.map(|_| data.as_path()))?;
+        let account = OsUser::choose(major.map(|_| data.as_path()))?;
         let account = account.as_ref();
         let holds = major.map(|major| (named.as_path(), major));
         let binaries = Binaries::search(candidates(), account, holds)?;
 
-        let mut made = Made::default();
+        let mut made = Cleanup::default();
         let cluster = match major {
             Some(_) => Cluster::reopen(&named, data, account),
             None => Cluster::create(&named, data, settings, &binaries, account, &mut made),

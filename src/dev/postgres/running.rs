@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::db;
+use crate::storage::db;
 
 pub(super) const SUPERUSER: &str = "postgres";
 /// How long the remains of an earlier server may take to go away.

@@ -9,8 +9,8 @@ use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 use futures_util::FutureExt;
 
+use crate::base::faults;
 use crate::error::Error;
-use crate::faults;
 use crate::idempotency::decision::{Decision, Look, Tried, decide};
 use crate::idempotency::operation::{ExternalOperation, Finished};
 use crate::idempotency::policy::Enforcement;
@@ -18,7 +18,6 @@ use crate::idempotency::recovery::{Due, Recovered};
 use crate::idempotency::request::{IdempotentRequest, Operation, Treatment};
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
 use crate::idempotency::together::Looked;
-use crate::request::log_cause;
 
 use super::Engine;
 
@@ -85,7 +84,7 @@ impl Engine {
         self.inner.waiters.freed(claim.merchant, &claim.key);
         release.unwrap_or_else(|error| {
             // Then the lease has to run out by itself.
-            log_cause(&error, request_id);
+            error.log(request_id);
             false
         })
     }
@@ -343,7 +342,7 @@ impl Engine {
         match self.take_over_and_finish::<O>(due).await {
             Ok(recovered) => recovered,
             Err(error) => {
-                log_cause(&error, &request_id);
+                error.log(&request_id);
                 Recovered::Failed
             }
         }
@@ -378,7 +377,7 @@ impl Engine {
             Ok(()) => Ok(Recovered::Finished),
             Err(Error::ClaimLost) => Ok(Recovered::Lost),
             Err(error) => {
-                log_cause(&error, &request_id);
+                error.log(&request_id);
                 let is_parked = self.give_up(&claim, &request_id, &error, Taker::Recovery).await;
                 if is_parked {
                     log::error!(

@@ -1,0 +1,114 @@
+//! The registry of metrics, in Prometheus' text format.
+//!
+//! Each area registers its own metrics here (`storage::metrics`, `idempotency::metrics` …), so that none has to know
+//! the others'. Labels have few values: operations, outcomes, route patterns. Never keys, ids or merchants.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, TextEncoder, exponential_buckets,
+};
+
+/// All metrics of one server. Several servers can live in one process, each with a registry of its own. Cheap to
+/// clone.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(prometheus::Registry);
+
+/// From a quarter of a millisecond to some eight seconds.
+fn seconds() -> Vec<f64> {
+    exponential_buckets(0.000_25, 2.0, 16).expect("the arguments are valid")
+}
+
+/// From 1, doubling.
+fn sizes(buckets: usize) -> Vec<f64> {
+    exponential_buckets(1.0, 2.0, buckets).expect("the arguments are valid")
+}
+
+impl Registry {
+    /// An empty registry, but for what the operating system says of this process.
+    pub fn new() -> Self {
+        let registry = Self::default();
+        #[cfg(target_os = "linux")]
+        registry
+            .0
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("names are unique");
+        registry
+    }
+
+    fn register<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        let metric = metric.expect("names and labels are valid");
+        self.0.register(Box::new(metric.clone())).expect("names are unique");
+        metric
+    }
+
+    /// A counter.
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    /// A counter per combination of `labels`.
+    pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    /// A gauge of fractions.
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::new(name, help))
+    }
+
+    /// A gauge of whole numbers.
+    pub fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    /// A gauge of whole numbers per combination of `labels`.
+    pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    /// A histogram of seconds.
+    pub fn durations(&self, name: &str, help: &str) -> Histogram {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(seconds())))
+    }
+
+    /// A histogram of seconds per combination of `labels`.
+    pub fn durations_by(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(seconds()), labels))
+    }
+
+    /// A histogram of whole numbers from 1 to 2 to the power of `buckets` less 1.
+    pub fn sizes(&self, name: &str, help: &str, buckets: usize) -> Histogram {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(sizes(buckets))))
+    }
+
+    /// The same per combination of `labels`.
+    pub fn sizes_by(&self, name: &str, help: &str, labels: &[&str], buckets: usize) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(sizes(buckets)), labels))
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> prometheus::Result<String> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+/// Counts one more in a gauge, for as long as it lives.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// Counts one more in `gauge`.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

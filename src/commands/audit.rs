@@ -1,0 +1,33 @@
+//! `oncepay audit`.
+
+use crate::audit;
+use crate::inbound::reconcile;
+use crate::processor::ProcessorOptions;
+use crate::storage::db;
+
+use super::shared::Database;
+
+/// Options of the `audit` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Where
+    #[command(flatten)]
+    database: Database,
+    /// The processor, if its operations are to be read first
+    #[command(flatten)]
+    processor: ProcessorOptions,
+}
+
+/// Runs `oncepay audit`. The error is a sentence.
+pub fn run(options: &Options) -> Result<(), String> {
+    let database_url = &options.database.database_url;
+    if options.processor.url.is_some() {
+        reconcile::read_from(database_url, &options.processor)?;
+    }
+    let report = audit::run(&mut db::connect(database_url)?).map_err(|error| match error.cause() {
+        Some(cause) => format!("The audit couldn't be run: {cause}."),
+        None => format!("The audit couldn't be run: {error}"),
+    })?;
+    print!("{report}");
+    if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
+}

@@ -1,0 +1,45 @@
+//! `oncepay health`: whether the service on this machine lives.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long [`ask`] waits for the service, at each step.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Options of the `health` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Address that the service listens on
+    #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Ask also whether it can serve (/readyz instead of /healthz)
+    #[arg(long = "ready")]
+    can_serve: bool,
+}
+
+/// Asks the service on this machine, so that an image needs no HTTP client. The error is a sentence.
+pub fn ask(options: &Options) -> Result<(), String> {
+    let path = if options.can_serve { "/readyz" } else { "/healthz" };
+    // Who listens on all addresses is reached on the local one.
+    let mut address = options.listen;
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let answer = || {
+        let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = answer().map_err(|error: std::io::Error| format!("No answer from {address}: {error}."))?;
+    match answer.split("\r\n").next() {
+        Some(status) if status.starts_with("HTTP/1.1 200 ") => Ok(()),
+        status => Err(format!("{address}{path} answers: {}.", status.unwrap_or_default())),
+    }
+}

@@ -1,0 +1,199 @@
+//! `oncepay keys`: what operators do with idempotency keys from a shell, with the database at hand instead of the API; the
+//! same as under `/v1/operator/idempotency-keys`.
+
+use std::io::Write;
+
+use clap::Subcommand;
+use diesel::prelude::*;
+
+use crate::error::Error;
+use crate::idempotency::status::{self, Filter, KeyId, KeyRow, Life, Which};
+use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S};
+use crate::storage::db;
+use crate::web::lists::{Cursor, Page};
+
+use super::shared::{Database, sentence, time_text, write_line};
+
+/// Most keys of one listing.
+const KEYS_MAX: i64 = 1_000;
+
+/// `oncepay keys …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List keys, newest first; by default those in progress. Exit status 1 if any is parked
+    List {
+        /// in_progress, abandoned, parked, completed or expired
+        #[arg(long, default_value = "in_progress")]
+        status: String,
+        /// Least age: seconds, or with a unit as in 5m, 2h, 1d; or an RFC 3339 time
+        #[arg(long)]
+        older_than: Option<String>,
+        /// Name of an operation
+        #[arg(long)]
+        operation: Option<String>,
+        /// Id of a merchant
+        #[arg(long)]
+        merchant: Option<String>,
+        /// Most keys
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=KEYS_MAX))]
+        limit: i64,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Show one key
+    Show {
+        /// mer_…/key
+        id: String,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Have the service finish a request now, however often that has failed
+    Retry {
+        /// mer_…/key
+        #[arg(required_unless_present = "all_parked")]
+        id: Option<String>,
+        /// All that are parked, as after an outage
+        #[arg(long, conflicts_with = "id")]
+        all_parked: bool,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Give the lease of a request up, so that its client's next retry executes it
+    Release {
+        /// mer_…/key
+        id: String,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+}
+
+fn parse_id(text: &str) -> Result<KeyId, String> {
+    text.parse().map_err(|()| format!("{text} isn't of the form mer_…/key."))
+}
+
+/// Runs `oncepay keys`. The error is a sentence.
+pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
+    let connect = |database: &Database| db::connect(&database.database_url);
+    match command {
+        Command::List { status, older_than, operation, merchant, limit, database } => {
+            let mut filter = Filter {
+                which: status.parse().map_err(|()| format!("The status {}.", Which::FORMAT))?,
+                operation,
+                merchant: match merchant {
+                    Some(id) => {
+                        Some(id.parse().map_err(|_| format!("{id} is no id of a merchant (mer_…)."))?)
+                    }
+                    None => None,
+                },
+                ..Filter::default()
+            };
+            if let Some(text) = older_than {
+                text.parse::<OlderThan>().map_err(|detail| format!("The age {detail}."))?.apply(&mut filter);
+            }
+            let page = Page { limit, cursor: Cursor::Newest };
+            let keys = status::list(&mut connect(&database)?, &filter, page)
+                .map_err(|error| sentence(&error))?
+                .unwrap_or_else(|| unreachable!("there is no cursor that could be unknown"));
+            for row in &keys.data {
+                write_line(out, &one_line(row).map_err(|error| sentence(&error))?);
+            }
+            write_line(
+                out,
+                &format!("{} keys{}", keys.data.len(), if keys.has_more { ", and more" } else { "" }),
+            );
+            let parked = keys.data.iter().filter(|row| row.parked_at.is_some()).count();
+            if parked > 0 { Err(format!("{parked} of them wait for you.")) } else { Ok(()) }
+        }
+        Command::Show { id, database } => {
+            let id = parse_id(&id)?;
+            let row = status::find(&mut connect(&database)?, id.merchant, &id.key)
+                .map_err(|error| sentence(&error))?
+                .ok_or_else(|| sentence(&Error::IdempotencyKeyNotFound))?;
+            write_line(out, &one_line(&row).map_err(|error| sentence(&error))?);
+            let times = [
+                ("completed", row.completed_at),
+                ("answer kept until", Some(row.expires_at)),
+                ("lease until", row.lease_expires_at),
+                ("recovery from", row.recover_at),
+                ("parked since", row.parked_at),
+            ];
+            write_line(out, &format!("  {:<18} {}", "last request", row.request_id));
+            for (name, time) in times.into_iter().filter_map(|(name, time)| Some((name, time?))) {
+                write_line(out, &format!("  {name:<18} {}", time_text(time)));
+            }
+            Ok(())
+        }
+        Command::Retry { id: Some(id), database, .. } => {
+            let id = parse_id(&id)?;
+            change(&mut connect(&database)?, |conn| status::retry(conn, id.merchant, &id.key), out)
+        }
+        Command::Retry { id: None, database, .. } => {
+            let conn = &mut connect(&database)?;
+            let filter = Filter { which: Which::Parked, ..Filter::default() };
+            let mut retried = 0;
+            loop {
+                let page = Page { limit: KEYS_MAX, cursor: Cursor::Newest };
+                let parked = status::list(conn, &filter, page).map_err(|error| sentence(&error))?;
+                let parked = parked.map(|list| list.data).unwrap_or_default();
+                let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
+                for row in parked {
+                    match status::retry(conn, row.merchant_id, &row.key) {
+                        // Finished or retried by somebody else meanwhile.
+                        Ok(_) | Err(Error::IdempotencyKeyNotInProgress | Error::IdempotencyKeyNotFound) => {
+                            retried += 1
+                        }
+                        Err(error) => return Err(sentence(&error)),
+                    }
+                }
+                if is_last {
+                    break;
+                }
+            }
+            write_line(out, &format!("{retried} requests will be tried again."));
+            Ok(())
+        }
+        Command::Release { id, database } => {
+            let id = parse_id(&id)?;
+            let release =
+                |conn: &mut PgConnection| status::release(conn, id.merchant, &id.key, RELEASED_FOR_S);
+            change(&mut connect(&database)?, release, out)
+        }
+    }
+}
+
+fn change(
+    conn: &mut PgConnection,
+    act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Error>,
+    out: &mut impl Write,
+) -> Result<(), String> {
+    let row = conn.transaction(act).map_err(|error| sentence(&error))?;
+    write_line(out, &one_line(&row).map_err(|error| sentence(&error))?);
+    Ok(())
+}
+
+fn one_line(row: &KeyRow) -> Result<String, Error> {
+    let life = match row.life()? {
+        Life::Running => "running",
+        Life::Abandoned => "abandoned",
+        Life::Parked => "parked",
+        Life::Completed => "completed",
+        Life::Expired | Life::Forgotten => "expired",
+    };
+    let outcome = match (row.response_status, &row.last_error) {
+        (Some(status), _) => format!("status={status}"),
+        (None, Some(error)) => format!("last_error={error}"),
+        (None, None) => String::new(),
+    };
+    let line = format!(
+        "{}  {life:<9}  {:<28}  attempts={:<3} {outcome:<34} {}",
+        time_text(row.created_at),
+        row.operation,
+        row.attempts,
+        row.id()
+    );
+    Ok(line)
+}

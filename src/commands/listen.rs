@@ -1,0 +1,207 @@
+//! `oncepay listen`: shows a merchant's events as they come and forwards them to a server on the developer's machine,
+//! signed as the service would sign them.
+//!
+//! It asks the service for new events, so it needs no endpoint, no open port and no address that the service can reach. What
+//! it forwards and isn't taken isn't sent again: that is for real endpoints. `oncepay trigger` makes events to listen to.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::header::CONTENT_TYPE;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use sha2::Sha256;
+use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
+
+use super::client::{self, ApiClient, cause};
+use crate::base::signature::{self, Secret};
+use crate::base::time;
+use crate::events::EventType;
+
+/// How often it's asked for events.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How far back it's asked each time: events are listed by when they were recorded, and one whose transaction took long
+/// turns up behind others.
+const OVERLAP: TimeDelta = TimeDelta::seconds(15);
+
+/// Options of the `listen` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    service: client::Options,
+
+    /// Where to post events to, such as `http://localhost:3000/hook`. Without, they are only shown
+    #[arg(long, value_parser = http_url)]
+    forward_to: Option<Url>,
+
+    /// Only events of these types, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    events: Vec<EventType>,
+
+    /// What they are signed with: `whsec_` and base64. By default a secret that stays the same for the API key
+    #[arg(long, env = "ONCEPAY_LISTEN_SECRET", hide_env_values = true)]
+    secret: Option<SecretString>,
+}
+
+fn http_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    url.ok_or_else(|| "it must be like http://localhost:3000/hook".to_owned())
+}
+
+/// Listens until SIGINT or SIGTERM. The error is a sentence.
+pub fn run(options: Options) -> Result<(), String> {
+    let api = ApiClient::new(&options.service)?;
+    let secret = match &options.secret {
+        Some(secret) => Secret::parse(secret.expose_secret())?,
+        None => secret_for(api.api_key()),
+    };
+    let receiver = match options.forward_to {
+        Some(url) => Some(Receiver { client: client::client()?, url, secret }),
+        None => None,
+    };
+    actix_web::rt::System::new().block_on(async move {
+        let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            ended = listen(&api, receiver.as_ref(), &options.events) => ended,
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+        }
+    })
+}
+
+/// A secret that is always the same for an API key, so that the receiver's settings needn't change with each start.
+fn secret_for(api_key: &SecretString) -> Secret {
+    let mut mac = Hmac::<Sha256>::new_from_slice(api_key.expose_secret().as_bytes())
+        .expect("HMAC takes keys of any length");
+    mac.update(b"oncepay listen");
+    Secret::new(&mac.finalize().into_bytes())
+}
+
+async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventType]) -> Result<(), String> {
+    let mut feed = Feed::open(api).await?;
+    match receiver {
+        Some(receiver) => println!(
+            "Listening. Events go to {}, signed with {}",
+            receiver.url,
+            receiver.secret.reveal().expose_secret()
+        ),
+        None => println!("Listening. --forward-to URL would pass events on."),
+    }
+    let mut complaint = String::new();
+    loop {
+        match feed.next(api).await {
+            Ok(events) => {
+                if !std::mem::take(&mut complaint).is_empty() {
+                    eprintln!("It answers again.");
+                }
+                let is_wanted = |event: &&Value| {
+                    wanted.is_empty() || wanted.iter().any(|kind| event["type"] == kind.as_str())
+                };
+                for event in events.iter().filter(is_wanted) {
+                    show(event, receiver).await;
+                }
+            }
+            // The service may be restarted while somebody works on it.
+            Err(error) if error == complaint => {}
+            Err(error) => {
+                eprintln!("{error}");
+                complaint = error;
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn show(event: &Value, receiver: Option<&Receiver>) {
+    let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    let line = format!("{}  {:<26}  {}", text("created_at"), text("type"), text("id"));
+    match receiver {
+        None => println!("{line}  {}", event["data"]["id"].as_str().unwrap_or_default()),
+        Some(receiver) => println!("{line}  {}", receiver.send(event).await),
+    }
+}
+
+/// The events of a merchant that it hasn't seen yet.
+struct Feed {
+    since: DateTime<Utc>,
+    /// By id, when it was recorded.
+    seen: BTreeMap<String, DateTime<Utc>>,
+}
+
+impl Feed {
+    /// One that has seen what is there now.
+    async fn open(api: &ApiClient) -> Result<Self, String> {
+        let latest = api.get("/v1/events?limit=1").await?;
+        let since = latest["data"][0]["created_at"].as_str().and_then(time::parse);
+        let mut feed = Self { since: since.unwrap_or(DateTime::UNIX_EPOCH), seen: BTreeMap::new() };
+        feed.next(api).await?;
+        Ok(feed)
+    }
+
+    /// What is new, in its order.
+    async fn next(&mut self, api: &ApiClient) -> Result<Vec<Value>, String> {
+        let from = self.since - OVERLAP;
+        let after = from.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let (mut fresh, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = api.get(&format!("/v1/events?limit=100&created_after={after}{cursor}")).await?;
+            let events = page["data"].as_array().cloned().unwrap_or_default();
+            let last = events.last().and_then(|event| event["id"].as_str()).map(str::to_owned);
+            fresh.extend(events.into_iter().filter(|event| !self.seen.contains_key(id_of(event))));
+            match last {
+                Some(last) if page["has_more"] == true => cursor = format!("&starting_after={last}"),
+                _ => break,
+            }
+        }
+        fresh.reverse();
+        for event in &fresh {
+            let recorded = event["created_at"].as_str().and_then(time::parse).unwrap_or(self.since);
+            self.seen.insert(id_of(event).to_owned(), recorded);
+            self.since = self.since.max(recorded);
+        }
+        self.seen.retain(|_, recorded| *recorded >= from);
+        Ok(fresh)
+    }
+}
+
+fn id_of(event: &Value) -> &str {
+    event["id"].as_str().unwrap_or_default()
+}
+
+/// A server on the developer's machine.
+struct Receiver {
+    client: reqwest::Client,
+    url: Url,
+    secret: Secret,
+}
+
+impl Receiver {
+    /// Posts an event, and says what came of it.
+    async fn send(&self, event: &Value) -> String {
+        let (id, timestamp) = (id_of(event), time::now().timestamp());
+        let body = serde_json::json!({
+            "id": id, "type": event["type"], "timestamp": event["created_at"], "data": event["data"],
+        });
+        let body = body.to_string();
+        let started = Instant::now();
+        let answer = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(signature::ID, id)
+            .header(signature::TIMESTAMP, timestamp)
+            .header(signature::SIGNATURE, self.secret.sign(id, timestamp, body.as_bytes()))
+            .body(body)
+            .send()
+            .await;
+        match answer {
+            Ok(answer) => format!("{} in {} ms", answer.status().as_u16(), started.elapsed().as_millis()),
+            Err(error) => cause(&error),
+        }
+    }
+}

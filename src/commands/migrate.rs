@@ -1,0 +1,20 @@
+//! `oncepay migrate`.
+
+use secrecy::SecretString;
+
+use crate::storage::db;
+
+/// Options of the `migrate` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Connection string of the database, as its owner
+    #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
+    owner_database_url: SecretString,
+}
+
+/// Runs `oncepay migrate`. The error is a sentence.
+pub fn run(options: &Options) -> Result<(), String> {
+    let run = db::migrate(&mut db::connect(&options.owner_database_url)?)?;
+    println!("{} migrations run.", run.len());
+    Ok(())
+}

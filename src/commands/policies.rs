@@ -1,0 +1,139 @@
+//! `oncepay policies`: the rules of idempotency keys from a shell; the same as under
+//! `/v1/operator/idempotency-policies`.
+
+use std::io::Write;
+
+use clap::Subcommand;
+use diesel::prelude::*;
+use serde_json::Value;
+
+use crate::idempotency::policy::{self, ByOperation, Policy};
+use crate::idempotency::{Input, Operation};
+use crate::idempotency_api::policies::ReplacePolicy;
+use crate::server;
+use crate::storage::db;
+use crate::storage::schema::idempotency_policy_changes;
+use crate::web::fields::Fields;
+
+use super::shared::{Database, sentence, time_text, write_line};
+
+/// `oncepay policies …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the policies
+    List {
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Change a policy; what isn't named stays
+    Set {
+        /// Name of the operation
+        operation: String,
+        /// As name=value, such as enforcement=observe or rollout_percent=10
+        #[arg(required = true, value_parser = parse_change)]
+        changes: Vec<(String, Value)>,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+    /// List who changed what, newest first
+    History {
+        /// Name of the operation; by default, all
+        operation: Option<String>,
+        /// Where
+        #[command(flatten)]
+        database: Database,
+    },
+}
+
+/// Reads `name=value`, where the value is a number if it looks like one.
+fn parse_change(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("must be name=value")?;
+    let value = value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from);
+    Ok((name.to_owned(), value))
+}
+
+/// Runs `oncepay policies`. The error is a sentence.
+pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
+    match command {
+        Command::List { database } => {
+            let policies = load(&mut db::connect(&database.database_url)?)?;
+            let mut policies: Vec<_> = policies.iter().collect();
+            policies.sort_by_key(|(operation, _)| *operation);
+            for (operation, policy) in policies {
+                write_line(out, &format!("{operation:<28}  {}", settings(policy)));
+            }
+            Ok(())
+        }
+        Command::Set { operation, changes, database } => {
+            let conn = &mut db::connect(&database.database_url)?;
+            let body = Value::Object(changes.into_iter().collect());
+            let path = format!("/v1/operator/idempotency-policies/{operation}");
+            let change = Fields::read(&body, |fields| {
+                ReplacePolicy::read(&mut Input { path: &path, fields, allows_loopback: false })
+            })
+            .map_err(|error| sentence(&error))?;
+            load(conn)?;
+            let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+            let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });
+            conn.transaction(|conn| change.apply(conn, &who)).map_err(|error| sentence(&error))?;
+            let policies = load(conn)?;
+            write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
+            Ok(())
+        }
+        Command::History { operation, database } => {
+            let conn = &mut db::connect(&database.database_url)?;
+            let mut query = idempotency_policy_changes::table
+                .select((
+                    idempotency_policy_changes::operation,
+                    idempotency_policy_changes::changed_at,
+                    idempotency_policy_changes::changed_by,
+                    idempotency_policy_changes::before,
+                    idempotency_policy_changes::after,
+                ))
+                .order(idempotency_policy_changes::id.desc())
+                .into_boxed();
+            if let Some(operation) = operation {
+                query = query.filter(idempotency_policy_changes::operation.eq(operation));
+            }
+            let changes = query
+                .load::<(String, chrono::DateTime<chrono::Utc>, String, Value, Value)>(conn)
+                .map_err(|error| sentence(&error.into()))?;
+            for (operation, at, by, before, after) in changes {
+                let changed = difference(&before, &after);
+                write_line(out, &format!("{}  {operation:<28}  {by}: {changed}", time_text(at)));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// All policies, with the rows that were missing.
+fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
+    policy::add_missing(conn, &server::operations())
+        .and_then(|()| policy::load(conn))
+        .map_err(|error| sentence(&error))
+}
+
+/// What a policy says, as it can be set.
+fn settings(policy: &Policy) -> String {
+    let Ok(Value::Object(members)) = serde_json::to_value(policy) else { return String::new() };
+    let words: Vec<_> = members.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
+    words.join(" ")
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The members that differ, as `name=before→after`.
+fn difference(before: &Value, after: &Value) -> String {
+    let Some(members) = after.as_object() else { return String::new() };
+    let changed: Vec<_> = members
+        .iter()
+        .filter(|(name, value)| before[name.as_str()] != **value)
+        .map(|(name, value)| format!("{name}={}→{}", plain(&before[name.as_str()]), plain(value)))
+        .collect();
+    if changed.is_empty() { "nothing".to_owned() } else { changed.join(" ") }
+}

@@ -1,0 +1,28 @@
+//! `oncepay reconcile`.
+
+use crate::inbound::reconcile;
+use crate::processor::ProcessorOptions;
+
+use super::shared::Database;
+
+/// Options of the `reconcile` command.
+#[derive(Debug, clap::Args)]
+#[group(id = "reconcile_command")]
+pub struct Options {
+    /// Where
+    #[command(flatten)]
+    database: Database,
+    /// The processor
+    #[command(flatten)]
+    processor: ProcessorOptions,
+    /// How
+    #[command(flatten)]
+    options: reconcile::Options,
+}
+
+/// Runs `oncepay reconcile`. The error is a sentence.
+pub fn run(options: &Options) -> Result<(), String> {
+    let report = reconcile::run_once(&options.database.database_url, &options.processor, options.options)?;
+    print!("{report}");
+    if report.is_settled() { Ok(()) } else { Err("Our books and the processor's differ.".to_owned()) }
+}

@@ -1,0 +1,47 @@
+//! What several commands share.
+
+use std::io::Write;
+
+use clap::Args;
+use secrecy::SecretString;
+use serde_json::Value;
+
+use crate::base::time::Timestamp;
+use crate::error::Error;
+
+/// The database to work on.
+#[derive(Debug, Args)]
+pub struct Database {
+    /// Connection string of the database, as the role `oncepay_app`
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+}
+
+/// The sentence that an error is for somebody in a shell.
+pub fn sentence(error: &Error) -> String {
+    match error {
+        Error::ValidationFailed(errors) => {
+            let errors: Vec<_> = errors
+                .iter()
+                .map(|error| format!("{} {}", error.pointer.trim_start_matches('/'), error.detail))
+                .collect();
+            format!("{}.", errors.join("; "))
+        }
+        error => match error.cause() {
+            Some(cause) => format!("{error} {cause}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// Writes to `out`; a reader that has seen enough isn't an error.
+pub fn write_line(out: &mut impl Write, line: &str) {
+    let _ = writeln!(out, "{line}");
+}
+
+pub fn time_text(time: chrono::DateTime<chrono::Utc>) -> String {
+    match serde_json::to_value(Timestamp(time)) {
+        Ok(Value::String(text)) => text,
+        _ => time.to_rfc3339(),
+    }
+}

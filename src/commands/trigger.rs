@@ -1,0 +1,224 @@
+//! `oncepay trigger`: has the acquirer tell something, about objects that are made for it.
+//!
+//! With `oncepay dev --processor http` it's the acquirer beside the service that sends the event. With the sandbox, which
+//! sends nothing, the command signs and sends it itself, with the secret that dev.env holds.
+
+use clap::ValueEnum;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::client::{self, ApiClient};
+use crate::base::ids::MerchantId;
+use crate::base::signature::{self, Secret};
+use crate::base::time::{self, Timestamp};
+use crate::web::auth::merchant_of_key;
+
+/// What the acquirer can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    #[value(name = "charge.succeeded")]
+    ChargeSucceeded,
+    #[value(name = "charge.failed")]
+    ChargeFailed,
+    #[value(name = "refund.failed")]
+    RefundFailed,
+    #[value(name = "payout.paid")]
+    PayoutPaid,
+    #[value(name = "payout.failed")]
+    PayoutFailed,
+    #[value(name = "settlement.paid")]
+    SettlementPaid,
+    #[value(name = "dispute.opened")]
+    DisputeOpened,
+    #[value(name = "dispute.won")]
+    DisputeWon,
+    #[value(name = "dispute.lost")]
+    DisputeLost,
+}
+
+impl Kind {
+    /// As it's sent.
+    fn name(self) -> String {
+        self.to_possible_value().expect("none is hidden").get_name().to_owned()
+    }
+}
+
+/// Options of the `trigger` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// What happens
+    kind: Kind,
+
+    #[command(flatten)]
+    service: client::Options,
+
+    /// What the service knows the acquirer by, where no acquirer sends the event; by default, what dev.env says
+    #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
+    webhook_secret: Option<SecretString>,
+}
+
+/// Makes what the event is about, and has it sent. The error is a sentence.
+pub fn run(options: &Options) -> Result<(), String> {
+    let api = ApiClient::new(&options.service)?;
+    let merchant = merchant_of_key(api.api_key().expose_secret())
+        .ok_or("The API key is malformed: it's sk_test_ and 64 hexadecimal digits.")?;
+    let acquirer = match options.service.setting("ONCEPAY_ACQUIRER_CONTROL_URL") {
+        Some(control) => Acquirer::Server { client: client::client()?, control },
+        None => {
+            let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
+            // The service takes several while one replaces another.
+            let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();
+            Acquirer::Sandbox { client: client::client()?, secret: Secret::parse(secret)? }
+        }
+    };
+    let trigger = Trigger { api, merchant, acquirer };
+    actix_web::rt::System::new().block_on(trigger.pull(options.kind))
+}
+
+/// Who sends events.
+enum Acquirer {
+    /// A server, by its control.
+    Server { client: reqwest::Client, control: String },
+    /// Nobody but us.
+    Sandbox { client: reqwest::Client, secret: Secret },
+}
+
+struct Trigger {
+    api: ApiClient,
+    merchant: MerchantId,
+    acquirer: Acquirer,
+}
+
+impl Trigger {
+    async fn pull(&self, kind: Kind) -> Result<(), String> {
+        match kind {
+            Kind::ChargeSucceeded | Kind::ChargeFailed => {
+                let charge = self.charge("pm_card_async").await?;
+                self.decide(kind, &charge).await
+            }
+            Kind::RefundFailed => {
+                let charge = self.charge("pm_card_visa").await?;
+                let refund =
+                    self.make("/v1/refunds", &json!({"charge_id": charge, "amount": "5.00"})).await?;
+                self.send(kind, self.about(&refund)).await
+            }
+            Kind::PayoutPaid | Kind::PayoutFailed => {
+                self.charge("pm_card_visa").await?;
+                // The account to which the acquirer's payouts fail.
+                let destination = if kind == Kind::PayoutFailed { "ba_fail" } else { "ba_main" };
+                let body = json!({"amount": "5.00", "currency": "USD", "destination": destination});
+                let payout = self.make("/v1/payouts", &body).await?;
+                self.settle_payout(kind, &payout).await
+            }
+            Kind::SettlementPaid => {
+                self.charge("pm_card_visa").await?;
+                self.settle(kind).await
+            }
+            Kind::DisputeOpened | Kind::DisputeWon | Kind::DisputeLost => {
+                let charge = self.charge("pm_card_visa").await?;
+                let mut data = self.about(&charge);
+                data["dispute"] = format!("dsp_{}", Uuid::new_v4().as_simple()).into();
+                data["reason"] = "fraudulent".into();
+                self.send(Kind::DisputeOpened, data.clone()).await?;
+                if kind == Kind::DisputeOpened { Ok(()) } else { self.send(kind, data).await }
+            }
+        }
+    }
+
+    async fn charge(&self, payment_method: &str) -> Result<String, String> {
+        let body = json!({"amount": "12.50", "currency": "USD", "payment_method": payment_method});
+        self.make("/v1/charges", &body).await
+    }
+
+    /// Makes an object and returns its id.
+    async fn make(&self, path: &str, body: &Value) -> Result<String, String> {
+        let made = self.api.post(path, body).await?;
+        let id = made["id"].as_str().ok_or("The service has made something without an id.")?;
+        println!("Made {id}");
+        Ok(id.to_owned())
+    }
+
+    fn about(&self, reference: &str) -> Value {
+        json!({"merchant": self.merchant, "reference": reference})
+    }
+
+    async fn decide(&self, kind: Kind, charge: &str) -> Result<(), String> {
+        match &self.acquirer {
+            Acquirer::Server { .. } => {
+                let decision = json!({"reference": charge, "approve": kind == Kind::ChargeSucceeded});
+                self.control("decisions", &decision).await?;
+                println!("The acquirer has decided, and sends {}.", kind.name());
+                Ok(())
+            }
+            Acquirer::Sandbox { .. } => self.send(kind, self.about(charge)).await,
+        }
+    }
+
+    async fn settle_payout(&self, kind: Kind, payout: &str) -> Result<(), String> {
+        match &self.acquirer {
+            Acquirer::Server { .. } => {
+                println!("The acquirer sends {} by itself, in a second or so.", kind.name());
+                Ok(())
+            }
+            Acquirer::Sandbox { .. } => self.send(kind, self.about(payout)).await,
+        }
+    }
+
+    async fn settle(&self, kind: Kind) -> Result<(), String> {
+        match &self.acquirer {
+            Acquirer::Server { .. } => {
+                let whose = json!({"merchant": self.merchant, "currency": "USD"});
+                let settlement = self.control("settlements", &whose).await?;
+                let amount = settlement["amount"].as_str().unwrap_or_default();
+                println!("The acquirer sends {} of {amount} USD.", kind.name());
+                Ok(())
+            }
+            Acquirer::Sandbox { .. } => {
+                let id = format!("set_{}", Uuid::now_v7().as_simple());
+                let data = json!({"id": id, "merchant": self.merchant, "amount": "12.50", "currency": "USD"});
+                self.send(kind, data).await
+            }
+        }
+    }
+
+    /// Has an event sent.
+    async fn send(&self, kind: Kind, data: Value) -> Result<(), String> {
+        let kind = kind.name();
+        match &self.acquirer {
+            Acquirer::Server { .. } => {
+                let event = self.control("events", &json!({"type": kind, "data": data})).await?;
+                println!(
+                    "The acquirer sends {kind} as its event {}",
+                    event["id"].as_str().unwrap_or_default()
+                );
+            }
+            Acquirer::Sandbox { client, secret } => {
+                let now = time::now();
+                let id = format!("evt_{}", Uuid::now_v7().as_simple());
+                let body = json!({"type": kind, "timestamp": Timestamp(now), "data": data}).to_string();
+                let signature = secret.sign(&id, now.timestamp(), body.as_bytes());
+                let request = client
+                    .post(self.api.at("/v1/webhooks/acquirer"))
+                    .header("Content-Type", "application/json")
+                    .header(signature::ID, &id)
+                    .header(signature::TIMESTAMP, now.timestamp())
+                    .header(signature::SIGNATURE, signature)
+                    .body(body);
+                let receipt = client::answer(request).await?;
+                println!(
+                    "Sent {kind} as the acquirer's event {id}: {}",
+                    receipt["state"].as_str().unwrap_or_default()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn control(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let Acquirer::Server { client, control } = &self.acquirer else {
+            return Err("The sandbox has no control.".to_owned());
+        };
+        client::answer(client.post(format!("{control}/{path}")).json(body)).await
+    }
+}

@@ -1,0 +1,58 @@
+//! The acquirer of `oncepay dev --processor http`, beside the API in the same process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::processor::ProcessorOptions;
+use crate::simulator::{Settings, Thread, Webhook};
+use crate::storage::db;
+
+use super::database;
+
+/// The schema that holds its tables, in the same database.
+const SCHEMA: &str = "acquirer";
+/// How long its issuers and banks take to decide.
+const DECIDE_AFTER: Duration = Duration::from_secs(1);
+
+/// A running acquirer.
+pub struct Simulator {
+    /// Its address.
+    pub url: Url,
+    /// Where it's told to misbehave.
+    pub control_url: String,
+    api_key: SecretString,
+    thread: Thread,
+}
+
+impl Simulator {
+    /// Makes its schema and starts it on free ports; it sends its events to `webhook`. The error is a sentence.
+    pub fn start(owner_url: &SecretString, api_key: SecretString, webhook: Webhook) -> Result<Self, String> {
+        database::ensure_schema(&mut db::connect(owner_url)?, SCHEMA)?;
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let settings = Settings {
+            database_url: database::url_in_schema(owner_url, SCHEMA)?,
+            api_key: api_key.clone(),
+            listen: free,
+            control_listen: Some(free),
+            webhook: Some(webhook),
+            decide_after: DECIDE_AFTER,
+        };
+        let thread = Thread::start(settings)?;
+        let control = thread.control_address.ok_or("The acquirer has no control.")?;
+        let url = Url::parse(&format!("http://{}", thread.address)).map_err(|error| error.to_string())?;
+        Ok(Self { url, control_url: format!("http://{control}/control"), api_key, thread })
+    }
+
+    /// How the API reaches it.
+    pub fn options(&self) -> ProcessorOptions {
+        ProcessorOptions::at(self.url.clone(), self.api_key.clone())
+    }
+
+    /// Ends it.
+    pub fn stop(self) {
+        self.thread.stop();
+    }
+}

@@ -1,0 +1,275 @@
+//! Everything that can go wrong with a request, without HTTP in it, and the one place that turns it
+//! into an answer.
+//!
+//! * [`Code`] is the catalogue: one snake_case code per cause, each with its status, whether a retry
+//!   of the very same request can succeed, and the text of its page under `/problems/`.
+//! * [`Error`] is a code with its particulars. What the client may read is its `Display`; what only
+//!   the log may hold is its [`cause`](Error::cause).
+//! * [`Problem`] is the body of an error answer (RFC 9457, `application/problem+json`).
+//!
+//! Invariant: text from a library, the database or the operating system never reaches a client.
+
+mod catalogue;
+mod database;
+mod problem;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::ChargeId;
+use crate::base::money::{Currency, Money};
+use crate::base::signature::Refusal;
+
+pub use catalogue::{CatalogueEntry, Code};
+pub use database::violated_constraint;
+pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
+
+/// One field that isn't as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Where: a JSON pointer (RFC 6901) into the body.
+    #[schema(example = "/amount")]
+    pub pointer: String,
+    /// What is wrong with it.
+    #[schema(example = "must have at most 2 decimals in USD")]
+    pub detail: String,
+}
+
+/// Why a request failed. `Display` is one sentence for the client.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the catalogue above explains each variant")]
+pub enum Error {
+    #[error("Authenticate with `Authorization: Bearer sk_test_…`.")]
+    ApiKeyMissing,
+    #[error("This API key is malformed or unknown.")]
+    ApiKeyInvalid,
+    #[error("This API key has been revoked.")]
+    ApiKeyRevoked,
+    #[error("An operator key can't act for a merchant.")]
+    OperatorKeyNotAllowed,
+    #[error("Only an operator's key is taken here.")]
+    OperatorKeyRequired,
+    #[error("Nothing is served under this path.")]
+    RouteNotFound,
+    #[error("This path takes {allow}.")]
+    MethodNotAllowed { allow: String },
+    #[error("The body must be at most {limit_bytes} bytes.")]
+    BodyTooLarge { limit_bytes: usize },
+    #[error("The body must be sent as {expected}, uncompressed.")]
+    MediaTypeUnsupported { expected: &'static str },
+    #[error("The body didn't arrive within {limit_s} s.")]
+    BodyTimeout { limit_s: u64 },
+    #[error("Send an `Idempotency-Key` header, for example a random UUID.")]
+    IdempotencyKeyMissing,
+    #[error("The `Idempotency-Key` {0}.")]
+    IdempotencyKeyInvalid(&'static str),
+    #[error("The body is no valid JSON: {0}.")]
+    JsonMalformed(String),
+    #[error("{} of the request {} not valid; `errors` lists what to correct.",
+        if .0.len() == 1 { "One field".to_owned() } else { format!("{} fields", .0.len()) },
+        if .0.len() == 1 { "is" } else { "are" })]
+    ValidationFailed(Vec<FieldError>),
+    #[error("This idempotency key was used before with another method, path, query or body.")]
+    IdempotencyKeyReused,
+    #[error("This idempotency key was used before, and its answer isn't kept any more.")]
+    IdempotencyKeyExpired,
+    #[error("{}", if *.is_parked {
+        "The request with this idempotency key couldn't be finished and waits for our operators."
+    } else {
+        "A request with this idempotency key is still running."
+    })]
+    IdempotencyRequestInProgress {
+        /// How long this one has waited.
+        waited_s: Option<u64>,
+        is_parked: bool,
+    },
+    #[error("There is no request with this idempotency key.")]
+    IdempotencyKeyNotFound,
+    #[error("The request with this idempotency key is finished.")]
+    IdempotencyKeyNotInProgress,
+    #[error("There is no such operation.")]
+    OperationNotFound,
+    #[error("This looks like a duplicate of {charge_id}.")]
+    DuplicateSuspected { charge_id: ChargeId },
+    #[error("A charge like this one is being made under another idempotency key.")]
+    DuplicateInProgress,
+    #[error(
+        "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
+    )]
+    OutcomeUnknown(Cause),
+    #[error("The database can't be reached at the moment.")]
+    DatabaseUnavailable(Cause),
+    #[error("The request collided with others; nothing was changed.")]
+    TransientConflict(Cause),
+    #[error(
+        "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
+    )]
+    ProcessorUnavailable(Cause),
+    #[error("Something went wrong on our side.")]
+    Internal(Cause),
+    #[error("The card was declined.")]
+    CardDeclined { decline_code: String, charge_id: ChargeId },
+    #[error("The card has insufficient funds.")]
+    InsufficientFunds { charge_id: ChargeId },
+    #[error("A charge that is {status} can't be captured{}.", while_in_flight(*.in_flight))]
+    ChargeNotCapturable { status: &'static str, in_flight: bool },
+    #[error("At most {authorized} can be captured.")]
+    CaptureExceedsAuthorization { authorized: Money },
+    #[error("A charge that is {status} can't be canceled{}.", while_in_flight(*.in_flight))]
+    ChargeNotCancelable { status: &'static str, in_flight: bool },
+    #[error("A charge that is {status} can't be refunded.")]
+    ChargeNotRefundable { status: &'static str },
+    #[error("Only {left} of this charge is left to refund.")]
+    RefundExceedsCaptured { left: Money },
+    #[error("The available balance in {currency} doesn't cover this.")]
+    InsufficientBalance { currency: Currency },
+    #[error("The object would have more than {entries_max} metadata entries.")]
+    MetadataTooLarge { entries_max: usize },
+    #[error("There is no such charge.")]
+    ChargeNotFound,
+    #[error("There is no such merchant.")]
+    MerchantNotFound,
+    #[error("There is no such API key.")]
+    ApiKeyNotFound,
+    #[error("There is no such refund.")]
+    RefundNotFound,
+    #[error("There is no such payout.")]
+    PayoutNotFound,
+    #[error("There is no such dispute.")]
+    DisputeNotFound,
+    #[error("There is no such event of the acquirer.")]
+    AcquirerEventNotFound,
+    #[error("The message {}.", .0.reason())]
+    WebhookSignatureInvalid(Refusal),
+    #[error("There is no such ledger account.")]
+    AccountNotFound,
+    #[error("There is no such journal entry.")]
+    JournalEntryNotFound,
+    #[error("There is no such webhook endpoint.")]
+    WebhookEndpointNotFound,
+    #[error("A merchant can have {endpoints_max} webhook endpoints.")]
+    WebhookEndpointLimitReached { endpoints_max: i64 },
+    #[error("The webhook endpoint is disabled.")]
+    WebhookEndpointDisabled,
+    #[error("There is no such event.")]
+    EventNotFound,
+    /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
+    /// answers with the winner's outcome; a client never sees this.
+    #[error("A later attempt of this request has taken over.")]
+    ClaimLost,
+}
+
+fn while_in_flight(in_flight: bool) -> &'static str {
+    if in_flight { " while another capture or cancellation of it is under way" } else { "" }
+}
+
+/// What the log gets to see and the client doesn't.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl Error {
+    /// Our own bug, with the technical cause.
+    pub fn internal(cause: impl Into<Cause>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// One field that isn't valid in a way that only shows once its object is known.
+    pub fn field(pointer: &str, detail: impl Into<String>) -> Self {
+        Self::ValidationFailed(vec![FieldError { pointer: pointer.to_owned(), detail: detail.into() }])
+    }
+
+    /// The code of this error.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::ApiKeyMissing => Code::ApiKeyMissing,
+            Self::ApiKeyInvalid => Code::ApiKeyInvalid,
+            Self::ApiKeyRevoked => Code::ApiKeyRevoked,
+            Self::OperatorKeyNotAllowed => Code::OperatorKeyNotAllowed,
+            Self::OperatorKeyRequired => Code::OperatorKeyRequired,
+            Self::MerchantNotFound => Code::MerchantNotFound,
+            Self::ApiKeyNotFound => Code::ApiKeyNotFound,
+            Self::RouteNotFound => Code::RouteNotFound,
+            Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
+            Self::BodyTooLarge { .. } => Code::BodyTooLarge,
+            Self::MediaTypeUnsupported { .. } => Code::MediaTypeUnsupported,
+            Self::BodyTimeout { .. } => Code::BodyTimeout,
+            Self::IdempotencyKeyMissing => Code::IdempotencyKeyMissing,
+            Self::IdempotencyKeyInvalid(_) => Code::IdempotencyKeyInvalid,
+            Self::JsonMalformed(_) => Code::JsonMalformed,
+            Self::ValidationFailed(_) => Code::ValidationFailed,
+            Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+            Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
+            Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
+            Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
+            Self::OperationNotFound => Code::OperationNotFound,
+            Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
+            Self::DuplicateInProgress => Code::DuplicateInProgress,
+            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
+            // A lost claim means that another attempt owns the key right now.
+            Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
+            Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
+            Self::TransientConflict(_) => Code::TransientConflict,
+            Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
+            Self::Internal(_) => Code::Internal,
+            Self::CardDeclined { .. } => Code::CardDeclined,
+            Self::InsufficientFunds { .. } => Code::InsufficientFunds,
+            Self::ChargeNotCapturable { .. } => Code::ChargeNotCapturable,
+            Self::CaptureExceedsAuthorization { .. } => Code::CaptureExceedsAuthorization,
+            Self::ChargeNotCancelable { .. } => Code::ChargeNotCancelable,
+            Self::ChargeNotRefundable { .. } => Code::ChargeNotRefundable,
+            Self::RefundExceedsCaptured { .. } => Code::RefundExceedsCaptured,
+            Self::InsufficientBalance { .. } => Code::InsufficientBalance,
+            Self::MetadataTooLarge { .. } => Code::MetadataTooLarge,
+            Self::ChargeNotFound => Code::ChargeNotFound,
+            Self::RefundNotFound => Code::RefundNotFound,
+            Self::PayoutNotFound => Code::PayoutNotFound,
+            Self::DisputeNotFound => Code::DisputeNotFound,
+            Self::AcquirerEventNotFound => Code::AcquirerEventNotFound,
+            Self::WebhookSignatureInvalid(_) => Code::WebhookSignatureInvalid,
+            Self::AccountNotFound => Code::AccountNotFound,
+            Self::JournalEntryNotFound => Code::JournalEntryNotFound,
+            Self::WebhookEndpointNotFound => Code::WebhookEndpointNotFound,
+            Self::WebhookEndpointLimitReached { .. } => Code::WebhookEndpointLimitReached,
+            Self::WebhookEndpointDisabled => Code::WebhookEndpointDisabled,
+            Self::EventNotFound => Code::EventNotFound,
+        }
+    }
+
+    /// Whether this settles the request, so that it is kept and replayed.
+    pub fn is_final(&self) -> bool {
+        self.code().entry().is_final
+    }
+
+    /// Code and cause, for the log. Of what a client sent only names are in it, no values.
+    pub fn detailed(&self) -> String {
+        let code = self.code().as_str();
+        match self {
+            Self::ValidationFailed(errors) => {
+                let errors = errors.iter().map(|error| format!("{} {}", error.pointer, error.detail));
+                format!("{code}: {}", errors.collect::<Vec<_>>().join("; "))
+            }
+            Self::JsonMalformed(detail) => format!("{code}: {detail}"),
+            _ => self.cause().map_or_else(|| code.to_owned(), |cause| format!("{code}: {cause}")),
+        }
+    }
+
+    /// Writes the technical cause to the log, at the level that it deserves.
+    pub fn log(&self, request_id: &str) {
+        match (self, self.cause()) {
+            (Self::Internal(_), Some(cause)) => log::error!(request_id; "internal error: {cause}"),
+            (_, Some(cause)) => log::warn!(request_id; "{}: {cause}", self.code().as_str()),
+            (_, None) => {}
+        }
+    }
+
+    /// What the log should say beside the code.
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::DatabaseUnavailable(cause)
+            | Self::TransientConflict(cause)
+            | Self::ProcessorUnavailable(cause)
+            | Self::OutcomeUnknown(cause)
+            | Self::Internal(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}

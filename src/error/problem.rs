@@ -1,0 +1,149 @@
+//! Errors as HTTP answers: problems (RFC 9457, `application/problem+json`).
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::ChargeId;
+
+use super::{Code, Error, FieldError};
+
+impl Code {
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.entry().status).expect("the catalogue holds valid statuses")
+    }
+}
+
+/// Body of every error answer: an RFC 9457 problem with a few more members.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// Path of the page that explains the code.
+    #[serde(rename = "type")]
+    #[schema(example = "/problems/validation-failed")]
+    pub kind: String,
+    /// A few words, the same for every occurrence of the code.
+    #[schema(example = "Validation failed")]
+    pub title: &'static str,
+    /// The HTTP status again.
+    #[schema(example = 422)]
+    pub status: u16,
+    /// A sentence on this occurrence.
+    pub detail: String,
+    /// Path of the request.
+    #[schema(example = "/v1/charges")]
+    pub instance: String,
+    /// The cause, for programs: one code per cause.
+    #[schema(example = "validation_failed")]
+    pub code: &'static str,
+    /// Whether the very same request with the same idempotency key can succeed if sent again.
+    pub retryable: bool,
+    /// The request that this answer was made for; on a replay that is the first one.
+    #[schema(example = "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub request_id: String,
+    /// With `validation_failed`: all fields to correct.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub errors: Option<Vec<FieldError>>,
+    /// With `card_declined` and `insufficient_funds`: the issuer's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "generic_decline")]
+    pub decline_code: Option<String>,
+    /// With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the other one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub charge_id: Option<ChargeId>,
+}
+
+impl Problem {
+    /// The body for `error`, answering the request `request_id` for `path`.
+    pub fn new(error: &Error, request_id: &str, path: &str) -> Self {
+        let entry = error.code().entry();
+        let mut problem = Self {
+            kind: entry.path(),
+            title: entry.title,
+            status: entry.status,
+            detail: error.to_string(),
+            instance: path.to_owned(),
+            code: entry.code,
+            retryable: entry.retryable,
+            request_id: request_id.to_owned(),
+            errors: None,
+            decline_code: None,
+            charge_id: None,
+        };
+        match error {
+            Error::ValidationFailed(errors) => problem.errors = Some(errors.clone()),
+            Error::CardDeclined { decline_code, charge_id } => {
+                problem.decline_code = Some(decline_code.clone());
+                problem.charge_id = Some(*charge_id);
+            }
+            Error::InsufficientFunds { charge_id } => {
+                problem.decline_code = Some("insufficient_funds".to_owned());
+                problem.charge_id = Some(*charge_id);
+            }
+            Error::DuplicateSuspected { charge_id } => problem.charge_id = Some(*charge_id),
+            _ => {}
+        }
+        problem
+    }
+}
+
+/// How long a client should wait before it retries.
+const RETRY_AFTER_S: &str = "1";
+/// The same where an operator has to do something first.
+const RETRY_AFTER_PARKED_S: &str = "60";
+
+/// Name of the header that tells which charge another looks like.
+pub const SUSPECTED_DUPLICATE_OF: &str = "Suspected-Duplicate-Of";
+
+impl Error {
+    /// Headers that go with this error beside the content type.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::ApiKeyMissing | Self::ApiKeyInvalid | Self::ApiKeyRevoked => {
+                vec![("WWW-Authenticate", "Bearer realm=\"oncepay\"".to_owned())]
+            }
+            Self::MethodNotAllowed { allow } => vec![("Allow", allow.clone())],
+            Self::IdempotencyKeyMissing
+            | Self::IdempotencyKeyInvalid(_)
+            | Self::IdempotencyKeyReused
+            | Self::IdempotencyKeyExpired => {
+                vec![("Link", format!("<{}>; rel=\"describedby\"", self.code().entry().path()))]
+            }
+            Self::IdempotencyRequestInProgress { waited_s, is_parked } => {
+                let retry_after = if *is_parked { RETRY_AFTER_PARKED_S } else { RETRY_AFTER_S };
+                let mut headers = vec![("Retry-After", retry_after.to_owned())];
+                headers.extend(waited_s.map(|seconds| ("Preference-Applied", format!("wait={seconds}"))));
+                headers
+            }
+            Self::DuplicateSuspected { charge_id } => vec![(SUSPECTED_DUPLICATE_OF, charge_id.to_string())],
+            _ if self.code().entry().retryable && self.code().entry().status != 500 => {
+                vec![("Retry-After", RETRY_AFTER_S.to_owned())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The whole answer for the request `request_id` for `path`.
+    pub fn to_response(&self, request_id: &str, path: &str) -> HttpResponse {
+        let mut response = HttpResponse::build(self.code().status());
+        for header in self.headers() {
+            response.insert_header(header);
+        }
+        response.content_type("application/problem+json").json(Problem::new(self, request_id, path))
+    }
+}
+
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        self.code().status()
+    }
+
+    /// Without the request at hand the id and the path are unknown; the middleware
+    /// [`request::context`](crate::server::middleware::context) builds the answer that the client sees.
+    fn error_response(&self) -> HttpResponse {
+        self.to_response("", "")
+    }
+}

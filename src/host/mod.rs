@@ -1,0 +1,3 @@
+//! What the engine is handed of this service.
+
+pub mod metrics;

@@ -1,0 +1,474 @@
+//! What has become of a request, by its idempotency key: for the merchant that lost the answer, and for
+//! operators, who see all that is stuck and can set it going.
+
+use std::borrow::Cow;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::base::ids::{ApiKeyId, ChargeId, EventId, MerchantId, PayoutId, RefundId, WebhookEndpointId};
+use crate::base::paths;
+use crate::base::time::{self, Timestamp};
+use crate::error::{Error, FieldError};
+use crate::idempotency::status::{self, Filter, KeyId, KeyRow, Life, Which};
+use crate::idempotency::{
+    Caller, Context, Engine, IdempotencyKey, IdempotentRequest, Input, LocalOperation, Operation, Reply,
+    Resource,
+};
+use crate::storage::db::Db;
+use crate::storage::schema::{api_keys, charges, events, merchants, payouts, refunds};
+use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
+use crate::web::lists::{List, Parameters};
+use crate::web::problems::problems;
+use crate::webhooks::endpoints::EndpointRow;
+
+/// What has become of a request.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct KeyStatus {
+    /// The key, without quotes.
+    #[schema(example = "8e03978e-40d5-43dd-bc93-6894a57f9324")]
+    key: String,
+    /// Always `idempotency_key`.
+    #[schema(example = "idempotency_key")]
+    object: &'static str,
+    /// `in_progress`: there is no answer yet. `completed`: sending the request again replays it. `expired`: it
+    /// isn't kept any more, and the key is refused.
+    #[schema(example = "completed")]
+    status: &'static str,
+    /// What was asked for.
+    #[schema(example = "charges.create")]
+    operation: String,
+    /// How often it was tried, without replays and refusals.
+    #[schema(example = 1)]
+    attempts: i32,
+    /// `started`: nothing is final yet. `finished`: effects and answer are durable.
+    #[schema(example = "finished")]
+    recovery_point: String,
+    /// HTTP status of the answer.
+    #[schema(example = 201)]
+    response_status: Option<i16>,
+    /// What it has made or changed, if that exists.
+    resource: Option<KeyResource>,
+    /// When the key was first claimed.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it was answered.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    completed_at: Option<Timestamp>,
+    /// Until when the answer is kept.
+    #[schema(value_type = String, format = DateTime, example = "2026-02-01T09:30:00.000Z")]
+    expires_at: Timestamp,
+}
+
+/// What a request has made or changed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct KeyResource {
+    /// Its type.
+    #[serde(rename = "type")]
+    #[schema(example = "charge")]
+    kind: String,
+    /// Its id.
+    #[schema(example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: String,
+    /// Its path.
+    #[schema(example = "/v1/charges/ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    url: String,
+}
+
+/// A key as operators see it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperatorKeyStatus {
+    /// Names the key among those of all merchants, as a cursor of lists.
+    #[schema(example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b/8e03978e-40d5-43dd-bc93-6894a57f9324")]
+    id: String,
+    /// Whose it is; all zeros for operators, all `f` for the acquirer.
+    #[schema(value_type = String, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    merchant_id: MerchantId,
+    #[serde(flatten)]
+    key: KeyStatus,
+    /// The request of the last attempt, as in the log.
+    #[schema(example = "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    request_id: String,
+    /// How many attempts were the service's own, since it was last told to retry.
+    #[schema(example = 0)]
+    recoveries: i32,
+    /// Code of the error of the last attempt that failed.
+    #[schema(example = "processor_unavailable")]
+    last_error: Option<String>,
+    /// In progress: until when the current attempt has it to itself.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:30.000Z")]
+    lease_expires_at: Option<Timestamp>,
+    /// In progress: when the service takes it on by itself.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:30.000Z")]
+    recover_at: Option<Timestamp>,
+    /// Since when it has waited for an operator.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T10:30:00.000Z")]
+    parked_at: Option<Timestamp>,
+}
+
+impl KeyStatus {
+    fn new(conn: &mut PgConnection, row: &KeyRow) -> Result<Self, Error> {
+        let status = match row.life()? {
+            Life::Running | Life::Abandoned | Life::Parked => "in_progress",
+            Life::Completed => "completed",
+            Life::Expired | Life::Forgotten => "expired",
+        };
+        Ok(Self {
+            key: row.key.clone(),
+            object: "idempotency_key",
+            status,
+            operation: row.operation.clone(),
+            attempts: row.attempts,
+            recovery_point: row.recovery_point.clone(),
+            response_status: row.response_status,
+            resource: match (&row.resource_type, row.resource_id) {
+                (Some(kind), Some(id)) => resource(conn, row.merchant_id, kind, id)?,
+                _ => None,
+            },
+            created_at: Timestamp(row.created_at),
+            completed_at: row.completed_at.map(Timestamp),
+            expires_at: Timestamp(row.expires_at),
+        })
+    }
+}
+
+impl OperatorKeyStatus {
+    fn new(conn: &mut PgConnection, row: &KeyRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.id().to_string(),
+            merchant_id: row.merchant_id,
+            key: KeyStatus::new(conn, row)?,
+            request_id: row.request_id.clone(),
+            recoveries: row.recoveries,
+            last_error: row.last_error.clone(),
+            lease_expires_at: row.lease_expires_at.map(Timestamp),
+            recover_at: row.recover_at.map(Timestamp),
+            parked_at: row.parked_at.map(Timestamp),
+        })
+    }
+}
+
+/// A resource with its path, if it exists: a claim names it before it's made, and a refusal never makes it.
+fn resource(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    kind: &str,
+    id: Uuid,
+) -> Result<Option<KeyResource>, Error> {
+    macro_rules! look_up {
+        ($table:ident, $id:ident, $path:literal) => {{
+            let query = $table::table.find((merchant, id)).select($table::id);
+            let found = query.first::<Uuid>(conn).optional()?;
+            (found.is_some(), $id(id).to_string(), $path)
+        }};
+    }
+    let (exists, id, path) = match kind {
+        "charge" => look_up!(charges, ChargeId, "/v1/charges"),
+        "refund" => look_up!(refunds, RefundId, "/v1/refunds"),
+        "payout" => look_up!(payouts, PayoutId, "/v1/payouts"),
+        "api_key" => look_up!(api_keys, ApiKeyId, "/v1/api-keys"),
+        "webhook_endpoint" => {
+            let id = WebhookEndpointId(id);
+            let exists = match EndpointRow::find(conn, merchant, id) {
+                Err(Error::WebhookEndpointNotFound) => false,
+                found => found.map(|_| true)?,
+            };
+            (exists, id.to_string(), "/v1/webhook-endpoints")
+        }
+        "event" => look_up!(events, EventId, "/v1/events"),
+        "merchant" => {
+            let query = merchants::table.find(id).select(merchants::merchant_id);
+            let found = query.first::<Uuid>(conn).optional()?;
+            (found.is_some(), MerchantId(id).to_string(), "/v1/operator/merchants")
+        }
+        _ => return Err(Error::internal(format!("resources of type {kind} have no path"))),
+    };
+    Ok(exists.then(|| KeyResource { kind: kind.to_owned(), url: format!("{path}/{id}"), id }))
+}
+
+problems!(GetProblems, reading: IdempotencyKeyNotFound);
+
+/// Look an idempotency key up
+///
+/// For a client that lost the answer and doesn't want to send the request again. Sending it again is just as
+/// safe, and gets the answer itself. Percent-encode the key where a path needs it.
+#[utoipa::path(
+    operation_id = "idempotency_keys.get",
+    tag = "Idempotency",
+    params(("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324")),
+    responses((status = 200, description = "What has become of the request.", body = KeyStatus), GetProblems),
+)]
+#[get("/v1/idempotency-keys/{key}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let key = paths::segment(request.path(), 2).into_owned();
+    let status = db
+        .run_retrying(move |conn| {
+            let row = find(conn, merchant.0, &key)?;
+            KeyStatus::new(conn, &row)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(status))
+}
+
+/// The row of what may be a key.
+fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyRow, Error> {
+    let key = IdempotencyKey::bare(key).ok_or(Error::IdempotencyKeyNotFound)?;
+    status::find(conn, merchant, key.as_str())?.ok_or(Error::IdempotencyKeyNotFound)
+}
+
+// ---- Operators -------------------------------------------------------------------------------------
+
+/// What an `older_than` must be.
+const OLDER_THAN: &str =
+    "must be a number of seconds, a number with one of the units s, m, h, d, or an RFC 3339 time";
+
+/// How old a key must be: an age in seconds, or a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OlderThan {
+    /// At least this old.
+    Seconds(i64),
+    /// At least from this time.
+    Time(DateTime<Utc>),
+}
+
+impl std::str::FromStr for OlderThan {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if let Some(time) = time::parse(text) {
+            return Ok(Self::Time(time));
+        }
+        let (number, unit_s) = match text.char_indices().last() {
+            Some((at, 's')) => (&text[..at], 1),
+            Some((at, 'm')) => (&text[..at], 60),
+            Some((at, 'h')) => (&text[..at], 60 * 60),
+            Some((at, 'd')) => (&text[..at], 24 * 60 * 60),
+            _ => (text, 1),
+        };
+        // Ten digits are three hundred years: what is longer is a mistake.
+        let is_number = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+        let seconds = number.parse::<i64>().ok().filter(|_| is_number);
+        seconds.and_then(|n| n.checked_mul(unit_s)).map(Self::Seconds).ok_or(OLDER_THAN)
+    }
+}
+
+impl OlderThan {
+    /// Narrows `filter` down to what is as old.
+    pub fn apply(self, filter: &mut Filter) {
+        match self {
+            Self::Seconds(seconds) => filter.older_than_s = Some(seconds),
+            Self::Time(time) => filter.created_until = Some(time),
+        }
+    }
+}
+
+problems!(ListProblems, operating_listing:);
+
+/// List idempotency keys
+///
+/// Of all merchants, newest first; by default those that are in progress, of which each one that is older than a
+/// minute deserves a look. Completed and expired ones are in the order of their expiry.
+#[utoipa::path(
+    operation_id = "operator.idempotency_keys.list",
+    tag = "Operators",
+    params(
+        ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, and nobody works on it), `parked`, `completed` or `expired`", example = "parked"),
+        ("older_than" = Option<String>, Query, description = "Least age: seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time", example = "5m"),
+        ("operation" = Option<String>, Query, description = "Name of an operation", example = "charges.create"),
+        ("merchant_id" = Option<String>, Query, description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+    ),
+    responses((status = 200, description = "A page of keys.", body = List<OperatorKeyStatus>), ListProblems),
+)]
+#[get("/v1/operator/idempotency-keys")]
+pub async fn list(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (filter, page) = Parameters::read(request.query_string(), |parameters| {
+        let mut filter = Filter {
+            which: parameters.optional("status", Which::FORMAT).unwrap_or_default(),
+            operation: parameters.optional_text("operation"),
+            merchant: parameters.optional("merchant_id", "must be an id of a merchant"),
+            ..Filter::default()
+        };
+        if let Some(older_than) = parameters.optional::<OlderThan>("older_than", OLDER_THAN) {
+            older_than.apply(&mut filter);
+        }
+        (filter, parameters.page::<KeyId>())
+    })?;
+    let keys = db
+        .run_retrying(move |conn| {
+            let keys = status::list(conn, &filter, page.clone())?.ok_or_else(|| {
+                let pointer = "/starting_after".to_owned();
+                let detail = "there is no such key any more".to_owned();
+                Error::ValidationFailed(vec![FieldError { pointer, detail }])
+            })?;
+            keys.try_map(|row| OperatorKeyStatus::new(conn, &row))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(keys))
+}
+
+/// Which key a path of operators names: `/v1/operator/idempotency-keys/{merchant_id}/{key}/…`.
+fn named_in(path: &str) -> (Option<MerchantId>, Cow<'_, str>) {
+    (paths::segment(path, 3).parse().ok(), paths::segment(path, 4))
+}
+
+problems!(GetAnyProblems, operating: IdempotencyKeyNotFound);
+
+/// Look any merchant's idempotency key up
+///
+/// With what operators need beside what the merchant sees: who works on it until when, and what went wrong last.
+#[utoipa::path(
+    operation_id = "operator.idempotency_keys.get",
+    tag = "Operators",
+    params(
+        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+    ),
+    responses((status = 200, description = "The key.", body = OperatorKeyStatus), GetAnyProblems),
+)]
+#[get("/v1/operator/idempotency-keys/{merchant_id}/{key}")]
+pub async fn get_any(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (merchant, key) = named_in(request.path());
+    let merchant = merchant.ok_or(Error::IdempotencyKeyNotFound)?;
+    let key = key.into_owned();
+    let status = db
+        .run_retrying(move |conn| {
+            let row = find(conn, merchant, &key)?;
+            OperatorKeyStatus::new(conn, &row)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(status))
+}
+
+/// How long the recovery worker leaves a released request to its client.
+pub const RELEASED_FOR_S: u32 = 60;
+
+/// Declares what an operator can do to an unanswered request.
+macro_rules! intervention {
+    ($(#[$doc:meta])* $name:ident, $operation:literal, $act:expr) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name {
+            merchant: Option<MerchantId>,
+            key: String,
+        }
+
+        impl Operation for $name {
+            const NAME: &'static str = $operation;
+            const CALLER: Caller = Caller::Operator;
+            const BODY_OPTIONAL: bool = true;
+
+            fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+                let (merchant, key) = named_in(input.path);
+                Some(Self { merchant, key: key.into_owned() })
+            }
+
+            fn resource(&self) -> Resource {
+                Resource::None
+            }
+        }
+
+        impl LocalOperation for $name {
+            /// Locks the row of the other key.
+            fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+                let merchant = self.merchant.ok_or(Error::IdempotencyKeyNotFound)?;
+                let key = IdempotencyKey::bare(&self.key).ok_or(Error::IdempotencyKeyNotFound)?;
+                if context.is_of_key(merchant, &key) {
+                    // Its own, which was only claimed for this.
+                    return Err(Error::IdempotencyKeyNotFound);
+                }
+                let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Error> = $act;
+                let row = act(conn, merchant, key.as_str())?;
+                Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, &row)?)
+            }
+        }
+    };
+}
+
+intervention!(
+    /// Has the service take a request on now.
+    RetryKey, "idempotency_keys.retry", status::retry
+);
+intervention!(
+    /// Gives the lease of a request up.
+    ReleaseKey, "idempotency_keys.release",
+    |conn, merchant, key| status::release(conn, merchant, key, RELEASED_FOR_S)
+);
+
+problems!(InterventionProblems, operating_mutating: IdempotencyKeyNotFound, IdempotencyKeyNotInProgress);
+
+/// Retry a stuck request
+///
+/// Has the service try to finish it now, however often that has failed before; a parked request is parked no
+/// more. An attempt that is at work isn't disturbed: the service comes after its lease.
+#[utoipa::path(
+    operation_id = "operator.idempotency_keys.retry",
+    tag = "Operators",
+    params(
+        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+    ),
+    responses((status = 200, description = "The key.", body = OperatorKeyStatus), InterventionProblems),
+)]
+#[post("/v1/operator/idempotency-keys/{merchant_id}/{key}/retry")]
+pub async fn retry(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<RetryKey>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+/// Release a stuck request
+///
+/// Gives its lease up, whoever holds it, so that the client's next retry executes it at once; an attempt that is
+/// at work after all commits nothing. The service itself leaves the request alone for a minute.
+#[utoipa::path(
+    operation_id = "operator.idempotency_keys.release",
+    tag = "Operators",
+    params(
+        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+    ),
+    responses((status = 200, description = "The key.", body = OperatorKeyStatus), InterventionProblems),
+)]
+#[post("/v1/operator/idempotency-keys/{merchant_id}/{key}/release")]
+pub async fn release(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<ReleaseKey>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_has_a_unit_or_is_in_seconds() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200), ("1d", 86_400)]
+        {
+            assert_eq!(text.parse(), Ok(OlderThan::Seconds(seconds)), "{text}");
+        }
+        let time = "2026-01-31T09:30:00Z";
+        assert_eq!(time.parse(), Ok(OlderThan::Time(time::parse(time).unwrap())));
+        for text in ["", "s", "-5", "5w", "1.5h", "five", "99999999999", "5é", "2026-01-31"] {
+            assert_eq!(text.parse::<OlderThan>(), Err(OLDER_THAN), "{text}");
+        }
+    }
+}

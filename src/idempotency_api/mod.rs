@@ -1,0 +1,4 @@
+//! The engine's tables as merchants and operators see them.
+
+pub mod keys;
+pub mod policies;

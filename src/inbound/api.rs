@@ -1,0 +1,314 @@
+//! The acquirer's events as operators see them.
+
+use std::str::FromStr;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{AcquirerEventId, MerchantId};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::idempotency::{
+    Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
+};
+use crate::storage::db::{Db, plan_freely};
+use crate::storage::schema::acquirer_events;
+use crate::web::auth::AuthenticatedOperator;
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+use super::events::Outcome;
+use super::{store, worker};
+
+/// Most characters of a reason.
+const REASON_MAX: usize = 500;
+
+/// An event of the acquirer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct KeptEvent {
+    /// Our id for it, in the order in which events came.
+    #[schema(value_type = String, example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: AcquirerEventId,
+    /// Always `acquirer_event`.
+    #[schema(example = "acquirer_event")]
+    object: &'static str,
+    /// The acquirer's id for it, `webhook-id`.
+    #[schema(example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    event_id: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    #[schema(example = "payout.paid")]
+    kind: String,
+    /// What has come of it: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`.
+    #[schema(example = "applied")]
+    state: String,
+    /// Why, where that isn't obvious.
+    #[schema(example = json!(null))]
+    detail: Option<String>,
+    /// Whose object it's about, by the acquirer's word.
+    #[schema(value_type = Option<String>, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    merchant_id: Option<MerchantId>,
+    /// Its body as it came.
+    #[schema(example = "{\"type\":\"payout.paid\",\"timestamp\":\"2026-01-31T09:30:00.000Z\",\"data\":{}}")]
+    body: String,
+    /// How often it was tried.
+    #[schema(example = 1)]
+    attempts: i32,
+    /// When it came.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    received_at: Timestamp,
+    /// When it's tried again, if it's parked.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    next_attempt_at: Option<Timestamp>,
+    /// Since when it has been parked for too long.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    overdue_at: Option<Timestamp>,
+    /// When it got the state that it has, unless it's parked.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    settled_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = acquirer_events)]
+struct KeptRow {
+    id: AcquirerEventId,
+    event_id: String,
+    #[diesel(column_name = type_)]
+    kind: String,
+    body: Vec<u8>,
+    merchant_id: Option<MerchantId>,
+    state: String,
+    detail: Option<String>,
+    received_at: DateTime<Utc>,
+    attempts: i32,
+    due_at: Option<DateTime<Utc>>,
+    overdue_at: Option<DateTime<Utc>>,
+    settled_at: Option<DateTime<Utc>>,
+}
+
+impl KeptRow {
+    fn find(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Self, Error> {
+        acquirer_events::table
+            .find(id)
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::AcquirerEventNotFound)
+    }
+
+    fn into_event(self) -> KeptEvent {
+        KeptEvent {
+            id: self.id,
+            object: "acquirer_event",
+            event_id: self.event_id,
+            kind: self.kind,
+            state: self.state,
+            detail: self.detail,
+            merchant_id: self.merchant_id,
+            // It was parsed as JSON, so it's UTF-8.
+            body: String::from_utf8_lossy(&self.body).into_owned(),
+            attempts: self.attempts,
+            received_at: Timestamp(self.received_at),
+            next_attempt_at: self.due_at.map(Timestamp),
+            overdue_at: self.overdue_at.map(Timestamp),
+            settled_at: self.settled_at.map(Timestamp),
+        }
+    }
+}
+
+/// A state to filter by.
+struct State(&'static str);
+
+const STATES: [&str; 6] = ["applied", "unchanged", "contradicted", "unknown", "parked", "dismissed"];
+
+impl FromStr for State {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        STATES.into_iter().find(|state| *state == text).map(Self).ok_or(())
+    }
+}
+
+problems!(ListProblems, operating_listing:);
+
+/// List events of the acquirer
+///
+/// The latest first; `state=parked` or `state=contradicted` shows what needs a look.
+#[utoipa::path(
+    operation_id = "operator.acquirer_events.list",
+    tag = "Operators",
+    params(
+        ("state" = Option<String>, Query, description = "Only `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed` ones"),
+        ("type" = Option<String>, Query, description = "Only events of this type"),
+        ("event_id" = Option<String>, Query, description = "Only the event that the acquirer calls so"),
+    ),
+    responses((status = 200, description = "A page of events.", body = List<KeptEvent>), ListProblems),
+)]
+#[get("/v1/operator/acquirer-events")]
+pub async fn list(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, state, kind, event_id) = Parameters::read(request.query_string(), |parameters| {
+        let page = parameters.page::<AcquirerEventId>();
+        let state = parameters.optional::<State>("state", &format!("must be one of {}", STATES.join(", ")));
+        (page, state, parameters.optional_text("type"), parameters.optional_text("event_id"))
+    })?;
+    let events = db
+        .run_retrying(move |conn| {
+            conn.transaction(|conn| {
+                plan_freely(conn)?;
+                let mut query = acquirer_events::table.select(KeptRow::as_select()).into_boxed();
+                if let Some(State(state)) = state {
+                    query = query.filter(acquirer_events::state.eq(state));
+                }
+                if let Some(kind) = &kind {
+                    query = query.filter(acquirer_events::type_.eq(kind));
+                }
+                if let Some(event_id) = &event_id {
+                    query = query.filter(acquirer_events::event_id.eq(event_id));
+                }
+                load_page!(conn, query, acquirer_events::id, page)?
+                    .try_map(|row: KeptRow| Ok(row.into_event()))
+            })
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(events))
+}
+
+problems!(GetProblems, operating: AcquirerEventNotFound);
+
+/// Retrieve an event of the acquirer
+///
+/// With its body as it came.
+#[utoipa::path(
+    operation_id = "operator.acquirer_events.get",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The event.", body = KeptEvent), GetProblems),
+)]
+#[get("/v1/operator/acquirer-events/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse().map_err(|_| Error::AcquirerEventNotFound)?;
+    let event = db.run_retrying(move |conn| Ok(KeptRow::find(conn, id)?.into_event())).await?;
+    Ok(HttpResponse::Ok().json(event))
+}
+
+/// Has an event tried again.
+#[derive(Debug)]
+pub struct ReplayEvent {
+    id: Option<AcquirerEventId>,
+}
+
+impl Operation for ReplayEvent {
+    const NAME: &'static str = "acquirer_events.replay";
+    const CALLER: Caller = Caller::Operator;
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self { id: input.segment(3).parse().ok() })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("acquirer_event", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for ReplayEvent {
+    /// Locks the event, then what it's about.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
+        let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
+        let outcome = worker::try_again(conn, &kept, context.metrics())?;
+        store::note(conn, &kept, &outcome)?;
+        Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
+    }
+}
+
+problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
+
+/// Replay an event of the acquirer
+///
+/// Tries it once more, as it came: when a bug is mended that made it fail, or our books were restored from a backup. What
+/// has taken effect doesn't do so again.
+#[utoipa::path(
+    operation_id = "operator.acquirer_events.replay",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The event, with what has come of it.", body = KeptEvent), ReplayProblems),
+)]
+#[post("/v1/operator/acquirer-events/{id}/replay")]
+pub async fn replay(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<ReplayEvent>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+/// Body of a dismissal.
+#[derive(Debug, ToSchema)]
+#[schema(as = DismissAcquirerEvent, example = json!({"reason": "It's about a charge of the test environment."}))]
+#[serde(deny_unknown_fields)]
+pub struct DismissEvent {
+    /// Why nothing is to be done about the event.
+    #[schema(min_length = 1, max_length = 500)]
+    reason: String,
+    #[schema(ignore)]
+    id: Option<AcquirerEventId>,
+}
+
+impl Operation for DismissEvent {
+    const NAME: &'static str = "acquirer_events.dismiss";
+    const CALLER: Caller = Caller::Operator;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let id = input.segment(3).parse().ok();
+        Some(Self { reason: input.fields.text("reason", REASON_MAX)?, id })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("acquirer_event", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for DismissEvent {
+    /// Locks the event.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
+        let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
+        if matches!(kept.state.as_str(), "parked" | "contradicted") {
+            let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
+            store::note(conn, &kept, &outcome)?;
+        }
+        Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
+    }
+}
+
+problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
+
+/// Dismiss an event of the acquirer
+///
+/// For an event that is parked or contradicted and about which nothing is to be done: it isn't tried any more, and is no alarm.
+/// Who has dismissed it and why is kept with it. One that has come to an end by itself stays as it is. A replay tries it again.
+#[utoipa::path(
+    operation_id = "operator.acquirer_events.dismiss",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = DismissEvent,
+    responses((status = 200, description = "The event.", body = KeptEvent), DismissProblems),
+)]
+#[post("/v1/operator/acquirer-events/{id}/dismiss")]
+pub async fn dismiss(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<DismissEvent>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}

@@ -1,0 +1,448 @@
+//! Reconciliation: whether the acquirer did what we say it did, and nothing else.
+//!
+//! The acquirer's list of operations is copied into a table, from where the last reading stopped; then one query
+//! (`acquirer_differences`, in the migrations) holds it against our charges, refunds and payouts. The two sides know
+//! each other's objects by the reference that every call carries. What is under way at that moment is no difference:
+//! its request is in progress, and it's finished or its absence shows the next time.
+//!
+//! Of what is found only one kind is dealt with: an authorization that no charge knows (an *orphan*, such as after a
+//! backup was restored) holds a customer's money for nothing and is voided, by policy and after a while. All else
+//! takes a person to judge.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Double, Jsonb, Nullable, Numeric, Text, Timestamptz, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::metrics::Metrics;
+use crate::base::defaults::defaults;
+use crate::base::ids::MerchantId;
+use crate::base::metrics::Registry;
+use crate::base::money::Currency;
+use crate::base::time;
+use crate::error::Error;
+use crate::processor::ProcessorOptions;
+use crate::processor::{AcquirerOperation, HttpProcessor, Processor, ProcessorCall};
+use crate::storage::db::{Db, plan_freely};
+use crate::storage::sql::statement;
+use crate::{processor, storage};
+
+/// Operations that are asked for at a time.
+const PAGE: usize = 1_000;
+/// What the comparison can find.
+const DIFFERENCES: [&str; 5] =
+    ["missing_at_acquirer", "missing_here", "orphaned_authorization", "amount_differs", "duplicate"];
+/// Longest time for the comparison, which reads everything.
+const COMPARISON_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How to go about it.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "reconciliation")]
+pub struct Options {
+    /// How long before the reading of the acquirer's list something must have been done here to be missed there, in
+    /// seconds: so much may the list lag
+    #[arg(long, env = "ONCEPAY_RECONCILE_GRACE_S", default_value_t = 60)]
+    pub reconcile_grace_s: u32,
+
+    /// Age from which an authorization is voided that belongs to no charge, in seconds; or `never`
+    #[arg(long, env = "ONCEPAY_VOID_ORPHANS_AFTER_S", default_value = "86400")]
+    pub void_orphans_after_s: VoidAfter,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        defaults()
+    }
+}
+
+/// When orphans are voided, if at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoidAfter(pub Option<Duration>);
+
+impl FromStr for VoidAfter {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let seconds: u32 = text.parse().map_err(|_| "must be a number of seconds, or `never`")?;
+        Ok(Self(Some(Duration::from_secs(seconds.into()))))
+    }
+}
+
+/// What was compared, and where the two sides disagree.
+#[derive(Debug)]
+pub struct Report {
+    /// Per currency and kind of operation.
+    pub totals: Vec<Totals>,
+    /// The disagreements.
+    pub differences: Vec<Difference>,
+}
+
+impl Report {
+    /// Whether nothing is left to be done.
+    pub fn is_settled(&self) -> bool {
+        self.differences.iter().all(|difference| difference.is_voided)
+    }
+}
+
+/// What was done in one currency.
+#[derive(Debug, QueryableByName)]
+pub struct Totals {
+    /// ISO 4217 code.
+    #[diesel(sql_type = Text)]
+    pub currency: String,
+    /// `authorize`, `capture`, `refund` or `payout`.
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    /// How often, by our books.
+    #[diesel(sql_type = BigInt)]
+    pub our_count: i64,
+    /// How much, by our books.
+    #[diesel(sql_type = Numeric)]
+    pub our_amount: Decimal,
+    /// How often, by the acquirer's.
+    #[diesel(sql_type = BigInt)]
+    pub their_count: i64,
+    /// How much, by the acquirer's.
+    #[diesel(sql_type = Numeric)]
+    pub their_amount: Decimal,
+}
+
+/// One disagreement.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Difference {
+    /// `missing_at_acquirer`, `missing_here`, `orphaned_authorization`, `amount_differs` or `duplicate`.
+    #[diesel(sql_type = Text)]
+    pub difference: String,
+    /// `authorize`, `capture`, `void`, `refund` or `payout`.
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    /// Whose, if it's anybody's.
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    pub merchant_id: Option<Uuid>,
+    /// Our object, or what the acquirer takes for one.
+    #[diesel(sql_type = Text)]
+    pub reference: String,
+    /// The acquirer's operation.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub operation_id: Option<String>,
+    /// The acquirer's authorization.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub authorization_id: Option<String>,
+    /// ISO 4217 code; voids have none.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub currency: Option<String>,
+    /// The amount here.
+    #[diesel(sql_type = Nullable<Numeric>)]
+    pub ours: Option<Decimal>,
+    /// The amount there.
+    #[diesel(sql_type = Nullable<Numeric>)]
+    pub theirs: Option<Decimal>,
+    /// For how many seconds we have known the acquirer's operation.
+    #[diesel(sql_type = Nullable<Double>)]
+    pub known_for_s: Option<f64>,
+    /// Whether it was an orphan and has been dealt with.
+    #[diesel(sql_type = Bool)]
+    pub is_voided: bool,
+}
+
+/// Reads what is new at the acquirer, compares, and deals with orphans.
+///
+/// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the acquirer's list can't be
+/// read. An orphan that can't be voided is logged and stays a difference.
+pub async fn run(
+    db: &Db,
+    acquirer: &HttpProcessor,
+    options: Options,
+    metrics: &Metrics,
+) -> Result<Report, Error> {
+    read(db, acquirer).await?;
+    let mut report =
+        db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, options.reconcile_grace_s)).await?;
+    if let VoidAfter(Some(age)) = options.void_orphans_after_s {
+        for difference in &mut report.differences {
+            if difference.is_orphan_since(age) {
+                difference.is_voided = void(acquirer, difference).await;
+                metrics.orphans_voided.inc_by(difference.is_voided.into());
+            }
+        }
+    }
+    note(&report, metrics);
+    Ok(report)
+}
+
+fn note(report: &Report, metrics: &Metrics) {
+    for kind in DIFFERENCES {
+        let found = report.differences.iter().filter(|found| found.difference == kind && !found.is_voided);
+        let count = i64::try_from(found.count()).unwrap_or(i64::MAX);
+        metrics.reconciliation_differences.with_label_values(&[kind]).set(count);
+    }
+    #[expect(clippy::float_arithmetic, reason = "Prometheus' times are seconds in floats")]
+    metrics.reconciled_at.set(time::now().timestamp_millis() as f64 / 1e3);
+}
+
+/// Copies what the acquirer has done since the last reading.
+pub async fn read(db: &Db, acquirer: &HttpProcessor) -> Result<(), Error> {
+    let (begun, mut sequence) = db.run_retrying(begin_reading).await?;
+    loop {
+        let (operations, has_more) = acquirer.operations(sequence, PAGE).await?;
+        sequence = operations.last().map_or(sequence, |operation| operation.sequence);
+        let rows: Vec<_> = operations.iter().map(to_row).collect();
+        let rows = Value::Array(rows);
+        db.run_retrying(move |conn| conn.transaction(|conn| keep(conn, rows.clone(), sequence))).await?;
+        if !has_more {
+            break;
+        }
+    }
+    let finish = move |conn: &mut PgConnection| {
+        statement::<()>("UPDATE acquirer_reads SET read_at = greatest(read_at, {})")
+            .bind::<Timestamptz, _>(begun)
+            .execute(conn)?;
+        Ok(())
+    };
+    db.run_retrying(finish).await
+}
+
+/// Reads and compares once, for a shell. The error is a sentence.
+pub fn run_once(
+    database_url: &SecretString,
+    acquirer: &ProcessorOptions,
+    options: Options,
+) -> Result<Report, String> {
+    once(database_url, acquirer, async |db, acquirer, metrics| run(&db, &acquirer, options, &metrics).await)
+}
+
+/// Only reads, for the audit. The error is a sentence.
+pub fn read_from(database_url: &SecretString, acquirer: &ProcessorOptions) -> Result<(), String> {
+    once(database_url, acquirer, async |db, acquirer, _| read(&db, &acquirer).await)
+}
+
+fn once<T>(
+    database_url: &SecretString,
+    acquirer: &ProcessorOptions,
+    work: impl AsyncFnOnce(Db, HttpProcessor, Arc<Metrics>) -> Result<T, Error>,
+) -> Result<T, String> {
+    let settings = acquirer.http_settings().ok_or(
+        "There is no acquirer to ask: set ONCEPAY_ACQUIRER_URL and ONCEPAY_ACQUIRER_API_KEY. The sandbox keeps no books.",
+    )?;
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry));
+    actix_web::rt::System::new().block_on(async {
+        let db = Db::new(database_url, 1, Duration::from_secs(5), storage::metrics::Metrics::new(&registry));
+        let acquirer = HttpProcessor::new(settings, Arc::new(processor::metrics::Metrics::new(&registry)))?;
+        work(db, acquirer, metrics)
+            .await
+            .map_err(|error| format!("Couldn't compare our books with the acquirer's: {}.", error.detailed()))
+    })
+}
+
+/// Notes that the acquirer is asked from now on, unless it was before.
+fn remember_beginning(conn: &mut PgConnection) -> Result<(), Error> {
+    statement::<()>("INSERT INTO acquirer_reads DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn)?;
+    Ok(())
+}
+
+fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error> {
+    remember_beginning(conn)?;
+    Ok(statement::<(Timestamptz, BigInt)>("SELECT clock_timestamp(), sequence FROM acquirer_reads")
+        .get_result(conn)?)
+}
+
+/// An operation as a row of the copy.
+fn to_row(operation: &AcquirerOperation) -> Value {
+    let object_id = operation.reference.split_once('_').and_then(|(_, id)| Uuid::try_parse(id).ok());
+    json!({
+        "id": operation.id,
+        "sequence": operation.sequence,
+        "kind": operation.kind,
+        "status": operation.status,
+        "idempotency_key": operation.idempotency_key,
+        "authorization_id": operation.authorization_id,
+        "merchant_id": operation.merchant.parse::<MerchantId>().ok().map(|merchant| merchant.0),
+        "object_id": object_id,
+        "reference": operation.reference,
+        "currency": operation.currency,
+        "amount": operation.amount,
+        "created_at": operation.created_at,
+    })
+}
+
+fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error> {
+    // Two may read at the same time; whoever knows the later state wins.
+    statement::<()>(
+        "INSERT INTO acquirer_operations (id, sequence, kind, status, idempotency_key, authorization_id, merchant_id, \
+             object_id, reference, currency, amount, created_at) \
+         SELECT * FROM jsonb_to_recordset({}) AS r (id text, sequence bigint, kind text, status text, \
+             idempotency_key text, authorization_id text, merchant_id uuid, object_id uuid, reference text, \
+             currency text, amount numeric, created_at timestamptz) \
+         ON CONFLICT (id) DO UPDATE SET sequence = EXCLUDED.sequence, status = EXCLUDED.status, \
+             amount = EXCLUDED.amount, currency = EXCLUDED.currency \
+         WHERE acquirer_operations.sequence < EXCLUDED.sequence",
+    )
+    .bind::<Jsonb, _>(rows)
+    .execute(conn)?;
+    statement::<()>("UPDATE acquirer_reads SET sequence = greatest(sequence, {})")
+        .bind::<BigInt, _>(sequence)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Compares on one snapshot. Reads everything, locks nothing.
+fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
+    conn.build_transaction().read_only().repeatable_read().run(|conn| {
+        diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
+        plan_freely(conn)?;
+        let totals = diesel::sql_query(
+            "SELECT currency, kind, coalesce(our_count, 0) AS our_count, coalesce(our_amount, 0) AS our_amount, \
+                 coalesce(their_count, 0) AS their_count, coalesce(their_amount, 0) AS their_amount \
+             FROM (SELECT currency, kind, count(*) AS our_count, sum(amount) AS our_amount \
+                   FROM operations_in_effect_here WHERE currency IS NOT NULL GROUP BY 1, 2) AS ours \
+             FULL JOIN (SELECT currency, kind, count(*) AS their_count, sum(amount) AS their_amount \
+                   FROM operations_in_effect_there WHERE currency IS NOT NULL GROUP BY 1, 2) AS theirs \
+             USING (currency, kind) \
+             ORDER BY currency, kind",
+        )
+        .load(conn)?;
+        let differences = diesel::sql_query(
+            "SELECT *, false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
+             FROM acquirer_differences(make_interval(secs => $1)) ORDER BY currency, difference, kind, reference",
+        )
+        .bind::<Double, _>(f64::from(grace_s))
+        .load(conn)?;
+        Ok(Report { totals, differences })
+    })
+}
+
+impl Difference {
+    fn is_orphan_since(&self, age: Duration) -> bool {
+        self.difference == "orphaned_authorization"
+            && self.known_for_s.is_some_and(|known| known >= age.as_secs_f64())
+    }
+}
+
+/// Gives an orphan up.
+async fn void(acquirer: &HttpProcessor, orphan: &Difference) -> bool {
+    let Some(authorization_id) = orphan.authorization_id.as_deref() else { return false };
+    let call = ProcessorCall {
+        // The same however often it's found before it shows as voided.
+        key: format!("orphan:{authorization_id}:void"),
+        merchant: MerchantId(orphan.merchant_id.unwrap_or_default()),
+        reference: orphan.reference.clone(),
+        attempt: 1,
+    };
+    match acquirer.void(&call, authorization_id).await {
+        Ok(()) => {
+            log::warn!(authorization_id, reference = orphan.reference.as_str(); "an orphaned authorization was voided");
+            true
+        }
+        Err(error) => {
+            log::error!(authorization_id, reference = orphan.reference.as_str(); "an orphaned authorization can't be voided: {error}");
+            false
+        }
+    }
+}
+
+/// Reconciles every `interval`, on one instance at a time; doesn't return.
+pub async fn keep_reconciling(
+    db: Db,
+    acquirer: Arc<HttpProcessor>,
+    options: Options,
+    interval: Duration,
+    metrics: Arc<Metrics>,
+) {
+    // Often enough to find out soon when it's due, whoever did it the last time.
+    let look = (interval / 10).max(Duration::from_millis(10));
+    // What is made from now on can be missed.
+    if let Err(error) = db.run_retrying(remember_beginning).await {
+        log::warn!("couldn't note since when the acquirer is asked: {}", error.detailed());
+    }
+    loop {
+        tokio::time::sleep(time::jittered(look)).await;
+        match db.run_retrying(move |conn| take_turn(conn, interval)).await {
+            Ok(false) => continue,
+            Ok(true) => {}
+            Err(error) => {
+                log::warn!("can't find out whether to reconcile: {}", error.detailed());
+                continue;
+            }
+        }
+        match run(&db, &acquirer, options, &metrics).await {
+            Ok(report) if report.is_settled() => {}
+            Ok(report) => log::error!("our books and the acquirer's differ:\n{report}"),
+            Err(error) => log::warn!("couldn't reconcile with the acquirer: {}", error.detailed()),
+        }
+    }
+}
+
+/// Whether it's our turn, which it isn't again for `interval` then.
+fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error> {
+    remember_beginning(conn)?;
+    let taken = statement::<()>(
+        "UPDATE acquirer_reads SET due_at = clock_timestamp() + make_interval(secs => {}) \
+         WHERE due_at <= clock_timestamp()",
+    )
+    .bind::<Double, _>(interval.as_secs_f64())
+    .execute(conn)?;
+    Ok(taken == 1)
+}
+
+/// At the currency's scale, if it's one.
+fn format_amount(amount: Decimal, currency: &str) -> String {
+    currency.parse().map_or_else(|_| amount.to_string(), |currency: Currency| currency.format(amount))
+}
+
+impl fmt::Display for Report {
+    /// Tables for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<8} {:<10} {:>8} {:>18}   {:>8} {:>18}",
+            "currency", "kind", "ours", "amount", "acquirer", "amount"
+        )?;
+        for total in &self.totals {
+            writeln!(
+                f,
+                "{:<8} {:<10} {:>8} {:>18}   {:>8} {:>18}",
+                total.currency,
+                total.kind,
+                total.our_count,
+                format_amount(total.our_amount, &total.currency),
+                total.their_count,
+                format_amount(total.their_amount, &total.currency),
+            )?;
+        }
+        for difference in &self.differences {
+            let currency = difference.currency.as_deref().unwrap_or("no currency");
+            let amount = |amount: Option<Decimal>| {
+                amount.map_or("nothing".to_owned(), |amount| format_amount(amount, currency))
+            };
+            writeln!(
+                f,
+                "{}: {} of {} ({}): {} here, {} there, {}{}",
+                difference.difference,
+                difference.kind,
+                difference.reference,
+                difference.operation_id.as_deref().unwrap_or("no operation"),
+                amount(difference.ours),
+                amount(difference.theirs),
+                currency,
+                if difference.is_voided { "; voided now" } else { "" },
+            )?;
+        }
+        let left = self.differences.iter().filter(|difference| !difference.is_voided).count();
+        match left {
+            0 => writeln!(f, "Both sides agree."),
+            1 => writeln!(f, "1 difference."),
+            _ => writeln!(f, "{left} differences."),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Tries parked events again until what they are about is there, and forgets old ones.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::{Connection, PgConnection};
+
+use super::metrics::Metrics;
+use crate::base::defaults::defaults;
+use crate::base::ids::AcquirerEventId;
+use crate::base::signature::Refusal;
+use crate::base::time;
+use crate::error::Error;
+use crate::host::metrics::Metrics as HostMetrics;
+use crate::storage::db::Db;
+
+use super::events::{AcquirerEvent, Outcome};
+use super::report;
+use super::store::{self, Kept, Taken};
+
+/// Events that are deleted at a time.
+const PRUNE_BATCH: i32 = 500;
+/// How often it's looked for old ones, unless there are more.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often what is parked is counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How events of the acquirer are treated.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "acquirer_events")]
+pub struct Options {
+    /// How often each instance looks for events that have waited for what they are about, in milliseconds
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
+    pub acquirer_event_interval_ms: u64,
+
+    /// How long an event may wait before that's an alarm, in seconds. It's tried on
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_OVERDUE_AFTER_S", default_value_t = 600)]
+    pub acquirer_event_overdue_after_s: u32,
+
+    /// How long events are kept as they came, in days
+    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub acquirer_event_retention_days: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        defaults()
+    }
+}
+
+impl Options {
+    fn overdue_after(&self) -> Duration {
+        Duration::from_secs(self.acquirer_event_overdue_after_s.into())
+    }
+
+    fn retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.acquirer_event_retention_days) * 24 * 60 * 60)
+    }
+}
+
+/// Tries parked events; doesn't return.
+pub async fn keep_trying(db: Db, options: Options, metrics: Arc<HostMetrics>) {
+    let interval = Duration::from_millis(options.acquirer_event_interval_ms);
+    loop {
+        if let Err(error) = try_all(&db, options.overdue_after(), &metrics).await {
+            log::warn!("parked events couldn't be tried: {}", error.detailed());
+        }
+        tokio::time::sleep(time::jittered(interval)).await;
+    }
+}
+
+/// Counts what people have to know of; doesn't return. Apart from trying, which takes its time when much is parked: that's
+/// when the counts matter.
+pub async fn keep_counting(db: Db, metrics: Arc<Metrics>, host_metrics: Arc<HostMetrics>) {
+    announce(&host_metrics);
+    loop {
+        if let Ok(open) = db.run(store::count_open).await {
+            metrics.acquirer_events_parked.set(open.parked);
+            metrics.acquirer_events_overdue.set(open.overdue);
+            metrics.acquirer_events_contradicted.set(open.contradicted);
+        }
+        tokio::time::sleep(time::jittered(COUNT_INTERVAL)).await;
+    }
+}
+
+/// Deletes old events; doesn't return.
+pub async fn keep_pruning(db: Db, options: Options) {
+    let keep = options.retention();
+    loop {
+        let started = Instant::now();
+        let pause = match db.run(move |conn| store::prune(conn, keep, PRUNE_BATCH)).await {
+            // As gentle as the reaper of idempotency keys: a share of the time, not all of it.
+            Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => started.elapsed() * 6,
+            Ok(_) => PRUNE_INTERVAL,
+            Err(error) => {
+                log::warn!("old events of the acquirer couldn't be deleted: {}", error.detailed());
+                PRUNE_INTERVAL
+            }
+        };
+        tokio::time::sleep(time::jittered(pause)).await;
+    }
+}
+
+/// Begins the counts that are alarms at 0, so that the first time is seen as an increase.
+fn announce(metrics: &HostMetrics) {
+    for reason in Refusal::ALL.map(Refusal::as_str).into_iter().chain(["unreadable"]) {
+        metrics.webhooks_refused.with_label_values(&[reason]);
+    }
+    for kind in AcquirerEvent::KINDS {
+        metrics.acquirer_events.with_label_values(&[kind, Outcome::Contradicted(String::new()).as_str()]);
+    }
+}
+
+/// Tries what is due, one event per transaction.
+async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<HostMetrics>) -> Result<(), Error> {
+    while let Some(taken) = db.run_retrying(move |conn| store::take_due(conn, overdue_after)).await? {
+        let Taken { id, event_id, kind, detail, becomes_overdue } = taken;
+        if becomes_overdue {
+            let detail = detail.unwrap_or_default();
+            log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
+        }
+        let metrics = Arc::clone(metrics);
+        let tried =
+            db.run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &metrics))).await;
+        // It's due again in a while.
+        if let Err(error) = tried {
+            log::error!(event_id, kind; "a parked event couldn't be tried: {}", error.detailed());
+        }
+    }
+    Ok(())
+}
+
+/// Tries an event, unless it was settled meanwhile.
+fn try_parked(conn: &mut PgConnection, id: AcquirerEventId, metrics: &HostMetrics) -> Result<(), Error> {
+    let Some(kept) = store::lock(conn, id)?.filter(|kept| kept.state == "parked") else { return Ok(()) };
+    // What fails is undone by itself, so that it's noted.
+    let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
+        Ok(outcome) => outcome,
+        Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+        Err(error) => {
+            let event_id = kept.event_id.as_str();
+            log::error!(event_id; "a parked event failed: {}", error.detailed());
+            Outcome::Parked(format!("It failed: {}.", error.code().as_str()))
+        }
+    };
+    store::note(conn, &kept, &outcome)
+}
+
+/// Tries an event that is kept, and those that waited for it.
+pub(super) fn try_again(
+    conn: &mut PgConnection,
+    kept: &Kept,
+    metrics: &HostMetrics,
+) -> Result<Outcome, Error> {
+    let event = AcquirerEvent::parse(&kept.body)?;
+    let outcome = event.apply(conn, kept.now)?;
+    apply_awaiting(conn, &kept.event_id, &event, &outcome, metrics)?;
+    if !matches!(outcome, Outcome::Parked(_)) {
+        report(metrics, &kept.event_id, &event, &outcome);
+    }
+    Ok(outcome)
+}
+
+/// Applies the parked events that have waited for `event`, which has just been applied, and may be noted as parked still.
+pub(super) fn apply_awaiting(
+    conn: &mut PgConnection,
+    event_id: &str,
+    event: &AcquirerEvent,
+    outcome: &Outcome,
+    metrics: &HostMetrics,
+) -> Result<(), Error> {
+    let (true, Outcome::Applied, Some((merchant, object_id))) =
+        (event.is_awaited(), outcome, event.subject())
+    else {
+        return Ok(());
+    };
+    for kept in store::lock_parked(conn, merchant, object_id, event_id)? {
+        // What fails of it stays parked, and is no reason to refuse what has been applied.
+        let applied = conn.transaction(|conn| {
+            let waiting = AcquirerEvent::parse(&kept.body)?;
+            let outcome = waiting.apply(conn, kept.now)?;
+            Ok((waiting, outcome))
+        });
+        let (waiting, outcome) = match applied {
+            Ok(applied) => applied,
+            Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+            Err(_) => continue,
+        };
+        if !matches!(outcome, Outcome::Parked(_)) {
+            store::note(conn, &kept, &outcome)?;
+            report(metrics, &kept.event_id, &waiting, &outcome);
+        }
+    }
+    Ok(())
+}

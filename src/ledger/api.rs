@@ -1,0 +1,583 @@
+//! The ledger as a merchant may read it: accounts, postings, journal entries, balances, the trial balance.
+//!
+//! Amounts come as an accountant writes them: a posting is a debit or a credit, and a balance has the sign of
+//! the account's normal side, so that what we owe a merchant is positive.
+
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Numeric, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{AccountId, JournalEntryId, MerchantId};
+use crate::base::money::Currency;
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::storage::db::Db;
+use crate::storage::schema::{journal_entries, ledger_accounts};
+use crate::storage::sql::statement;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::lists::{Cursor, List, Page, Parameters, load_page};
+use crate::web::problems::problems;
+
+/// On which side of an account a number stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Left: what comes to an asset.
+    Debit,
+    /// Right: what comes to a liability or an income.
+    Credit,
+}
+
+/// The side on which a kind of account grows.
+fn normal_side(kind: &str) -> Side {
+    match kind {
+        "acquirer_clearing" | "bank" => Side::Debit,
+        _ => Side::Credit,
+    }
+}
+
+/// `balance`, debits positive, as a number of the account's normal side.
+fn on_normal_side(kind: &str, balance: Decimal) -> Decimal {
+    match normal_side(kind) {
+        Side::Debit => balance,
+        Side::Credit => -balance,
+    }
+}
+
+/// An account of the ledger: one per kind and currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Account {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: AccountId,
+    /// Always `ledger_account`.
+    #[schema(example = "ledger_account")]
+    object: &'static str,
+    /// `acquirer_clearing`, `bank`, `merchant_payable`, `payouts_in_transit`, `disputes_held` or `fee_revenue`.
+    #[schema(example = "merchant_payable")]
+    kind: String,
+    /// ISO 4217 code.
+    #[schema(example = "USD")]
+    currency: String,
+    /// The side on which it grows.
+    normal_side: Side,
+    /// When something was first posted to it.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = ledger_accounts)]
+struct AccountRow {
+    id: AccountId,
+    kind: String,
+    currency: String,
+    created_at: DateTime<Utc>,
+}
+
+impl AccountRow {
+    fn find(conn: &mut PgConnection, merchant: MerchantId, id: &str) -> Result<Self, Error> {
+        let id = id.parse::<AccountId>().map_err(|_| Error::AccountNotFound)?;
+        ledger_accounts::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::AccountNotFound)
+    }
+
+    fn into_account(self) -> Account {
+        Account {
+            id: self.id,
+            object: "ledger_account",
+            normal_side: normal_side(&self.kind),
+            kind: self.kind,
+            currency: self.currency,
+            created_at: Timestamp(self.created_at),
+        }
+    }
+}
+
+problems!(ListAccountsProblems, listing:);
+
+/// List ledger accounts
+///
+/// Newest first. An account is made when something is first posted to it.
+#[utoipa::path(
+    operation_id = "ledger.accounts.list",
+    tag = "Ledger",
+    responses((status = 200, description = "A page of accounts.", body = List<Account>), ListAccountsProblems),
+)]
+#[get("/v1/ledger/accounts")]
+pub async fn list_accounts(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<AccountId>)?;
+    let accounts = db
+        .run_retrying(move |conn| {
+            let query = ledger_accounts::table
+                .filter(ledger_accounts::merchant_id.eq(merchant.0))
+                .select(AccountRow::as_select())
+                .into_boxed();
+            load_page!(conn, query, ledger_accounts::id, page)?
+                .try_map(|row: AccountRow| Ok(row.into_account()))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(accounts))
+}
+
+problems!(GetAccountProblems, reading: AccountNotFound);
+
+/// Retrieve a ledger account
+///
+/// Its balance and its postings are found below it.
+#[utoipa::path(
+    operation_id = "ledger.accounts.get",
+    tag = "Ledger",
+    params(("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The account.", body = Account), GetAccountProblems),
+)]
+#[get("/v1/ledger/accounts/{id}")]
+pub async fn get_account(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let account = db.run_retrying(move |conn| AccountRow::find(conn, merchant.0, &id)).await?;
+    Ok(HttpResponse::Ok().json(account.into_account()))
+}
+
+/// One line of a journal entry.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Posting {
+    /// The entry's id and the line in it.
+    #[schema(example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b.1")]
+    pub(crate) id: String,
+    /// The entry.
+    #[schema(value_type = String, example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub(crate) entry_id: JournalEntryId,
+    /// The account.
+    #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub(crate) account_id: AccountId,
+    /// Kind of the account.
+    #[schema(example = "merchant_payable")]
+    pub(crate) account_kind: String,
+    /// Debit or credit.
+    pub(crate) side: Side,
+    /// Positive, at the currency's scale.
+    #[schema(example = "11.84")]
+    pub(crate) amount: String,
+    /// ISO 4217 code.
+    #[schema(example = "USD")]
+    pub(crate) currency: String,
+    /// When it was posted.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    pub(crate) created_at: Timestamp,
+}
+
+/// A posting as it is stored: entry, line, account, kind, currency, signed amount, time.
+type PostingRow = (JournalEntryId, i16, AccountId, String, String, Decimal, DateTime<Utc>);
+type PostingSql = (SqlUuid, SmallInt, SqlUuid, Text, Text, Numeric, Timestamptz);
+
+/// Selects a merchant's postings as [`PostingSql`]; the rest of the condition and the order follow.
+macro_rules! postings_where {
+    ($rest:literal) => {
+        concat!(
+            "SELECT p.entry_id, p.line, p.account_id, a.kind, p.currency, p.amount, p.created_at ",
+            "FROM postings p JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id ",
+            "WHERE p.merchant_id = {} AND ",
+            $rest
+        )
+    };
+}
+
+fn posting(
+    (entry_id, line, account_id, account_kind, currency, amount, at): PostingRow,
+) -> Result<Posting, Error> {
+    Ok(Posting {
+        id: format!("{entry_id}.{line}"),
+        entry_id,
+        account_id,
+        account_kind,
+        side: if amount.is_sign_positive() { Side::Debit } else { Side::Credit },
+        amount: currency.parse::<Currency>().map_err(Error::internal)?.format(amount.abs()),
+        currency,
+        created_at: Timestamp(at),
+    })
+}
+
+/// Where a page of postings starts: entry and line.
+#[derive(Clone, Copy)]
+struct PostingKey(JournalEntryId, i16);
+
+impl std::str::FromStr for PostingKey {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (entry, line) = text.split_once('.').ok_or(())?;
+        Ok(Self(entry.parse().map_err(|_| ())?, line.parse().map_err(|_| ())?))
+    }
+}
+
+problems!(ListPostingsProblems, listing: AccountNotFound);
+
+/// List the postings of an account
+///
+/// Newest first.
+#[utoipa::path(
+    operation_id = "ledger.accounts.postings.list",
+    tag = "Ledger",
+    params(("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "A page of postings.", body = List<Posting>), ListPostingsProblems),
+)]
+#[get("/v1/ledger/accounts/{id}/postings")]
+pub async fn list_postings(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page: Page<PostingKey> = Parameters::read(request.query_string(), Parameters::page)?;
+    let postings = db
+        .run_retrying(move |conn| {
+            let account = AccountRow::find(conn, merchant.0, &id)?;
+            let (sql, PostingKey(entry, line)) = match page.cursor {
+                // Above every entry that there can be.
+                Cursor::Newest => (OLDER_POSTINGS, PostingKey(JournalEntryId(uuid::Uuid::max()), 0)),
+                Cursor::After(key) => (OLDER_POSTINGS, key),
+                Cursor::Before(key) => (NEWER_POSTINGS, key),
+            };
+            let rows = statement::<PostingSql>(sql)
+                .bind::<SqlUuid, _>(merchant.0)
+                .bind::<SqlUuid, _>(account.id)
+                .bind::<SqlUuid, _>(entry)
+                .bind::<SmallInt, _>(line)
+                .bind::<BigInt, _>(page.limit + 1)
+                .load::<PostingRow>(conn)?;
+            page.cut(rows).try_map(posting)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(postings))
+}
+
+const OLDER_POSTINGS: &str = postings_where!(
+    "p.account_id = {} AND (p.entry_id, p.line) < ({}, {}) \
+     ORDER BY p.entry_id DESC, p.line DESC LIMIT {}"
+);
+
+const NEWER_POSTINGS: &str = postings_where!(
+    "p.account_id = {} AND (p.entry_id, p.line) > ({}, {}) \
+     ORDER BY p.entry_id, p.line LIMIT {}"
+);
+
+/// The balance of an account.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AccountBalance {
+    /// The account.
+    #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    account_id: AccountId,
+    /// At the currency's scale; positive on the account's normal side.
+    #[schema(example = "118.20")]
+    balance: String,
+    /// ISO 4217 code.
+    #[schema(example = "USD")]
+    currency: String,
+    /// The time that it's of, if one was asked for.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    at: Option<Timestamp>,
+}
+
+problems!(GetBalanceProblems, listing: AccountNotFound);
+
+/// Retrieve the balance of an account
+///
+/// Now, or at a time: everything that was posted up to and including it.
+#[utoipa::path(
+    operation_id = "ledger.accounts.balance.get",
+    tag = "Ledger",
+    params(
+        ("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("at" = Option<String>, Query, description = "RFC 3339 time", example = "2026-01-31T09:30:00Z"),
+    ),
+    responses((status = 200, description = "The balance.", body = AccountBalance), GetBalanceProblems),
+)]
+#[get("/v1/ledger/accounts/{id}/balance")]
+pub async fn get_account_balance(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
+    let balance = db
+        .run_retrying(move |conn| {
+            let account = AccountRow::find(conn, merchant.0, &id)?;
+            let query = match at {
+                None => statement::<Numeric>("SELECT ledger_balance({}, {})")
+                    .bind::<SqlUuid, _>(merchant.0)
+                    .bind::<SqlUuid, _>(account.id),
+                Some(at) => statement::<Numeric>(
+                    "SELECT coalesce(sum(amount), 0) FROM postings \
+                     WHERE merchant_id = {} AND account_id = {} AND created_at <= {}",
+                )
+                .bind::<SqlUuid, _>(merchant.0)
+                .bind::<SqlUuid, _>(account.id)
+                .bind::<Timestamptz, _>(at),
+            };
+            let balance = on_normal_side(&account.kind, query.get_result::<Decimal>(conn)?);
+            Ok(AccountBalance {
+                account_id: account.id,
+                balance: account.currency.parse::<Currency>().map_err(Error::internal)?.format(balance),
+                currency: account.currency,
+                at: at.map(Timestamp),
+            })
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(balance))
+}
+
+/// A journal entry with its postings, whose debits and credits are equal.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Entry {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub(crate) id: JournalEntryId,
+    /// Always `journal_entry`.
+    #[schema(example = "journal_entry")]
+    object: &'static str,
+    /// What it records; a source is posted once.
+    #[schema(example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")]
+    pub(crate) source: String,
+    /// When it was posted.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    pub(crate) created_at: Timestamp,
+    /// Its lines.
+    pub(crate) postings: Vec<Posting>,
+}
+
+/// An entry without its postings: id, source, time.
+type EntryRow = (JournalEntryId, String, DateTime<Utc>);
+
+/// Adds their postings to entries.
+fn with_postings(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    rows: List<EntryRow>,
+) -> Result<List<Entry>, Error> {
+    use diesel::sql_types::Array;
+    let ids: Vec<uuid::Uuid> = rows.data.iter().map(|(id, ..)| id.0).collect();
+    let lines = statement::<PostingSql>(postings_where!("p.entry_id = ANY ({}) ORDER BY p.entry_id, p.line"))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Array<SqlUuid>, _>(ids)
+        .load::<PostingRow>(conn)?;
+    let mut by_entry = std::collections::HashMap::<JournalEntryId, Vec<Posting>>::new();
+    for line in lines {
+        by_entry.entry(line.0).or_default().push(posting(line)?);
+    }
+    rows.try_map(|(id, source, created_at)| {
+        let postings = by_entry.remove(&id).unwrap_or_default();
+        Ok(Entry { id, object: "journal_entry", source, created_at: Timestamp(created_at), postings })
+    })
+}
+
+problems!(ListEntriesProblems, listing:);
+
+/// List journal entries
+///
+/// Newest first, all of them or the one of a source.
+#[utoipa::path(
+    operation_id = "ledger.journal_entries.list",
+    tag = "Ledger",
+    params(("source" = Option<String>, Query, description = "What the entry records", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
+    responses((status = 200, description = "A page of entries.", body = List<Entry>), ListEntriesProblems),
+)]
+#[get("/v1/ledger/journal-entries")]
+pub async fn list_entries(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, source) = Parameters::read(request.query_string(), |parameters| {
+        (parameters.page::<JournalEntryId>(), parameters.optional_text("source"))
+    })?;
+    let entries = db.run_retrying(move |conn| entries(conn, merchant.0, page, source.as_deref())).await?;
+    Ok(HttpResponse::Ok().json(entries))
+}
+
+/// A page of a merchant's journal, newest first.
+pub fn entries(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    page: Page<JournalEntryId>,
+    source: Option<&str>,
+) -> Result<List<Entry>, Error> {
+    let mut query = journal_entries::table
+        .filter(journal_entries::merchant_id.eq(merchant))
+        .select((journal_entries::id, journal_entries::source, journal_entries::created_at))
+        .into_boxed();
+    if let Some(source) = source {
+        query = query.filter(journal_entries::source.eq(source));
+    }
+    let rows: List<EntryRow> = load_page!(conn, query, journal_entries::id, page)?;
+    with_postings(conn, merchant, rows)
+}
+
+problems!(GetEntryProblems, reading: JournalEntryNotFound);
+
+/// Retrieve a journal entry
+///
+/// With its postings. Entries never change.
+#[utoipa::path(
+    operation_id = "ledger.journal_entries.get",
+    tag = "Ledger",
+    params(("id" = String, Path, description = "Id of the entry", example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The entry.", body = Entry), GetEntryProblems),
+)]
+#[get("/v1/ledger/journal-entries/{id}")]
+pub async fn get_entry(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<JournalEntryId>().map_err(|_| Error::JournalEntryNotFound)?;
+    let entry = db
+        .run_retrying(move |conn| {
+            let row = journal_entries::table
+                .find((merchant.0, id))
+                .select((journal_entries::id, journal_entries::source, journal_entries::created_at))
+                .first::<EntryRow>(conn)
+                .optional()?
+                .ok_or(Error::JournalEntryNotFound)?;
+            let list = with_postings(conn, merchant.0, List { data: vec![row], has_more: false })?;
+            list.data.into_iter().next().ok_or(Error::JournalEntryNotFound)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(entry))
+}
+
+/// All accounts with their balances in two columns, which are equal in sum.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TrialBalance {
+    /// The time that it's of, if one was asked for.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    at: Option<Timestamp>,
+    /// A line per account.
+    accounts: Vec<TrialBalanceLine>,
+    /// A line per currency: the sums of the columns.
+    totals: Vec<TrialBalanceTotal>,
+}
+
+/// An account in the trial balance.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TrialBalanceLine {
+    /// The account.
+    #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    account_id: AccountId,
+    /// Its kind.
+    #[schema(example = "merchant_payable")]
+    kind: String,
+    /// ISO 4217 code.
+    #[schema(example = "USD")]
+    currency: String,
+    /// The balance, if it is on the debit side; else zero.
+    #[schema(example = "0.00")]
+    debit: String,
+    /// The balance, if it is on the credit side; else zero.
+    #[schema(example = "118.20")]
+    credit: String,
+}
+
+/// The columns' sums in a currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TrialBalanceTotal {
+    /// ISO 4217 code.
+    #[schema(example = "USD")]
+    currency: String,
+    /// Sum of the debit column.
+    #[schema(example = "120.00")]
+    debit: String,
+    /// Sum of the credit column: the same.
+    #[schema(example = "120.00")]
+    credit: String,
+}
+
+problems!(GetTrialBalanceProblems, listing:);
+
+/// Retrieve the trial balance
+///
+/// Every account with its balance on the debit or the credit side, now or at a time. The sums of the two
+/// columns are equal at every time, since all postings of an entry have the same.
+#[utoipa::path(
+    operation_id = "ledger.trial_balance.get",
+    tag = "Ledger",
+    params(("at" = Option<String>, Query, description = "RFC 3339 time", example = "2026-01-31T09:30:00Z")),
+    responses((status = 200, description = "The trial balance.", body = TrialBalance), GetTrialBalanceProblems),
+)]
+#[get("/v1/ledger/trial-balance")]
+pub async fn get_trial_balance(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
+    let trial_balance = db.run_retrying(move |conn| trial_balance(conn, merchant.0, at)).await?;
+    Ok(HttpResponse::Ok().json(trial_balance))
+}
+
+fn trial_balance(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    at: Option<DateTime<Utc>>,
+) -> Result<TrialBalance, Error> {
+    // One statement either way, so that all accounts are seen in the same snapshot.
+    let query = match at {
+        None => statement::<(SqlUuid, Text, Text, Numeric)>(
+            "SELECT id, kind, currency, ledger_balance(merchant_id, id) FROM ledger_accounts \
+             WHERE merchant_id = {} ORDER BY currency, kind",
+        )
+        .bind::<SqlUuid, _>(merchant),
+        Some(at) => statement::<(SqlUuid, Text, Text, Numeric)>(
+            "SELECT a.id, a.kind, a.currency, coalesce((SELECT sum(p.amount) FROM postings p \
+                 WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id AND p.created_at <= {}), 0) \
+             FROM ledger_accounts a WHERE a.merchant_id = {} ORDER BY a.currency, a.kind",
+        )
+        .bind::<Timestamptz, _>(at)
+        .bind::<SqlUuid, _>(merchant),
+    };
+    let rows = query.load::<(AccountId, String, String, Decimal)>(conn)?;
+
+    let mut accounts = Vec::new();
+    let mut totals: Vec<(Currency, Decimal, Decimal)> = Vec::new();
+    for (account_id, kind, code, balance) in rows {
+        let currency: Currency = code.parse().map_err(Error::internal)?;
+        let (debit, credit) = (balance.max(Decimal::ZERO), (-balance).max(Decimal::ZERO));
+        match totals.last_mut() {
+            Some((last, debits, credits)) if *last == currency => {
+                *debits += debit;
+                *credits += credit;
+            }
+            _ => totals.push((currency, debit, credit)),
+        }
+        accounts.push(TrialBalanceLine {
+            account_id,
+            kind,
+            currency: code,
+            debit: currency.format(debit),
+            credit: currency.format(credit),
+        });
+    }
+    let totals = totals
+        .into_iter()
+        .map(|(currency, debit, credit)| TrialBalanceTotal {
+            currency: currency.to_string(),
+            debit: currency.format(debit),
+            credit: currency.format(credit),
+        })
+        .collect();
+    Ok(TrialBalance { at: at.map(Timestamp), accounts, totals })
+}

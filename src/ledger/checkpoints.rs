@@ -1,0 +1,71 @@
+//! Checkpoints, which keep reading balances cheap.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Uuid as SqlUuid};
+
+use crate::base::ids::{AccountId, MerchantId};
+use crate::error::Error;
+use crate::storage::db::Db;
+use crate::storage::schema::ledger_accounts;
+use crate::storage::sql::statement;
+
+/// Moves the checkpoints of a merchant's accounts as far as is safe: up to the oldest transaction that
+/// is still running, since that one may yet commit postings. Safe to run at any time, by anybody, any
+/// number of times. Locks the checkpoint rows, for which neither postings nor reads wait.
+pub fn roll_up(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Error> {
+    let accounts = ledger_accounts::table
+        .filter(ledger_accounts::merchant_id.eq(merchant))
+        .order(ledger_accounts::id)
+        .select(ledger_accounts::id)
+        .load::<AccountId>(conn)?;
+    for account in accounts {
+        roll_up_account(conn, merchant, account)?;
+    }
+    Ok(())
+}
+
+fn roll_up_account(conn: &mut PgConnection, merchant: MerchantId, account: AccountId) -> Result<(), Error> {
+    statement::<()>("SELECT ledger_roll_up({}, {})")
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<SqlUuid, _>(account)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Postings after its checkpoint from which on an account is worth rolling up: summing them up takes about
+/// as long as the rest of a balance read.
+const DUE_POSTINGS: i64 = 500;
+
+/// Rolls up whatever is due, of all merchants; returns how many accounts that was. Each account is a
+/// transaction of its own, so a crash loses nothing but the rest of the work.
+pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
+    let due = statement::<(SqlUuid, SqlUuid)>(
+        "SELECT a.merchant_id, a.id FROM ledger_accounts a \
+         LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
+         WHERE EXISTS (SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
+             AND p.transaction_id >= coalesce(c.horizon, '0') \
+             AND p.transaction_id < pg_snapshot_xmin(pg_current_snapshot()) OFFSET {} LIMIT 1) \
+         LIMIT 1000",
+    )
+    .bind::<BigInt, _>(DUE_POSTINGS)
+    .load::<(MerchantId, AccountId)>(conn)?;
+    for &(merchant, account) in &due {
+        roll_up_account(conn, merchant, account)?;
+    }
+    Ok(due.len())
+}
+
+/// Rolls up what is due, again and again. Any number of instances may do so at the same time.
+pub async fn keep_rolling_up(db: Db, interval: Duration) {
+    loop {
+        // Jittered, so that instances that were started together spread out.
+        tokio::time::sleep(interval.mul_f64(rand::random_range(0.5..1.5))).await;
+        match db.run(roll_up_due).await {
+            Ok(0) => {}
+            Ok(accounts) => log::debug!("rolled up {accounts} accounts"),
+            Err(error) => log::warn!("couldn't roll up: {error:?}"),
+        }
+    }
+}

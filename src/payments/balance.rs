@@ -1,0 +1,100 @@
+//! What a merchant has.
+
+use actix_web::{HttpResponse, get, web};
+use diesel::prelude::*;
+use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::MerchantId;
+use crate::base::money::Currency;
+use crate::error::Error;
+use crate::storage::db::Db;
+use crate::storage::sql::statement;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::problems::problems;
+
+/// What a merchant has, per currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Balance {
+    /// One entry per currency in which there has been anything, by code.
+    pub balances: Vec<CurrencyBalance>,
+}
+
+/// What a merchant has in one currency.
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CurrencyBalance {
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    pub currency: Currency,
+    /// There to pay out or refund from: captured, less fees, refunds, disputes and payouts, those under way
+    /// included. Negative only after a dispute.
+    #[schema(example = "118.20")]
+    pub available: String,
+    /// Authorized and not captured yet, or still processing, before fees. In no journal entry, since no money has moved.
+    #[schema(example = "40.00")]
+    pub pending: String,
+    /// In payouts that haven't arrived yet.
+    #[schema(example = "0.00")]
+    pub in_transit: String,
+}
+
+/// All balances of a merchant, from one snapshot. Locks nothing.
+pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance, Error> {
+    let rows = statement::<(Text, Numeric, Numeric, Numeric)>(
+        "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
+             SELECT currency, \
+                 CASE kind WHEN 'merchant_payable' THEN ledger_spendable(merchant_id, id) ELSE 0 END AS available, \
+                 0 AS pending, \
+                 CASE kind WHEN 'payouts_in_transit' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS in_transit \
+             FROM ledger_accounts WHERE merchant_id = {} \
+             UNION ALL \
+             SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status IN ('requires_capture', 'processing') \
+         ) AS part GROUP BY currency ORDER BY currency",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(merchant)
+    .load::<(String, Decimal, Decimal, Decimal)>(conn)?;
+
+    let balances = rows
+        .into_iter()
+        .filter_map(|(code, available, pending, in_transit)| {
+            // The database knows the form of a code, not which there are. What somebody posted by hand in
+            // one that doesn't exist must not hide the rest.
+            let Ok(currency) = code.parse::<Currency>() else {
+                log::error!("{merchant} has postings in {code}, which is no currency");
+                return None;
+            };
+            Some(CurrencyBalance {
+                currency,
+                available: currency.format(available),
+                pending: currency.format(pending),
+                in_transit: currency.format(in_transit),
+            })
+        })
+        .collect();
+    Ok(Balance { balances })
+}
+
+problems!(GetProblems, reading:);
+
+/// Retrieve the balance
+///
+/// What the merchant has in each currency, computed from the ledger's postings. A charge counts from the
+/// moment that it was answered.
+#[utoipa::path(
+    operation_id = "balance.get",
+    tag = "Balance",
+    responses(
+        (status = 200, description = "The balance now.", body = Balance, example = json!({
+            "balances": [{"currency": "USD", "available": "118.20", "pending": "40.00", "in_transit": "0.00"}]
+        })),
+        GetProblems
+    ),
+)]
+#[get("/v1/balance")]
+pub async fn get(db: web::Data<Db>, merchant: AuthenticatedMerchant) -> Result<HttpResponse, Error> {
+    let balance = db.run_retrying(move |conn| balances(conn, merchant.0)).await?;
+    Ok(HttpResponse::Ok().json(balance))
+}

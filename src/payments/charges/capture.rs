@@ -1,0 +1,144 @@
+//! Capturing an authorized charge: all or part of it, once; the rest is released.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, post, web};
+use async_trait::async_trait;
+use diesel::PgConnection;
+use utoipa::ToSchema;
+
+use crate::base::ids::ChargeId;
+use crate::base::money::{Money, PlainAmount};
+use crate::error::Error;
+use crate::events::EventType;
+use crate::idempotency::{
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
+};
+use crate::processor::Processor;
+use crate::web::problems::problems;
+
+use super::{Charge, ChargeRow, ChargeStatus};
+
+/// What to capture.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"amount": "10.00"}))]
+#[serde(deny_unknown_fields)]
+pub struct CaptureCharge {
+    #[schema(ignore)]
+    id: Option<ChargeId>,
+    /// Decimal string in the charge's currency, at most what was authorized, which is also the default.
+    #[schema(value_type = Option<String>, example = "10.00")]
+    amount: Option<PlainAmount>,
+}
+
+impl Operation for CaptureCharge {
+    const NAME: &'static str = "charges.capture";
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self { id: input.segment(2).parse().ok(), amount: input.fields.optional_amount() })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("charge", self.id.map(|id| id.0))
+    }
+}
+
+/// What an attempt needs to know.
+pub struct Prepared {
+    authorization_id: String,
+    amount: Money,
+}
+
+impl CaptureCharge {
+    /// The amount to capture of `row`.
+    fn amount(&self, row: &ChargeRow) -> Result<Money, Error> {
+        let amount = match &self.amount {
+            None => return row.money(row.amount),
+            Some(amount) => amount,
+        };
+        amount.in_currency(row.currency()?).map_err(|error| Error::field("/amount", error.to_string()))
+    }
+}
+
+#[async_trait]
+impl ExternalOperation for CaptureCharge {
+    type Prepared = Prepared;
+    type Outcome = ();
+
+    /// Keeps the charge for this capture. Errors, in the order checked: `charge_not_found`,
+    /// `validation_failed` (decimals), `charge_not_capturable`, `capture_exceeds_authorization`.
+    ///
+    /// Locks: the charge.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+        let id = self.id.ok_or(Error::ChargeNotFound)?;
+        let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
+        let amount = self.amount(&row)?;
+        let status = row.status()?;
+        if status != ChargeStatus::RequiresCapture || row.in_flight.is_some() {
+            return Err(Error::ChargeNotCapturable {
+                status: status.as_str(),
+                in_flight: row.in_flight.is_some(),
+            });
+        }
+        if amount.amount() > row.amount {
+            return Err(Error::CaptureExceedsAuthorization { authorized: row.money(row.amount)? });
+        }
+        row.in_flight = Some("capture".to_owned());
+        row.reserve(conn)?;
+        Ok(Prepared { authorization_id: row.authorization_id, amount })
+    }
+
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+        let row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
+        let amount = self.amount(&row)?;
+        Ok(Prepared { authorization_id: row.authorization_id, amount })
+    }
+
+    async fn perform(
+        &self,
+        processor: &dyn Processor,
+        context: &Context<'_>,
+        prepared: &Prepared,
+    ) -> Result<(), Error> {
+        let call = context.processor_call("capture", ChargeId(context.resource_id()?));
+        Ok(processor.capture(&call, &prepared.authorization_id, prepared.amount).await?)
+    }
+
+    /// Locks: the charge.
+    fn finish(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        prepared: &Prepared,
+        (): &(),
+    ) -> Result<Finished, Error> {
+        let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
+        row.capture(conn, prepared.amount, context.now())?;
+        let charge = row.save(conn, EventType::ChargeCaptured)?;
+        Ok(Reply::json(StatusCode::OK, &charge)?.into())
+    }
+}
+
+problems!(
+    CaptureProblems,
+    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, ProcessorUnavailable, OutcomeUnknown
+);
+
+/// Capture a charge
+///
+/// Takes all or part of what was authorized, once; the rest is released to the customer. Of two captures or a
+/// capture and a cancellation at the same time, under different keys, one wins and the other is refused.
+#[utoipa::path(
+    operation_id = "charges.capture",
+    tag = "Charges",
+    params(("id" = String, Path, description = "Id of the charge", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = CaptureCharge,
+    responses((status = 200, description = "The charge, `succeeded`.", body = Charge), CaptureProblems),
+)]
+#[post("/v1/charges/{id}/capture")]
+pub async fn capture(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CaptureCharge>,
+) -> Result<HttpResponse, Error> {
+    engine.run_external(request).await
+}

@@ -1,0 +1,349 @@
+//! Creating a charge.
+//!
+//! A charge that looks like another one under another key (same amount, currency, payment method and reference, a
+//! short time ago) is *suspected* to be a duplicate: by a client that makes a new key per attempt instead of per
+//! payment. By policy it's made and the answer names the other one, or it's refused.
+//!
+//! The claim allocates the charge's id; the processor authorizes and, with `capture`, captures; one
+//! transaction then writes the charge, the journal entry, the event and the answer. If we die before the
+//! processor is called, nothing has happened; after it, the next attempt calls it again under the same
+//! derived key, gets the same outcome, and writes the same charge.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, post, web};
+use async_trait::async_trait;
+use chrono::Duration;
+use diesel::prelude::*;
+use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::base::ids::ChargeId;
+use crate::base::money::{Currency, Money, Pricing};
+use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
+use crate::events::EventType;
+use crate::idempotency::policy::OnSuspectedDuplicate;
+use crate::idempotency::{
+    Context, Effects, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation,
+    Policy, Reply, Resource, Together,
+};
+use crate::payments::pricing;
+use crate::processor::{Authorization, Decision, PaymentMethod, Processor};
+use crate::storage::sql::statement;
+use crate::web::fields::{Fields, Metadata, TEXT_MAX, parse_json};
+use crate::web::lists::lowest_id;
+use crate::web::problems::problems;
+
+use super::{Charge, ChargeRow, ChargeStatus};
+
+/// Most characters of `reference`.
+const REFERENCE_MAX: usize = 255;
+
+/// Body of a new charge.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({
+    "amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa",
+    "reference": "order-1001", "metadata": {"cart": "7f3a"}
+}))]
+#[serde(deny_unknown_fields)]
+pub struct CreateCharge {
+    /// Decimal string with at most as many decimals as the currency has and 12 digits before the point,
+    /// greater than zero.
+    #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "12.50")]
+    amount: Money,
+    /// ISO 4217 code in upper case.
+    #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
+    #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
+    currency: Currency,
+    /// Token of a payment method.
+    #[schema(value_type = String, example = "pm_card_visa")]
+    payment_method: PaymentMethod,
+    /// Whether to capture at once; otherwise the money is only held.
+    #[schema(value_type = Option<bool>, default = true, nullable = false)]
+    capture: bool,
+    /// Free text.
+    #[schema(min_length = 1, max_length = 500)]
+    description: Option<String>,
+    /// Your own name for the payment.
+    #[schema(min_length = 1, max_length = 255)]
+    reference: Option<String>,
+    /// Up to 50 entries, names up to 40 and values up to 500 characters.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    metadata: Metadata,
+}
+
+impl Operation for CreateCharge {
+    const NAME: &'static str = "charges.create";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let fields = &mut *input.fields;
+        let amount = fields.money();
+        let payment_method = fields.text("payment_method", TEXT_MAX).and_then(|token| {
+            token
+                .parse()
+                .map_err(|error: crate::processor::UnknownPaymentMethod| {
+                    fields.error("payment_method", error.to_string());
+                })
+                .ok()
+        });
+        let capture = fields.boolean_or("capture", true);
+        let description = fields.optional_text("description", TEXT_MAX);
+        let reference = fields.optional_text("reference", REFERENCE_MAX);
+        let metadata = fields.metadata();
+        let amount = amount?;
+        Some(Self {
+            amount,
+            currency: amount.currency(),
+            payment_method: payment_method?,
+            capture,
+            description,
+            reference,
+            metadata,
+        })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("charge")
+    }
+}
+
+#[async_trait]
+impl ExternalOperation for CreateCharge {
+    const TOGETHER: Option<Together> = Some(Together { reads: pricing::PRICING, writes: super::WRITES });
+
+    /// What the merchant pays, by the time of the first claim.
+    type Prepared = Pricing;
+    type Outcome = Authorization;
+
+    /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
+    /// duplicate can only be refused before.
+    fn reserves(&self, policy: &Policy) -> bool {
+        self.is_suspicious(policy) && policy.on_suspected_duplicate == OnSuspectedDuplicate::Reject
+    }
+
+    /// Errors, if the policy is to refuse suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
+    ///
+    /// Locks: with that policy, what makes charges alike.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
+        if !self.reserves(context.policy()) {
+            return pricing::pricing(conn, context.merchant(), context.claimed_at());
+        }
+        if let Some(charge_id) = self.find_alike(conn, context)? {
+            context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
+            return Err(Error::DuplicateSuspected { charge_id });
+        }
+        // Whether that becomes a charge isn't known yet, so there is nothing to refuse for good.
+        if self.is_alike_in_progress(conn, context)? {
+            return Err(Error::DuplicateInProgress);
+        }
+        pricing::pricing(conn, context.merchant(), context.claimed_at())
+    }
+
+    fn prepared(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
+        pricing::pricing_from_json(read.unwrap_or_default())
+    }
+
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
+        pricing::pricing(conn, context.merchant(), context.claimed_at())
+    }
+
+    async fn perform(
+        &self,
+        processor: &dyn Processor,
+        context: &Context<'_>,
+        _: &Pricing,
+    ) -> Result<Authorization, Error> {
+        let charge_id = ChargeId(context.resource_id()?);
+        let call = context.processor_call("authorize", charge_id);
+        let capture = self.capture.then(|| context.processor_call("capture", charge_id));
+        let authorization =
+            processor.authorize(&call, self.amount, &self.payment_method, capture.as_ref()).await?;
+        if let (Some(capture), Decision::Approved) = (capture, authorization.decision) {
+            processor.capture(&capture, &authorization.id, self.amount).await?;
+        }
+        Ok(authorization)
+    }
+
+    /// Unless charges that are alike have to be looked for.
+    fn conclude(
+        &self,
+        context: &Context<'_>,
+        pricing: &Pricing,
+        authorization: &Authorization,
+    ) -> Result<Option<(Effects, Reply)>, Error> {
+        if self.is_suspicious(context.policy()) {
+            return Ok(None);
+        }
+        self.follow(context, *pricing, authorization).map(Some)
+    }
+
+    fn finish(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        pricing: &Pricing,
+        authorization: &Authorization,
+    ) -> Result<Finished, Error> {
+        let (effects, reply) = self.follow(context, *pricing, authorization)?;
+        let is_declined = matches!(authorization.decision, Decision::Declined(_));
+        if is_declined || !self.is_suspicious(context.policy()) {
+            return Ok(Finished::ToWrite(effects, reply));
+        }
+        // Looked for before it's written: afterwards it would find itself.
+        let reply = match self.find_alike(conn, context)? {
+            None => reply,
+            Some(other) => {
+                context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
+                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
+            }
+        };
+        Ok(Finished::ToWrite(effects, reply))
+    }
+}
+
+impl CreateCharge {
+    /// What follows from the processor's decision.
+    fn follow(
+        &self,
+        context: &Context<'_>,
+        pricing: Pricing,
+        authorization: &Authorization,
+    ) -> Result<(Effects, Reply), Error> {
+        let id = ChargeId(context.resource_id()?);
+        let mut row = ChargeRow {
+            merchant_id: context.merchant(),
+            id,
+            status: ChargeStatus::Processing.as_str().to_owned(),
+            currency: self.amount.currency().code().to_owned(),
+            amount: self.amount.amount(),
+            amount_captured: Decimal::ZERO,
+            amount_refunded: Decimal::ZERO,
+            amount_refund_pending: Decimal::ZERO,
+            fee: Decimal::ZERO,
+            payment_method: self.payment_method.to_string(),
+            capture: self.capture,
+            in_flight: None,
+            description: self.description.clone(),
+            reference: self.reference.clone(),
+            metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
+            failure_code: None,
+            failure_decline_code: None,
+            failure_message: None,
+            authorization_id: authorization.id.clone(),
+            created_at: context.claimed_at(),
+            captured_at: None,
+            canceled_at: None,
+        };
+        let mut entry = None;
+        let event = match authorization.decision {
+            Decision::Declined(decline) => {
+                let error = row.decline(decline);
+                let (_, effects) = row.to_effects(EventType::ChargeFailed, None)?;
+                // Not an `Err`: the failed charge is to be kept, together with this answer.
+                return Ok((effects, context.problem(&error)?));
+            }
+            Decision::Pending => EventType::ChargeProcessing,
+            Decision::Approved if self.capture => {
+                entry = Some(row.mark_captured(pricing, self.amount, context.now())?);
+                EventType::ChargeSucceeded
+            }
+            Decision::Approved => {
+                row.set_status(ChargeStatus::RequiresCapture);
+                EventType::ChargeAuthorized
+            }
+        };
+        let (charge, effects) = row.to_effects(event, entry.as_ref())?;
+        let reply = Reply::json(StatusCode::CREATED, &charge)?
+            .header(KeptHeader::Location, format!("/v1/charges/{id}"));
+        Ok((effects, reply))
+    }
+
+    /// Whether this charge can be told from another payment at all. Two without a reference can't: a customer may
+    /// well buy the same thing twice.
+    fn is_suspicious(&self, policy: &Policy) -> bool {
+        self.reference.is_some() && policy.suspicion_window_seconds > 0
+    }
+
+    /// The latest charge that looks like this one and hasn't failed or been canceled.
+    ///
+    /// Locks: what makes charges alike, until the transaction ends, so that of two such charges at the same time one
+    /// sees the other.
+    fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
+        let reference = self.reference.as_deref().unwrap_or_default();
+        let alike = format!("{reference} {} {}", self.amount, self.payment_method);
+        statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 1)))")
+            .bind::<Text, _>(alike)
+            .bind::<SqlUuid, _>(context.merchant())
+            .execute(conn)?;
+        let window = Duration::seconds(context.policy().suspicion_window_seconds.into());
+        // A reference that is used more often than that in so short a time doesn't name a payment.
+        let found = statement::<SqlUuid>(
+            "SELECT id FROM ( \
+                 SELECT id, currency, amount, payment_method, status FROM charges \
+                 WHERE merchant_id = {} AND reference = {} AND id >= {} AND id <> {} ORDER BY id DESC LIMIT 100) AS recent \
+             WHERE currency = {} AND amount = {} AND payment_method = {} AND status NOT IN ('failed', 'canceled') \
+             ORDER BY id DESC LIMIT 1",
+        )
+        .bind::<SqlUuid, _>(context.merchant())
+        .bind::<Text, _>(reference)
+        .bind::<SqlUuid, _>(lowest_id((context.now() - window).timestamp_millis()))
+        .bind::<SqlUuid, _>(context.resource_id()?)
+        .bind::<Text, _>(self.amount.currency().code())
+        .bind::<Numeric, _>(self.amount.amount())
+        .bind::<Text, _>(self.payment_method.to_string())
+        .get_result::<Uuid>(conn)
+        .optional()?;
+        Ok(found.map(ChargeId))
+    }
+
+    /// Whether a charge that looks like this one is being made at this moment, so that it isn't there yet.
+    fn is_alike_in_progress(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<bool, Error> {
+        let window = std::time::Duration::from_secs(context.policy().suspicion_window_seconds.into());
+        let others = context.others_in_progress(conn, Self::NAME, window)?;
+        Ok(others.iter().any(|body| {
+            let other = parse_json(body).and_then(|body| {
+                Fields::read(&body, |fields| {
+                    Self::read(&mut Input { path: "", fields, allows_loopback: false })
+                })
+            });
+            other.is_ok_and(|other| {
+                other.reference == self.reference
+                    && other.amount == self.amount
+                    && other.payment_method == self.payment_method
+            })
+        }))
+    }
+}
+
+problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, ProcessorUnavailable, OutcomeUnknown);
+
+/// Create a charge
+///
+/// Authorizes a payment and, unless `capture` is false, captures it. The charge is made once per
+/// `Idempotency-Key`, however often the request is sent: a retry gets the first answer again, byte for
+/// byte, with `Idempotent-Replayed: true`. After a 503 send the same request again: it resumes the same
+/// charge under the same id. A decline is final for its key.
+///
+/// A charge with a `reference` whose amount, currency and payment method are those of another one that was made a
+/// short time ago under another key is suspected to be a duplicate: `Suspected-Duplicate-Of` names the other one,
+/// or, if the policy says so, the charge is refused with `duplicate_suspected`.
+#[utoipa::path(
+    operation_id = "charges.create",
+    tag = "Charges",
+    request_body = CreateCharge,
+    responses(
+        (status = 201, description = "The charge was made. `status` is `succeeded`, `requires_capture` with `capture: false`, or `processing` when the processor will tell later.",
+            body = Charge, headers(
+                ("Location" = String, description = "Path of the charge"),
+                ("Suspected-Duplicate-Of" = String, description = "Id of another charge of the same amount, currency, payment method and reference, made a short time ago under another key. Not on replays."))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/charges")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreateCharge>,
+) -> Result<HttpResponse, Error> {
+    engine.run_external(request).await
+}

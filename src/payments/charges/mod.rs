@@ -1,0 +1,483 @@
+//! Charges: payments from a customer to a merchant.
+//!
+//! # States
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | – | `succeeded` | creation with `capture`, approved |
+//! | – | `requires_capture` | creation without `capture`, approved |
+//! | – | `processing` | creation, the processor will tell later |
+//! | – | `failed` | creation, declined |
+//! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's word ([`settle`]) |
+//! | `requires_capture` | `succeeded` | [capture](mod@capture) |
+//! | `requires_capture` | `canceled` | [cancellation](mod@cancel) |
+//! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::payments::refunds) |
+//! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
+//! | `partially_refunded`, `refunded` | `partially_refunded`, `succeeded` | a refund that came back |
+//! | `succeeded`, `partially_refunded` | `disputed` | a [dispute](crate::payments::disputes) is opened |
+//! | `disputed` | `succeeded`, `partially_refunded` | the dispute is won |
+//!
+//! A charge whose dispute is lost stays `disputed`. `failed` and `canceled` are final. A CHECK in the
+//! database ties each state to the columns that it implies, and a trigger refuses any other transition.
+//!
+//! # Under way
+//!
+//! Between the claim of a capture or cancellation and its end the processor is being asked, and no row is
+//! locked. The column `in_flight` keeps the charge for that one operation meanwhile: a second one, under
+//! another key, is refused for good. Refunds reserve their amount instead, since there can be several.
+
+pub mod cancel;
+pub mod capture;
+pub mod create;
+pub mod read;
+pub mod update;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use crate::base::ids::{ChargeId, MerchantId};
+use crate::base::money::{Currency, Money, Pricing};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::events::{self, EventType};
+use crate::idempotency::Effects;
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::payments::notice::Learned;
+use crate::payments::pricing;
+use crate::processor::Decline;
+use crate::storage::schema::charges;
+use crate::web::fields::Metadata;
+
+/// A payment from a customer to the merchant.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "object": "charge", "status": "succeeded", "amount": "12.50",
+    "amount_captured": "12.50", "amount_refunded": "0.00", "currency": "USD", "payment_method": "pm_card_visa",
+    "description": null, "reference": "order-1001", "metadata": {"cart": "7f3a"}, "failure": null, "fee": "0.66",
+    "created_at": "2026-01-31T09:30:00.000Z", "captured_at": "2026-01-31T09:30:00.120Z", "canceled_at": null
+}))]
+pub struct Charge {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: ChargeId,
+    /// Always `charge`.
+    #[schema(example = "charge")]
+    object: &'static str,
+    /// Where it stands.
+    status: ChargeStatus,
+    /// What was authorized, at the currency's scale.
+    #[schema(example = "12.50")]
+    amount: String,
+    /// What was captured of it.
+    #[schema(example = "12.50")]
+    amount_captured: String,
+    /// What was refunded of that.
+    #[schema(example = "0.00")]
+    amount_refunded: String,
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// Token of the payment method.
+    #[schema(example = "pm_card_visa")]
+    payment_method: String,
+    /// Free text.
+    #[schema(example = "Order 1001")]
+    description: Option<String>,
+    /// The merchant's own name for the payment.
+    #[schema(example = "order-1001")]
+    reference: Option<String>,
+    /// Free-form entries.
+    #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({"cart": "7f3a"}))]
+    metadata: Metadata,
+    /// Why it failed, if it did.
+    failure: Option<ChargeFailure>,
+    /// What the merchant paid for the capture; zero before it.
+    #[schema(example = "0.66")]
+    fee: String,
+    /// When it was first asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it was captured.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.120Z")]
+    captured_at: Option<Timestamp>,
+    /// When its authorization was voided.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    canceled_at: Option<Timestamp>,
+}
+
+/// Where a charge stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChargeStatus {
+    /// The processor will tell later.
+    Processing,
+    /// Authorized; the money is held until it's captured.
+    RequiresCapture,
+    /// Captured.
+    Succeeded,
+    /// Declined.
+    Failed,
+    /// The authorization was voided.
+    Canceled,
+    /// Captured, and returned in part.
+    PartiallyRefunded,
+    /// Captured, and returned in full.
+    Refunded,
+    /// The customer contests it with the issuer, or has done so and won.
+    Disputed,
+}
+
+impl ChargeStatus {
+    /// All there are.
+    pub const ALL: [Self; 8] = [
+        Self::Processing,
+        Self::RequiresCapture,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Canceled,
+        Self::PartiallyRefunded,
+        Self::Refunded,
+        Self::Disputed,
+    ];
+
+    /// Its name in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Processing => "processing",
+            Self::RequiresCapture => "requires_capture",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::PartiallyRefunded => "partially_refunded",
+            Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
+        }
+    }
+}
+
+impl std::str::FromStr for ChargeStatus {
+    type Err = ();
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name).ok_or(())
+    }
+}
+
+/// Why a charge failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChargeFailure {
+    /// `card_declined` or `insufficient_funds`.
+    #[schema(example = "card_declined")]
+    code: String,
+    /// The issuer's reason.
+    #[schema(example = "generic_decline")]
+    decline_code: String,
+    /// The same for people.
+    #[schema(example = "The card was declined.")]
+    message: String,
+}
+
+/// A charge as it is stored.
+#[derive(Clone, Queryable, Selectable)]
+#[diesel(table_name = charges)]
+pub(crate) struct ChargeRow {
+    pub merchant_id: MerchantId,
+    pub id: ChargeId,
+    pub status: String,
+    pub currency: String,
+    pub amount: Decimal,
+    pub amount_captured: Decimal,
+    pub amount_refunded: Decimal,
+    pub amount_refund_pending: Decimal,
+    pub fee: Decimal,
+    pub payment_method: String,
+    pub capture: bool,
+    pub in_flight: Option<String>,
+    pub description: Option<String>,
+    pub reference: Option<String>,
+    pub metadata: serde_json::Value,
+    pub failure_code: Option<String>,
+    pub failure_decline_code: Option<String>,
+    pub failure_message: Option<String>,
+    pub authorization_id: String,
+    pub created_at: DateTime<Utc>,
+    pub captured_at: Option<DateTime<Utc>>,
+    pub canceled_at: Option<DateTime<Utc>>,
+}
+
+/// SQL: writes new charges with all that belongs to them, as [`ChargeRow::to_effects`] describes it.
+///
+/// That the charges and events come out of `posted` makes sure that the ledger is written before. In order, so that two
+/// statements that both make accounts for new merchants wait for each other instead of deadlocking.
+pub(crate) const WRITES: &str = "\
+    posted AS MATERIALIZED ( \
+        SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
+            ledger_post(owner.merchant_id, uuid_v7(), entry.source, entry.kinds, entry.currencies, entry.amounts) END \
+        FROM owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
+            (source text, kinds text[], currencies text[], amounts numeric[]) ON true \
+        ORDER BY owner.merchant_id, owner.effects->'charge'->>'currency'), \
+    charge AS ( \
+        INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture, \
+            description, reference, metadata, failure_code, failure_decline_code, failure_message, authorization_id, \
+            created_at, captured_at) \
+        SELECT posted.merchant_id, c.id, c.status, c.currency, c.amount, c.amount_captured, c.fee, c.payment_method, \
+            c.capture, c.description, c.reference, c.metadata, c.failure_code, c.failure_decline_code, \
+            c.failure_message, c.authorization_id, c.created_at, c.captured_at \
+        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
+    event AS ( \
+        INSERT INTO events (merchant_id, id, type, object_id, data) \
+        SELECT posted.merchant_id, uuid_v7(), e.type, e.object_id, e.data \
+        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
+
+impl ChargeRow {
+    /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.
+    pub fn lock(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Result<Self, Error> {
+        charges::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::ChargeNotFound)
+    }
+
+    pub fn currency(&self) -> Result<Currency, Error> {
+        self.currency.parse().map_err(Error::internal)
+    }
+
+    pub fn status(&self) -> Result<ChargeStatus, Error> {
+        self.status.parse().map_err(|()| Error::internal("a stored charge has an unknown status"))
+    }
+
+    /// `amount` in the charge's currency.
+    pub fn money(&self, amount: Decimal) -> Result<Money, Error> {
+        Ok(Money::from_stored(amount, self.currency()?))
+    }
+
+    /// What is captured and neither refunded nor being refunded.
+    pub fn refundable(&self) -> Decimal {
+        self.amount_captured - self.amount_refunded - self.amount_refund_pending
+    }
+
+    pub fn set_status(&mut self, status: ChargeStatus) {
+        status.as_str().clone_into(&mut self.status);
+    }
+
+    /// The state of a captured charge that isn't disputed, by what was refunded.
+    pub fn set_captured_status(&mut self) {
+        self.set_status(if self.amount_refunded.is_zero() {
+            ChargeStatus::Succeeded
+        } else if self.amount_refunded < self.amount_captured {
+            ChargeStatus::PartiallyRefunded
+        } else {
+            ChargeStatus::Refunded
+        });
+    }
+
+    /// Marks `captured` as captured, and posts the journal entry for that.
+    pub fn capture(
+        &mut self,
+        conn: &mut PgConnection,
+        captured: Money,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let pricing = pricing::pricing(conn, self.merchant_id, now)?;
+        let entry = self.mark_captured(pricing, captured, now)?;
+        ledger::post(conn, self.merchant_id, &entry)?;
+        Ok(())
+    }
+
+    /// Marks `captured` as captured. Returns the journal entry to be posted for that: `acquirer_clearing` gross to
+    /// `merchant_payable` net and `fee_revenue` fee.
+    pub fn mark_captured(
+        &mut self,
+        pricing: Pricing,
+        captured: Money,
+        now: DateTime<Utc>,
+    ) -> Result<JournalEntry, Error> {
+        let fee = pricing.fee(captured);
+        let net = captured
+            .amount()
+            .checked_sub(fee)
+            .ok_or_else(|| Error::internal("the net amount of a capture overflows"))?;
+        let entry = JournalEntry::new(format!("{}:capture", self.id))
+            .debit(AccountKind::AcquirerClearing, captured)
+            .credit(AccountKind::MerchantPayable, Money::from_stored(net, captured.currency()))
+            .credit(AccountKind::FeeRevenue, Money::from_stored(fee, captured.currency()));
+        self.amount_captured = captured.amount();
+        self.fee = fee;
+        self.captured_at = Some(now);
+        self.in_flight = None;
+        self.set_status(ChargeStatus::Succeeded);
+        Ok(entry)
+    }
+
+    /// Marks the charge as declined, and returns the error that tells the client.
+    pub fn decline(&mut self, decline: Decline) -> Error {
+        let (decline_code, error) = match decline {
+            Decline::Generic => {
+                let decline_code = "generic_decline";
+                let charge_id = self.id;
+                (decline_code, Error::CardDeclined { decline_code: decline_code.to_owned(), charge_id })
+            }
+            Decline::InsufficientFunds => {
+                ("insufficient_funds", Error::InsufficientFunds { charge_id: self.id })
+            }
+        };
+        self.set_status(ChargeStatus::Failed);
+        self.failure_code = Some(error.code().as_str().to_owned());
+        self.failure_decline_code = Some(decline_code.to_owned());
+        self.failure_message = Some(error.to_string());
+        error
+    }
+
+    /// The new charge, and what [`WRITES`] needs to write it, the event that tells of it and the journal entry of its
+    /// capture.
+    pub fn to_effects(
+        &self,
+        event: EventType,
+        entry: Option<&JournalEntry>,
+    ) -> Result<(Charge, Effects), Error> {
+        let charge = self.clone().into_charge()?;
+        let effects = json!({
+            "charge": {
+                "id": self.id.0,
+                "status": self.status,
+                "currency": self.currency,
+                "amount": self.amount,
+                "amount_captured": self.amount_captured,
+                "fee": self.fee,
+                "payment_method": self.payment_method,
+                "capture": self.capture,
+                "description": self.description,
+                "reference": self.reference,
+                "metadata": self.metadata,
+                "failure_code": self.failure_code,
+                "failure_decline_code": self.failure_decline_code,
+                "failure_message": self.failure_message,
+                "authorization_id": self.authorization_id,
+                "created_at": self.created_at,
+                "captured_at": self.captured_at,
+            },
+            "entry": entry.map(JournalEntry::to_json),
+            "event": events::to_json(event, self.id.0, &charge)?,
+        });
+        Ok((charge, effects))
+    }
+
+    /// Writes what can change of a charge, and the event that tells of it.
+    pub fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
+        self.reserve(conn)?;
+        self.record(conn, event)
+    }
+
+    /// Writes what can change of a charge where nothing has happened that a client should be told of.
+    pub fn reserve(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        diesel::update(charges::table.find((self.merchant_id, self.id)))
+            .set((
+                charges::status.eq(&self.status),
+                charges::amount_captured.eq(self.amount_captured),
+                charges::amount_refunded.eq(self.amount_refunded),
+                charges::amount_refund_pending.eq(self.amount_refund_pending),
+                charges::fee.eq(self.fee),
+                charges::in_flight.eq(&self.in_flight),
+                charges::description.eq(&self.description),
+                charges::metadata.eq(&self.metadata),
+                charges::failure_code.eq(&self.failure_code),
+                charges::failure_decline_code.eq(&self.failure_decline_code),
+                charges::failure_message.eq(&self.failure_message),
+                charges::captured_at.eq(self.captured_at),
+                charges::canceled_at.eq(self.canceled_at),
+            ))
+            .execute(conn)?;
+        Ok(())
+    }
+
+    fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        let charge = self.into_charge()?;
+        events::record(conn, merchant, event, id.0, &charge)?;
+        Ok(charge)
+    }
+
+    /// The charge as the API shows it.
+    pub fn into_charge(self) -> Result<Charge, Error> {
+        let (currency, status) = (self.currency()?, self.status()?);
+        Ok(Charge {
+            id: self.id,
+            object: "charge",
+            status,
+            amount: currency.format(self.amount),
+            amount_captured: currency.format(self.amount_captured),
+            amount_refunded: currency.format(self.amount_refunded),
+            currency,
+            payment_method: self.payment_method,
+            description: self.description,
+            reference: self.reference,
+            metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
+            failure: self.failure_code.map(|code| ChargeFailure {
+                code,
+                decline_code: self.failure_decline_code.unwrap_or_default(),
+                message: self.failure_message.unwrap_or_default(),
+            }),
+            fee: currency.format(self.fee),
+            created_at: Timestamp(self.created_at),
+            captured_at: self.captured_at.map(Timestamp),
+            canceled_at: self.canceled_at.map(Timestamp),
+        })
+    }
+}
+
+/// What the processor says later of a charge that was `processing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Approved and, if the charge was to be captured at once, captured.
+    Approved,
+    /// Refused for good.
+    Declined(Decline),
+}
+
+/// Settles a charge that is `processing`, by the processor's word.
+///
+/// Errors: `charge_not_found`.
+///
+/// Locks: the charge.
+pub fn settle(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: ChargeId,
+    settlement: Settlement,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    let mut row = ChargeRow::lock(conn, merchant, id)?;
+    let status = row.status()?;
+    if status != ChargeStatus::Processing {
+        let was_declined = status == ChargeStatus::Failed;
+        let is_same = was_declined == matches!(settlement, Settlement::Declined(_));
+        return Ok(if is_same {
+            Learned::Unchanged
+        } else {
+            Learned::contradicted("charge", status.as_str())
+        });
+    }
+    let event = match settlement {
+        Settlement::Declined(decline) => {
+            row.decline(decline);
+            EventType::ChargeFailed
+        }
+        Settlement::Approved if row.capture => {
+            let amount = row.money(row.amount)?;
+            row.capture(conn, amount, now)?;
+            EventType::ChargeSucceeded
+        }
+        Settlement::Approved => {
+            row.set_status(ChargeStatus::RequiresCapture);
+            EventType::ChargeAuthorized
+        }
+    };
+    row.save(conn, event)?;
+    Ok(Learned::Applied)
+}

@@ -1,0 +1,109 @@
+//! Reading charges.
+
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use diesel::prelude::*;
+
+use crate::base::ids::ChargeId;
+use crate::base::money::Currency;
+use crate::error::Error;
+use crate::storage::db::Db;
+use crate::storage::schema::charges;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+use super::{Charge, ChargeRow, ChargeStatus};
+
+problems!(GetProblems, reading: ChargeNotFound);
+
+/// Retrieve a charge
+///
+/// A charge is visible from the moment that its creation was answered with 201 or 402.
+#[utoipa::path(
+    operation_id = "charges.get",
+    tag = "Charges",
+    params(("id" = String, Path, description = "Id of the charge", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The charge as it is now.", body = Charge), GetProblems),
+)]
+#[get("/v1/charges/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<ChargeId>().map_err(|_| Error::ChargeNotFound)?;
+    let charge = db
+        .run_retrying(move |conn| {
+            charges::table
+                .find((merchant.0, id))
+                .select(ChargeRow::as_select())
+                .first(conn)
+                .optional()?
+                .ok_or(Error::ChargeNotFound)?
+                .into_charge()
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(charge))
+}
+
+problems!(ListProblems, listing:);
+
+/// List charges
+///
+/// Newest first. Filters combine. A page is addressed by the id of a charge next to it, so it doesn't shift
+/// when charges are added.
+#[utoipa::path(
+    operation_id = "charges.list",
+    tag = "Charges",
+    params(
+        ("status" = Option<ChargeStatus>, Query, description = "Only charges in this state"),
+        ("currency" = Option<String>, Query, description = "Only charges in this currency", example = "USD"),
+        ("reference" = Option<String>, Query, description = "Only charges with this reference"),
+        ("created_after" = Option<String>, Query, description = "Only charges made after this time (RFC 3339), exclusive"),
+        ("created_before" = Option<String>, Query, description = "Only charges made before this time (RFC 3339), exclusive"),
+    ),
+    responses((status = 200, description = "A page of charges.", body = List<Charge>), ListProblems),
+)]
+#[get("/v1/charges")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, status, currency, reference, created) =
+        Parameters::read(request.query_string(), |parameters| {
+            (
+                parameters.page::<ChargeId>(),
+                parameters.optional::<ChargeStatus>("status", "must be a status of charges"),
+                parameters
+                    .optional::<Currency>("currency", "must be an ISO 4217 currency code in upper case"),
+                parameters.optional_text("reference"),
+                parameters.created(),
+            )
+        })?;
+    let charges = db
+        .run_retrying(move |conn| {
+            let mut query = charges::table
+                .filter(charges::merchant_id.eq(merchant.0))
+                .select(ChargeRow::as_select())
+                .into_boxed();
+            if let Some(status) = status {
+                query = query.filter(charges::status.eq(status.as_str()));
+            }
+            if let Some(currency) = currency {
+                query = query.filter(charges::currency.eq(currency.code()));
+            }
+            if let Some(reference) = &reference {
+                query = query.filter(charges::reference.eq(reference));
+            }
+            if let Some(from) = created.from {
+                query = query.filter(charges::id.ge(from));
+            }
+            if let Some(to) = created.to {
+                query = query.filter(charges::id.lt(to));
+            }
+            load_page!(conn, query, charges::id, page)?.try_map(ChargeRow::into_charge)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(charges))
+}

@@ -1,0 +1,348 @@
+//! Payouts: money sent from a merchant's balance to its bank.
+//!
+//! | from | to | by | journal entry |
+//! |---|---|---|---|
+//! | – | `pending` | the claim: the amount is held in the ledger | |
+//! | `pending` | `in_transit` | the processor has taken it | `merchant_payable` to `payouts_in_transit` |
+//! | `in_transit` | `paid` | it arrived ([`settle`]) | `payouts_in_transit` to `bank` |
+//! | `in_transit` | `failed` | it came back ([`settle`]) | `payouts_in_transit` to `merchant_payable` |
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{MerchantId, PayoutId};
+use crate::base::money::{Currency, Money};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::events::{self, EventType};
+use crate::idempotency::{
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
+    Resource,
+};
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::payments::notice::Learned;
+use crate::processor::Processor;
+use crate::storage::db::Db;
+use crate::storage::schema::payouts;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::fields::Metadata;
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+/// Most characters of `destination`.
+const DESTINATION_MAX: usize = 255;
+
+/// Money sent to the merchant's bank.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Payout {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: PayoutId,
+    /// Always `payout`.
+    #[schema(example = "payout")]
+    object: &'static str,
+    /// `pending` while the processor is being asked, `in_transit`, then `paid` or `failed`.
+    #[schema(example = "in_transit")]
+    status: String,
+    /// At the currency's scale.
+    #[schema(example = "100.00")]
+    amount: String,
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// Where it goes.
+    #[schema(example = "ba_main")]
+    destination: String,
+    /// Free-form entries.
+    #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({}))]
+    metadata: Metadata,
+    /// When it was first asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it arrived or failed.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    settled_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = payouts)]
+struct PayoutRow {
+    merchant_id: MerchantId,
+    id: PayoutId,
+    status: String,
+    amount: Decimal,
+    currency: String,
+    destination: String,
+    metadata: serde_json::Value,
+    created_at: DateTime<Utc>,
+    settled_at: Option<DateTime<Utc>>,
+}
+
+impl PayoutRow {
+    fn find(conn: &mut PgConnection, merchant: MerchantId, id: PayoutId) -> Result<Self, Error> {
+        payouts::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::PayoutNotFound)
+    }
+
+    fn lock(conn: &mut PgConnection, merchant: MerchantId, id: PayoutId) -> Result<Self, Error> {
+        payouts::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::PayoutNotFound)
+    }
+
+    fn money(&self) -> Result<Money, Error> {
+        Ok(Money::from_stored(self.amount, self.currency.parse().map_err(Error::internal)?))
+    }
+
+    /// Writes the state, and the event that tells of it.
+    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Payout, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        diesel::update(payouts::table.find((merchant, id)))
+            .set((payouts::status.eq(&self.status), payouts::settled_at.eq(self.settled_at)))
+            .execute(conn)?;
+        let payout = self.into_payout()?;
+        events::record(conn, merchant, event, id.0, &payout)?;
+        Ok(payout)
+    }
+
+    fn into_payout(self) -> Result<Payout, Error> {
+        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        Ok(Payout {
+            id: self.id,
+            object: "payout",
+            status: self.status,
+            amount: currency.format(self.amount),
+            currency,
+            destination: self.destination,
+            metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
+            created_at: Timestamp(self.created_at),
+            settled_at: self.settled_at.map(Timestamp),
+        })
+    }
+}
+
+/// Body of a new payout.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"amount": "100.00", "currency": "USD", "destination": "ba_main"}))]
+#[serde(deny_unknown_fields)]
+pub struct CreatePayout {
+    /// Decimal string with at most as many decimals as the currency has and 12 digits before the point,
+    /// greater than zero.
+    #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "100.00")]
+    amount: Money,
+    /// ISO 4217 code in upper case.
+    #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
+    #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
+    currency: Currency,
+    /// Where it goes: your name for the merchant's bank account.
+    #[schema(min_length = 1, max_length = 255)]
+    destination: String,
+    /// Up to 50 entries, names up to 40 and values up to 500 characters.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    metadata: Metadata,
+}
+
+impl Operation for CreatePayout {
+    const NAME: &'static str = "payouts.create";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let amount = input.fields.money();
+        let destination = input.fields.text("destination", DESTINATION_MAX);
+        let metadata = input.fields.metadata();
+        let amount = amount?;
+        Some(Self { amount, currency: amount.currency(), destination: destination?, metadata })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("payout")
+    }
+}
+
+#[async_trait]
+impl ExternalOperation for CreatePayout {
+    type Prepared = ();
+    type Outcome = ();
+
+    /// Holds the amount in the ledger, so that nothing else can use it while the processor is being asked.
+    /// Errors: `insufficient_balance`.
+    ///
+    /// Locks: the merchant's `merchant_payable` account.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
+        let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
+        ledger::hold(conn, merchant, &id.to_string(), self.amount)?;
+        let row = PayoutRow {
+            merchant_id: merchant,
+            id,
+            status: "pending".to_owned(),
+            amount: self.amount.amount(),
+            currency: self.amount.currency().code().to_owned(),
+            destination: self.destination.clone(),
+            metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
+            created_at: context.claimed_at(),
+            settled_at: None,
+        };
+        diesel::insert_into(payouts::table).values(&row).execute(conn)?;
+        Ok(())
+    }
+
+    fn resume(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn perform(&self, processor: &dyn Processor, context: &Context<'_>, (): &()) -> Result<(), Error> {
+        let call = context.processor_call("payout", PayoutId(context.resource_id()?));
+        Ok(processor.payout(&call, self.amount, &self.destination).await?)
+    }
+
+    /// Locks: the payout, the merchant's `merchant_payable` account.
+    fn finish(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        (): &(),
+        (): &(),
+    ) -> Result<Finished, Error> {
+        let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
+        let mut row = PayoutRow::lock(conn, merchant, id)?;
+        let entry = JournalEntry::new(id.to_string())
+            .debit(AccountKind::MerchantPayable, self.amount)
+            .credit(AccountKind::PayoutsInTransit, self.amount);
+        ledger::post(conn, merchant, &entry)?;
+        row.status = "in_transit".to_owned();
+        let payout = row.save(conn, EventType::PayoutCreated)?;
+        Ok(Reply::json(StatusCode::CREATED, &payout)?
+            .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
+            .into())
+    }
+}
+
+/// What became of a payout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// It arrived.
+    Paid,
+    /// It came back.
+    Failed,
+}
+
+/// Settles a payout that is in transit, by the acquirer's word.
+///
+/// Errors: `payout_not_found`.
+///
+/// Locks: the payout.
+pub fn settle(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: PayoutId,
+    settlement: Settlement,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    let (status, event, credited) = match settlement {
+        Settlement::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
+        Settlement::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
+    };
+    let mut row = PayoutRow::lock(conn, merchant, id)?;
+    match row.status.as_str() {
+        "in_transit" => {}
+        "pending" => return Ok(Learned::too_early("payout", "pending")),
+        known if known == status => return Ok(Learned::Unchanged),
+        other => return Ok(Learned::contradicted("payout", other)),
+    }
+    let entry = JournalEntry::new(format!("{id}:{status}"))
+        .debit(AccountKind::PayoutsInTransit, row.money()?)
+        .credit(credited, row.money()?);
+    ledger::post(conn, merchant, &entry)?;
+    row.status = status.to_owned();
+    row.settled_at = Some(now);
+    row.save(conn, event)?;
+    Ok(Learned::Applied)
+}
+
+problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, OutcomeUnknown);
+
+/// Create a payout
+///
+/// Sends available balance to the merchant's bank. It is `in_transit` until the acquirer tells that it arrived
+/// or failed. However many are asked for at the same time, the balance is never overdrawn.
+#[utoipa::path(
+    operation_id = "payouts.create",
+    tag = "Payouts",
+    request_body = CreatePayout,
+    responses(
+        (status = 201, description = "The payout is on its way.", body = Payout,
+            headers(("Location" = String, description = "Path of the payout"))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/payouts")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreatePayout>,
+) -> Result<HttpResponse, Error> {
+    engine.run_external(request).await
+}
+
+problems!(GetProblems, reading: PayoutNotFound);
+
+/// Retrieve a payout
+///
+/// A payout that the processor is still being asked for is `pending`.
+#[utoipa::path(
+    operation_id = "payouts.get",
+    tag = "Payouts",
+    params(("id" = String, Path, description = "Id of the payout", example = "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The payout as it is now.", body = Payout), GetProblems),
+)]
+#[get("/v1/payouts/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<PayoutId>().map_err(|_| Error::PayoutNotFound)?;
+    let payout = db.run_retrying(move |conn| PayoutRow::find(conn, merchant.0, id)?.into_payout()).await?;
+    Ok(HttpResponse::Ok().json(payout))
+}
+
+problems!(ListProblems, listing:);
+
+/// List payouts
+///
+/// Newest first.
+#[utoipa::path(
+    operation_id = "payouts.list",
+    tag = "Payouts",
+    responses((status = 200, description = "A page of payouts.", body = List<Payout>), ListProblems),
+)]
+#[get("/v1/payouts")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<PayoutId>)?;
+    let payouts = db
+        .run_retrying(move |conn| {
+            let query = payouts::table
+                .filter(payouts::merchant_id.eq(merchant.0))
+                .select(PayoutRow::as_select())
+                .into_boxed();
+            load_page!(conn, query, payouts::id, page)?.try_map(PayoutRow::into_payout)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(payouts))
+}

@@ -1,0 +1,392 @@
+//! Refunds: money returned to the customer, in one part or several per charge.
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | – | `pending` | the claim: the amount is reserved in the charge and held in the ledger |
+//! | `pending` | `succeeded` | the processor has done it |
+//! | `succeeded` | `failed` | it came back, by the acquirer's word ([`fail`]) |
+//!
+//! A client never sees `pending` in an answer, since it gets one when the refund has succeeded; a list shows
+//! it. The ledger's entry debits `merchant_payable` and credits `acquirer_clearing`; a refund that came back is undone by
+//! the opposite entry, and what it had refunded of the charge can be refunded again. The fee of the charge isn't returned.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{ChargeId, MerchantId, RefundId};
+use crate::base::money::{Currency, Money, PlainAmount};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::events::{self, EventType};
+use crate::idempotency::{
+    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
+    Resource,
+};
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::payments::charges::{ChargeRow, ChargeStatus};
+use crate::payments::notice::Learned;
+use crate::processor::Processor;
+use crate::storage::db::Db;
+use crate::storage::schema::refunds;
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::fields::{Metadata, TEXT_MAX};
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+/// Money returned to the customer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Refund {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: RefundId,
+    /// Always `refund`.
+    #[schema(example = "refund")]
+    object: &'static str,
+    /// The charge that it's of.
+    #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    charge_id: ChargeId,
+    /// `pending` while the processor is being asked, then `succeeded`; `failed` if it came back.
+    #[schema(example = "succeeded")]
+    status: String,
+    /// At the currency's scale.
+    #[schema(example = "5.00")]
+    amount: String,
+    /// ISO 4217 code; that of the charge.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// Free text.
+    #[schema(example = "Returned item")]
+    reason: Option<String>,
+    /// Free-form entries.
+    #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({}))]
+    metadata: Metadata,
+    /// When it was first asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it came back.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    failed_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = refunds)]
+struct RefundRow {
+    merchant_id: MerchantId,
+    id: RefundId,
+    charge_id: ChargeId,
+    status: String,
+    amount: Decimal,
+    currency: String,
+    reason: Option<String>,
+    metadata: serde_json::Value,
+    created_at: DateTime<Utc>,
+    failed_at: Option<DateTime<Utc>>,
+}
+
+impl RefundRow {
+    fn find(conn: &mut PgConnection, merchant: MerchantId, id: RefundId) -> Result<Self, Error> {
+        refunds::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::RefundNotFound)
+    }
+
+    /// Writes the state, and the event that tells of it.
+    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Refund, Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        diesel::update(refunds::table.find((merchant, id)))
+            .set((refunds::status.eq(&self.status), refunds::failed_at.eq(self.failed_at)))
+            .execute(conn)?;
+        let refund = self.into_refund()?;
+        events::record(conn, merchant, event, id.0, &refund)?;
+        Ok(refund)
+    }
+
+    fn into_refund(self) -> Result<Refund, Error> {
+        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        Ok(Refund {
+            id: self.id,
+            object: "refund",
+            charge_id: self.charge_id,
+            status: self.status,
+            amount: currency.format(self.amount),
+            currency,
+            reason: self.reason,
+            metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
+            created_at: Timestamp(self.created_at),
+            failed_at: self.failed_at.map(Timestamp),
+        })
+    }
+}
+
+/// Body of a new refund.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"charge_id": "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "amount": "5.00"}))]
+#[serde(deny_unknown_fields)]
+pub struct CreateRefund {
+    /// The charge to refund.
+    #[schema(value_type = String)]
+    charge_id: Option<ChargeId>,
+    /// Decimal string in the charge's currency; by default all that is left.
+    #[schema(value_type = Option<String>, example = "5.00")]
+    amount: Option<PlainAmount>,
+    /// Free text.
+    #[schema(min_length = 1, max_length = 500)]
+    reason: Option<String>,
+    /// Up to 50 entries, names up to 40 and values up to 500 characters.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    metadata: Metadata,
+}
+
+impl Operation for CreateRefund {
+    const NAME: &'static str = "refunds.create";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let charge_id = input.fields.id("charge_id");
+        let amount = input.fields.optional_amount();
+        let reason = input.fields.optional_text("reason", TEXT_MAX);
+        let metadata = input.fields.metadata();
+        Some(Self { charge_id: charge_id?, amount, reason, metadata })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("refund")
+    }
+}
+
+/// What an attempt needs to know.
+pub struct Prepared {
+    authorization_id: String,
+    amount: Money,
+}
+
+#[async_trait]
+impl ExternalOperation for CreateRefund {
+    type Prepared = Prepared;
+    type Outcome = ();
+
+    /// Reserves the amount in the charge and holds it in the ledger, so that neither other refunds nor
+    /// payouts can use it while the processor is being asked.
+    ///
+    /// Errors, in the order checked: `charge_not_found`, `charge_not_refundable`, `validation_failed`
+    /// (decimals), `refund_exceeds_captured`, `insufficient_balance`.
+    ///
+    /// Locks: the charge, the merchant's `merchant_payable` account.
+    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+        let merchant = context.merchant();
+        let charge_id = self.charge_id.ok_or(Error::ChargeNotFound)?;
+        let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+        let status = charge.status()?;
+        if !matches!(status, ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded) {
+            return Err(Error::ChargeNotRefundable { status: status.as_str() });
+        }
+        let left = charge.money(charge.refundable())?;
+        let amount = match &self.amount {
+            None => left,
+            Some(amount) => amount
+                .in_currency(left.currency())
+                .map_err(|error| Error::field("/amount", error.to_string()))?,
+        };
+        if amount.amount() > left.amount() || amount.amount().is_zero() {
+            return Err(Error::RefundExceedsCaptured { left });
+        }
+
+        let id = RefundId(context.resource_id()?);
+        ledger::hold(conn, merchant, &id.to_string(), amount)?;
+        charge.amount_refund_pending += amount.amount();
+        charge.reserve(conn)?;
+        let row = RefundRow {
+            merchant_id: merchant,
+            id,
+            charge_id,
+            status: "pending".to_owned(),
+            amount: amount.amount(),
+            currency: amount.currency().code().to_owned(),
+            reason: self.reason.clone(),
+            metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
+            created_at: context.claimed_at(),
+            failed_at: None,
+        };
+        diesel::insert_into(refunds::table).values(&row).execute(conn)?;
+        Ok(Prepared { authorization_id: charge.authorization_id, amount })
+    }
+
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+        let row = RefundRow::find(conn, context.merchant(), RefundId(context.resource_id()?))?;
+        let charge = ChargeRow::lock(conn, context.merchant(), row.charge_id)?;
+        let amount = charge.money(row.amount)?;
+        Ok(Prepared { authorization_id: charge.authorization_id, amount })
+    }
+
+    async fn perform(
+        &self,
+        processor: &dyn Processor,
+        context: &Context<'_>,
+        prepared: &Prepared,
+    ) -> Result<(), Error> {
+        let call = context.processor_call("refund", RefundId(context.resource_id()?));
+        Ok(processor.refund(&call, &prepared.authorization_id, prepared.amount).await?)
+    }
+
+    /// Locks: the charge, the merchant's `merchant_payable` account.
+    fn finish(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        prepared: &Prepared,
+        (): &(),
+    ) -> Result<Finished, Error> {
+        let (merchant, id) = (context.merchant(), RefundId(context.resource_id()?));
+        let mut row = RefundRow::find(conn, merchant, id)?;
+        let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
+
+        let entry = JournalEntry::new(id.to_string())
+            .debit(AccountKind::MerchantPayable, prepared.amount)
+            .credit(AccountKind::AcquirerClearing, prepared.amount);
+        ledger::post(conn, merchant, &entry)?;
+
+        charge.amount_refund_pending -= row.amount;
+        charge.amount_refunded += row.amount;
+        // A dispute that was opened meanwhile stays one.
+        if charge.status()? != ChargeStatus::Disputed {
+            charge.set_captured_status();
+        }
+        charge.save(conn, EventType::ChargeRefunded)?;
+        row.status = "succeeded".to_owned();
+        let refund = row.save(conn, EventType::RefundSucceeded)?;
+        Ok(Reply::json(StatusCode::CREATED, &refund)?
+            .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
+            .into())
+    }
+}
+
+/// Undoes a refund that came back, by the acquirer's word.
+///
+/// Errors: `refund_not_found`.
+///
+/// Locks: the charge, which all that changes its refunds locks first.
+pub fn fail(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: RefundId,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
+    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
+    // Again, now that nobody else can be changing it.
+    let mut row = RefundRow::find(conn, merchant, id)?;
+    match row.status.as_str() {
+        "succeeded" => {}
+        "pending" => return Ok(Learned::too_early("refund", "pending")),
+        _ => return Ok(Learned::Unchanged),
+    }
+    let amount = charge.money(row.amount)?;
+    let entry = JournalEntry::new(format!("{id}:failed"))
+        .debit(AccountKind::AcquirerClearing, amount)
+        .credit(AccountKind::MerchantPayable, amount);
+    ledger::post(conn, merchant, &entry)?;
+    charge.amount_refunded -= row.amount;
+    if charge.status()? != ChargeStatus::Disputed {
+        charge.set_captured_status();
+    }
+    charge.save(conn, EventType::ChargeRefundFailed)?;
+    row.status = "failed".to_owned();
+    row.failed_at = Some(now);
+    row.save(conn, EventType::RefundFailed)?;
+    Ok(Learned::Applied)
+}
+
+problems!(
+    CreateProblems,
+    mutating: ChargeNotFound, ChargeNotRefundable, RefundExceedsCaptured, InsufficientBalance,
+    ProcessorUnavailable, OutcomeUnknown
+);
+
+/// Create a refund
+///
+/// Returns part of a charge, or all that is left of it, to the customer. There can be many per charge;
+/// together they never exceed what was captured, however many are asked for at the same time. The money
+/// comes from the merchant's available balance; the fee of the charge isn't returned.
+#[utoipa::path(
+    operation_id = "refunds.create",
+    tag = "Refunds",
+    request_body = CreateRefund,
+    responses(
+        (status = 201, description = "The refund was made.", body = Refund,
+            headers(("Location" = String, description = "Path of the refund"))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/refunds")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreateRefund>,
+) -> Result<HttpResponse, Error> {
+    engine.run_external(request).await
+}
+
+problems!(GetProblems, reading: RefundNotFound);
+
+/// Retrieve a refund
+///
+/// A refund that the processor is still being asked for is `pending`.
+#[utoipa::path(
+    operation_id = "refunds.get",
+    tag = "Refunds",
+    params(("id" = String, Path, description = "Id of the refund", example = "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The refund as it is now.", body = Refund), GetProblems),
+)]
+#[get("/v1/refunds/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<RefundId>().map_err(|_| Error::RefundNotFound)?;
+    let refund = db.run_retrying(move |conn| RefundRow::find(conn, merchant.0, id)?.into_refund()).await?;
+    Ok(HttpResponse::Ok().json(refund))
+}
+
+problems!(ListProblems, listing:);
+
+/// List refunds
+///
+/// Newest first, of all charges or of one.
+#[utoipa::path(
+    operation_id = "refunds.list",
+    tag = "Refunds",
+    params(("charge_id" = Option<String>, Query, description = "Only refunds of this charge")),
+    responses((status = 200, description = "A page of refunds.", body = List<Refund>), ListProblems),
+)]
+#[get("/v1/refunds")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, charge_id) = Parameters::read(request.query_string(), |parameters| {
+        let page = parameters.page::<RefundId>();
+        (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
+    })?;
+    let refunds = db
+        .run_retrying(move |conn| {
+            let mut query = refunds::table
+                .filter(refunds::merchant_id.eq(merchant.0))
+                .select(RefundRow::as_select())
+                .into_boxed();
+            if let Some(charge_id) = charge_id {
+                query = query.filter(refunds::charge_id.eq(charge_id));
+            }
+            load_page!(conn, query, refunds::id, page)?.try_map(RefundRow::into_refund)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(refunds))
+}

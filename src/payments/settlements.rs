@@ -1,0 +1,86 @@
+//! Settlements: what the acquirer owes a merchant's charges, paid into our bank account.
+//!
+//! They are the acquirer's doing, and here just a journal entry: `bank` from `acquirer_clearing`.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Nullable, Numeric, Text, Uuid as SqlUuid};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{MerchantId, SettlementId};
+use crate::base::money::{Currency, Money};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::events::{self, EventType};
+use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::payments::notice::Learned;
+use crate::storage::schema::merchants;
+use crate::storage::sql::statement;
+
+/// A payment of the acquirer for a merchant's charges.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Settlement {
+    /// The acquirer's id.
+    #[schema(value_type = String, example = "set_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: SettlementId,
+    /// Always `settlement`.
+    #[schema(example = "settlement")]
+    object: &'static str,
+    /// At the currency's scale.
+    #[schema(example = "1250.00")]
+    amount: String,
+    /// ISO 4217 code.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// When we learned of it.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+}
+
+/// Books a settlement, by the acquirer's word. Two at the same time with one id: one of them is `internal`, and finds the
+/// other when it's tried again.
+///
+/// Locks: nothing.
+pub fn book(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: SettlementId,
+    money: Money,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    let source = id.to_string();
+    let booked = statement::<Nullable<Numeric>>(
+        "SELECT (SELECT sum(p.amount) FROM postings p \
+                 WHERE p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 AND p.currency = {}) \
+         FROM journal_entries e WHERE e.merchant_id = {} AND e.source = {}",
+    )
+    .bind::<Text, _>(money.currency().code())
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(&source)
+    .get_result::<Option<Decimal>>(conn)
+    .optional()?;
+    if let Some(amount) = booked {
+        let is_same = amount == Some(money.amount());
+        let other = || Learned::Contradicted("It was booked with another amount.".to_owned());
+        return Ok(if is_same { Learned::Unchanged } else { other() });
+    }
+    let merchant_row = merchants::table.find(merchant);
+    if !diesel::select(diesel::dsl::exists(merchant_row)).get_result::<bool>(conn)? {
+        return Ok(Learned::Contradicted("There is no such merchant.".to_owned()));
+    }
+    let entry = JournalEntry::new(source)
+        .debit(AccountKind::Bank, money)
+        .credit(AccountKind::AcquirerClearing, money);
+    ledger::post(conn, merchant, &entry)?;
+    let settlement = Settlement {
+        id,
+        object: "settlement",
+        amount: money.currency().format(money.amount()),
+        currency: money.currency(),
+        created_at: Timestamp(now),
+    };
+    events::record(conn, merchant, EventType::SettlementPaid, id.0, &settlement)?;
+    Ok(Learned::Applied)
+}

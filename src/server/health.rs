@@ -1,0 +1,54 @@
+//! For load balancers and orchestrators.
+
+use std::time::Duration;
+
+use actix_web::{HttpResponse, route, web};
+use diesel::RunQueryDsl;
+use diesel::dsl::sql;
+use diesel::sql_types::Bool;
+use serde_json::json;
+
+use crate::error::Error;
+use crate::idempotency::Engine;
+use crate::processor::ProcessorError;
+use crate::storage::db::Db;
+use crate::storage::deadline;
+
+/// Whether the process runs. Asks nothing of the database: a restart wouldn't help that.
+#[route("/healthz", method = "GET", method = "HEAD")]
+pub async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "ok"}))
+}
+
+/// What this instance takes for being ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Readiness {
+    /// Whether it takes the processor.
+    pub needs_processor: bool,
+}
+
+/// Longest time to find out whether requests can be served. Below what those who ask wait for (`oncepay health`, and many load
+/// balancers), so that they're told.
+const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Whether requests can be served: the database answers and can be written, and the processor is there. 503 otherwise.
+#[route("/readyz", method = "GET", method = "HEAD")]
+pub async fn ready(
+    db: web::Data<Db>,
+    engine: web::Data<Engine>,
+    readiness: web::Data<Readiness>,
+) -> Result<HttpResponse, Error> {
+    deadline::restart(deadline::remaining(READINESS_TIMEOUT));
+    db.run_retrying(|conn| {
+        let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
+        if read_only.get_result(conn)? {
+            return Err(Error::DatabaseUnavailable("the database is read-only".into()));
+        }
+        Ok(())
+    })
+    .await?;
+    if readiness.needs_processor && !engine.is_processor_available() {
+        return Err(ProcessorError::Down.into());
+    }
+    Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
+}

@@ -1,0 +1,83 @@
+//! What surrounds every request: its id, its log line, and error answers in one form.
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
+use actix_web::http::header::HeaderValue;
+use actix_web::middleware::Next;
+use actix_web::{HttpMessage, web};
+
+use super::metrics::Metrics;
+use crate::base::metrics::Counted;
+use crate::error::Error;
+use crate::idempotency::Engine;
+use crate::storage::deadline;
+use crate::web::request_id::{RequestId, X_REQUEST_ID};
+
+/// Middleware: gives the request its id, builds the answer for an [`Error`], logs one line.
+pub async fn context(
+    req: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let started = std::time::Instant::now();
+    let id = RequestId::of(&req);
+    req.extensions_mut().insert(id.clone());
+    let _in_flight =
+        req.app_data::<web::Data<Metrics>>().map(|metrics| Counted::new(&metrics.http_in_flight));
+
+    // No clone of the request may be alive here: the router wants it to itself. Errors of handlers and
+    // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
+    let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
+    let limit = engine.request_deadline();
+    let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
+    let answer = response.response().error().map(|error| {
+        let path = response.request().path();
+        // What isn't ours comes from actix-web itself and can only be a bug.
+        let foreign;
+        let error = match error.as_error::<Error>() {
+            Some(error) => error,
+            None => {
+                foreign = Error::internal(error.to_string());
+                &foreign
+            }
+        };
+        error.log(&id.0);
+        error.to_response(&id.0, path)
+    });
+    if let Some(answer) = answer {
+        response = response.into_response(answer);
+    }
+
+    let route = response.request().match_pattern().unwrap_or_else(|| "unmatched".to_owned());
+    if let Some(metrics) = response.request().app_data::<web::Data<Metrics>>() {
+        let method = known_method(response.request().method());
+        let status = response.status();
+        metrics.http_requests.with_label_values(&[method, &route, status.as_str()]).inc();
+        metrics.http_seconds.with_label_values(&[method, &route]).observe(started.elapsed().as_secs_f64());
+    }
+
+    let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
+    response.headers_mut().insert(X_REQUEST_ID, header);
+    // Idempotency keys don't belong into the log, also where they're part of a path.
+    let shown = if route.contains("{key}") { &route } else { response.request().path() };
+    log::info!(
+        request_id = id.0.as_str(), status = response.status().as_u16(),
+        duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        "{} {shown}", response.request().method()
+    );
+    Ok(response)
+}
+
+/// A method's name, if it's one that we know: clients can make up others, and each would be a series.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,258 @@
+//! The HTTP server: what is served, and with what.
+
+mod event_catalogue;
+pub mod health;
+pub mod metrics;
+pub mod middleware;
+pub mod openapi;
+pub mod problem_pages;
+mod routes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use utoipa::openapi::OpenApi;
+use utoipa_actix_web::AppExt;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::base::derived_secrets::Vault;
+use crate::base::metrics::Registry;
+use crate::config::Config;
+use crate::error::Error;
+use crate::idempotency::{AcquirerSecrets, Engine, Settings};
+use crate::inbound::reconcile;
+use crate::processor::{HttpProcessor, Processor, Sandbox};
+use crate::storage::db::{Db, POOLS_MAX};
+use crate::web::auth::KnownKeys;
+use crate::web::listener::Listener;
+use crate::webhooks::delivery;
+use crate::webhooks::retention::{self, Retention};
+use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
+
+use health::Readiness;
+use routes::routes;
+
+pub use routes::{document, operations};
+
+/// How long a stopping server waits for requests that are being handled.
+const SHUTDOWN_TIMEOUT_S: u64 = 30;
+
+/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. Calls `on_ready` once
+/// requests are accepted. An error is a sentence.
+pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Result<(), String> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    config.validate()?;
+    actix_web::rt::System::new().block_on(async move {
+        let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let (server, handle) = serve(listener, config, None)?;
+        let running = actix_web::rt::spawn(server);
+        on_ready();
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        handle.stop(true).await;
+        running
+            .await
+            .map_err(|error| format!("The server crashed: {error}."))?
+            .map_err(|error| format!("The server failed: {error}."))
+    })
+}
+
+/// Starts serving. Must be called inside an actix system. `processor` is the sandbox unless given.
+pub fn serve(
+    listener: Listener,
+    config: &Config,
+    processor: Option<Arc<dyn Processor>>,
+) -> Result<(Server, ServerHandle), String> {
+    let _registry = Registry::new();
+    let registry = Registry::new();
+    let processor_metrics = Arc::new(processor::metrics::Metrics::new(&registry));
+    let host_metrics = Arc::new(host::metrics::Metrics::new(&registry));
+    let inbound_metrics = Arc::new(inbound::metrics::Metrics::new(&registry));
+    let webhooks_metrics = Arc::new(webhooks::metrics::Metrics::new(&registry));
+    let acquirer = match config.acquirer.http_settings() {
+        Some(settings) => Some(Arc::new(HttpProcessor::new(settings, processor_metrics)?)),
+        None => None,
+    };
+    let processor = match (processor, &acquirer) {
+        (Some(processor), _) => processor,
+        (None, Some(acquirer)) => Arc::clone(acquirer) as Arc<dyn Processor>,
+        (None, None) => Arc::new(sandbox(config)?),
+    };
+    let db = Db::new(
+        &config.database_url,
+        config.pool_size,
+        config.pool_timeout(),
+        storage::metrics::Metrics::new(&registry),
+    );
+    let vault = Vault::new(config.master_key.clone());
+    let deliveries = delivery::Worker::new(
+        db.clone(),
+        vault.clone(),
+        config.delivery,
+        config.webhook_allow_loopback,
+        Arc::clone(&webhooks_metrics),
+    )?;
+    let engine = Engine::new(
+        db.clone(),
+        processor,
+        vault,
+        Settings {
+            timing: config.timing(),
+            batch_size_max: config.batch_size_max as usize,
+            webhook_allow_loopback: config.webhook_allow_loopback,
+        },
+        &operations(),
+        Arc::new(idempotency::metrics::Metrics::new(&registry)),
+        Arc::clone(&host_metrics),
+    );
+    let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
+    let document = document();
+    let methods = Arc::new(methods_by_path(&document));
+    let document = web::Data::new(document);
+    let known_keys = web::Data::new(KnownKeys::default());
+    let acquirer_secrets = web::Data::new(AcquirerSecrets(config.webhook_secrets()?));
+    let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
+    let registry = web::Data::new(registry);
+    let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
+
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
+    // find a thread, also when one worker happens to have all the permits, and others wait for lost connections.
+    // Idle threads end by themselves.
+    let blocking_threads = POOLS_MAX * config.pool_size as usize;
+    let server = HttpServer::new(move || {
+        let methods = Arc::clone(&methods);
+        App::new()
+            .app_data(web::Data::new(db.clone()))
+            .app_data(web::Data::new(engine.clone()))
+            .app_data(known_keys.clone())
+            .app_data(acquirer_secrets.clone())
+            .app_data(document.clone())
+            .app_data(http_metrics.clone())
+            .app_data(registry.clone())
+            .app_data(readiness.clone())
+            .wrap(from_fn(middleware::context))
+            .into_utoipa_app()
+            .configure(routes)
+            .into_app()
+            .service(health::live)
+            .service(health::ready)
+            .service(problem_pages::index)
+            .service(problem_pages::show)
+            .service(web::redirect("/", "/docs/"))
+            .service(web::redirect("/docs", "/docs/"))
+            .service(web::redirect("/problems/", "/problems"))
+            .service(openapi::show)
+            .service(metrics::show)
+            .service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json")))
+            .default_service(web::to(move |req: HttpRequest| {
+                let error = unmatched(&req, &methods);
+                async move { Err::<HttpResponse, Error>(error) }
+            }))
+    })
+    .workers(workers)
+    .worker_max_blocking_threads(blocking_threads)
+    .client_request_timeout(Duration::from_secs(10))
+    .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
+    // Signals are the commands' business: `dev` has more to stop than this server.
+    .disable_signals()
+    .listen(listener.into_listener())
+    .map_err(|error| format!("Can't start the server: {error}."))?
+    .run();
+    workers_engine.start_workers(
+        operations(),
+        config.database_url.clone(),
+        Duration::from_millis(config.reaper_interval_ms),
+        Duration::from_millis(config.metrics_interval_ms),
+    );
+    if let Some(acquirer) = acquirer {
+        let interval = Duration::from_millis(config.reconcile_interval_ms);
+        let watched = Arc::clone(&acquirer);
+        actix_web::rt::spawn(async move { watched.watch().await });
+        actix_web::rt::spawn(reconcile::keep_reconciling(
+            roll_up_db.clone(),
+            acquirer,
+            config.reconcile,
+            interval,
+            Arc::clone(&inbound_metrics),
+        ));
+    }
+    actix_web::rt::spawn(inbound::keep_trying(
+        roll_up_db.clone(),
+        config.acquirer_events,
+        Arc::clone(&host_metrics),
+    ));
+    actix_web::rt::spawn(inbound::keep_counting(roll_up_db.clone(), inbound_metrics, host_metrics));
+    actix_web::rt::spawn(inbound::keep_pruning(roll_up_db.clone(), config.acquirer_events));
+    let retention = Retention {
+        events_days: config.event_retention_days,
+        deliveries_days: config.delivery_retention_days,
+    };
+    actix_web::rt::spawn(retention::keep_pruning(roll_up_db.clone(), retention, webhooks_metrics));
+    actix_web::rt::spawn(ledger::keep_rolling_up(
+        roll_up_db,
+        Duration::from_millis(config.roll_up_interval_ms),
+    ));
+    deliveries.start(Duration::from_millis(config.metrics_interval_ms));
+    let handle = server.handle();
+    Ok((server, handle))
+}
+
+/// The processor in our own process.
+fn sandbox(config: &Config) -> Result<Sandbox, String> {
+    match &config.sandbox_journal {
+        None => Ok(Sandbox::new()),
+        Some(path) => {
+            Sandbox::with_journal(path).map_err(|error| format!("Can't write {}: {error}.", path.display()))
+        }
+    }
+}
+
+/// Path templates and the methods that each has, as `GET, POST`.
+fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
+    document
+        .paths
+        .paths
+        .iter()
+        .map(|(path, item)| {
+            let methods = [
+                ("GET", item.get.is_some()),
+                ("POST", item.post.is_some()),
+                ("PUT", item.put.is_some()),
+                ("PATCH", item.patch.is_some()),
+                ("DELETE", item.delete.is_some()),
+            ];
+            let allowed: Vec<_> =
+                methods.iter().filter(|(_, exists)| *exists).map(|(name, _)| *name).collect();
+            (path.clone(), allowed.join(", "))
+        })
+        .collect()
+}
+
+/// Why no route matched: the path is unknown, or it has other methods.
+fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
+    let matches = |template: &str| {
+        let mut path = req.path().split('/');
+        let mut pieces = template.split('/');
+        loop {
+            match (path.next(), pieces.next()) {
+                (None, None) => return true,
+                (Some(part), Some(piece))
+                    if piece == part || (piece.starts_with('{') && !part.is_empty()) => {}
+                _ => return false,
+            }
+        }
+    };
+    match methods.iter().find(|(template, _)| matches(template)) {
+        Some((_, allow)) => Error::MethodNotAllowed { allow: allow.clone() },
+        None => Error::RouteNotFound,
+    }
+}

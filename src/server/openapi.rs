@@ -1,0 +1,287 @@
+//! The OpenAPI document.
+//!
+//! Operations describe themselves next to their handlers. What is the same for all (error answers,
+//! security, the idempotency headers) is added here, once.
+
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+use utoipa::OpenApi;
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::Response;
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Ref, RefOr, Required};
+
+use super::event_catalogue;
+use crate::base::signature;
+use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
+use crate::idempotency::{Caller, Engine, Policy, Registered};
+use crate::web::problems::string_header;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Oncepay",
+        description = "A payments API that charges once, however often the client retries.\n\n\
+            Every request that changes something carries an `Idempotency-Key`. Sending it again with the same \
+            key never does it again: it gets the first answer, byte for byte. So after a timeout, a dropped \
+            connection or a 5xx, simply send the same request again.\n\n\
+            Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
+            problems whose `code` has one cause each and whose `type` leads to an explanation.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
+    tags(
+        (name = "Charges", description = "Payments from a customer to the merchant."),
+        (name = "Refunds", description = "Money returned to the customer."),
+        (name = "Payouts", description = "Money sent to the merchant's bank."),
+        (name = "Disputes", description = "Charges that a customer contests."),
+        (name = "Balance", description = "What the merchant has."),
+        (name = "Acquirer", description = "What the acquirer tells us."),
+        (name = "Ledger", description = "The double-entry journal behind the balance."),
+        (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
+        (name = "Webhooks", description = "Where the merchant wants to be told of events. Messages are signed as \
+            [Standard Webhooks](https://www.standardwebhooks.com) says, and delivered at least once."),
+        (name = "Events", description = "What has happened, and what has become of telling the merchant's endpoints."),
+        (name = "API keys", description = "What authenticates the merchant."),
+        (name = "Operators", description = "For the people who run the service; takes operator keys only."),
+    ),
+)]
+struct Base;
+
+/// The document without paths.
+pub fn base() -> utoipa::openapi::OpenApi {
+    Base::openapi()
+}
+
+/// Adds to `document`, whose paths are complete, what all operations share.
+pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]) {
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(
+        "api_key",
+        SecurityScheme::Http(
+            HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("A merchant's secret key, `sk_test_…`."))
+                .build(),
+        ),
+    );
+    // Generics are written out in place; a reference is shorter and has a name.
+    for (name, schema) in &mut components.schemas {
+        if let (Some(item), RefOr::T(Schema::Object(list))) = (name.strip_prefix("List_"), schema)
+            && let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data")
+        {
+            data.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
+        }
+    }
+    components.add_security_scheme(
+        "operator_key",
+        SecurityScheme::Http(
+            HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("An operator's secret key, `ok_…`."))
+                .build(),
+        ),
+    );
+    components.add_security_scheme(
+        "webhook_signature",
+        SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
+            signature::SIGNATURE,
+            "Signatures by a secret that sender and receiver share, as Standard Webhooks says: `v1,` and the HMAC-SHA-256 \
+             of `{webhook-id}.{webhook-timestamp}.{body}` in base64.",
+        ))),
+    );
+    document.webhooks = Some(event_catalogue::webhooks(components));
+    document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
+    for (path, item) in &mut document.paths.paths {
+        let scheme = match path.as_str() {
+            "/v1/webhooks/acquirer" => "webhook_signature",
+            path if path.starts_with("/v1/operator") => "operator_key",
+            _ => "api_key",
+        };
+        let operations = [
+            (HttpMethod::Get, &mut item.get),
+            (HttpMethod::Post, &mut item.post),
+            (HttpMethod::Put, &mut item.put),
+            (HttpMethod::Patch, &mut item.patch),
+            (HttpMethod::Delete, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation {
+                finish_operation(operation, scheme);
+                if method != HttpMethod::Get {
+                    let id = operation.operation_id.clone().unwrap_or_default();
+                    let name = id.strip_prefix("operator.").unwrap_or(&id);
+                    let registered = registered
+                        .iter()
+                        .find(|registered| registered.name == name)
+                        .unwrap_or_else(|| panic!("{id} of {path} must be among the server's operations"));
+                    finish_change(operation, registered);
+                }
+            }
+        }
+    }
+}
+
+/// What all operations have in common.
+fn finish_operation(operation: &mut Operation, scheme: &str) {
+    let id = operation.operation_id.clone().unwrap_or_default();
+    operation.security = Some(vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
+    let parameters = operation.parameters.get_or_insert_default();
+    parameters.push(
+        header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")
+            .build().into(),
+    );
+    if id.ends_with(".list") {
+        for (name, kind, description) in [
+            ("limit", Type::Integer, "Most entries, 1 to 100; 20 by default"),
+            ("starting_after", Type::String, "Id of an entry: the page starts after it, with older ones"),
+            ("ending_before", Type::String, "Id of an entry: the page ends before it, with newer ones"),
+        ] {
+            let parameter = Parameter::builder()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(description))
+                .schema(Some(ObjectBuilder::new().schema_type(kind)));
+            parameters.push(parameter.build().into());
+        }
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            let header = string_header("Names the request in our log.");
+            response.headers.insert("X-Request-Id".to_owned(), header.into());
+        }
+    }
+}
+
+/// What all operations have in common that change something.
+fn finish_change(operation: &mut Operation, registered: &Registered) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.required = Some(if registered.body_optional { Required::False } else { Required::True });
+    }
+    let parameters = operation.parameters.get_or_insert_default();
+    if registered.caller == Caller::Acquirer {
+        for (name, description, example) in [
+            (
+                signature::ID,
+                "Names the event; it's the idempotency key.",
+                "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+            ),
+            (signature::TIMESTAMP, "When this was sent, in seconds since 1970.", "1769851800"),
+        ] {
+            let parameter = header_parameter(name, description).required(Required::True);
+            parameters.push(parameter.example(Some(json!(example))).build().into());
+        }
+    } else {
+        parameters.push(idempotency_key_parameter());
+    }
+    parameters.push(
+        header_parameter(
+            "Prefer",
+            "`wait=N`: if the first request with this key is still running, wait for its answer up to N seconds, at \
+             most as long as the policy allows (RFC 7240).",
+        )
+        .example(Some(json!("wait=10")))
+        .build()
+        .into(),
+    );
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        let codes = codes_of(response);
+        let is_kept = status.starts_with('2') || codes.iter().any(|code| code.entry().is_final);
+        if is_kept {
+            for (name, description) in [
+                ("Idempotency-Key", "The key, without quotes."),
+                ("Idempotent-Replayed", "`true` when this is the stored answer of an earlier request."),
+                ("Idempotency-Expires", "HTTP date until which the answer is kept."),
+                ("Original-Request-Id", "On a replay: the request that the answer was made for."),
+            ] {
+                response.headers.insert(name.to_owned(), string_header(description).into());
+            }
+        }
+        if is_kept || status == "409" {
+            let description = "If the client asked to wait: the wait that was granted, `wait=N`.";
+            response.headers.insert("Preference-Applied".to_owned(), string_header(description).into());
+        }
+        if status == "400" || status == "422" {
+            let description = "With a problem of the idempotency key: its page, as `describedby`.";
+            response.headers.insert("Link".to_owned(), string_header(description).into());
+        }
+        if codes.contains(&Code::DuplicateSuspected) {
+            let description = "With `duplicate_suspected`, and not on its replays: id of the other charge.";
+            response.headers.insert(SUSPECTED_DUPLICATE_OF.to_owned(), string_header(description).into());
+        }
+    }
+    let extension = x_idempotency(registered, &(registered.policy)());
+    operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
+}
+
+fn idempotency_key_parameter() -> RefOr<Parameter> {
+    header_parameter(
+            "Idempotency-Key",
+            "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
+             structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
+        )
+        .required(Required::True)
+        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
+        .build()
+        .into()
+}
+
+/// The problems that a response lists.
+fn codes_of(response: &Response) -> Vec<Code> {
+    response
+        .content
+        .values()
+        .filter_map(|content| match content {
+            RefOr::T(content) => Some(content.examples.keys()),
+            RefOr::Ref(_) => None,
+        })
+        .flatten()
+        .filter_map(|name| Code::ALL.iter().copied().find(|code| code.as_str() == name))
+        .collect()
+}
+
+/// Name of the extension that tells how an operation treats its keys.
+const X_IDEMPOTENCY: &str = "x-idempotency";
+
+fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value {
+    json!({
+        "operation": registered.name,
+        "shape": if registered.is_external() { "external" } else { "local" },
+        "policy": policy,
+    })
+}
+
+/// The document, with the policies that hold now. Needs no key.
+#[actix_web::get("/openapi.json")]
+pub async fn show(
+    document: web::Data<utoipa::openapi::OpenApi>,
+    engine: web::Data<Engine>,
+) -> Result<HttpResponse, Error> {
+    let mut document = document.as_ref().clone();
+    let items = document.paths.paths.values_mut();
+    let operations = items
+        .flat_map(|item| [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete])
+        .filter_map(|operation| operation.as_mut()?.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
+    for extension in operations {
+        let name = extension["operation"].as_str().unwrap_or_default().to_owned();
+        // The document can be read while the database can't; it then holds the default policies.
+        if let Ok(policy) = engine.policy(&name).await {
+            extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
+        }
+    }
+    Ok(HttpResponse::Ok().json(document))
+}
+
+fn header_parameter(name: &str, description: &str) -> ParameterBuilder {
+    Parameter::builder()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+}

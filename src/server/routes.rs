@@ -1,0 +1,111 @@
+//! What is served: each route and each operation, once.
+
+use actix_web::App;
+use utoipa::openapi::OpenApi;
+use utoipa_actix_web::AppExt;
+use utoipa_actix_web::service_config::ServiceConfig;
+
+use crate::idempotency::Registered;
+use crate::idempotency_api::{keys, policies};
+use crate::ledger::api as ledger;
+use crate::payments::{balance, charges, disputes, payouts, refunds};
+use crate::tenants::{api_keys, merchants};
+use crate::webhooks::{endpoints, events_api};
+use crate::{audit, inbound};
+
+use super::openapi;
+
+/// The operations of the API, each described next to its handler.
+pub(super) fn routes(config: &mut ServiceConfig) {
+    config
+        .service(charges::create::create)
+        .service(charges::read::list)
+        .service(charges::read::get)
+        .service(charges::update::update)
+        .service(charges::capture::capture)
+        .service(charges::cancel::cancel)
+        .service(refunds::create)
+        .service(refunds::list)
+        .service(refunds::get)
+        .service(payouts::create)
+        .service(payouts::list)
+        .service(payouts::get)
+        .service(disputes::list)
+        .service(disputes::get)
+        .service(inbound::receive)
+        .service(api_keys::create)
+        .service(api_keys::list)
+        .service(api_keys::revoke)
+        .service(endpoints::create)
+        .service(endpoints::list)
+        .service(endpoints::get)
+        .service(endpoints::update)
+        .service(endpoints::rotate_secret)
+        .service(endpoints::remove)
+        .service(events_api::list)
+        .service(events_api::get)
+        .service(events_api::list_deliveries)
+        .service(events_api::redeliver)
+        .service(merchants::create)
+        .service(merchants::list)
+        .service(merchants::get)
+        .service(merchants::change_pricing)
+        .service(audit::api::audit_books)
+        .service(keys::get)
+        .service(keys::list)
+        .service(keys::get_any)
+        .service(keys::retry)
+        .service(keys::release)
+        .service(inbound::api::list)
+        .service(inbound::api::get)
+        .service(inbound::api::replay)
+        .service(inbound::api::dismiss)
+        .service(policies::list)
+        .service(policies::list_for_operators)
+        .service(policies::get)
+        .service(policies::replace)
+        .service(policies::list_changes)
+        .service(balance::get)
+        .service(ledger::list_accounts)
+        .service(ledger::get_account)
+        .service(ledger::list_postings)
+        .service(ledger::get_account_balance)
+        .service(ledger::list_entries)
+        .service(ledger::get_entry)
+        .service(ledger::get_trial_balance);
+}
+
+/// The operations that change something.
+pub fn operations() -> Vec<Registered> {
+    vec![
+        Registered::external::<charges::create::CreateCharge>(),
+        Registered::external::<charges::capture::CaptureCharge>(),
+        Registered::external::<charges::cancel::CancelCharge>(),
+        Registered::local::<charges::update::UpdateCharge>(),
+        Registered::external::<refunds::CreateRefund>(),
+        Registered::external::<payouts::CreatePayout>(),
+        Registered::local::<inbound::ReceiveEvent>(),
+        Registered::local::<inbound::api::ReplayEvent>(),
+        Registered::local::<inbound::api::DismissEvent>(),
+        Registered::local::<api_keys::CreateApiKey>(),
+        Registered::local::<api_keys::RevokeApiKey>(),
+        Registered::local::<endpoints::CreateWebhookEndpoint>(),
+        Registered::local::<endpoints::UpdateWebhookEndpoint>(),
+        Registered::local::<endpoints::RotateSecret>(),
+        Registered::local::<endpoints::DeleteWebhookEndpoint>(),
+        Registered::local::<events_api::RedeliverEvent>(),
+        Registered::local::<merchants::CreateMerchant>(),
+        Registered::local::<merchants::ChangePricing>(),
+        Registered::local::<keys::RetryKey>(),
+        Registered::local::<keys::ReleaseKey>(),
+        Registered::local::<policies::ReplacePolicy>(),
+    ]
+}
+
+/// The OpenAPI document of the API.
+pub fn document() -> OpenApi {
+    let (_, mut document) =
+        App::new().into_utoipa_app().openapi(openapi::base()).configure(routes).split_for_parts();
+    openapi::finish(&mut document, &operations());
+    document
+}

@@ -1,0 +1,218 @@
+//! Operations as they are asked for, kept and shown.
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use rust_decimal::Decimal;
+use serde_json::{Value, json};
+
+use crate::base::money::{Currency, Money};
+use crate::base::time::Timestamp;
+use crate::processor::PaymentMethod;
+
+use super::error::Refusal;
+use super::schema::{DeclineCode, Kind, Status, operations};
+
+/// An operation to be performed.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub(super) key: String,
+    pub(super) what: What,
+    pub(super) merchant: String,
+    pub(super) reference: String,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub(super) enum What {
+    /// If the decision takes time, all of it is captured then, as if asked for under `capture_key`.
+    Authorize {
+        money: Money,
+        payment_method: PaymentMethod,
+        capture_key: Option<String>,
+    },
+    Capture {
+        authorization_id: String,
+        money: Money,
+    },
+    Void {
+        authorization_id: String,
+    },
+    Refund {
+        authorization_id: String,
+        money: Money,
+    },
+    Payout {
+        money: Money,
+        destination: String,
+    },
+}
+
+impl What {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Authorize { .. } => Kind::Authorize,
+            Self::Capture { .. } => Kind::Capture,
+            Self::Void { .. } => Kind::Void,
+            Self::Refund { .. } => Kind::Refund,
+            Self::Payout { .. } => Kind::Payout,
+        }
+    }
+
+    pub(super) fn payment_method(&self) -> Option<PaymentMethod> {
+        match self {
+            Self::Authorize { payment_method, .. } => Some(*payment_method),
+            _ => None,
+        }
+    }
+
+    pub(super) fn money(&self) -> Option<Money> {
+        match self {
+            Self::Authorize { money, .. }
+            | Self::Capture { money, .. }
+            | Self::Refund { money, .. }
+            | Self::Payout { money, .. } => Some(*money),
+            Self::Void { .. } => None,
+        }
+    }
+
+    pub(super) fn target(&self) -> &str {
+        match self {
+            Self::Authorize { payment_method, .. } => payment_method.as_str(),
+            Self::Capture { authorization_id, .. }
+            | Self::Void { authorization_id }
+            | Self::Refund { authorization_id, .. } => authorization_id,
+            Self::Payout { destination, .. } => destination,
+        }
+    }
+}
+
+/// An operation as it's stored.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = operations)]
+pub(super) struct Operation {
+    pub(super) id: String,
+    pub(super) sequence: i64,
+    pub(super) kind: Kind,
+    pub(super) idempotency_key: String,
+    pub(super) target: String,
+    pub(super) status: Status,
+    pub(super) decline_code: Option<DeclineCode>,
+    pub(super) refusal: Option<Value>,
+    pub(super) authorization_id: Option<String>,
+    pub(super) amount: Option<Decimal>,
+    pub(super) currency: Option<String>,
+    pub(super) merchant: String,
+    pub(super) reference: String,
+    pub(super) created_at: DateTime<Utc>,
+}
+
+impl Operation {
+    /// As it's shown.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "sequence": self.sequence,
+            "kind": self.kind,
+            "idempotency_key": self.idempotency_key,
+            "status": self.status,
+            "decline_code": self.decline_code,
+            "refusal": self.refusal,
+            "authorization_id": self.authorization_id,
+            "amount": self.amount_text(),
+            "currency": self.currency,
+            "merchant": self.merchant,
+            "reference": self.reference,
+            "created_at": Timestamp(self.created_at),
+        })
+    }
+
+    /// Why it was refused, if it was.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal.clone().and_then(|refusal| serde_json::from_value(refusal).ok())
+    }
+
+    /// Whether it was made with `payment_method`.
+    pub(super) fn is_authorization_with(&self, payment_method: PaymentMethod) -> bool {
+        self.kind == Kind::Authorize && self.target == payment_method.as_str()
+    }
+
+    pub(super) fn money(&self) -> Option<Money> {
+        let currency = self.currency.as_ref()?.parse().ok()?;
+        Some(Money::from_stored(self.amount?, currency))
+    }
+
+    pub(super) fn amount_text(&self) -> Option<String> {
+        let currency: Currency = self.currency.as_ref()?.parse().ok()?;
+        Some(currency.format(self.amount?))
+    }
+
+    pub(super) fn is_of(&self, what: &What) -> bool {
+        self.kind == what.kind()
+            && self.target == what.target()
+            && self.amount == what.money().map(Money::amount)
+            && self.currency.as_deref() == what.money().map(|money| money.currency().code())
+    }
+}
+
+/// How an operation ends, before it's stored.
+pub(super) struct Outcome {
+    pub(super) status: Status,
+    pub(super) decline_code: Option<DeclineCode>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+impl From<Status> for Outcome {
+    fn from(status: Status) -> Self {
+        Self { status, decline_code: None, refusal: None }
+    }
+}
+
+impl From<DeclineCode> for Outcome {
+    fn from(code: DeclineCode) -> Self {
+        Self { status: Status::Declined, decline_code: Some(code), refusal: None }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self { status: Status::Refused, decline_code: None, refusal: Some(refusal) }
+    }
+}
+
+/// The operation under `key`.
+pub(super) fn find(conn: &mut PgConnection, key: &str) -> QueryResult<Option<Operation>> {
+    operations::table
+        .filter(operations::idempotency_key.eq(key))
+        .select(Operation::as_select())
+        .first(conn)
+        .optional()
+}
+
+/// Operations after `after`, up to `limit`, in the order of their sequence numbers; and whether there are more.
+///
+/// A reader goes on after the last number that it has seen, so a number that was passed over must never appear later.
+/// Numbers drawn from a sequence do: they are drawn in one order and committed in another. Hiding what is younger
+/// than the oldest running transaction isn't enough for them either, since that may have drawn a smaller number than
+/// an older one that has committed.
+///
+/// So the number *is* the id of the writing transaction. Whatever is below the snapshot's xmin has ended: none of it
+/// will ever become visible, or visible again, and whoever commits from now on has a greater number. The price: a
+/// transaction that stays open, in any database of the server, holds up what is shown.
+pub(super) fn list(conn: &mut PgConnection, after: i64, limit: i64) -> QueryResult<(Vec<Operation>, bool)> {
+    let mut operations = operations::table
+        .filter(operations::sequence.gt(after))
+        .filter(
+            operations::sequence.lt(sql::<BigInt>("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")),
+        )
+        .order(operations::sequence)
+        .limit(limit + 1)
+        .select(Operation::as_select())
+        .load(conn)?;
+    let has_more = i64::try_from(operations.len()).is_ok_and(|count| count > limit);
+    if has_more {
+        operations.pop();
+    }
+    Ok((operations, has_more))
+}

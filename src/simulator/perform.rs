@@ -1,0 +1,251 @@
+//! Performs operations, once per idempotency key.
+
+use std::time::Duration;
+
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Nullable, Timestamptz};
+use rust_decimal::Decimal;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::base::money::Money;
+use crate::error::Error;
+use crate::processor::PaymentMethod;
+
+use super::error::Refusal;
+use super::operations::{Operation, Order, Outcome, What, find};
+use super::schema::{
+    AuthorizationStatus, DeclineCode, Kind, Status, authorizations, failed_once, operations,
+};
+
+#[derive(Insertable)]
+#[diesel(table_name = operations)]
+struct NewOperation<'a> {
+    id: String,
+    kind: Kind,
+    idempotency_key: &'a str,
+    target: &'a str,
+    status: Status,
+    decline_code: Option<DeclineCode>,
+    refusal: Option<Value>,
+    authorization_id: Option<&'a str>,
+    amount: Option<Decimal>,
+    currency: Option<&'static str>,
+    merchant: &'a str,
+    reference: &'a str,
+}
+
+/// What came of an [`Order`].
+pub(super) enum Performed {
+    /// It has taken effect, or was refused, now.
+    New(Operation),
+    /// That had happened before.
+    Replayed(Operation),
+    /// Its key belongs to another operation.
+    KeyReused,
+}
+
+/// Performs `order`, unless something has been performed under its key. What is decided later is so after
+/// `decide_after`. Locks the authorization, then the key.
+pub(super) fn perform(
+    conn: &mut PgConnection,
+    order: &Order,
+    decide_after: Duration,
+) -> Result<Performed, Error> {
+    conn.transaction(|conn| {
+        if let Some(stored) = find(conn, &order.key)? {
+            return Ok(replay(stored, order));
+        }
+        let outcome = judge(conn, &order.what)?;
+        let new_authorization = format!("auth_{}", Uuid::now_v7().as_simple());
+        match insert(conn, order, &outcome, &new_authorization, decide_after)? {
+            Some(operation) => {
+                take_effect(conn, &order.what, outcome.status, &new_authorization)?;
+                Ok(Performed::New(operation))
+            }
+            // Another transaction has been faster; the insert has waited for its end.
+            None => {
+                let stored =
+                    find(conn, &order.key)?.ok_or_else(|| Error::internal("an operation is gone"))?;
+                Ok(replay(stored, order))
+            }
+        }
+    })
+}
+
+fn replay(stored: Operation, order: &Order) -> Performed {
+    if stored.is_of(&order.what) { Performed::Replayed(stored) } else { Performed::KeyReused }
+}
+
+/// How `what` ends. Locks its authorization, so that it stays true.
+fn judge(conn: &mut PgConnection, what: &What) -> Result<Outcome, Error> {
+    Ok(match what {
+        What::Authorize { payment_method, .. } => match payment_method {
+            PaymentMethod::Declined => DeclineCode::Generic.into(),
+            PaymentMethod::InsufficientFunds => DeclineCode::InsufficientFunds.into(),
+            PaymentMethod::Async => Status::Pending.into(),
+            _ => Status::Succeeded.into(),
+        },
+        What::Payout { .. } => Status::Pending.into(),
+        What::Capture { authorization_id, .. }
+        | What::Void { authorization_id }
+        | What::Refund { authorization_id, .. } => {
+            let authorization = authorizations::table
+                .find(authorization_id)
+                .select(Authorization::as_select())
+                .for_update()
+                .first(conn)
+                .optional()?;
+            match check(authorization, what) {
+                Ok(()) => Status::Succeeded.into(),
+                Err(refusal) => refusal.into(),
+            }
+        }
+    })
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = authorizations)]
+struct Authorization {
+    status: AuthorizationStatus,
+    amount: Decimal,
+    currency: String,
+    captured: Decimal,
+    refunded: Decimal,
+}
+
+/// Errors in the order checked: `authorization_not_found`, `currency_mismatch`, `authorization_not_open` for captures
+/// and voids, `amount_exceeds_authorization`, `amount_exceeds_captured`.
+fn check(authorization: Option<Authorization>, what: &What) -> Result<(), Refusal> {
+    let Some(authorization) = authorization else {
+        return Err(Refusal::new("authorization_not_found", "There is no such authorization."));
+    };
+    if what.money().is_some_and(|money| money.currency().code() != authorization.currency) {
+        let message = format!("The authorization is in {}.", authorization.currency);
+        return Err(Refusal::new("currency_mismatch", message));
+    }
+    let must_be_open = matches!(what.kind(), Kind::Capture | Kind::Void);
+    if must_be_open && authorization.status != AuthorizationStatus::Open {
+        let message = format!("The authorization is {}.", authorization.status.as_str());
+        return Err(Refusal::new("authorization_not_open", message));
+    }
+    match what {
+        What::Capture { money, .. } if money.amount() > authorization.amount => {
+            Err(Refusal::new("amount_exceeds_authorization", "More than was authorized can't be captured."))
+        }
+        What::Refund { money, .. } if money.amount() > authorization.captured - authorization.refunded => {
+            Err(Refusal::new(
+                "amount_exceeds_captured",
+                "More than is left of the capture can't be refunded.",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stores the operation under its key; `None` if the key is taken.
+fn insert(
+    conn: &mut PgConnection,
+    order: &Order,
+    outcome: &Outcome,
+    new_authorization: &str,
+    decide_after: Duration,
+) -> QueryResult<Option<Operation>> {
+    let what = &order.what;
+    let authorization_id = match what {
+        What::Authorize { .. } => Some(new_authorization),
+        What::Payout { .. } => None,
+        _ => Some(what.target()),
+    };
+    let new = NewOperation {
+        id: format!("op_{}", Uuid::now_v7().as_simple()),
+        kind: what.kind(),
+        idempotency_key: &order.key,
+        target: what.target(),
+        status: outcome.status,
+        decline_code: outcome.decline_code,
+        refusal: outcome.refusal.as_ref().map(|refusal| json!(refusal)),
+        authorization_id,
+        amount: what.money().map(at_scale),
+        currency: what.money().map(|money| money.currency().code()),
+        merchant: &order.merchant,
+        reference: &order.reference,
+    };
+    let decide_after_ms = i64::try_from(decide_after.as_millis()).unwrap_or(i64::MAX);
+    let decide_at = sql::<Nullable<Timestamptz>>("CASE WHEN ")
+        .bind::<Bool, _>(outcome.status == Status::Pending)
+        .sql(" THEN clock_timestamp() + interval '1 ms' * ")
+        .bind::<BigInt, _>(decide_after_ms)
+        .sql(" END");
+    diesel::insert_into(operations::table)
+        .values((&new, operations::decide_at.eq(decide_at)))
+        .on_conflict(operations::idempotency_key)
+        .do_nothing()
+        .returning(Operation::as_returning())
+        .get_result(conn)
+        .optional()
+}
+
+/// The amount with all its decimals, which the database keeps.
+fn at_scale(money: Money) -> Decimal {
+    let mut amount = money.amount();
+    amount.rescale(money.currency().scale());
+    amount
+}
+
+/// What the operation does to its authorization.
+fn take_effect(
+    conn: &mut PgConnection,
+    what: &What,
+    status: Status,
+    new_authorization: &str,
+) -> QueryResult<()> {
+    if let What::Authorize { money, capture_key, .. } = what {
+        let capture_key = capture_key.as_ref().filter(|_| status == Status::Pending);
+        let status = match status {
+            Status::Succeeded => AuthorizationStatus::Open,
+            Status::Pending => AuthorizationStatus::Pending,
+            _ => AuthorizationStatus::Declined,
+        };
+        diesel::insert_into(authorizations::table)
+            .values((
+                authorizations::id.eq(new_authorization),
+                authorizations::status.eq(status),
+                authorizations::amount.eq(at_scale(*money)),
+                authorizations::currency.eq(money.currency().code()),
+                authorizations::capture_key.eq(capture_key),
+            ))
+            .execute(conn)?;
+        return Ok(());
+    }
+    if status != Status::Succeeded {
+        return Ok(());
+    }
+    let authorization = authorizations::table.find(what.target());
+    match what {
+        What::Authorize { .. } | What::Payout { .. } => return Ok(()),
+        What::Capture { money, .. } => diesel::update(authorization)
+            .set((
+                authorizations::status.eq(AuthorizationStatus::Captured),
+                authorizations::captured.eq(money.amount()),
+            ))
+            .execute(conn)?,
+        What::Void { .. } => diesel::update(authorization)
+            .set(authorizations::status.eq(AuthorizationStatus::Voided))
+            .execute(conn)?,
+        What::Refund { money, .. } => diesel::update(authorization)
+            .set(authorizations::refunded.eq(authorizations::refunded + money.amount()))
+            .execute(conn)?,
+    };
+    Ok(())
+}
+
+/// Notes that the first attempt under `key` fails. Whether it's the first.
+pub(super) fn note_failure(conn: &mut PgConnection, key: &str) -> QueryResult<bool> {
+    let noted = diesel::insert_into(failed_once::table)
+        .values(failed_once::idempotency_key.eq(key))
+        .on_conflict_do_nothing()
+        .execute(conn)?;
+    Ok(noted == 1)
+}

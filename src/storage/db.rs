@@ -1,0 +1,422 @@
+//! The way to the database: one bounded pool, and the migrations.
+//!
+//! Promised: no work waits longer than the acquire timeout for a connection, and none holds one
+//! while it waits for anything but the database.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use actix_web::rt::task::{JoinHandle, spawn_blocking};
+use diesel::connection::TransactionManager;
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
+use diesel::{Connection, ConnectionResult, PgConnection, RunQueryDsl};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
+
+use super::deadline;
+use super::metrics::Metrics;
+use crate::base::metrics::Counted;
+use crate::error::Error;
+
+/// All migrations, built into the binary.
+pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+
+/// Tries of a transaction that collides (deadlock, serialization failure, lock timeout).
+const TRIES_MAX: u32 = 5;
+/// Longest time for all tries together.
+const RETRYING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for work that has a connection. Statements are bounded by the server, at half of this; only
+/// a server that can't be heard takes longer.
+const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks whether a server can be reached that doesn't answer on old connections.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pools that may be there at the same time: the one in use, and those that were given up, each until the last of its
+/// threads has got a word.
+pub const POOLS_MAX: usize = 4;
+
+/// A handle to the pool, cheap to clone.
+///
+/// Diesel's connections are synchronous, so each use runs on a thread for blocking work. A permit is
+/// taken *before* that, without a thread or a connection: a burst waits in async code, where waiting
+/// costs next to nothing, and is told 503 when the wait gets too long.
+///
+/// libpq waits for an answer for as long as the other side acknowledges what was sent, and nothing can wake it. A server
+/// whose disk hangs does that, and so may what's in between. So when work takes too long and a new connection can be
+/// made, the old ones are taken for lost: the pool is replaced, and its threads are left to their wait.
+#[derive(Clone)]
+pub struct Db {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The one in use.
+    lane: RwLock<Arc<Lane>>,
+    lanes: Arc<AtomicUsize>,
+    url: SecretString,
+    size: u32,
+    acquire_timeout: Duration,
+    metrics: Metrics,
+}
+
+/// A pool, and the permits to use it.
+struct Lane {
+    pool: Pool<ConnectionManager<PgConnection>>,
+    permits: Arc<Semaphore>,
+    /// Held by whoever finds out whether it's lost.
+    probing: tokio::sync::Mutex<()>,
+    lanes: Arc<AtomicUsize>,
+}
+
+impl Lane {
+    fn new(url: &SecretString, size: u32, acquire_timeout: Duration, lanes: Arc<AtomicUsize>) -> Self {
+        keep_tls_until_the_end();
+        let pool = Pool::builder()
+            .max_size(size)
+            .connection_timeout(acquire_timeout)
+            // Would cost a round trip each time. A connection found dead is thrown away below.
+            .test_on_check_out(false)
+            .connection_customizer(Box::new(SessionLimits))
+            .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
+        lanes.fetch_add(1, Ordering::Relaxed);
+        Self {
+            pool,
+            permits: Arc::new(Semaphore::new(size as usize)),
+            probing: tokio::sync::Mutex::new(()),
+            lanes,
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Db {
+    /// A pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
+    /// requests are answered 503.
+    pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Metrics) -> Self {
+        metrics.pool_size.set(size.into());
+        let lanes = Arc::<AtomicUsize>::default();
+        let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes)));
+        let lane = RwLock::new(lane);
+        Self { shared: Arc::new(Shared { lane, lanes, url: url.clone(), size, acquire_timeout, metrics }) }
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.shared.lane.read().expect("no holder panics"))
+    }
+
+    /// Longest wait for a connection.
+    pub fn acquire_timeout(&self) -> Duration {
+        self.shared.acquire_timeout
+    }
+
+    /// Runs `work` with a connection on a blocking thread.
+    ///
+    /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
+    /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds or than the
+    /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`,
+    /// and its connection is discarded.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.run_within(WORK_TIMEOUT, work).await
+    }
+
+    /// Like [`run`](Self::run), with another bound than ten seconds: for background work that sets its own
+    /// `statement_timeout`.
+    pub async fn run_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let asked = Instant::now();
+        let (lane, metrics) = (self.lane(), &self.shared.metrics);
+        let patience = deadline::remaining(self.shared.acquire_timeout);
+        let permit = tokio::time::timeout(patience, Arc::clone(&lane.permits).acquire_owned())
+            .await
+            .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
+            .map_err(Error::internal)?;
+        metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
+        let in_use = Counted::new(&metrics.pool_in_use);
+        let used = Arc::clone(&lane);
+        let work = spawn_blocking(move || {
+            // Moved in, so that the permit outlives the use of the connection even if the caller is
+            // dropped meanwhile.
+            let (_permit, _in_use) = (permit, in_use);
+            let mut conn = used.pool.get().map_err(|error| Error::DatabaseUnavailable(error.into()))?;
+            let result = work(&mut conn);
+            if matches!(result, Err(Error::DatabaseUnavailable(_))) {
+                // The pool discards connections in this state when they come back.
+                <PgConnection as Connection>::TransactionManager::transaction_manager_status_mut(&mut *conn)
+                    .set_in_error();
+            }
+            result
+        });
+        let mut work = Watched { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
+        match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::internal("the database work panicked")),
+            Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),
+        }
+    }
+
+    /// Replaces the pool if `work` doesn't end in time and new connections can be made.
+    async fn watch<T>(self, lane: Arc<Lane>, give_up_at: Instant, mut work: JoinHandle<T>) {
+        if tokio::time::timeout_at(give_up_at.into(), &mut work).await.is_ok() {
+            return;
+        }
+        let _one = lane.probing.lock().await;
+        // A probe that begins while the server is silent waits for its whole timeout; the next ones don't wait for it.
+        let mut probes = FuturesUnordered::new();
+        while !work.is_finished() && Arc::ptr_eq(&lane, &self.lane()) {
+            probes.push(self.can_connect());
+            let next_at = tokio::time::Instant::now() + PROBE_INTERVAL;
+            while let Ok(Some(connected)) = tokio::time::timeout_at(next_at, probes.next()).await {
+                // What has only been slow ends meanwhile.
+                if connected && !work.is_finished() {
+                    self.replace(&lane);
+                }
+            }
+            let _ = tokio::time::timeout_at(next_at, &mut work).await;
+        }
+    }
+
+    async fn can_connect(&self) -> bool {
+        let mut url = self.shared.url.expose_secret().to_owned();
+        // The least that libpq knows.
+        add_setting(&mut url, "connect_timeout", "2");
+        spawn_blocking(move || establish(&url).is_ok()).await.unwrap_or(false)
+    }
+
+    /// Unless somebody has, or too many pools are left to their wait.
+    fn replace(&self, lost: &Arc<Lane>) {
+        let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
+        let mut current = lane.write().expect("no holder panics");
+        if !Arc::ptr_eq(&current, lost) || lanes.load(Ordering::Relaxed) >= POOLS_MAX {
+            return;
+        }
+        log::error!(
+            "the database is silent on old connections and answers on new ones: the pool is replaced"
+        );
+        *current = Arc::new(Lane::new(url, *size, *acquire_timeout, Arc::clone(lanes)));
+    }
+
+    /// Like [`run`](Self::run), and starts again
+    ///
+    /// * when the work collides with other transactions: up to five tries in all, with growing, jittered
+    ///   pauses during which no connection is held;
+    /// * when the connection turns out to be dead, as all of them are after a restart of the database: once
+    ///   per connection of the pool.
+    ///
+    /// Gives up after five seconds. `work` must be a whole transaction, and one that is safe to run when the
+    /// commit of an earlier run was lost on the way back, as reads, claims and fenced writes are.
+    pub async fn run_retrying<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut PgConnection) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let work = Arc::new(work);
+        let (mut tries, mut dead_connections) = (0, 0);
+        loop {
+            let this_try = Arc::clone(&work);
+            let error = match self.run(move |conn| this_try(conn)).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            match &error {
+                _ if started.elapsed() > RETRYING_TIMEOUT => return Err(error),
+                Error::TransientConflict(cause) if tries + 1 < TRIES_MAX => {
+                    tries += 1;
+                    log::debug!("try {tries} collided: {cause}");
+                    let ceiling_ms = 5 << tries;
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(1..=ceiling_ms))).await;
+                }
+                Error::DatabaseUnavailable(cause)
+                    if cause.is::<diesel::result::Error>() && dead_connections < self.shared.size =>
+                {
+                    dead_connections += 1;
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// Work under way, which is watched on when its caller doesn't wait any longer.
+struct Watched<'a, T: Send + 'static> {
+    db: &'a Db,
+    lane: Arc<Lane>,
+    give_up_at: Instant,
+    /// Until it has ended.
+    work: Option<JoinHandle<T>>,
+}
+
+impl<T: Send + 'static> Watched<'_, T> {
+    async fn ended(&mut self) -> Result<T, tokio::task::JoinError> {
+        let ended = self.work.as_mut().expect("it's asked for once").await;
+        self.work = None;
+        ended
+    }
+}
+
+impl<T: Send + 'static> Drop for Watched<'_, T> {
+    fn drop(&mut self) {
+        // Without a runtime the process is ending.
+        if let Some(work) = self.work.take().filter(|work| !work.is_finished())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(self.db.clone().watch(Arc::clone(&self.lane), self.give_up_at, work));
+        }
+    }
+}
+
+/// Has OpenSSL free nothing at exit. libpq, which uses it for passwords too, would have it do so, and the pool's
+/// threads, which nobody waits for, would be killed by a segmentation fault when they're connecting at the time.
+fn keep_tls_until_the_end() {
+    // Whoever initializes it first decides.
+    openssl_sys::init();
+}
+
+/// Adds what libpq needs to notice a peer that is gone without a word. Settings that are there stay.
+fn with_network_timeouts(url: &str) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in [
+        ("connect_timeout", "5"),
+        ("keepalives_idle", "10"),
+        ("keepalives_interval", "5"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+    ] {
+        add_setting(&mut url, name, value);
+    }
+    url
+}
+
+/// Adds a setting to a connection string, unless it's there.
+fn add_setting(url: &mut String, name: &str, value: &str) {
+    if url.contains(name) {
+        return;
+    }
+    let separator = match (url.contains("://"), url.contains('?')) {
+        (true, true) => '&',
+        (true, false) => '?',
+        (false, _) => ' ',
+    };
+    url.push_str(&format!("{separator}{name}={value}"));
+}
+
+/// Bounds for everything that a session of the service may wait for, and for what the planner may do.
+///
+/// What has been acknowledged must be on disk, so asynchronous commits, if somebody has made them the default, aren't
+/// for us.
+///
+/// Nearly all of the service's statements find few rows by index. They're planned once per connection and not anew for
+/// each number of requests in a batch, which costs more than running them; and not as a scan of a table because that
+/// was empty when the plan was made. The others ask for more freedom themselves ([`plan_freely`]).
+#[derive(Debug)]
+struct SessionLimits;
+
+impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
+    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        diesel::sql_query(
+            "SELECT set_config('application_name', 'oncepay', false), \
+                    set_config('statement_timeout', '5s', false), \
+                    set_config('lock_timeout', '2s', false), \
+                    set_config('idle_in_transaction_session_timeout', '10s', false), \
+                    set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
+                        WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
+                    set_config('plan_cache_mode', 'force_generic_plan', false), \
+                    set_config('enable_seqscan', 'off', false), \
+                    set_config('jit', 'off', false)",
+        )
+        .execute(conn)
+        .map(|_| ())
+        .map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+/// Lets the planner do what it likes until the transaction ends, for statements that read most of a table, or whose
+/// filters matter only where they're set.
+pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
+    diesel::sql_query(
+        "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true), \
+                set_config('jit', 'on', true)",
+    )
+    .execute(conn)
+    .map(|_| ())
+}
+
+/// Connects outside of the pool. The error is a sentence.
+pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
+    establish(url.expose_secret()).map_err(|error| format!("Can't connect to the database: {error}"))
+}
+
+/// The same with libpq's own error. Every connection outside of the pool begins here: the first of a process decides what
+/// happens at its exit.
+pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
+    keep_tls_until_the_end();
+    PgConnection::establish(&with_network_timeouts(url))
+}
+
+/// Brings the schema up to date; `conn` must be the owner of the database. Returns the names of the
+/// migrations that were run. Each runs in a transaction of its own.
+pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
+    let has_app_role = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
+        "EXISTS (SELECT FROM pg_roles WHERE rolname = 'oncepay_app')",
+    ))
+    .get_result::<bool>(conn)
+    .map_err(|error| format!("Can't read the database's roles: {error}"))?;
+    if !has_app_role {
+        return Err("The role that the service connects as is missing. Create it first: \
+            CREATE ROLE oncepay_app LOGIN PASSWORD '…';"
+            .to_owned());
+    }
+    let run = conn
+        .run_pending_migrations(MIGRATIONS)
+        .map(|versions| versions.iter().map(ToString::to_string).collect())
+        .map_err(|error| format!("A migration failed and was rolled back: {error}"))?;
+    // Until Postgres 15 everybody could create objects in the schema public. The service has no business there.
+    let may_create = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
+        "has_schema_privilege('oncepay_app', 'public', 'CREATE')",
+    ))
+    .get_result::<bool>(conn)
+    .map_err(|error| format!("Can't read the database's privileges: {error}"))?;
+    if may_create {
+        return Err("The role oncepay_app may create objects in the schema public. Take that from it, as a \
+            superuser: REVOKE CREATE ON SCHEMA public FROM PUBLIC, oncepay_app;"
+            .to_owned());
+    }
+    Ok(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_timeouts_are_added_unless_set() {
+        let added = "connect_timeout=5&keepalives_idle=10&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=10000";
+        assert_eq!(with_network_timeouts("postgres://h/d"), format!("postgres://h/d?{added}"));
+        assert_eq!(with_network_timeouts("postgres://h/d?a=b"), format!("postgres://h/d?a=b&{added}"));
+        assert_eq!(
+            with_network_timeouts("host=h dbname=d"),
+            format!("host=h dbname=d {}", added.replace('&', " "))
+        );
+        let several = "postgres://u:p@h1:1,h2:2/d?target_session_attrs=read-write";
+        assert_eq!(with_network_timeouts(several), format!("{several}&{added}"));
+        let set = with_network_timeouts("postgres://h/d?connect_timeout=1");
+        assert!(
+            set.starts_with("postgres://h/d?connect_timeout=1&keepalives_idle=10")
+                && !set.contains("timeout=5")
+        );
+    }
+}

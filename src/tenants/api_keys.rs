@@ -1,0 +1,245 @@
+//! A merchant's API keys: created (shown once), listed, revoked.
+//!
+//! To rotate a key, create another, change over, and revoke the old one. A revocation holds from its commit on,
+//! on every instance, since keys are looked up with each request.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::derived_secrets::Purpose;
+use crate::base::ids::{ApiKeyId, MerchantId};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::idempotency::{
+    Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
+};
+use crate::storage::db::Db;
+use crate::storage::schema::api_keys;
+use crate::web::auth::{API_KEY_PREFIX, AuthenticatedMerchant, key_sha256};
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+/// Most characters of a name.
+const NAME_MAX: usize = 100;
+
+/// An API key, without the key itself.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ApiKey {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "ak_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: ApiKeyId,
+    /// Always `api_key`.
+    #[schema(example = "api_key")]
+    object: &'static str,
+    /// What it's for.
+    #[schema(example = "checkout")]
+    name: String,
+    /// The key: only in the answer to its creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(
+        nullable = false,
+        example = "sk_test_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b6f1ed002ab5595859014ebf0951522d9"
+    )]
+    key: Option<String>,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it was revoked.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    revoked_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = api_keys)]
+struct ApiKeyRow {
+    id: ApiKeyId,
+    name: String,
+    created_at: DateTime<Utc>,
+    revoked_at: Option<DateTime<Utc>>,
+}
+
+impl ApiKeyRow {
+    fn into_api_key(self) -> ApiKey {
+        ApiKey {
+            id: self.id,
+            object: "api_key",
+            name: self.name,
+            key: None,
+            created_at: Timestamp(self.created_at),
+            revoked_at: self.revoked_at.map(Timestamp),
+        }
+    }
+}
+
+/// Creates a key for `merchant`, with the id `id`. The result holds the placeholder [`SEALED`] where the
+/// secret belongs; the reply that it goes into must be passed through [`seal`].
+pub(crate) fn create_for(
+    conn: &mut PgConnection,
+    context: &Context<'_>,
+    merchant: MerchantId,
+    id: ApiKeyId,
+    name: &str,
+) -> Result<ApiKey, Error> {
+    let key = |secret: &str| format!("{API_KEY_PREFIX}{}{secret}", merchant.0.as_simple());
+    diesel::insert_into(api_keys::table)
+        .values((
+            api_keys::merchant_id.eq(merchant),
+            api_keys::id.eq(id),
+            api_keys::name.eq(name),
+            api_keys::key_sha256.eq(key_sha256(&key(context.secret(Purpose::ApiKey, id.0).expose_secret()))),
+            api_keys::created_at.eq(context.now()),
+        ))
+        .execute(conn)?;
+    let row = ApiKeyRow { id, name: name.to_owned(), created_at: context.now(), revoked_at: None };
+    Ok(ApiKey { key: Some(key(SEALED)), ..row.into_api_key() })
+}
+
+/// Seals a reply that shows a new key.
+pub(crate) fn seal(reply: Reply, id: ApiKeyId) -> Reply {
+    reply.seal(Purpose::ApiKey, id.0)
+}
+
+/// Body of a new API key.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"name": "checkout"}))]
+#[serde(deny_unknown_fields)]
+pub struct CreateApiKey {
+    /// What it's for.
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+}
+
+impl Operation for CreateApiKey {
+    const NAME: &'static str = "api_keys.create";
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self { name: input.fields.text("name", NAME_MAX)? })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("api_key")
+    }
+}
+
+impl LocalOperation for CreateApiKey {
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = ApiKeyId(context.resource_id()?);
+        let api_key = create_for(conn, context, context.merchant(), id, &self.name)?;
+        let reply = Reply::json(StatusCode::CREATED, &api_key)?;
+        Ok(seal(reply.header(KeptHeader::Location, format!("/v1/api-keys/{id}")), id))
+    }
+}
+
+problems!(CreateProblems, mutating:);
+
+/// Create an API key
+///
+/// The answer is the only one that shows the key; a retry with the same idempotency key shows it again. Only its
+/// hash is stored.
+#[utoipa::path(
+    operation_id = "api_keys.create",
+    tag = "API keys",
+    request_body = CreateApiKey,
+    responses(
+        (status = 201, description = "The key was created.", body = ApiKey,
+            headers(("Location" = String, description = "Path of the key"))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/api-keys")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreateApiKey>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+problems!(ListProblems, listing:);
+
+/// List API keys
+///
+/// Newest first, revoked ones included, without the keys themselves.
+#[utoipa::path(
+    operation_id = "api_keys.list",
+    tag = "API keys",
+    responses((status = 200, description = "A page of API keys.", body = List<ApiKey>), ListProblems),
+)]
+#[get("/v1/api-keys")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<ApiKeyId>)?;
+    let keys = db
+        .run_retrying(move |conn| {
+            let query = api_keys::table
+                .filter(api_keys::merchant_id.eq(merchant.0))
+                .select(ApiKeyRow::as_select())
+                .into_boxed();
+            load_page!(conn, query, api_keys::id, page)?.try_map(|row: ApiKeyRow| Ok(row.into_api_key()))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(keys))
+}
+
+/// Nothing to say.
+pub struct RevokeApiKey {
+    id: Option<ApiKeyId>,
+}
+
+impl Operation for RevokeApiKey {
+    const NAME: &'static str = "api_keys.revoke";
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self { id: input.segment(2).parse().ok() })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("api_key", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for RevokeApiKey {
+    /// Locks the key's row.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = self.id.ok_or(Error::ApiKeyNotFound)?;
+        let key = api_keys::table.find((context.merchant(), id));
+        let mut row = key
+            .select(ApiKeyRow::as_select())
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::ApiKeyNotFound)?;
+        if row.revoked_at.is_none() {
+            row.revoked_at = Some(context.now());
+            diesel::update(key).set(api_keys::revoked_at.eq(row.revoked_at)).execute(conn)?;
+        }
+        Reply::json(StatusCode::OK, &row.into_api_key())
+    }
+}
+
+problems!(RevokeProblems, mutating: ApiKeyNotFound);
+
+/// Revoke an API key
+///
+/// From now on it's refused, for replays too. A key may revoke itself. Revoking it again changes nothing.
+#[utoipa::path(
+    operation_id = "api_keys.revoke",
+    tag = "API keys",
+    params(("id" = String, Path, description = "Id of the key", example = "ak_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The key, revoked.", body = ApiKey), RevokeProblems),
+)]
+#[delete("/v1/api-keys/{id}")]
+pub async fn revoke(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<RevokeApiKey>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}

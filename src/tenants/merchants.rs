@@ -1,0 +1,354 @@
+//! Merchants, the tenants, and what they pay. Operators create them.
+//!
+//! Prices are appended, each with the time from which it holds, and never changed: so a change can be made
+//! ahead of time, and what was charged can be explained afterwards.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::result::DatabaseErrorKind;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::base::ids::{ApiKeyId, MerchantId};
+use crate::base::money::Pricing;
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::idempotency::{
+    Caller, Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource,
+};
+use crate::storage::db::Db;
+use crate::storage::schema::{merchant_pricing, merchants};
+use crate::tenants::api_keys::{self, ApiKey};
+use crate::web::auth::AuthenticatedOperator;
+use crate::web::fields::Fields;
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+
+/// Most characters of a name.
+const NAME_MAX: usize = 100;
+/// Most decimals of `fee_rate`.
+const RATE_SCALE: u32 = 5;
+/// Most decimals of `fee_fixed`.
+const FIXED_SCALE: u32 = 4;
+
+/// A merchant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Merchant {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: MerchantId,
+    /// Always `merchant`.
+    #[schema(example = "merchant")]
+    object: &'static str,
+    /// Its name.
+    #[schema(example = "Corner shop")]
+    name: String,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// What it pays, and from when on: the price that holds now and those to come.
+    prices: Vec<Price>,
+    /// Its first API key: only in the answer to its creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    api_key: Option<ApiKey>,
+}
+
+/// What a merchant pays per capture, from a time on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Price {
+    /// Share of the captured amount, 0 to 1.
+    #[schema(example = "0.029")]
+    fee_rate: String,
+    /// Added to that, in the currency of the charge.
+    #[schema(example = "0.30")]
+    fee_fixed: String,
+    /// From when on.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    effective_at: Timestamp,
+}
+
+fn price((rate, fixed, effective_at): (Decimal, Decimal, DateTime<Utc>)) -> Price {
+    Price {
+        fee_rate: rate.normalize().to_string(),
+        fee_fixed: fixed.normalize().to_string(),
+        effective_at: Timestamp(effective_at),
+    }
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = merchants)]
+struct MerchantRow {
+    merchant_id: MerchantId,
+    name: String,
+    created_at: DateTime<Utc>,
+}
+
+impl MerchantRow {
+    fn find(conn: &mut PgConnection, id: MerchantId) -> Result<Self, Error> {
+        merchants::table
+            .find(id)
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::MerchantNotFound)
+    }
+
+    fn into_merchant(self, conn: &mut PgConnection) -> Result<Merchant, Error> {
+        let now = diesel::dsl::sql::<diesel::sql_types::Timestamptz>("clock_timestamp()");
+        let mut prices = merchant_pricing::table
+            .filter(merchant_pricing::merchant_id.eq(self.merchant_id))
+            .filter(merchant_pricing::effective_at.gt(now.clone()))
+            .order(merchant_pricing::effective_at)
+            .select((merchant_pricing::fee_rate, merchant_pricing::fee_fixed, merchant_pricing::effective_at))
+            .load(conn)?;
+        let current = merchant_pricing::table
+            .filter(merchant_pricing::merchant_id.eq(self.merchant_id))
+            .filter(merchant_pricing::effective_at.le(now))
+            .order(merchant_pricing::effective_at.desc())
+            .select((merchant_pricing::fee_rate, merchant_pricing::fee_fixed, merchant_pricing::effective_at))
+            .first(conn)
+            .optional()?;
+        prices.splice(0..0, current);
+        Ok(Merchant {
+            id: self.merchant_id,
+            object: "merchant",
+            name: self.name,
+            created_at: Timestamp(self.created_at),
+            prices: prices.into_iter().map(price).collect(),
+            api_key: None,
+        })
+    }
+}
+
+/// Reads `fee_rate` and `fee_fixed`.
+fn read_pricing(fields: &mut Fields<'_>) -> Option<Pricing> {
+    let rate = fields.decimal("fee_rate", RATE_SCALE, Decimal::ONE);
+    let fixed = fields.decimal("fee_fixed", FIXED_SCALE, Decimal::from(1_000_000));
+    Some(Pricing { rate: rate?, fixed: fixed? })
+}
+
+fn insert_price(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    pricing: Pricing,
+    effective_at: DateTime<Utc>,
+) -> QueryResult<usize> {
+    diesel::insert_into(merchant_pricing::table)
+        .values((
+            merchant_pricing::merchant_id.eq(merchant),
+            merchant_pricing::effective_at.eq(effective_at),
+            merchant_pricing::fee_rate.eq(pricing.rate),
+            merchant_pricing::fee_fixed.eq(pricing.fixed),
+        ))
+        .execute(conn)
+}
+
+// ---- Create ----------------------------------------------------------------------------------------
+
+/// Body of a new merchant.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"name": "Corner shop", "fee_rate": "0.029", "fee_fixed": "0.30"}))]
+#[serde(deny_unknown_fields)]
+pub struct CreateMerchant {
+    /// Its name.
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+    /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
+    #[schema(value_type = String)]
+    fee_rate: Decimal,
+    /// Added to that, as a decimal string with at most 4 decimals, in the currency of the charge.
+    #[schema(value_type = String)]
+    fee_fixed: Decimal,
+}
+
+impl Operation for CreateMerchant {
+    const NAME: &'static str = "merchants.create";
+    const CALLER: Caller = Caller::Operator;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let name = input.fields.text("name", NAME_MAX);
+        let pricing = read_pricing(input.fields)?;
+        Some(Self { name: name?, fee_rate: pricing.rate, fee_fixed: pricing.fixed })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::New("merchant")
+    }
+}
+
+impl LocalOperation for CreateMerchant {
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = MerchantId(context.resource_id()?);
+        diesel::insert_into(merchants::table)
+            .values((
+                merchants::merchant_id.eq(id),
+                merchants::name.eq(&self.name),
+                merchants::created_at.eq(context.now()),
+            ))
+            .execute(conn)?;
+        insert_price(conn, id, Pricing { rate: self.fee_rate, fixed: self.fee_fixed }, context.now())?;
+        // Made from the merchant's, so that it needs no place of its own in the claim.
+        let key_id = ApiKeyId(id.0);
+        let api_key = api_keys::create_for(conn, context, id, key_id, "first key")?;
+        let mut merchant = MerchantRow::find(conn, id)?.into_merchant(conn)?;
+        merchant.api_key = Some(api_key);
+        let reply = Reply::json(StatusCode::CREATED, &merchant)?
+            .header(KeptHeader::Location, format!("/v1/operator/merchants/{id}"));
+        Ok(api_keys::seal(reply, key_id))
+    }
+}
+
+problems!(CreateProblems, operating_mutating:);
+
+/// Create a merchant
+///
+/// With its price and a first API key, which is shown in this answer and in its replays only.
+#[utoipa::path(
+    operation_id = "operator.merchants.create",
+    tag = "Operators",
+    request_body = CreateMerchant,
+    responses(
+        (status = 201, description = "The merchant was created.", body = Merchant,
+            headers(("Location" = String, description = "Path of the merchant"))),
+        CreateProblems
+    ),
+)]
+#[post("/v1/operator/merchants")]
+pub async fn create(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<CreateMerchant>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
+
+// ---- Read ------------------------------------------------------------------------------------------
+
+problems!(ListProblems, operating_listing:);
+
+/// List merchants
+///
+/// Newest first, with the prices that hold and those to come.
+#[utoipa::path(
+    operation_id = "operator.merchants.list",
+    tag = "Operators",
+    responses((status = 200, description = "A page of merchants.", body = List<Merchant>), ListProblems),
+)]
+#[get("/v1/operator/merchants")]
+pub async fn list(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<MerchantId>)?;
+    let merchants = db
+        .run_retrying(move |conn| {
+            let query = merchants::table.select(MerchantRow::as_select()).into_boxed();
+            let rows: List<MerchantRow> = load_page!(conn, query, merchants::merchant_id, page)?;
+            rows.try_map(|row| row.into_merchant(conn))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(merchants))
+}
+
+problems!(GetProblems, operating: MerchantNotFound);
+
+/// Retrieve a merchant
+///
+/// With the price that holds and those to come.
+#[utoipa::path(
+    operation_id = "operator.merchants.get",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The merchant.", body = Merchant), GetProblems),
+)]
+#[get("/v1/operator/merchants/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse::<MerchantId>().map_err(|_| Error::MerchantNotFound)?;
+    let merchant = db.run_retrying(move |conn| MerchantRow::find(conn, id)?.into_merchant(conn)).await?;
+    Ok(HttpResponse::Ok().json(merchant))
+}
+
+// ---- Change the price ------------------------------------------------------------------------------
+
+/// Body of a new price.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"fee_rate": "0.025", "fee_fixed": "0.30", "effective_at": "2027-01-01T00:00:00Z"}))]
+#[serde(deny_unknown_fields)]
+pub struct ChangePricing {
+    #[schema(ignore)]
+    id: Option<MerchantId>,
+    /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
+    #[schema(value_type = String)]
+    fee_rate: Decimal,
+    /// Added to that, as a decimal string with at most 4 decimals, in the currency of the charge.
+    #[schema(value_type = String)]
+    fee_fixed: Decimal,
+    /// From when on; by default, now. Not in the past: what was captured keeps its fee.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    effective_at: Option<DateTime<Utc>>,
+}
+
+impl Operation for ChangePricing {
+    const NAME: &'static str = "merchants.change_pricing";
+    const CALLER: Caller = Caller::Operator;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        let id = input.segment(3).parse().ok();
+        let pricing = read_pricing(input.fields);
+        let effective_at = input.fields.optional_time("effective_at");
+        let pricing = pricing?;
+        Some(Self { id, fee_rate: pricing.rate, fee_fixed: pricing.fixed, effective_at })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("merchant", self.id.map(|id| id.0))
+    }
+}
+
+impl LocalOperation for ChangePricing {
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let id = self.id.ok_or(Error::MerchantNotFound)?;
+        let merchant = MerchantRow::find(conn, id)?;
+        let effective_at = self.effective_at.unwrap_or(context.now());
+        if effective_at < context.now() {
+            return Err(Error::field("/effective_at", "must not be in the past"));
+        }
+        let pricing = Pricing { rate: self.fee_rate, fixed: self.fee_fixed };
+        insert_price(conn, id, pricing, effective_at).map_err(|error| match error {
+            diesel::result::Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => {
+                Error::field("/effective_at", "has a price already")
+            }
+            error => error.into(),
+        })?;
+        Reply::json(StatusCode::CREATED, &merchant.into_merchant(conn)?)
+    }
+}
+
+problems!(ChangePricingProblems, operating_mutating: MerchantNotFound);
+
+/// Change a merchant's price
+///
+/// From now or from a time on. Prices are added and never changed; each capture pays the one that holds then,
+/// and a charge that is captured at once the one that held when the request was first seen.
+#[utoipa::path(
+    operation_id = "operator.merchants.change_pricing",
+    tag = "Operators",
+    params(("id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = ChangePricing,
+    responses((status = 201, description = "The merchant with its prices.", body = Merchant), ChangePricingProblems),
+)]
+#[post("/v1/operator/merchants/{id}/pricing")]
+pub async fn change_pricing(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<ChangePricing>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}

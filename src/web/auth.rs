@@ -1,0 +1,229 @@
+//! Who is asking: bearer keys of merchants and of operators.
+//!
+//! A merchant's key is `sk_test_`, the merchant's id and a secret, 32 hexadecimal digits each. That the
+//! key names its merchant lets the lookup start with `merchant_id`, like every other access to a
+//! merchant's rows. The database holds only the SHA-256 of a key; with 128 random bits in it there is
+//! nothing to guess, so a slow password hash would only slow the service down.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::AUTHORIZATION;
+use actix_web::{FromRequest, HttpRequest, web};
+use diesel::prelude::*;
+use futures_util::future::LocalBoxFuture;
+use secrecy::SecretString;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::base::ids::MerchantId;
+use crate::error::Error;
+use crate::storage::db::Db;
+use crate::storage::schema::{api_keys, operator_keys};
+
+/// What a merchant's key starts with.
+pub const API_KEY_PREFIX: &str = "sk_test_";
+/// What an operator's key starts with.
+pub const OPERATOR_KEY_PREFIX: &str = "ok_";
+
+/// SHA-256 of a key: all that is stored of it.
+pub fn key_sha256(key: &str) -> Vec<u8> {
+    Sha256::digest(key.as_bytes()).to_vec()
+}
+
+/// The merchant that an API key names, whether or not the key is valid.
+pub fn merchant_of_key(key: &str) -> Option<MerchantId> {
+    let digits = key.strip_prefix(API_KEY_PREFIX)?.get(..32)?;
+    Uuid::parse_str(digits).ok().map(MerchantId)
+}
+
+/// Draws a new API key for `merchant`.
+pub fn new_api_key(merchant: MerchantId) -> String {
+    format!("{API_KEY_PREFIX}{}{}", merchant.0.as_simple(), secret())
+}
+
+/// Draws a new operator key.
+pub fn new_operator_key() -> String {
+    format!("{OPERATOR_KEY_PREFIX}{}", secret())
+}
+
+/// 128 bits from the operating system's generator, in hexadecimal.
+fn secret() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
+}
+
+/// A password that needs no escaping in a connection string.
+pub fn new_password() -> SecretString {
+    secret().into()
+}
+
+/// The merchant whose valid key came with the request.
+///
+/// Errors, in the order checked: `api_key_missing`, `operator_key_not_allowed`, `api_key_invalid`,
+/// `api_key_revoked`, `database_unavailable`.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthenticatedMerchant(pub MerchantId);
+
+impl AuthenticatedMerchant {
+    /// Authenticates `req`.
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
+        let key = bearer(req)?.to_owned();
+        db.run_retrying(move |conn| authenticate(conn, &key)).await.map(Self)
+    }
+}
+
+impl FromRequest for AuthenticatedMerchant {
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let req = req.clone();
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
+/// Proof that an operator's valid key came with the request.
+///
+/// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
+/// `api_key_invalid`, `api_key_revoked`, `database_unavailable`.
+#[derive(Clone, Debug)]
+pub struct AuthenticatedOperator {
+    /// Name and id of the key, for records of who did what.
+    pub name: String,
+}
+
+impl AuthenticatedOperator {
+    /// Authenticates `req`.
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
+        let key = bearer(req)?.to_owned();
+        db.run_retrying(move |conn| authenticate_operator(conn, &key)).await.map(|name| Self { name })
+    }
+}
+
+impl FromRequest for AuthenticatedOperator {
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let req = req.clone();
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
+/// A merchant's key as it came with a request that changes something: valid as far as is known without asking the
+/// database. The statement that looks the idempotency key up asks in passing, so that this costs no round trip of its
+/// own; until then nothing may be told or done.
+#[derive(Clone, Debug)]
+pub struct PresentedKey {
+    /// The merchant that it names.
+    pub merchant: MerchantId,
+    /// What the database holds of it.
+    pub sha256: Vec<u8>,
+}
+
+impl PresentedKey {
+    /// Reads it from `req`. A key that hasn't been seen here before is authenticated right away, so that a stranger
+    /// gets no further. Errors as with [`AuthenticatedMerchant`].
+    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let known = req.app_data::<web::Data<KnownKeys>>().expect("the server provides it");
+        let key = bearer(req)?;
+        let sha256 = key_sha256(key);
+        if let Some(merchant) = merchant_of_key(key)
+            && known.contains(&sha256)
+        {
+            return Ok(Self { merchant, sha256 });
+        }
+        let merchant = AuthenticatedMerchant::of(req).await?.0;
+        known.add(&sha256);
+        Ok(Self { merchant, sha256 })
+    }
+}
+
+/// The keys that were valid when they were first presented to this instance.
+#[derive(Debug, Default)]
+pub struct KnownKeys {
+    sha256s: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl KnownKeys {
+    /// Most keys that are known at a time: a few megabytes.
+    const KEYS_MAX: usize = 50_000;
+
+    fn contains(&self, sha256: &[u8]) -> bool {
+        self.sha256s.lock().expect("no holder panics").contains(sha256)
+    }
+
+    fn add(&self, sha256: &[u8]) {
+        let mut sha256s = self.sha256s.lock().expect("no holder panics");
+        if sha256s.len() >= Self::KEYS_MAX {
+            // They are authenticated once more, that's all.
+            sha256s.clear();
+        }
+        sha256s.insert(sha256.to_vec());
+    }
+}
+
+fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<String, Error> {
+    if key.starts_with(API_KEY_PREFIX) {
+        // Only the holder of a real one learns that it was recognized.
+        return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
+    }
+    let found = find_operator_key(conn, key)?;
+    must_be_live(found.as_ref().map(|found| found.is_revoked))?;
+    Ok(found.map(|found| format!("{} ({})", found.name, found.id.as_simple())).unwrap_or_default())
+}
+
+#[derive(Queryable)]
+struct OperatorKey {
+    id: Uuid,
+    name: String,
+    is_revoked: bool,
+}
+
+fn find_operator_key(conn: &mut PgConnection, key: &str) -> Result<Option<OperatorKey>, Error> {
+    Ok(operator_keys::table
+        .filter(operator_keys::key_sha256.eq(key_sha256(key)))
+        .select((operator_keys::id, operator_keys::name, operator_keys::revoked_at.is_not_null()))
+        .first(conn)
+        .optional()?)
+}
+
+/// Refuses a key that is unknown (`None`) or revoked.
+fn must_be_live(is_revoked: Option<bool>) -> Result<(), Error> {
+    match is_revoked {
+        None => Err(Error::ApiKeyInvalid),
+        Some(true) => Err(Error::ApiKeyRevoked),
+        Some(false) => Ok(()),
+    }
+}
+
+/// The token of the `Authorization` header (RFC 6750). The scheme's name is case-insensitive.
+fn bearer(req: &HttpRequest) -> Result<&str, Error> {
+    let mut headers = req.headers().get_all(AUTHORIZATION);
+    let header = headers.next().ok_or(Error::ApiKeyMissing)?;
+    if headers.next().is_some() {
+        return Err(Error::ApiKeyInvalid);
+    }
+    let (scheme, token) =
+        header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Error::ApiKeyMissing)?;
+    if scheme.eq_ignore_ascii_case("Bearer") { Ok(token.trim()) } else { Err(Error::ApiKeyMissing) }
+}
+
+fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
+    if key.starts_with(OPERATOR_KEY_PREFIX) {
+        // Only somebody who holds a live one learns that it was recognized.
+        let is_live = find_operator_key(conn, key)?.is_some_and(|found| !found.is_revoked);
+        return Err(if is_live { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
+    }
+    let merchant = merchant_of_key(key).ok_or(Error::ApiKeyInvalid)?;
+    let is_revoked = api_keys::table
+        .filter(api_keys::merchant_id.eq(merchant))
+        .filter(api_keys::key_sha256.eq(key_sha256(key)))
+        .select(api_keys::revoked_at.is_not_null())
+        .first::<bool>(conn)
+        .optional()?;
+    must_be_live(is_revoked).map(|()| merchant)
+}

@@ -1,0 +1,8 @@
+//! What every endpoint shares.
+
+pub mod auth;
+pub mod fields;
+pub mod listener;
+pub mod lists;
+pub mod problems;
+pub mod request_id;

@@ -1,0 +1,170 @@
+//! The error answers of an operation, for the OpenAPI document.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Ref, RefOr};
+
+use crate::error::{CatalogueEntry, Code};
+
+/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
+/// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
+/// operation's own codes are listed.
+macro_rules! problems {
+    ($name:ident, $common:ident: $($code:ident),*) => {
+        struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<
+                String,
+                utoipa::openapi::RefOr<utoipa::openapi::response::Response>,
+            > {
+                #[allow(unused_imports, reason = "some operations have no codes of their own")]
+                use $crate::error::Code;
+                $crate::web::problems::problem_responses(
+                    &$crate::web::problems::$common(),
+                    &[$(Code::$code),*],
+                )
+            }
+        }
+    };
+}
+pub(crate) use problems;
+
+/// What a request with a merchant's key can be refused with.
+const MERCHANT: &[Code] =
+    &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyNotAllowed];
+/// What a request with an operator's key can be refused with.
+const OPERATOR: &[Code] =
+    &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyRequired];
+/// What a message of the acquirer can be refused with.
+const ACQUIRER: &[Code] = &[Code::WebhookSignatureInvalid];
+/// What a query string can be refused with.
+const QUERY: &[Code] = &[Code::ValidationFailed];
+/// What a request that goes through the idempotency engine can be refused with.
+const CHANGE: &[Code] = &[
+    Code::BodyTimeout,
+    Code::BodyTooLarge,
+    Code::MediaTypeUnsupported,
+    Code::IdempotencyKeyMissing,
+    Code::IdempotencyKeyInvalid,
+    Code::JsonMalformed,
+    Code::ValidationFailed,
+    Code::IdempotencyKeyReused,
+    Code::IdempotencyKeyExpired,
+    Code::IdempotencyRequestInProgress,
+    Code::TransientConflict,
+];
+/// What can happen to anybody.
+const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
+
+/// Reads of a merchant.
+pub(crate) fn reading() -> Vec<Code> {
+    [MERCHANT, ANY].concat()
+}
+
+/// Reads of a merchant with a query string.
+pub(crate) fn listing() -> Vec<Code> {
+    [MERCHANT, QUERY, ANY].concat()
+}
+
+/// Changes by a merchant.
+pub(crate) fn mutating() -> Vec<Code> {
+    [MERCHANT, CHANGE, ANY].concat()
+}
+
+/// Messages of the acquirer.
+pub(crate) fn receiving() -> Vec<Code> {
+    let needs_key = |code: &Code| *code != Code::IdempotencyKeyMissing;
+    [ACQUIRER, CHANGE, ANY].concat().into_iter().filter(needs_key).collect()
+}
+
+/// Reads of an operator.
+pub(crate) fn operating() -> Vec<Code> {
+    [OPERATOR, ANY].concat()
+}
+
+/// Reads of an operator with a query string.
+pub(crate) fn operating_listing() -> Vec<Code> {
+    [OPERATOR, QUERY, ANY].concat()
+}
+
+/// Changes by an operator.
+pub(crate) fn operating_mutating() -> Vec<Code> {
+    [OPERATOR, CHANGE, ANY].concat()
+}
+
+/// Responses for `common` and `own` codes: one per status, with an example per code.
+pub(crate) fn problem_responses(common: &[Code], own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<&'static CatalogueEntry>> = BTreeMap::new();
+    for code in common.iter().chain(own) {
+        let entry = code.entry();
+        by_status.entry(entry.status).or_default().push(entry);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, entries)| (status.to_string(), RefOr::T(problem_response(&entries))))
+        .collect()
+}
+
+fn problem_response(entries: &[&'static CatalogueEntry]) -> Response {
+    let description: Vec<_> =
+        entries.iter().map(|entry| format!("`{}`: {}", entry.code, entry.meaning)).collect();
+    let mut content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
+    for entry in entries {
+        content = content.examples_from_iter([(
+            entry.code,
+            ExampleBuilder::new().summary(entry.title).value(Some(example(entry))).build(),
+        )]);
+    }
+    let mut response = ResponseBuilder::new()
+        .description(description.join("\n\n"))
+        .content("application/problem+json", content.build())
+        .build();
+    if entries.iter().any(|entry| entry.retryable && entry.status != 500) {
+        let header = string_header("Seconds to wait before sending the same request again.");
+        response.headers.insert("Retry-After".to_owned(), header.into());
+    }
+    response
+}
+
+/// An example problem for a code.
+fn example(entry: &CatalogueEntry) -> serde_json::Value {
+    let mut problem = json!({
+        "type": entry.path(),
+        "title": entry.title,
+        "status": entry.status,
+        "detail": entry.meaning,
+        "instance": "/v1/charges",
+        "code": entry.code,
+        "retryable": entry.retryable,
+        "request_id": "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+    });
+    let declined = |problem: &mut serde_json::Value, reason: &str| {
+        problem["decline_code"] = reason.into();
+        problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into();
+    };
+    match entry.code {
+        "validation_failed" => {
+            problem["errors"] =
+                json!([{"pointer": "/amount", "detail": "must have at most 2 decimals in USD"}]);
+        }
+        "duplicate_suspected" => problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into(),
+        "card_declined" => declined(&mut problem, "generic_decline"),
+        "insufficient_funds" => declined(&mut problem, "insufficient_funds"),
+        _ => {}
+    }
+    problem
+}
+
+pub(crate) fn string_header(description: &str) -> utoipa::openapi::header::Header {
+    HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .description(Some(description))
+        .build()
+}

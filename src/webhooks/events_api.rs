@@ -1,0 +1,421 @@
+//! Events as a merchant reads them, what has become of telling its endpoints, and telling them again.
+//!
+//! What an endpoint is sent is the event as it's read here, so whoever missed messages can catch up by reading.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::base::ids::{self, DeliveryId, EventId, MerchantId, WebhookEndpointId};
+use crate::base::time::Timestamp;
+use crate::error::Error;
+use crate::events::EventType;
+use crate::idempotency::{
+    Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
+};
+use crate::storage::db::Db;
+use crate::storage::schema::{events, webhook_deliveries, webhook_endpoints};
+use crate::web::auth::AuthenticatedMerchant;
+use crate::web::fields::TEXT_MAX;
+use crate::web::lists::{List, Parameters, load_page};
+use crate::web::problems::problems;
+use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
+
+/// Something that has happened.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+    "object": "event",
+    "type": "dispute.won",
+    "created_at": "2026-01-31T09:30:00.000Z",
+    "data": {
+        "id": "dp_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+        "object": "dispute",
+        "charge_id": "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+        "status": "won",
+        "amount": "12.50",
+        "currency": "USD",
+        "reason": "fraudulent",
+        "created_at": "2026-01-20T09:30:00.000Z",
+        "closed_at": "2026-01-31T09:30:00.000Z",
+    },
+}))]
+pub struct Event {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: EventId,
+    /// Always `event`.
+    #[schema(example = "event")]
+    object: &'static str,
+    /// What has happened.
+    #[serde(rename = "type")]
+    #[schema(value_type = EventType)]
+    kind: String,
+    /// When it happened.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// The object that it happened to, as it was right afterwards.
+    #[schema(value_type = Object)]
+    data: serde_json::Value,
+}
+
+/// An event as it is stored.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = events)]
+pub(crate) struct EventRow {
+    pub id: EventId,
+    pub kind: String,
+    pub data: serde_json::Value,
+    pub created_at: DateTime<Utc>,
+}
+
+impl EventRow {
+    /// Errors: `event_not_found`.
+    pub fn find(conn: &mut PgConnection, merchant: MerchantId, id: EventId) -> Result<Self, Error> {
+        events::table
+            .find((merchant, id))
+            .select(Self::as_select())
+            .first(conn)
+            .optional()?
+            .ok_or(Error::EventNotFound)
+    }
+
+    /// As it's shown.
+    pub fn into_event(self) -> Event {
+        Event {
+            id: self.id,
+            object: "event",
+            kind: self.kind,
+            created_at: Timestamp(self.created_at),
+            data: self.data,
+        }
+    }
+}
+
+/// An event, on its way to an endpoint.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Delivery {
+    /// Time-ordered id.
+    #[schema(value_type = String, example = "wd_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    id: DeliveryId,
+    /// Always `delivery`.
+    #[schema(example = "delivery")]
+    object: &'static str,
+    /// The event.
+    #[schema(value_type = String, example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    event_id: EventId,
+    /// The endpoint, which may have been deleted since.
+    #[schema(value_type = String, example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    endpoint_id: WebhookEndpointId,
+    /// `pending` until it has `succeeded` or, after many attempts or with the deletion of its endpoint, `failed`.
+    #[schema(example = "succeeded")]
+    status: String,
+    /// When the next attempt is due; `null` unless it's pending.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+    next_attempt_at: Option<Timestamp>,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    created_at: Timestamp,
+    /// When it succeeded or failed.
+    #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.120Z")]
+    completed_at: Option<Timestamp>,
+    /// The attempts whose outcome is known, in order.
+    attempts: Vec<Attempt>,
+}
+
+/// An attempt to deliver.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct Attempt {
+    /// Counts from 1.
+    #[schema(example = 1)]
+    number: i32,
+    /// When it began.
+    #[serde(serialize_with = "as_timestamp")]
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
+    started_at: DateTime<Utc>,
+    /// How long it took, in milliseconds.
+    #[schema(example = 120)]
+    duration_ms: i64,
+    /// HTTP status of the answer, if there was one.
+    #[schema(example = 200)]
+    status: Option<u16>,
+    /// Why there was none, or why it doesn't count.
+    #[schema(example = json!(null))]
+    error: Option<String>,
+    /// The beginning of the answer's body.
+    #[schema(example = "ok")]
+    response_excerpt: Option<String>,
+}
+
+fn as_timestamp<S: serde::Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    Timestamp(*time).serialize(serializer)
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = webhook_deliveries)]
+struct DeliveryRow {
+    id: DeliveryId,
+    event_id: EventId,
+    endpoint_id: WebhookEndpointId,
+    state: String,
+    due_at: DateTime<Utc>,
+    attempts: serde_json::Value,
+    created_at: DateTime<Utc>,
+    completed_at: Option<DateTime<Utc>>,
+}
+
+impl DeliveryRow {
+    fn into_delivery(self) -> Result<Delivery, Error> {
+        Ok(Delivery {
+            id: self.id,
+            object: "delivery",
+            event_id: self.event_id,
+            endpoint_id: self.endpoint_id,
+            next_attempt_at: self.completed_at.is_none().then_some(Timestamp(self.due_at)),
+            status: self.state,
+            created_at: Timestamp(self.created_at),
+            completed_at: self.completed_at.map(Timestamp),
+            attempts: serde_json::from_value(self.attempts).map_err(Error::internal)?,
+        })
+    }
+}
+
+// ---- Read ------------------------------------------------------------------------------------------
+
+problems!(GetProblems, reading: EventNotFound);
+
+/// Retrieve an event
+///
+/// Events are kept for a time, by default 90 days.
+#[utoipa::path(
+    operation_id = "events.get",
+    tag = "Events",
+    params(("id" = String, Path, description = "Id of the event", example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "The event.", body = Event), GetProblems),
+)]
+#[get("/v1/events/{id}")]
+pub async fn get(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Error> {
+    let id = id.parse().map_err(|_| Error::EventNotFound)?;
+    let row = db.run_retrying(move |conn| EventRow::find(conn, merchant.0, id)).await?;
+    Ok(HttpResponse::Ok().json(row.into_event()))
+}
+
+/// The id of an object of whatever kind.
+struct ObjectId {
+    text: String,
+    uuid: Uuid,
+}
+
+impl std::str::FromStr for ObjectId {
+    type Err = ids::ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ids::ParseIdError> {
+        Ok(Self { text: text.to_owned(), uuid: ids::parse_any(text)? })
+    }
+}
+
+problems!(ListProblems, listing:);
+
+/// List events
+///
+/// Newest first. Filters combine. A page is addressed by the id of an event next to it, so it doesn't shift when events
+/// are added. For whoever missed messages: `ending_before` the last event that was seen gives the ones after it. An event can
+/// be seen seconds after it was made, and after younger ones, so go back a minute further and pass over what you know.
+#[utoipa::path(
+    operation_id = "events.list",
+    tag = "Events",
+    params(
+        ("type" = Option<EventType>, Query, description = "Only events of this type"),
+        ("object_id" = Option<String>, Query, description = "Only events that happened to the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive"),
+        ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive"),
+    ),
+    responses((status = 200, description = "A page of events.", body = List<Event>), ListProblems),
+)]
+#[get("/v1/events")]
+pub async fn list(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let (page, kind, object, created) = Parameters::read(request.query_string(), |parameters| {
+        (
+            parameters.page::<EventId>(),
+            parameters.optional::<EventType>("type", "must be a type of events"),
+            parameters.optional::<ObjectId>("object_id", "must be the id of an object"),
+            parameters.created(),
+        )
+    })?;
+    let events = db
+        .run_retrying(move |conn| {
+            let mut query = events::table
+                .filter(events::merchant_id.eq(merchant.0))
+                .select(EventRow::as_select())
+                .into_boxed();
+            if let Some(kind) = kind {
+                query = query.filter(events::kind.eq(kind.as_str()));
+            }
+            if let Some(object) = &object {
+                // The column can be searched by; what it holds is the same for objects of every kind.
+                let id = diesel::dsl::sql::<Text>("data->>'id'");
+                query = query.filter(events::object_id.eq(object.uuid)).filter(id.eq(&object.text));
+            }
+            if let Some(from) = created.from {
+                query = query.filter(events::id.ge(from));
+            }
+            if let Some(to) = created.to {
+                query = query.filter(events::id.lt(to));
+            }
+            load_page!(conn, query, events::id, page)?.try_map(|row: EventRow| Ok(row.into_event()))
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(events))
+}
+
+problems!(ListDeliveriesProblems, listing: EventNotFound);
+
+/// List the deliveries of an event
+///
+/// Newest first: one for each endpoint that wanted to be told when it happened, and those that were asked for since. How
+/// events were delivered is kept for a time, by default 30 days.
+#[utoipa::path(
+    operation_id = "events.deliveries.list",
+    tag = "Events",
+    params(("id" = String, Path, description = "Id of the event", example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    responses((status = 200, description = "A page of deliveries.", body = List<Delivery>), ListDeliveriesProblems),
+)]
+#[get("/v1/events/{id}/deliveries")]
+pub async fn list_deliveries(
+    db: web::Data<Db>,
+    merchant: AuthenticatedMerchant,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Error> {
+    let page = Parameters::read(request.query_string(), Parameters::page::<DeliveryId>)?;
+    let id: EventId = id.parse().map_err(|_| Error::EventNotFound)?;
+    let deliveries = db
+        .run_retrying(move |conn| {
+            EventRow::find(conn, merchant.0, id)?;
+            let query = webhook_deliveries::table
+                .filter(webhook_deliveries::merchant_id.eq(merchant.0))
+                .filter(webhook_deliveries::event_id.eq(id))
+                .select(DeliveryRow::as_select())
+                .into_boxed();
+            load_page!(conn, query, webhook_deliveries::id, page)?.try_map(DeliveryRow::into_delivery)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(deliveries))
+}
+
+// ---- Redeliver -------------------------------------------------------------------------------------
+
+/// Body of a redelivery; may be empty.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({"endpoint_id": "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"}))]
+#[serde(deny_unknown_fields)]
+pub struct RedeliverEvent {
+    #[schema(ignore)]
+    id: Option<EventId>,
+    /// Only to this endpoint, whatever types of events it wants. By default, to all that are enabled and want this type.
+    #[schema(max_length = 500)]
+    endpoint_id: Option<String>,
+}
+
+impl Operation for RedeliverEvent {
+    const NAME: &'static str = "events.redeliver";
+    const BODY_OPTIONAL: bool = true;
+
+    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
+        Some(Self {
+            id: input.segment(2).parse().ok(),
+            endpoint_id: input.fields.optional_text("endpoint_id", TEXT_MAX),
+        })
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::named("event", self.id.map(|id| id.0))
+    }
+}
+
+impl RedeliverEvent {
+    /// Whom to tell. Errors: `webhook_endpoint_not_found`, `webhook_endpoint_disabled`.
+    fn endpoints(
+        &self,
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        event: &EventRow,
+    ) -> Result<Vec<WebhookEndpointId>, Error> {
+        let Some(named) = &self.endpoint_id else {
+            return Ok(webhook_endpoints::table
+                .filter(webhook_endpoints::merchant_id.eq(merchant))
+                .filter(webhook_endpoints::status.eq(EndpointStatus::Enabled.as_str()))
+                .filter(webhook_endpoints::event_types.overlaps_with(vec![EVERYTHING, &event.kind]))
+                .select(webhook_endpoints::id)
+                .load(conn)?);
+        };
+        let id = named.parse().map_err(|_| Error::WebhookEndpointNotFound)?;
+        let endpoint = EndpointRow::find(conn, merchant, id)?;
+        if endpoint.status != EndpointStatus::Enabled.as_str() {
+            return Err(Error::WebhookEndpointDisabled);
+        }
+        Ok(vec![id])
+    }
+}
+
+impl LocalOperation for RedeliverEvent {
+    /// Errors, in the order checked: `event_not_found`, `webhook_endpoint_not_found`, `webhook_endpoint_disabled`.
+    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        let merchant = context.merchant();
+        let id = self.id.ok_or(Error::EventNotFound)?;
+        let event = EventRow::find(conn, merchant, id)?;
+        let endpoints = self.endpoints(conn, merchant, &event)?;
+        let rows: Vec<_> = endpoints
+            .into_iter()
+            .map(|endpoint| {
+                (
+                    webhook_deliveries::merchant_id.eq(merchant),
+                    webhook_deliveries::event_id.eq(id),
+                    webhook_deliveries::endpoint_id.eq(endpoint),
+                )
+            })
+            .collect();
+        let mut deliveries: Vec<DeliveryRow> = diesel::insert_into(webhook_deliveries::table)
+            .values(rows)
+            .returning(DeliveryRow::as_select())
+            .get_results(conn)?;
+        deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.id));
+        let deliveries = List { data: deliveries, has_more: false }.try_map(DeliveryRow::into_delivery)?;
+        Reply::json(StatusCode::ACCEPTED, &deliveries)
+    }
+}
+
+problems!(RedeliverProblems, mutating: EventNotFound, WebhookEndpointNotFound, WebhookEndpointDisabled);
+
+/// Deliver an event again
+///
+/// Makes new deliveries, whatever has become of the earlier ones. The message is the same, with the same `webhook-id`, so
+/// that a receiver that has seen it can tell. Where no enabled endpoint wants this type of event, there are none. While an endpoint
+/// fails, it gets one message at a time, at most one per second, and a new delivery waits for its turn.
+#[utoipa::path(
+    operation_id = "events.redeliver",
+    tag = "Events",
+    params(("id" = String, Path, description = "Id of the event", example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    request_body = RedeliverEvent,
+    responses((status = 202, description = "The new deliveries.", body = List<Delivery>), RedeliverProblems),
+)]
+#[post("/v1/events/{id}/redeliver")]
+pub async fn redeliver(
+    engine: web::Data<Engine>,
+    request: IdempotentRequest<RedeliverEvent>,
+) -> Result<HttpResponse, Error> {
+    engine.run_local(request).await
+}
