@@ -140,7 +140,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                 let page = Page { limit: KEYS_MAX, cursor: Cursor::Newest };
                 let parked = key_list::list(conn, &filter, page).map_err(|error| sentence(error))?;
                 let parked = parked.map(|list| list.data).unwrap_or_default();
-                let is_last = parked.len() < KEYS_MAX as usize;
+                let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
                 for row in parked {
                     match status::retry(conn, row.merchant_id, &row.key) {
                         // Finished or retried by somebody else meanwhile.

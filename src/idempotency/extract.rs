@@ -231,10 +231,11 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, F
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok())
         .unwrap_or(0);
-    if announced > BODY_BYTES_MAX as u64 {
+    let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+    if announced > BODY_BYTES_MAX {
         return Err(too_large);
     }
-    let mut body = Vec::with_capacity(announced as usize);
+    let mut body = Vec::with_capacity(announced);
     while let Some(chunk) = payload.next().await {
         let chunk =
             chunk.map_err(|_| Failure::JsonMalformed("it ended before its announced length".to_owned()))?;

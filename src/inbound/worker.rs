@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use diesel::{Connection, PgConnection};
 
 use super::metrics::Metrics;
+use crate::base::defaults::defaults;
 use crate::base::ids::AcquirerEventId;
 use crate::base::signature::Refusal;
 use crate::base::time;
@@ -43,11 +44,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            acquirer_event_interval_ms: 500,
-            acquirer_event_overdue_after_s: 600,
-            acquirer_event_retention_days: 30,
-        }
+        defaults()
     }
 }
 

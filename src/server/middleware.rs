@@ -62,7 +62,7 @@ pub async fn context(
     let shown = if route.contains("{key}") { &route } else { response.request().path() };
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
-        duration_us = started.elapsed().as_micros() as u64;
+        duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         "{} {shown}", response.request().method()
     );
     Ok(response)

@@ -52,6 +52,7 @@ pub(super) fn add(
     delivery: Delivery,
 ) -> QueryResult<String> {
     let id = format!("evt_{}", Uuid::now_v7().as_simple());
+    #[expect(clippy::disallowed_methods, reason = "the acquirer's clock isn't the service's")]
     let timestamp = Timestamp(chrono::Utc::now());
     let body = json!({"type": event, "timestamp": timestamp, "data": data}).to_string();
     statement::<()>(

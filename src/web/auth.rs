@@ -167,7 +167,7 @@ impl KnownKeys {
 
 fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<String, Error> {
     if key.starts_with(API_KEY_PREFIX) {
-        // Only the holder of a real one learns that it was recognised.
+        // Only the holder of a real one learns that it was recognized.
         return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
     }
     let found = find_operator_key(conn, key)?;
@@ -213,7 +213,7 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
 
 fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
     if key.starts_with(OPERATOR_KEY_PREFIX) {
-        // Only somebody who holds a live one learns that it was recognised.
+        // Only somebody who holds a live one learns that it was recognized.
         let is_live = find_operator_key(conn, key)?.is_some_and(|found| !found.is_revoked);
         return Err(if is_live { Error::OperatorKeyNotAllowed } else { Failure::ApiKeyInvalid.into() });
     }

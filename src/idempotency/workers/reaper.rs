@@ -55,7 +55,7 @@ pub async fn keep_reaping<H: Host>(engine: Engine<H>, interval: Duration) {
                 metrics.reaped.with_label_values(&["expired"]).inc_by(reaped.expired as u64);
                 metrics.reaped.with_label_values(&["forgotten"]).inc_by(reaped.forgotten as u64);
                 metrics.reaper_lag_seconds.set(reaped.lag.as_secs_f64());
-                let is_more = reaped.expired.max(reaped.forgotten) == BATCH as usize;
+                let is_more = usize::try_from(BATCH) == Ok(reaped.expired.max(reaped.forgotten));
                 if is_more { started.elapsed() * pause_factor(reaped.lag) } else { interval }
             }
             Err(error) => {
