@@ -204,7 +204,8 @@ fn exists(conn: &mut PgConnection, database: &str) -> bool {
 /// Creates a database as a copy of another one.
 pub fn create(conn: &mut PgConnection, name: &str, owner: &str, template: &str) {
     // Later servers would write all of it to their log, too, unless told to copy the files as earlier ones do.
-    let version = diesel::dsl::sql::<diesel::sql_types::Integer>("current_setting('server_version_num')::int");
+    let version =
+        diesel::dsl::sql::<diesel::sql_types::Integer>("current_setting('server_version_num')::int");
     let is_told = diesel::select(version).get_result::<i32>(conn).unwrap() >= 150_000;
     let strategy = if is_told { "STRATEGY file_copy" } else { "" };
     execute(conn, &format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} {strategy}"));
