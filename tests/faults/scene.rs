@@ -15,7 +15,7 @@ use oncepay::dev::postgres;
 use tempfile::TempDir;
 
 use crate::support::acquirer::Acquirer;
-use crate::support::database::exposed;
+use crate::support::database::{exposed, fast_folder};
 use crate::support::*;
 
 use super::acquirer::{disagreements, effects};
@@ -232,7 +232,8 @@ impl Drop for Instance {
 /// A folder of a scene's, open to the user that runs Postgres.
 pub fn folder() -> TempDir {
     let mut folder = tempfile::Builder::new();
-    folder.prefix("oncepay-faults-").permissions(Permissions::from_mode(0o755)).tempdir().unwrap()
+    folder.prefix("oncepay-faults-").permissions(Permissions::from_mode(0o755));
+    folder.tempdir_in(fast_folder()).unwrap()
 }
 
 /// All of it, at work.
