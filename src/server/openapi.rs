@@ -167,7 +167,7 @@ fn add_setting(schema: &mut Schema, operation: &str, setting: &PolicySetting) {
         }
     };
     let example = serde_json::to_value(setting.default).unwrap_or_default();
-    let property = property.example(Some(example));
+    let property = property.examples([example]);
     let property = property.description(Some(format!("Of `{operation}` alone. {}", setting.meaning)));
     object.properties.insert(setting.name.to_owned(), property.into());
 }
