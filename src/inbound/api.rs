@@ -1,6 +1,7 @@
 //! The acquirer's events as operators see them.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::idempotency::{
     Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
 };
+use crate::processor::{self, Messages};
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::schema::acquirer_events;
 use crate::web::auth::AuthenticatedOperator;
@@ -203,9 +205,10 @@ pub async fn get(
 }
 
 /// Has an event tried again.
-#[derive(Debug)]
 pub struct ReplayEvent {
     id: Option<AcquirerEventId>,
+    /// By which the event is read.
+    messages: Arc<dyn Messages>,
 }
 
 impl Operation for ReplayEvent {
@@ -214,7 +217,8 @@ impl Operation for ReplayEvent {
     const BODY_OPTIONAL: bool = true;
 
     fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { id: input.segment(3).parse().ok() })
+        let messages = processor::current::adapter()?.messages;
+        Some(Self { id: input.segment(3).parse().ok(), messages })
     }
 
     fn resource(&self) -> Resource {
@@ -227,7 +231,7 @@ impl LocalOperation for ReplayEvent {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
-        let outcome = worker::try_again(conn, &kept, context.metrics())?;
+        let outcome = worker::try_again(conn, &kept, &*self.messages, context.metrics())?;
         store::note(conn, &kept, &outcome)?;
         Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
     }

@@ -22,6 +22,8 @@ pub mod reconcile;
 mod store;
 mod worker;
 
+use std::sync::Arc;
+
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
 use diesel::PgConnection;
@@ -34,9 +36,10 @@ use crate::idempotency::policy::OnMismatch;
 use crate::idempotency::{
     Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Policy, Reply, Resource,
 };
+use crate::processor::{self, Event, Messages};
 use crate::web::problems::problems;
 
-pub use events::{AcquirerEvent, News, Outcome, What};
+pub use events::Outcome;
 pub use worker::{Options, keep_counting, keep_pruning, keep_trying};
 
 /// What we answer the acquirer.
@@ -83,15 +86,20 @@ struct IncomingEvent {
 }
 
 /// Takes an event in.
-#[derive(Debug)]
-pub struct ReceiveEvent(AcquirerEvent);
+pub struct ReceiveEvent {
+    event: Event,
+    /// By which events that have waited for this one are read.
+    messages: Arc<dyn Messages>,
+}
 
 impl Operation for ReceiveEvent {
     const NAME: &'static str = "webhooks.acquirer";
     const CALLER: Caller = Caller::Acquirer;
 
     fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        AcquirerEvent::read(input.fields).map(Self)
+        let messages = processor::current::adapter()?.messages;
+        let event = input.fields.delegate(|members| messages.read(members))?;
+        Some(Self { event, messages })
     }
 
     fn resource(&self) -> Resource {
@@ -110,11 +118,11 @@ impl LocalOperation for ReceiveEvent {
     ///
     /// Locks: what it's about, then events that waited for it, unless somebody else is trying them.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-        let (Self(event), now) = (self, context.now());
+        let (Self { event, messages }, now) = (self, context.now());
         let event_id = context.event_id()?;
-        let outcome = event.apply(conn, now)?;
+        let outcome = events::apply(event, conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
-        worker::apply_awaiting(conn, event_id, event, &outcome, context.metrics())?;
+        worker::apply_awaiting(conn, event_id, event, &outcome, &**messages, context.metrics())?;
         report(context.metrics(), event_id, event, &outcome);
         let receipt = Receipt {
             id: event_id.to_owned(),
@@ -129,9 +137,9 @@ impl LocalOperation for ReceiveEvent {
 
 /// Counts what has come of an event, and writes to the log what people have to know. Types that we don't know are counted
 /// as one: anybody could make up others.
-fn report(metrics: &Metrics, event_id: &str, event: &AcquirerEvent, outcome: &Outcome) {
+fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
     let kind = event.kind.as_str();
-    let counted = if event.news.is_some() { kind } else { "unknown" };
+    let counted = if event.notice.is_some() { kind } else { "unknown" };
     metrics.acquirer_events.with_label_values(&[counted, outcome.as_str()]).inc();
     match outcome {
         Outcome::Contradicted(detail) => {

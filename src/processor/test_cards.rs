@@ -1,11 +1,12 @@
-//! Payment methods by token. Card numbers never come near this service.
+//! The payment methods of the sandbox, which the simulator has too. To the rest of the service a payment method is an opaque
+//! token.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// A payment method of the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PaymentMethod {
+pub enum TestCard {
     /// `pm_card_visa`: approves.
     Visa,
     /// `pm_card_declined`: declines.
@@ -22,7 +23,7 @@ pub enum PaymentMethod {
     Async,
 }
 
-impl PaymentMethod {
+impl TestCard {
     /// All there are.
     pub const ALL: [Self; 7] = [
         Self::Visa,
@@ -33,6 +34,11 @@ impl PaymentMethod {
         Self::ErrorOnce,
         Self::Async,
     ];
+
+    /// Checks that a token names one of them. The error is the end of a sentence whose subject is the token.
+    pub(super) fn check(token: &str) -> Result<(), String> {
+        token.parse::<Self>().map(|_| ()).map_err(|error| error.to_string())
+    }
 
     /// The token.
     pub fn as_str(self) -> &'static str {
@@ -48,19 +54,19 @@ impl PaymentMethod {
     }
 }
 
-/// The token names no payment method.
+/// A token that names no payment method of the sandbox.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not a known payment method; the sandbox has {}", PaymentMethod::ALL.map(PaymentMethod::as_str).join(", "))]
-pub struct UnknownPaymentMethod;
+#[error("is not a known payment method; the sandbox has {}", TestCard::ALL.map(TestCard::as_str).join(", "))]
+pub struct UnknownTestCard;
 
-impl FromStr for PaymentMethod {
-    type Err = UnknownPaymentMethod;
-    fn from_str(token: &str) -> Result<Self, UnknownPaymentMethod> {
-        Self::ALL.into_iter().find(|method| method.as_str() == token).ok_or(UnknownPaymentMethod)
+impl FromStr for TestCard {
+    type Err = UnknownTestCard;
+    fn from_str(token: &str) -> Result<Self, UnknownTestCard> {
+        Self::ALL.into_iter().find(|method| method.as_str() == token).ok_or(UnknownTestCard)
     }
 }
 
-impl fmt::Display for PaymentMethod {
+impl fmt::Display for TestCard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

@@ -11,6 +11,7 @@ use super::metrics::Metrics;
 use crate::base::metrics::Counted;
 use crate::error::Error;
 use crate::idempotency::Engine;
+use crate::processor::{self, Adapter};
 use crate::storage::deadline;
 use crate::web::request_id::{RequestId, X_REQUEST_ID};
 
@@ -29,7 +30,9 @@ pub async fn context(
     // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
     let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
     let limit = engine.request_deadline();
-    let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
+    let adapter = req.app_data::<web::Data<Adapter>>().expect("the server provides it").get_ref().clone();
+    let handled = processor::current::with(adapter, next.call(req));
+    let mut response = deadline::within(limit, handled).await?.map_into_boxed_body();
     let answer = response.response().error().map(|error| {
         let path = response.request().path();
         // What isn't ours comes from actix-web itself and can only be a bug.

@@ -65,9 +65,17 @@ impl<'a> Fields<'a> {
                 detail: "must be a JSON object".to_owned(),
             }]));
         };
+        Self::read_object(members, read).map_err(Error::ValidationFailed)
+    }
+
+    /// Reads an object with `read`. All errors together, or the value that `read` made.
+    pub fn read_object<T>(
+        members: &'a Map<String, Value>,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Result<T, Vec<FieldError>> {
         match Fields::read_members(members, read) {
             (Some(value), errors) if errors.is_empty() => Ok(value),
-            (_, errors) => Err(Error::ValidationFailed(errors)),
+            (_, errors) => Err(errors),
         }
     }
 
@@ -83,6 +91,15 @@ impl<'a> Fields<'a> {
             fields.error(&name, "is not a known field");
         }
         (value, fields.errors)
+    }
+
+    /// Has the whole object read by `read`, which knows its fields.
+    pub fn delegate<T>(
+        &mut self,
+        read: impl FnOnce(&'a Map<String, Value>) -> Result<T, Vec<FieldError>>,
+    ) -> Option<T> {
+        self.allow_unknown();
+        read(self.members).map_err(|errors| self.errors.extend(errors)).ok()
     }
 
     /// Lets fields pass that aren't known: where somebody else decides what there is.

@@ -30,7 +30,8 @@ pub fn effects(acquirer: &Acquirer) -> BTreeMap<String, u32> {
 pub fn disagreements(acquirer: &Acquirer, database: &TestDatabase) -> Option<String> {
     acquirer.wait_for_its_list();
     let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
-    match reconcile::run_once(&database.app_url, &acquirer.options(), options) {
+    let adapter = oncepay::server::adapter::of_options(&acquirer.options()).unwrap();
+    match reconcile::run_once(&database.app_url, &adapter, options) {
         Ok(report) if report.differences.is_empty() => None,
         Ok(report) => Some(format!("the acquirer doesn't agree:\n{report}")),
         Err(error) => Some(format!("the acquirer can't be asked: {error}")),
