@@ -27,6 +27,7 @@ mod protocol;
 mod races;
 mod reconciliation;
 mod recovery;
+mod second_processor;
 mod shell;
 mod sight;
 mod storm;

@@ -153,17 +153,25 @@ impl Process {
     }
 
     fn spawn(database: &TestDatabase, environment: &[(&str, &str)], log: Stdio) -> Self {
-        Self::try_start(database, environment, log).unwrap_or_else(|said| panic!("it said {said:?}"))
+        Self::try_start(Self::command(), database, environment, log)
+            .unwrap_or_else(|said| panic!("it said {said:?}"))
     }
 
-    /// The same, where it may fail; then what it has said instead of that it serves.
+    /// `oncepay serve`.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
+        command.arg("serve");
+        command
+    }
+
+    /// The same with another command, where it may fail; then what it has said instead of that it serves.
     pub fn try_start(
+        mut command: Command,
         database: &TestDatabase,
         environment: &[(&str, &str)],
         log: Stdio,
     ) -> Result<Self, String> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_oncepay"))
-            .arg("serve")
+        let mut child = command
             .env("DATABASE_URL", exposed(&database.app_url))
             .env("ONCEPAY_LISTEN", "127.0.0.1:0")
             .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
@@ -174,8 +182,10 @@ impl Process {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // A test binary has something to say of its own before.
+        let is_prelude = |line: &String| line.is_empty() || line.starts_with("running ");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let line = lines.find(|line| !is_prelude(line)).unwrap_or_default();
         match line.trim().strip_prefix("Serving on ") {
             Some(url) => Ok(Self { client: Client::new(url), child }),
             None => {

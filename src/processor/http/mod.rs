@@ -38,12 +38,12 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 /// Which attempt of a request calls. The simulator plays its faults by it.
 const ATTEMPT: HeaderName = HeaderName::from_static("oncepay-attempt");
 
-/// How to reach the acquirer.
+/// How to reach the processor.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     /// Its address.
     pub url: Url,
-    /// What it knows us by.
+    /// The key that it knows us by.
     pub api_key: SecretString,
     /// Longest time to connect. Also for the answer about its health.
     pub connect_timeout: Duration,
@@ -53,7 +53,7 @@ pub struct HttpSettings {
     pub probe_interval: Duration,
 }
 
-/// Calls the acquirer over HTTP.
+/// Calls a processor over HTTP, in our own protocol.
 pub struct HttpProcessor {
     client: reqwest::Client,
     settings: HttpSettings,
@@ -62,11 +62,11 @@ pub struct HttpProcessor {
 }
 
 impl HttpProcessor {
-    /// One for the acquirer at `settings.url`. Doesn't connect yet. The error is a sentence.
+    /// Makes one for the processor at `settings.url`. Doesn't connect yet. The error is a sentence.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
         if settings.url.cannot_be_a_base() || settings.url.host().is_none() {
             return Err(format!(
-                "{} is no address of an acquirer, such as https://acquirer.example.",
+                "{} is no address of a processor, such as https://processor.example.",
                 settings.url
             ));
         }
@@ -77,7 +77,7 @@ impl HttpProcessor {
             // A redirect would carry our key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| format!("Can't set up the client of the acquirer: {error}."))?;
+            .map_err(|error| format!("Can't set up the client of the processor: {error}."))?;
         let breaker = Breaker::new(metrics.processor_available.clone());
         Ok(Self { client, settings, breaker, metrics })
     }
@@ -148,7 +148,7 @@ impl HttpProcessor {
 /// Sends a request and sorts what comes back.
 async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
     let lost = |error: reqwest::Error| {
-        log::warn!("no answer from the acquirer: {:?}", error.without_url());
+        log::warn!("no answer from the processor: {:?}", error.without_url());
         ProcessorError::AnswerLost
     };
     let answer = request.send().await.map_err(|error| match error.is_connect() {
