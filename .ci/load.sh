@@ -23,7 +23,8 @@ if ! command -v k6 >/dev/null; then
     PATH=$PATH:$work/k6/bin
 fi
 
-cargo build --locked
+# With the tests, as the step before has built it: alone, its dependencies have fewer features and are built once more.
+cargo build --locked --bin oncepay --test suite
 oncepay=target/debug/oncepay
 
 # Starts a process that logs to $work/$1.log, and waits until it logs $2.

@@ -16,7 +16,8 @@ python3 -m venv "$work/python" 2>/dev/null ||
 cp examples/receivers/*.{ts,json} "$work/"
 (cd "$work" && npm ci --silent && npx tsc -p .)
 
-cargo build --locked
+# As in load.sh, so that nothing is built twice.
+cargo build --locked --bin oncepay --test suite
 export ONCEPAY_DATA_DIR=$work/dev
 target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &
 for _ in {1..600}; do

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::base::defaults::defaults_with;
 use crate::base::derived_secrets::MASTER_KEY_LENGTH_MIN;
 use crate::base::signature::Secret;
-use crate::idempotency::Timing;
-use crate::idempotency::recovery::Recovery;
+use crate::idempotency::{Recovery, Timing};
 use crate::inbound;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
@@ -138,35 +138,10 @@ pub struct Config {
 impl Config {
     /// The settings of a service on `database_url` with everything else as by default, on a free port.
     pub fn for_database(database_url: SecretString, master_key: SecretString) -> Self {
-        Self {
-            database_url,
-            master_key,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            pool_size: 8,
-            pool_timeout_ms: 2_000,
-            batch_size_max: 32,
-            lease_ms: 30_000,
-            processor_timeout_ms: 8_000,
-            recovery_interval_ms: 1_000,
-            recovery_delay_ms: 5_000,
-            recovery_attempts_max: 20,
-            recovery_concurrency: 4,
-            reaper_interval_ms: 5_000,
-            metrics_interval_ms: 5_000,
-            roll_up_interval_ms: 5_000,
-            request_deadline_ms: 10_000,
-            acquirer: ProcessorOptions::none(),
-            reconcile_interval_ms: 600_000,
-            reconcile: reconcile::Options::default(),
-            webhook_secret: None,
-            acquirer_events: inbound::Options::default(),
-            delivery: delivery::Options::default(),
-            ready_without_acquirer: false,
-            webhook_allow_loopback: false,
-            event_retention_days: 90,
-            delivery_retention_days: 30,
-            sandbox_journal: None,
-        }
+        // Secrets don't go through the parser, whose errors quote what they refuse.
+        let needed = ["--database-url=", "--master-key="];
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { database_url, master_key, listen, ..defaults_with(needed) }
     }
 
     /// Refuses settings that don't go together. The error is a sentence.

@@ -14,35 +14,35 @@
 //!
 //! ```text
 //! POST /v1/charges
-//!   request::context               gives it a request id, will log one line
+//!   server::middleware              gives the request an id, will log one line
 //!   IdempotentRequest<CreateCharge>
-//!     PresentedKey                 whose API key is it?
-//!     body, media type, key, JSON  refused here: nothing has been stored
-//!     CreateCharge::read           every field at once
-//!   Engine::run_external
-//!     store::find_all              is the API key valid? seen before? then replay or refuse, and that's all
-//!     store::claim_all             one committed insert; the primary key decides who executes
-//!     CreateCharge::perform        calls the processor, no transaction open, key derived from ours
-//!     CreateCharge::conclude       says what follows: charge row, journal entry, event, answer
-//!     store::complete_all          writes all of it in one statement, if the claim is still ours (the fence)
+//!     host::callers                 finds the merchant by the API key
+//!     body, media type, key, JSON   refused here: nothing has been stored
+//!     CreateCharge::read            reads every field, reports all errors at once
+//!   Engine::execute_batched
+//!     store::find_all               valid API key? key seen before? then replay or refuse, and that's all
+//!     store::claim_all              one committed insert; the primary key decides who executes
+//!     CreateCharge::call_processor  no transaction open; the processor's key derives from ours
+//!     CreateCharge::effects         charge row, journal entry, event and answer, as data
+//!     store::complete_all           writes all of it in one statement, if the claim is still ours (the fence)
 //! ```
 //!
-//! Each of the three statements is shared by the charges that come while others are on their way to the database
-//! (see [`batch`]): the more there is to do, the less a charge costs.
+//! Concurrent charges share each of the three statements (see [`storage::batch`]): the more there is to do, the less a charge
+//! costs.
 //!
-//! Where finishing has to read and lock more, it's a transaction instead: `store::lock` (`SELECT … FOR UPDATE` on the
+//! Where completing has to read and lock more, it's a transaction instead: `store::lock` (`SELECT … FOR UPDATE` on the
 //! key, the same fence), the operation's statements, the answer.
 //!
 //! What if we die …
 //! * … before the claim commits: nothing has happened, the retry is a first request.
 //! * … after it: the key is in progress. When the lease has run out, the client's retry or, without one, the
-//!   [recovery worker](idempotency::recovery) takes over: same charge id, same processor keys, so whatever the
+//!   [recovery worker](idempotency::workers::recovery) takes over: same charge id, same processor keys, so whatever the
 //!   processor has done is found rather than repeated.
-//! * … inside the finishing transaction: it's rolled back, and the same goes on as above.
+//! * … inside the completing transaction: it's rolled back, and the same goes on as above.
 //! * … after it: the answer is stored, and the retry gets it.
 //!
-//! Captures, cancellations, refunds and payouts also *prepare*, in the transaction of the claim: they check what
-//! can be refused for good, and reserve what they need (a hold in the ledger, the charge itself), so that two of
+//! Captures, cancellations, refunds and payouts also *reserve*, in the transaction of the claim: they check what
+//! can be refused for good, and set aside what they need (a hold in the ledger, the charge itself), so that two of
 //! them can't both be let through to the processor where there is room for one.
 //!
 //! A `PATCH` of a charge changes only our own database, so claim, work and answer are one transaction
@@ -50,47 +50,48 @@
 //!
 //! # Where things are
 //!
-//! | module | what it does | what it knows nothing of |
+//! From the ground up: each folder imports only those above it in this table. A test reads the sources and fails on any other
+//! import, and on a circle of files.
+//!
+//! | folder | what it holds | what it knows nothing of |
 //! |---|---|---|
-//! | [`idempotency`] | runs a request at most once per key | charges, money |
-//! | [`ledger`] | posts balanced entries, computes balances | charges, HTTP, keys |
-//! | [`charges`], [`refunds`], [`payouts`], [`disputes`], [`settlements`] | a resource each: states, types, handlers, domain | how keys work |
-//! | [`learned`] | what comes of the acquirer's word | |
-//! | [`ledger_api`], [`balance`], [`lists`], [`journal`] | the ledger and its lists as a merchant reads them | |
-//! | [`keys_api`], [`policies_api`], [`shell`] | what has become of a key, what is stuck, by which rules: over HTTP and from a shell | how it's decided |
-//! | [`metrics`] | counts and measures | |
-//! | [`audit`] | checks that everything that must agree does | |
-//! | [`processor`] | who moves the money: a client of the acquirer, or the sandbox that plays it | our database |
-//! | [`reconcile`] | holds the acquirer's operations against ours | how they came about |
-//! | [`acquirer`] | plays the bank behind a network, as a server of its own | our database, our engine |
-//! | [`events`] | records state changes with the changes | who reads them |
-//! | [`events_api`] | events and their deliveries as a merchant reads them | |
-//! | [`webhooks`] | tells merchants of events, and takes the acquirer's | how a charge works |
-//! | [`auth`], [`api_keys`], [`merchants`], [`operator`], [`vault`] | whose request it is, what they pay, derived secrets | |
-//! | [`error`] | every error code, its status, its page | HTTP frameworks, up to one `match` |
-//! | [`fields`], [`money`], [`ids`] | parse at the door into types that can't be wrong | |
-//! | [`server`], [`openapi`], [`request`], [`problems`], [`health`] | the HTTP around it | |
-//! | [`db`], [`deadline`], [`sql`], [`batch`], [`schema`] | the bounded pool, the time a request has, prepared statements, many calls in one statement, tables | the domain |
-//! | [`listen`], [`trigger`], [`api_client`] | `oncepay listen` and `oncepay trigger`: clients, for developers | our database |
-//! | [`dev`], [`config`], [`faults`] | `oncepay dev` and `oncepay seed`, settings, crash points for tests | |
+//! | [`base`] | ids, money, time, JSON, signatures, derived secrets, the metrics registry, crash points for tests | requests |
+//! | [`error`] | why a request fails; `failure` is the half that engine and storage know, `problem` the only file with HTTP | frameworks, but for that file |
+//! | [`storage`] | the bounded pool, deadlines, prepared statements, many calls in one statement, the tables | the domain |
+//! | [`web`] | what every endpoint shares: authentication, fields, lists, error documentation | the processor |
+//! | [`processor`] | who moves the money: what a provider does, its books, its messages; an adapter per provider | our database |
+//! | [`events`] | state changes, recorded with the changes | who reads them |
+//! | [`idempotency`] | the engine: runs a request at most once per key | merchants' keys, charges, money, the processor |
+//! | [`host`] | what the engine is handed of this service: callers, errors, what operations get at | any operation |
+//! | [`ledger`] | balanced entries, balances, checkpoints, and the ledger as a merchant reads it | charges |
+//! | [`payments`] | charges, refunds, payouts, disputes, settlements, the balance: states, types, rules, handlers | how keys work |
+//! | [`tenants`] | merchants and their API keys | payments |
+//! | [`webhooks`] | events to merchants: endpoints, outbox, delivery, retention | how a charge works |
+//! | [`inbound`] | events and books of the processor, applied and compared | how they came about |
+//! | [`audit`], [`idempotency_api`] | checks over all tables; the engine's tables for merchants and operators | how it's decided |
+//! | [`config`] | the settings of a service | |
+//! | [`server`] | each route and operation once, OpenAPI, middleware, health, problem pages | |
+//! | [`simulator`], [`dev`] | a payment processor with faults, as a server of its own; `oncepay dev` with a Postgres of its own | our tables and our engine (the simulator) |
+//! | [`commands`] | a file per command | |
 //!
 //! # Invariants
 //!
 //! * **Mutating handlers get their body only through
 //!   [`IdempotentRequest`](idempotency::IdempotentRequest).** A test asks every mutating operation of the
 //!   OpenAPI document for its key.
-//! * **No network call inside a transaction**, and transactions open in one place, the engine. Domain
-//!   functions take a `&mut PgConnection` and never begin, commit, spawn, sleep or call out.
+//! * **The engine can be lifted out**: a test holds the short list of what it may import, and an example guards a toy domain with it.
+//! * **No network call inside a transaction.** Domain functions take a `&mut PgConnection` and never begin, commit, spawn,
+//!   sleep or call out. Transactions begin in the engine, in workers' loops, and in reads that need one snapshot; a test lists the files.
 //! * **No connection is held while waiting** for anything but the database.
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
 //! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Money coming in
-//!   locks no account at all. A parked event of the acquirer is locked by whoever tries it before what it's about; who comes
+//!   locks no account at all. A parked event of the processor is locked before the object that it's about; whoever comes
 //!   to it the other way round skips it.
 //! * **A request is stored with its claim**, and reading it ([`Operation::read`](idempotency::Operation::read)) depends
 //!   on nothing else but settings, so that it can be finished without its client.
-//! * **Times that matter come from the database's clock**, so that instances needn't agree. But whether a message of the
-//!   acquirer is too old is told by the instance's own: that's said before the database is asked.
+//! * **Times that matter come from the database's clock**, so that instances needn't agree. The one exception is the age of a
+//!   message of the processor, which the instance's clock decides before the database is asked.
 //! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be
 //!   distributed by it. A test reads the catalog.
 //! * **Floats never touch an amount.**
@@ -100,11 +101,9 @@
 //!
 //! # Adding an operation
 //!
-//! One file with its types, its handler and its [`Operation`](idempotency::Operation), one migration, one
-//! test file, two lines in `server.rs`: its handler, and its entry in [`server::operations`], by which the recovery
-//! worker, the policies and the OpenAPI document know it. The engine, the error answers, the OpenAPI headers and the tests
-//! of the idempotency rules apply by themselves.
-#![warn(missing_docs)]
+//! CONTRIBUTING.md lists the files, and a check applies that list to a copy. An operation says all that others need to know of it
+//! in its [`Descriptor`](idempotency::Descriptor); [`server::operations`] lists it, and from there the recovery worker, the
+//! policies, the key status, the audit and the OpenAPI document know it.
 
 pub mod audit;
 pub mod base;

@@ -1,4 +1,5 @@
 //! The program: see [`oncepay::commands`].
+#![expect(clippy::print_stderr, reason = "what a command writes is its result")]
 
 use std::process::ExitCode;
 

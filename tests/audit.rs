@@ -123,7 +123,7 @@ fn each_damage_is_found_by_its_check() {
         for statement in &damage {
             execute(&mut superuser, statement);
         }
-        let report = oncepay::audit::run(&mut database.as_app()).unwrap();
+        let report = oncepay::audit::run(&mut database.as_app(), &oncepay::server::resource_kinds()).unwrap();
         let found: Vec<_> =
             report.checks.iter().filter(|check| check.violations > 0).map(|check| check.name).collect();
         assert!(!report.clean);

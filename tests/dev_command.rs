@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use oncepay::dev::postgres::Binaries;
 
+use crate::support::database::fast_folder;
 use crate::support::*;
 
 fn has_binaries() -> bool {
@@ -108,7 +109,7 @@ fn is_alive(pid: Pid) -> bool {
 
 /// A folder that vanishes with this value. Its own mode lets Postgres' user in when we're root.
 fn temporary_folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir_in(fast_folder()).unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     folder
 }

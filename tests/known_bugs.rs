@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use diesel::{Connection, RunQueryDsl};
 use oncepay::config::Config;
-use oncepay::idempotency::reaper;
+use oncepay::idempotency::workers::reaper;
 use oncepay::processor::Sandbox;
 use serde_json::{Value, json};
 
@@ -210,7 +210,7 @@ fn a_5xx_was_stored_and_replayed() {
 }
 
 #[test]
-fn one_tenant_got_anothers_replay() {
+fn one_tenant_got_the_replay_of_another() {
     let (database, app, alice) = start();
     let bob = app.client.as_merchant(&database.merchant());
     let (first, second) = (alice.charge("k", &visa()).expect(201), bob.charge("k", &visa()).expect(201));

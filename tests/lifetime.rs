@@ -3,7 +3,7 @@
 use std::thread;
 
 use diesel::{Connection, RunQueryDsl};
-use oncepay::idempotency::reaper;
+use oncepay::idempotency::workers::reaper;
 use serde_json::json;
 
 use crate::support::*;

@@ -1,9 +1,29 @@
 //! The integration tests: through HTTP, against a real Postgres, each with a database of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "helpers end a test by a panic, and tell what they find on the terminal"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::float_arithmetic,
+    reason = "what tests count and measure is small, and no amount"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests live in the clock of this machine, whatever the service is told"
+)]
+#![allow(unsafe_code, reason = "signals, mounts and an exit handler, which the faults need")]
 
 mod support;
 
 mod acquirer;
 mod api;
+mod architecture;
 mod audit;
 mod batches;
 mod containers;
@@ -27,6 +47,8 @@ mod protocol;
 mod races;
 mod reconciliation;
 mod recovery;
+mod schema;
+mod seats;
 mod second_processor;
 mod shell;
 mod sight;

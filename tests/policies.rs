@@ -50,7 +50,7 @@ fn policies_are_published_with_one_row_per_operation() {
     let names: Vec<_> =
         list["data"].as_array().unwrap().iter().map(|row| row["operation"].as_str().unwrap()).collect();
     let mut registered: Vec<_> =
-        oncepay::server::operations().iter().map(|operation| operation.name).collect();
+        oncepay::server::operations().iter().map(|operation| operation.descriptor.name).collect();
     registered.sort_unstable();
     assert_eq!(names, registered);
     let create = &list["data"][names.iter().position(|name| *name == "charges.create").unwrap()];

@@ -164,7 +164,8 @@ fn one_of_each_difference_is_made_and_found() {
     }
 
     // The audit knows them too, but for what could still come within the hour.
-    let report = oncepay::audit::run(&mut scene.database.as_app()).unwrap();
+    let report =
+        oncepay::audit::run(&mut scene.database.as_app(), &oncepay::server::resource_kinds()).unwrap();
     let check = report.checks.iter().find(|check| check.name == "processor_operations").unwrap();
     assert_eq!(check.violations, 4, "{report}");
 

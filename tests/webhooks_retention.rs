@@ -191,7 +191,7 @@ fn an_event_that_is_missing_for_another_reason_is_found_all_the_same() {
     database.assert_audit_is_clean();
 
     let missing = || {
-        let report = oncepay::audit::run(&mut database.as_app()).unwrap();
+        let report = oncepay::audit::run(&mut database.as_app(), &oncepay::server::resource_kinds()).unwrap();
         let check = report.checks.into_iter().find(|check| check.name == "missing_events").unwrap();
         let mut samples = check.samples;
         samples.sort();

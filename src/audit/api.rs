@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, get, web};
 
 use crate::audit::{self, AuditReport};
 use crate::error::Error;
+use crate::host::Engine;
 use crate::storage::db::Db;
 use crate::web::auth::AuthenticatedOperator;
 use crate::web::problems::problems;
@@ -21,7 +22,11 @@ problems!(AuditProblems, operating:);
     responses((status = 200, description = "What was found; `clean` tells whether that is nothing.", body = AuditReport), AuditProblems),
 )]
 #[get("/v1/operator/audit")]
-pub async fn audit_books(db: web::Data<Db>, _operator: AuthenticatedOperator) -> Result<HttpResponse, Error> {
-    let report = db.run_retrying(audit::run).await?;
+pub async fn audit_books(
+    engine: web::Data<Engine>,
+    db: web::Data<Db>,
+    _operator: AuthenticatedOperator,
+) -> Result<HttpResponse, Error> {
+    let report = db.run_retrying(move |conn| audit::run(conn, &engine.host().resource_kinds())).await?;
     Ok(HttpResponse::Ok().json(report))
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::idempotency::ResourceKind;
 use crate::storage::db::plan_freely;
 
 /// Most sample ids per check.
@@ -45,83 +46,101 @@ pub struct CheckResult {
     pub samples: Vec<String>,
 }
 
+/// The query of a check.
+enum Query {
+    /// This one.
+    Fixed(&'static str),
+    /// One that depends on the kinds of resources that there are.
+    OfKinds(fn(&[&'static ResourceKind]) -> String),
+}
+
 struct Check {
     name: &'static str,
     description: &'static str,
     /// Gives one text per violation.
-    query: &'static str,
+    query: Query,
 }
 
 const CHECKS: &[Check] = &[
     Check {
         name: "unbalanced_entries",
         description: "journal entries whose postings don't sum to zero per currency",
-        query: "SELECT DISTINCT 'je_' || replace(entry_id::text, '-', '') FROM postings \
+        query: Query::Fixed(
+            "SELECT DISTINCT 'je_' || replace(entry_id::text, '-', '') FROM postings \
                 GROUP BY merchant_id, entry_id, currency HAVING sum(amount) <> 0",
+        ),
     },
     Check {
         name: "empty_entries",
         description: "journal entries without postings",
-        query: "SELECT e.source FROM journal_entries e WHERE NOT EXISTS ( \
+        query: Query::Fixed(
+            "SELECT e.source FROM journal_entries e WHERE NOT EXISTS ( \
                 SELECT FROM postings p WHERE p.merchant_id = e.merchant_id AND p.entry_id = e.id)",
+        ),
     },
     Check {
         name: "trial_balance",
         description: "merchants and currencies whose debits and credits differ",
-        query: "SELECT 'mer_' || replace(merchant_id::text, '-', '') || ' ' || currency FROM postings \
+        query: Query::Fixed(
+            "SELECT 'mer_' || replace(merchant_id::text, '-', '') || ' ' || currency FROM postings \
                 GROUP BY merchant_id, currency HAVING sum(amount) <> 0",
+        ),
     },
     Check {
         name: "foreign_postings",
         description: "postings to an account that doesn't exist or has another currency",
-        query: "SELECT 'je_' || replace(p.entry_id::text, '-', '') || '.' || p.line FROM postings p \
+        query: Query::Fixed(
+            "SELECT 'je_' || replace(p.entry_id::text, '-', '') || '.' || p.line FROM postings p \
                 LEFT JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id \
                 WHERE a.currency IS DISTINCT FROM p.currency",
+        ),
     },
     Check {
         name: "balance_mismatch",
         description: "accounts whose checkpoint isn't the sum of the postings that it stands for",
-        query: "SELECT 'la_' || replace(c.account_id::text, '-', '') FROM ledger_checkpoints c \
+        query: Query::Fixed(
+            "SELECT 'la_' || replace(c.account_id::text, '-', '') FROM ledger_checkpoints c \
                 WHERE c.balance <> coalesce((SELECT sum(p.amount) FROM postings p \
                     WHERE p.merchant_id = c.merchant_id AND p.account_id = c.account_id \
                     AND p.transaction_id < c.horizon), 0)",
+        ),
     },
     Check {
         name: "negative_payable",
         description: "merchant_payable below zero without a dispute that explains it",
-        query: "SELECT 'la_' || replace(a.id::text, '-', '') FROM ledger_accounts a \
+        query: Query::Fixed(
+            "SELECT 'la_' || replace(a.id::text, '-', '') FROM ledger_accounts a \
                 WHERE a.kind = 'merchant_payable' AND ledger_balance(a.merchant_id, a.id) > 0 \
                 AND ledger_balance(a.merchant_id, a.id) > coalesce((SELECT sum(d.amount) FROM disputes d \
                     WHERE d.merchant_id = a.merchant_id AND d.currency = a.currency AND d.status <> 'won'), 0)",
+        ),
     },
     Check {
         name: "key_without_resource",
         description: "completed keys whose answer made a resource that doesn't exist",
-        query: "SELECT k.operation || ' ' || k.key FROM idempotency_keys k WHERE k.state = 'completed' \
-                AND (k.response_status < 300 OR k.response_status = 402) AND NOT CASE k.resource_type \
-                    WHEN 'charge' THEN EXISTS (SELECT FROM charges r WHERE r.merchant_id = k.merchant_id AND r.id = k.resource_id) \
-                    WHEN 'refund' THEN EXISTS (SELECT FROM refunds r WHERE r.merchant_id = k.merchant_id AND r.id = k.resource_id) \
-                    WHEN 'payout' THEN EXISTS (SELECT FROM payouts r WHERE r.merchant_id = k.merchant_id AND r.id = k.resource_id) \
-                    WHEN 'webhook_endpoint' THEN EXISTS ( \
-                        SELECT FROM webhook_endpoints r WHERE r.merchant_id = k.merchant_id AND r.id = k.resource_id) \
-                    ELSE true END",
+        query: Query::OfKinds(keys_without_resource),
     },
     Check {
         name: "two_resources_for_one_key",
         description: "charges that share the processor operation, which is named by the idempotency key",
-        query: "SELECT min('ch_' || replace(id::text, '-', '')) FROM charges \
+        query: Query::Fixed(
+            "SELECT min('ch_' || replace(id::text, '-', '')) FROM charges \
                 GROUP BY merchant_id, authorization_id HAVING count(*) > 1",
+        ),
     },
     Check {
         name: "two_keys_for_one_resource",
         description: "resources that two keys claim to have made",
-        query: "SELECT min(key) FROM idempotency_keys WHERE operation LIKE '%.create' \
+        query: Query::Fixed(
+            "SELECT min(key) FROM idempotency_keys WHERE operation LIKE '%.create' \
                 GROUP BY merchant_id, resource_id HAVING count(*) > 1 AND resource_id IS NOT NULL",
+        ),
     },
     Check {
         name: "charge_entries",
         description: "captured charges without a journal entry of that amount, and entries without such a charge",
-        query: "SELECT coalesce(c.source, e.source) FROM ( \
+        query: Query::Fixed(
+            "SELECT coalesce(c.source, e.source) FROM ( \
                     SELECT merchant_id, 'ch_' || replace(id::text, '-', '') || ':capture' AS source, amount_captured AS amount \
                     FROM charges WHERE amount_captured > 0) c \
                 FULL JOIN (SELECT e.merchant_id, e.source, sum(p.amount) AS amount \
@@ -129,19 +148,23 @@ const CHECKS: &[Check] = &[
                     WHERE e.source LIKE 'ch\\_%:capture' AND p.amount > 0 GROUP BY 1, 2) e \
                 ON e.merchant_id = c.merchant_id AND e.source = c.source \
                 WHERE c.amount IS DISTINCT FROM e.amount",
+        ),
     },
     Check {
         name: "refund_entries",
         description: "refunds that were made without a journal entry of that amount",
-        query: "SELECT 're_' || replace(r.id::text, '-', '') FROM refunds r WHERE r.status <> 'pending' \
+        query: Query::Fixed(
+            "SELECT 're_' || replace(r.id::text, '-', '') FROM refunds r WHERE r.status <> 'pending' \
                 AND r.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = r.merchant_id AND e.source = 're_' || replace(r.id::text, '-', ''))",
+        ),
     },
     Check {
         name: "refunds_over_captured",
         description: "charges whose refunds exceed what was captured or differ from what the charge says",
-        query: "SELECT 'ch_' || replace(c.id::text, '-', '') FROM charges c \
+        query: Query::Fixed(
+            "SELECT 'ch_' || replace(c.id::text, '-', '') FROM charges c \
                 JOIN (SELECT merchant_id, charge_id, \
                         coalesce(sum(amount) FILTER (WHERE status = 'succeeded'), 0) AS refunded, \
                         coalesce(sum(amount) FILTER (WHERE status = 'pending'), 0) AS pending \
@@ -151,19 +174,23 @@ const CHECKS: &[Check] = &[
                 UNION ALL SELECT 'ch_' || replace(c.id::text, '-', '') FROM charges c \
                 WHERE c.amount_refunded + c.amount_refund_pending > 0 AND NOT EXISTS ( \
                     SELECT FROM refunds r WHERE r.merchant_id = c.merchant_id AND r.charge_id = c.id)",
+        ),
     },
     Check {
         name: "payout_entries",
         description: "payouts that are on their way or settled without a journal entry of that amount",
-        query: "SELECT 'po_' || replace(o.id::text, '-', '') FROM payouts o WHERE o.status <> 'pending' \
+        query: Query::Fixed(
+            "SELECT 'po_' || replace(o.id::text, '-', '') FROM payouts o WHERE o.status <> 'pending' \
                 AND o.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = o.merchant_id AND e.source = 'po_' || replace(o.id::text, '-', ''))",
+        ),
     },
     Check {
         name: "outcome_entries",
         description: "disputes, and payouts and refunds that have come to an end later, without a journal entry of that amount",
-        query: "SELECT o.source FROM ( \
+        query: Query::Fixed(
+            "SELECT o.source FROM ( \
                     SELECT merchant_id, 'po_' || replace(id::text, '-', '') || ':' || status AS source, amount \
                     FROM payouts WHERE status IN ('paid', 'failed') \
                     UNION ALL SELECT merchant_id, 're_' || replace(id::text, '-', '') || ':failed', amount \
@@ -174,33 +201,42 @@ const CHECKS: &[Check] = &[
                 WHERE o.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = o.merchant_id AND e.source = o.source)",
+        ),
     },
     Check {
         name: "holds",
         description: "money that is set aside for nothing, or not set aside for what is pending",
-        query: "SELECT coalesce(h.source, o.source) FROM ledger_holds h \
+        query: Query::Fixed(
+            "SELECT coalesce(h.source, o.source) FROM ledger_holds h \
                 FULL JOIN ( \
                     SELECT merchant_id, 're_' || replace(id::text, '-', '') AS source, amount FROM refunds WHERE status = 'pending' \
                     UNION ALL \
                     SELECT merchant_id, 'po_' || replace(id::text, '-', ''), amount FROM payouts WHERE status = 'pending') o \
                 ON o.merchant_id = h.merchant_id AND o.source = h.source \
                 WHERE h.amount IS DISTINCT FROM o.amount",
+        ),
     },
     Check {
         name: "processor_operations",
         description: "operations of the acquirer that don't match ours, as of the last look at its list",
-        query: "SELECT difference || ' ' || reference FROM acquirer_differences(interval '1 hour')",
+        query: Query::Fixed(
+            "SELECT difference || ' ' || reference FROM acquirer_differences(interval '1 hour')",
+        ),
     },
     Check {
         name: "stuck_keys",
         description: "requests that wait for an operator, or that nobody has worked on for an hour",
-        query: "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \
+        query: Query::Fixed(
+            "SELECT operation || ' ' || key FROM idempotency_keys WHERE state = 'in_progress' \
                 AND (parked_at IS NOT NULL OR lease_expires_at < clock_timestamp() - interval '1 hour')",
+        ),
     },
     Check {
         name: "overdue_events",
         description: "events of the acquirer that have waited for too long for what they are about",
-        query: "SELECT event_id || ' ' || type FROM acquirer_events WHERE overdue_at IS NOT NULL",
+        query: Query::Fixed(
+            "SELECT event_id || ' ' || type FROM acquirer_events WHERE overdue_at IS NOT NULL",
+        ),
     },
     // Events are deleted when they are old, so what is missing proves something only where it would still be there: of an
     // object that was made since, or that was changed since, which the events tell that are left. An older object that
@@ -208,7 +244,8 @@ const CHECKS: &[Check] = &[
     Check {
         name: "missing_events",
         description: "charges, refunds, payouts and disputes without an event that tells their state, as far back as events are kept",
-        query: "SELECT o.name FROM ( \
+        query: Query::Fixed(
+            "SELECT o.name FROM ( \
                     SELECT merchant_id, id, status, created_at, 'ch_' || replace(id::text, '-', '') AS name FROM charges \
                     UNION ALL SELECT merchant_id, id, status, created_at, 're_' || replace(id::text, '-', '') FROM refunds WHERE status <> 'pending' \
                     UNION ALL SELECT merchant_id, id, status, created_at, 'po_' || replace(id::text, '-', '') FROM payouts WHERE status <> 'pending' \
@@ -218,6 +255,7 @@ const CHECKS: &[Check] = &[
                     AND e.data->>'status' = o.status) \
                 AND (o.created_at >= kept.events_before OR EXISTS (SELECT FROM events e \
                     WHERE e.merchant_id = o.merchant_id AND e.object_id = o.id AND e.created_at >= kept.events_before))",
+        ),
     },
 ];
 
@@ -231,18 +269,21 @@ struct Found {
 
 /// Runs all checks on one snapshot. Reads everything, so it takes its time on a large database: its
 /// statements may run for ten minutes. Locks nothing.
-pub fn run(conn: &mut PgConnection) -> Result<AuditReport, Error> {
+pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
         let checks = CHECKS
             .iter()
             .map(|check| {
+                let query = match check.query {
+                    Query::Fixed(query) => query.to_owned(),
+                    Query::OfKinds(query) => query(kinds),
+                };
                 let found = diesel::sql_query(format!(
                     "SELECT count(*) AS violations, \
                      coalesce((array_agg(v.sample ORDER BY v.sample))[1:{SAMPLES_MAX}], '{{}}') AS samples \
-                     FROM ({}) AS v (sample)",
-                    check.query
+                     FROM ({query}) AS v (sample)"
                 ))
                 .get_result::<Found>(conn)?;
                 Ok(CheckResult {
@@ -255,6 +296,20 @@ pub fn run(conn: &mut PgConnection) -> Result<AuditReport, Error> {
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(AuditReport { clean: checks.iter().all(|check| check.violations == 0), checks })
     })
+}
+
+/// Only kinds whose rows stay for good: of the others a missing row proves nothing.
+fn keys_without_resource(kinds: &[&'static ResourceKind]) -> String {
+    let kept = kinds.iter().filter(|kind| kind.is_kept);
+    let cases: String = kept
+        .map(|kind| {
+            format!("WHEN '{}' THEN {} ", kind.name, kind.exists_sql("k.merchant_id", "k.resource_id"))
+        })
+        .collect();
+    format!(
+        "SELECT k.operation || ' ' || k.key FROM idempotency_keys k WHERE k.state = 'completed' \
+         AND (k.response_status < 300 OR k.response_status = 402) AND NOT CASE k.resource_type {cases} ELSE true END"
+    )
 }
 
 impl std::fmt::Display for AuditReport {

@@ -165,14 +165,14 @@ mod tests {
 
     #[test]
     fn an_id_survives_printing_and_parsing() {
-        let id = ChargeId::at(Utc::now());
+        let id = ChargeId::at(crate::base::time::now());
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().len(), 3 + 32);
     }
 
     #[test]
     fn other_spellings_are_refused() {
-        let id = ChargeId::at(Utc::now());
+        let id = ChargeId::at(crate::base::time::now());
         let hyphenated = format!("ch_{}", id.0.as_hyphenated());
         let upper = id.to_string().to_uppercase();
         let other_kind = id.to_string().replace("ch_", "mer_");
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_id_of_any_kind_is_told_from_other_texts() {
-        let id = ChargeId::at(Utc::now());
+        let id = ChargeId::at(crate::base::time::now());
         assert_eq!(parse_any(&id.to_string()), Ok(id.0));
         for text in [id.0.to_string(), id.0.as_simple().to_string(), format!("{id}0"), "ch_".to_owned()] {
             assert_eq!(parse_any(&text), Err(ParseIdError), "{text}");

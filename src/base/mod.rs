@@ -1,5 +1,6 @@
 //! Values and helpers that know nothing of a request.
 
+pub mod defaults;
 pub mod derived_secrets;
 pub mod faults;
 pub mod ids;

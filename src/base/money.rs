@@ -174,7 +174,7 @@ pub struct Pricing {
 
 impl Pricing {
     /// The fee for capturing `captured`: rate × amount + fixed, rounded half-even to the currency's
-    /// scale (so that the roundings of many charges don't add up in anybody's favour), and never more
+    /// scale (so that the roundings of many charges don't add up in anybody's favor), and never more
     /// than the amount. May be zero.
     pub fn fee(self, captured: Money) -> Decimal {
         // At most 16 + 5 digits, far from the 28 that a Decimal holds.
@@ -265,10 +265,10 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn a_fee_is_within_zero_and_the_amount_at_the_currencys_scale(
-            units in 1u64..99_999_999_999, rate in 0u32..=100_000, fixed in 0u32..100_000, which in 0usize..3,
+            units in 1i64..99_999_999_999, rate in 0u32..=100_000, fixed in 0u32..100_000, which in 0usize..3,
         ) {
             let currency = currency(["USD", "JPY", "KWD"][which]);
-            let captured = Money::from_stored(Decimal::new(units as i64, currency.scale()), currency);
+            let captured = Money::from_stored(Decimal::new(units, currency.scale()), currency);
             let pricing = Pricing { rate: Decimal::new(rate.into(), 5), fixed: Decimal::new(fixed.into(), 4) };
             let fee = pricing.fee(captured);
             proptest::prop_assert!(fee >= Decimal::ZERO && fee <= captured.amount());

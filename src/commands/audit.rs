@@ -3,7 +3,7 @@
 use crate::audit;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
-use crate::server::adapter;
+use crate::server::{self, adapter};
 use crate::storage::db;
 
 use super::shared::Database;
@@ -25,10 +25,13 @@ pub fn run(options: &Options) -> Result<(), String> {
     if options.processor.url.is_some() {
         reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
     }
-    let report = audit::run(&mut db::connect(database_url)?).map_err(|error| match error.cause() {
-        Some(cause) => format!("The audit couldn't be run: {cause}."),
-        None => format!("The audit couldn't be run: {error}"),
-    })?;
+    let report =
+        audit::run(&mut db::connect(database_url)?, &server::resource_kinds()).map_err(
+            |error| match error.cause() {
+                Some(cause) => format!("The audit couldn't be run: {cause}."),
+                None => format!("The audit couldn't be run: {error}"),
+            },
+        )?;
     print!("{report}");
     if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
 }

@@ -6,8 +6,9 @@ use std::io::Write;
 use clap::Subcommand;
 use diesel::prelude::*;
 
-use crate::error::Error;
-use crate::idempotency::status::{self, Filter, KeyId, KeyRow, Life, Which};
+use crate::error::Failure;
+use crate::idempotency::status::{self, KeyId, KeyRow, Life};
+use crate::idempotency_api::key_list::{self, KeyFilter, KeyQuery};
 use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S};
 use crate::storage::db;
 use crate::web::lists::{Cursor, Page};
@@ -80,8 +81,8 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
     let connect = |database: &Database| db::connect(&database.database_url);
     match command {
         Command::List { status, older_than, operation, merchant, limit, database } => {
-            let mut filter = Filter {
-                which: status.parse().map_err(|()| format!("The status {}.", Which::FORMAT))?,
+            let mut filter = KeyQuery {
+                filter: status.parse().map_err(|()| format!("The status {}.", KeyFilter::FORMAT))?,
                 operation,
                 merchant: match merchant {
                     Some(id) => {
@@ -89,17 +90,17 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                     }
                     None => None,
                 },
-                ..Filter::default()
+                ..KeyQuery::default()
             };
             if let Some(text) = older_than {
                 text.parse::<OlderThan>().map_err(|detail| format!("The age {detail}."))?.apply(&mut filter);
             }
             let page = Page { limit, cursor: Cursor::Newest };
-            let keys = status::list(&mut connect(&database)?, &filter, page)
-                .map_err(|error| sentence(&error))?
+            let keys = key_list::list(&mut connect(&database)?, &filter, page)
+                .map_err(|error| sentence(error))?
                 .unwrap_or_else(|| unreachable!("there is no cursor that could be unknown"));
             for row in &keys.data {
-                write_line(out, &one_line(row).map_err(|error| sentence(&error))?);
+                write_line(out, &one_line(row).map_err(|error| sentence(error))?);
             }
             write_line(
                 out,
@@ -111,9 +112,9 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         Command::Show { id, database } => {
             let id = parse_id(&id)?;
             let row = status::find(&mut connect(&database)?, id.merchant, &id.key)
-                .map_err(|error| sentence(&error))?
-                .ok_or_else(|| sentence(&Error::IdempotencyKeyNotFound))?;
-            write_line(out, &one_line(&row).map_err(|error| sentence(&error))?);
+                .map_err(|error| sentence(error))?
+                .ok_or_else(|| sentence(Failure::IdempotencyKeyNotFound))?;
+            write_line(out, &one_line(&row).map_err(|error| sentence(error))?);
             let times = [
                 ("completed", row.completed_at),
                 ("answer kept until", Some(row.expires_at)),
@@ -133,20 +134,21 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         }
         Command::Retry { id: None, database, .. } => {
             let conn = &mut connect(&database)?;
-            let filter = Filter { which: Which::Parked, ..Filter::default() };
+            let filter = KeyQuery { filter: KeyFilter::Parked, ..KeyQuery::default() };
             let mut retried = 0;
             loop {
                 let page = Page { limit: KEYS_MAX, cursor: Cursor::Newest };
-                let parked = status::list(conn, &filter, page).map_err(|error| sentence(&error))?;
+                let parked = key_list::list(conn, &filter, page).map_err(|error| sentence(error))?;
                 let parked = parked.map(|list| list.data).unwrap_or_default();
-                let is_last = parked.len() < KEYS_MAX as usize;
+                let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
                 for row in parked {
                     match status::retry(conn, row.merchant_id, &row.key) {
                         // Finished or retried by somebody else meanwhile.
-                        Ok(_) | Err(Error::IdempotencyKeyNotInProgress | Error::IdempotencyKeyNotFound) => {
+                        Ok(_)
+                        | Err(Failure::IdempotencyKeyNotInProgress | Failure::IdempotencyKeyNotFound) => {
                             retried += 1
                         }
-                        Err(error) => return Err(sentence(&error)),
+                        Err(error) => return Err(sentence(error)),
                     }
                 }
                 if is_last {
@@ -167,15 +169,15 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
 
 fn change(
     conn: &mut PgConnection,
-    act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Error>,
+    act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Failure>,
     out: &mut impl Write,
 ) -> Result<(), String> {
-    let row = conn.transaction(act).map_err(|error| sentence(&error))?;
-    write_line(out, &one_line(&row).map_err(|error| sentence(&error))?);
+    let row = conn.transaction(act).map_err(|error| sentence(error))?;
+    write_line(out, &one_line(&row).map_err(|error| sentence(error))?);
     Ok(())
 }
 
-fn one_line(row: &KeyRow) -> Result<String, Error> {
+fn one_line(row: &KeyRow) -> Result<String, Failure> {
     let life = match row.life()? {
         Life::Running => "running",
         Life::Abandoned => "abandoned",

@@ -7,13 +7,12 @@ use clap::Subcommand;
 use diesel::prelude::*;
 use serde_json::Value;
 
-use crate::idempotency::policy::{self, ByOperation, Policy};
-use crate::idempotency::{Input, Operation};
+use crate::idempotency::policies::{self, ByOperation, Defaults};
+use crate::idempotency::{Policy, PolicySetting};
 use crate::idempotency_api::policies::ReplacePolicy;
 use crate::server;
 use crate::storage::db;
 use crate::storage::schema::idempotency_policy_changes;
-use crate::web::fields::Fields;
 
 use super::shared::{Database, sentence, time_text, write_line};
 
@@ -69,15 +68,13 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         Command::Set { operation, changes, database } => {
             let conn = &mut db::connect(&database.database_url)?;
             let body = Value::Object(changes.into_iter().collect());
-            let path = format!("/v1/operator/idempotency-policies/{operation}");
-            let change = Fields::read(&body, |fields| {
-                ReplacePolicy::read(&mut Input { path: &path, fields, allows_loopback: false })
-            })
-            .map_err(|error| sentence(&error))?;
+            let change = ReplacePolicy::parse(operation.clone(), &body, settings_of(&operation))
+                .map_err(|error| sentence(error))?;
             load(conn)?;
             let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
             let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });
-            conn.transaction(|conn| change.apply(conn, &who)).map_err(|error| sentence(&error))?;
+            conn.transaction(|conn| change.apply(conn, &defaults(), &who))
+                .map_err(|error| sentence(error))?;
             let policies = load(conn)?;
             write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
             Ok(())
@@ -99,7 +96,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             }
             let changes = query
                 .load::<(String, chrono::DateTime<chrono::Utc>, String, Value, Value)>(conn)
-                .map_err(|error| sentence(&error.into()))?;
+                .map_err(|error| sentence(error))?;
             for (operation, at, by, before, after) in changes {
                 let changed = difference(&before, &after);
                 write_line(out, &format!("{}  {operation:<28}  {by}: {changed}", time_text(at)));
@@ -111,9 +108,21 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
 
 /// All policies, with the rows that were missing.
 fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
-    policy::add_missing(conn, &server::operations())
-        .and_then(|()| policy::load(conn))
-        .map_err(|error| sentence(&error))
+    let defaults = defaults();
+    policies::add_missing(conn, &defaults)
+        .and_then(|()| policies::load(conn, &defaults))
+        .map_err(|error| sentence(error))
+}
+
+fn defaults() -> Vec<Defaults> {
+    server::operations().iter().map(|operation| Defaults::of(&operation.descriptor)).collect()
+}
+
+/// The settings that only `operation` has.
+fn settings_of(operation: &str) -> &'static [PolicySetting] {
+    let operations = server::operations();
+    let found = operations.iter().find(|registered| registered.descriptor.name == operation);
+    found.map(|registered| registered.descriptor.policy_settings).unwrap_or_default()
 }
 
 /// What a policy says, as it can be set.

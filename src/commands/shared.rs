@@ -18,8 +18,8 @@ pub struct Database {
 }
 
 /// The sentence that an error is for somebody in a shell.
-pub fn sentence(error: &Error) -> String {
-    match error {
+pub fn sentence(error: impl Into<Error>) -> String {
+    match &error.into() {
         Error::ValidationFailed(errors) => {
             let errors: Vec<_> = errors
                 .iter()

@@ -8,6 +8,7 @@
 //!
 //! Order of `dev`: the port is taken first, since that is what most likely fails and leaves nothing behind; then
 //! the folder, Postgres, the rest.
+#![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
 pub mod database;
 pub mod postgres;

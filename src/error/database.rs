@@ -2,11 +2,11 @@
 
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind};
 
-use super::Error;
+use super::{Error, Failure};
 
-impl From<diesel::result::Error> for Error {
+impl From<diesel::result::Error> for Failure {
     /// Sorts a database error: gone (nothing was done), collided (the whole transaction may be tried
-    /// again), or a bug of ours. Business rules that the database enforces are recognised by the name
+    /// again), or a bug of ours. Business rules that the database enforces are recognized by the name
     /// of their constraint where they are expected, before this is asked.
     fn from(error: diesel::result::Error) -> Self {
         use diesel::result::Error as Diesel;
@@ -29,6 +29,12 @@ impl From<diesel::result::Error> for Error {
             }
             _ => Self::internal(error),
         }
+    }
+}
+
+impl From<diesel::result::Error> for Error {
+    fn from(error: diesel::result::Error) -> Self {
+        Failure::from(error).into()
     }
 }
 

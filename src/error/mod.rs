@@ -11,6 +11,7 @@
 
 mod catalogue;
 mod database;
+pub mod failure;
 mod problem;
 
 use serde::Serialize;
@@ -22,6 +23,7 @@ use crate::base::signature::Refusal;
 
 pub use catalogue::{CatalogueEntry, Code};
 pub use database::violated_constraint;
+pub use failure::{Cause, Failing, Failure};
 pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
 
 /// One field that isn't as it should be.
@@ -39,12 +41,11 @@ pub struct FieldError {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the catalogue above explains each variant")]
 pub enum Error {
+    /// The request couldn't be executed, whatever it asked for.
+    #[error(transparent)]
+    Failure(#[from] Failure),
     #[error("Authenticate with `Authorization: Bearer sk_test_…`.")]
     ApiKeyMissing,
-    #[error("This API key is malformed or unknown.")]
-    ApiKeyInvalid,
-    #[error("This API key has been revoked.")]
-    ApiKeyRevoked,
     #[error("An operator key can't act for a merchant.")]
     OperatorKeyNotAllowed,
     #[error("Only an operator's key is taken here.")]
@@ -53,60 +54,16 @@ pub enum Error {
     RouteNotFound,
     #[error("This path takes {allow}.")]
     MethodNotAllowed { allow: String },
-    #[error("The body must be at most {limit_bytes} bytes.")]
-    BodyTooLarge { limit_bytes: usize },
-    #[error("The body must be sent as {expected}, uncompressed.")]
-    MediaTypeUnsupported { expected: &'static str },
-    #[error("The body didn't arrive within {limit_s} s.")]
-    BodyTimeout { limit_s: u64 },
-    #[error("Send an `Idempotency-Key` header, for example a random UUID.")]
-    IdempotencyKeyMissing,
-    #[error("The `Idempotency-Key` {0}.")]
-    IdempotencyKeyInvalid(&'static str),
-    #[error("The body is no valid JSON: {0}.")]
-    JsonMalformed(String),
     #[error("{} of the request {} not valid; `errors` lists what to correct.",
         if .0.len() == 1 { "One field".to_owned() } else { format!("{} fields", .0.len()) },
         if .0.len() == 1 { "is" } else { "are" })]
     ValidationFailed(Vec<FieldError>),
-    #[error("This idempotency key was used before with another method, path, query or body.")]
-    IdempotencyKeyReused,
-    #[error("This idempotency key was used before, and its answer isn't kept any more.")]
-    IdempotencyKeyExpired,
-    #[error("{}", if *.is_parked {
-        "The request with this idempotency key couldn't be finished and waits for our operators."
-    } else {
-        "A request with this idempotency key is still running."
-    })]
-    IdempotencyRequestInProgress {
-        /// How long this one has waited.
-        waited_s: Option<u64>,
-        is_parked: bool,
-    },
-    #[error("There is no request with this idempotency key.")]
-    IdempotencyKeyNotFound,
-    #[error("The request with this idempotency key is finished.")]
-    IdempotencyKeyNotInProgress,
     #[error("There is no such operation.")]
     OperationNotFound,
     #[error("This looks like a duplicate of {charge_id}.")]
     DuplicateSuspected { charge_id: ChargeId },
     #[error("A charge like this one is being made under another idempotency key.")]
     DuplicateInProgress,
-    #[error(
-        "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
-    )]
-    OutcomeUnknown(Cause),
-    #[error("The database can't be reached at the moment.")]
-    DatabaseUnavailable(Cause),
-    #[error("The request collided with others; nothing was changed.")]
-    TransientConflict(Cause),
-    #[error(
-        "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
-    )]
-    ProcessorUnavailable(Cause),
-    #[error("Something went wrong on our side.")]
-    Internal(Cause),
     #[error("The card was declined.")]
     CardDeclined { decline_code: String, charge_id: ChargeId },
     #[error("The card has insufficient funds.")]
@@ -153,23 +110,16 @@ pub enum Error {
     WebhookEndpointDisabled,
     #[error("There is no such event.")]
     EventNotFound,
-    /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
-    /// answers with the winner's outcome; a client never sees this.
-    #[error("A later attempt of this request has taken over.")]
-    ClaimLost,
 }
 
 fn while_in_flight(in_flight: bool) -> &'static str {
     if in_flight { " while another capture or cancellation of it is under way" } else { "" }
 }
 
-/// What the log gets to see and the client doesn't.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
-
 impl Error {
     /// Our own bug, with the technical cause.
     pub fn internal(cause: impl Into<Cause>) -> Self {
-        Self::Internal(cause.into())
+        Failure::internal(cause).into()
     }
 
     /// One field that isn't valid in a way that only shows once its object is known.
@@ -180,36 +130,18 @@ impl Error {
     /// The code of this error.
     pub fn code(&self) -> Code {
         match self {
+            Self::Failure(failure) => failure.code(),
             Self::ApiKeyMissing => Code::ApiKeyMissing,
-            Self::ApiKeyInvalid => Code::ApiKeyInvalid,
-            Self::ApiKeyRevoked => Code::ApiKeyRevoked,
             Self::OperatorKeyNotAllowed => Code::OperatorKeyNotAllowed,
             Self::OperatorKeyRequired => Code::OperatorKeyRequired,
             Self::MerchantNotFound => Code::MerchantNotFound,
             Self::ApiKeyNotFound => Code::ApiKeyNotFound,
             Self::RouteNotFound => Code::RouteNotFound,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
-            Self::BodyTooLarge { .. } => Code::BodyTooLarge,
-            Self::MediaTypeUnsupported { .. } => Code::MediaTypeUnsupported,
-            Self::BodyTimeout { .. } => Code::BodyTimeout,
-            Self::IdempotencyKeyMissing => Code::IdempotencyKeyMissing,
-            Self::IdempotencyKeyInvalid(_) => Code::IdempotencyKeyInvalid,
-            Self::JsonMalformed(_) => Code::JsonMalformed,
             Self::ValidationFailed(_) => Code::ValidationFailed,
-            Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
-            Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
-            Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
-            Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
             Self::OperationNotFound => Code::OperationNotFound,
             Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
             Self::DuplicateInProgress => Code::DuplicateInProgress,
-            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
-            // A lost claim means that another attempt owns the key right now.
-            Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
-            Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
-            Self::TransientConflict(_) => Code::TransientConflict,
-            Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
-            Self::Internal(_) => Code::Internal,
             Self::CardDeclined { .. } => Code::CardDeclined,
             Self::InsufficientFunds { .. } => Code::InsufficientFunds,
             Self::ChargeNotCapturable { .. } => Code::ChargeNotCapturable,
@@ -241,34 +173,33 @@ impl Error {
 
     /// Code and cause, for the log. Of what a client sent only names are in it, no values.
     pub fn detailed(&self) -> String {
-        let code = self.code().as_str();
         match self {
+            Self::Failure(failure) => failure.detailed(),
             Self::ValidationFailed(errors) => {
                 let errors = errors.iter().map(|error| format!("{} {}", error.pointer, error.detail));
-                format!("{code}: {}", errors.collect::<Vec<_>>().join("; "))
+                format!("{}: {}", self.code().as_str(), errors.collect::<Vec<_>>().join("; "))
             }
-            Self::JsonMalformed(detail) => format!("{code}: {detail}"),
-            _ => self.cause().map_or_else(|| code.to_owned(), |cause| format!("{code}: {cause}")),
+            _ => self.code().as_str().to_owned(),
         }
     }
 
     /// Writes the technical cause to the log, at the level that it deserves.
     pub fn log(&self, request_id: &str) {
-        match (self, self.cause()) {
-            (Self::Internal(_), Some(cause)) => log::error!(request_id; "internal error: {cause}"),
-            (_, Some(cause)) => log::warn!(request_id; "{}: {cause}", self.code().as_str()),
-            (_, None) => {}
+        if let Self::Failure(failure) = self {
+            failure.log(request_id);
         }
     }
 
-    /// What the log should say beside the code.
+    /// The technical cause, for the log.
     pub fn cause(&self) -> Option<&Cause> {
+        self.failure().and_then(Failure::cause)
+    }
+}
+
+impl Failing for Error {
+    fn failure(&self) -> Option<&Failure> {
         match self {
-            Self::DatabaseUnavailable(cause)
-            | Self::TransientConflict(cause)
-            | Self::ProcessorUnavailable(cause)
-            | Self::OutcomeUnknown(cause)
-            | Self::Internal(cause) => Some(cause),
+            Self::Failure(failure) => Some(failure),
             _ => None,
         }
     }

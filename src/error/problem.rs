@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::base::ids::ChargeId;
 
-use super::{Code, Error, FieldError};
+use super::{Code, Error, Failure, FieldError};
 
 impl Code {
     /// The HTTP status.
@@ -57,14 +57,14 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The body for `error`, answering the request `request_id` for `path`.
-    pub fn new(error: &Error, request_id: &str, path: &str) -> Self {
-        let entry = error.code().entry();
-        let mut problem = Self {
+    /// The body for an error with this code and sentence, answering the request `request_id` for `path`.
+    fn of(code: Code, detail: String, request_id: &str, path: &str) -> Self {
+        let entry = code.entry();
+        Self {
             kind: entry.path(),
             title: entry.title,
             status: entry.status,
-            detail: error.to_string(),
+            detail,
             instance: path.to_owned(),
             code: entry.code,
             retryable: entry.retryable,
@@ -72,7 +72,12 @@ impl Problem {
             errors: None,
             decline_code: None,
             charge_id: None,
-        };
+        }
+    }
+
+    /// The body for `error`, answering the request `request_id` for `path`.
+    pub fn new(error: &Error, request_id: &str, path: &str) -> Self {
+        let mut problem = Self::of(error.code(), error.to_string(), request_id, path);
         match error {
             Error::ValidationFailed(errors) => problem.errors = Some(errors.clone()),
             Error::CardDeclined { decline_code, charge_id } => {
@@ -98,31 +103,56 @@ const RETRY_AFTER_PARKED_S: &str = "60";
 /// Name of the header that tells which charge another looks like.
 pub const SUSPECTED_DUPLICATE_OF: &str = "Suspected-Duplicate-Of";
 
-impl Error {
-    /// Headers that go with this error beside the content type.
+/// Header that names the page of a problem.
+fn described_by(code: Code) -> Vec<(&'static str, String)> {
+    vec![("Link", format!("<{}>; rel=\"describedby\"", code.entry().path()))]
+}
+
+/// Header that says when to send the same request again, if that makes sense.
+fn retry_after(code: Code) -> Vec<(&'static str, String)> {
+    let is_worth_it = code.entry().retryable && code.entry().status != 500;
+    is_worth_it.then(|| ("Retry-After", RETRY_AFTER_S.to_owned())).into_iter().collect()
+}
+
+/// Header that says how to authenticate.
+fn authenticate() -> Vec<(&'static str, String)> {
+    vec![("WWW-Authenticate", "Bearer realm=\"oncepay\"".to_owned())]
+}
+
+impl Failure {
+    /// Headers that go with this failure beside the content type.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::ApiKeyMissing | Self::ApiKeyInvalid | Self::ApiKeyRevoked => {
-                vec![("WWW-Authenticate", "Bearer realm=\"oncepay\"".to_owned())]
-            }
-            Self::MethodNotAllowed { allow } => vec![("Allow", allow.clone())],
+            Self::ApiKeyInvalid | Self::ApiKeyRevoked => authenticate(),
             Self::IdempotencyKeyMissing
             | Self::IdempotencyKeyInvalid(_)
             | Self::IdempotencyKeyReused
-            | Self::IdempotencyKeyExpired => {
-                vec![("Link", format!("<{}>; rel=\"describedby\"", self.code().entry().path()))]
-            }
+            | Self::IdempotencyKeyExpired => described_by(self.code()),
             Self::IdempotencyRequestInProgress { waited_s, is_parked } => {
                 let retry_after = if *is_parked { RETRY_AFTER_PARKED_S } else { RETRY_AFTER_S };
                 let mut headers = vec![("Retry-After", retry_after.to_owned())];
                 headers.extend(waited_s.map(|seconds| ("Preference-Applied", format!("wait={seconds}"))));
                 headers
             }
+            _ => retry_after(self.code()),
+        }
+    }
+
+    /// The body of an answer to the request `request_id` for `path`.
+    pub fn problem(&self, request_id: &str, path: &str) -> Problem {
+        Problem::of(self.code(), self.to_string(), request_id, path)
+    }
+}
+
+impl Error {
+    /// Headers that go with this error beside the content type.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Failure(failure) => failure.headers(),
+            Self::ApiKeyMissing => authenticate(),
+            Self::MethodNotAllowed { allow } => vec![("Allow", allow.clone())],
             Self::DuplicateSuspected { charge_id } => vec![(SUSPECTED_DUPLICATE_OF, charge_id.to_string())],
-            _ if self.code().entry().retryable && self.code().entry().status != 500 => {
-                vec![("Retry-After", RETRY_AFTER_S.to_owned())]
-            }
-            _ => Vec::new(),
+            _ => retry_after(self.code()),
         }
     }
 
@@ -142,8 +172,22 @@ impl ResponseError for Error {
     }
 
     /// Without the request at hand the id and the path are unknown; the middleware
-    /// [`request::context`](crate::server::middleware::context) builds the answer that the client sees.
+    /// of the server builds the answer that the client sees.
     fn error_response(&self) -> HttpResponse {
         self.to_response("", "")
+    }
+}
+
+impl ResponseError for Failure {
+    fn status_code(&self) -> StatusCode {
+        self.code().status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.code().status());
+        for header in self.headers() {
+            response.insert_header(header);
+        }
+        response.content_type("application/problem+json").json(self.problem("", ""))
     }
 }

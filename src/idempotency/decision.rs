@@ -1,4 +1,4 @@
-//! What is to be done about a key, by what is found under it.
+//! What to do about a key, by what is found under it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use super::policy::{Enforcement, OnExpired, OnMismatch, Policy};
 use super::store::{Answer, Life, Stored};
 
-/// What is to be done about a key.
+/// What to do about a key.
 #[derive(Debug)]
 pub enum Decision {
     /// It's new: claim it.
@@ -56,8 +56,8 @@ pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
     }
 }
 
-/// What came of trying a request.
-pub enum Tried {
+/// The end of one attempt at a request.
+pub enum Attempt {
     /// It was executed just now.
     Executed(Arc<Answer>),
     /// It was executed before.
@@ -74,7 +74,7 @@ pub enum Tried {
     Observed(&'static str),
 }
 
-impl Tried {
+impl Attempt {
     /// What a key that isn't ours to claim or take over leads to.
     pub fn of(decision: Decision, enforcement: Enforcement) -> Self {
         if enforcement != Enforcement::Enforce {
@@ -98,8 +98,8 @@ impl Tried {
     }
 }
 
-/// What a look at a key led to.
-pub enum Look<T> {
+/// The end of one look-up of a key.
+pub enum Lookup<T> {
     /// It's ours, and this was done with it.
     Ours(T),
     /// It's not.
@@ -108,13 +108,13 @@ pub enum Look<T> {
     Again,
 }
 
-impl<T> Look<T> {
+impl<T> Lookup<T> {
     /// The same with what was done as `convert` makes it.
-    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Look<U> {
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Lookup<U> {
         match self {
-            Self::Ours(done) => Look::Ours(convert(done)),
-            Self::NotOurs(decision) => Look::NotOurs(decision),
-            Self::Again => Look::Again,
+            Self::Ours(done) => Lookup::Ours(convert(done)),
+            Self::NotOurs(decision) => Lookup::NotOurs(decision),
+            Self::Again => Lookup::Again,
         }
     }
 }

@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use actix_web::http::header::HeaderMap;
 use sfv::{BareItem, Item, Parser};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
-use crate::error::Error;
+use crate::error::failure::Failure;
 
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -24,24 +23,22 @@ pub const KEY_LENGTH_MAX: usize = 255;
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// Reads the key from a request's headers. Errors, in the order checked:
+    /// Reads the key from the values of a request's `Idempotency-Key` headers. Errors, in the order checked:
     /// `idempotency_key_missing`, then `idempotency_key_invalid` for a repeated header, bytes outside
     /// ASCII, malformed quoting, parameters, a wrong length, other characters.
-    pub fn from_headers(headers: &HeaderMap) -> Result<Self, Error> {
-        let mut sent = headers.get_all(IDEMPOTENCY_KEY);
-        let value = sent.next().ok_or(Error::IdempotencyKeyMissing)?;
-        if sent.next().is_some() {
-            return Err(Error::IdempotencyKeyInvalid("must be sent once, not repeated"));
+    pub fn from_headers<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Result<Self, Failure> {
+        let value = values.next().ok_or(Failure::IdempotencyKeyMissing)?;
+        if values.next().is_some() {
+            return Err(Failure::IdempotencyKeyInvalid("must be sent once, not repeated"));
         }
-        let text = value
-            .to_str()
-            .map_err(|_| Error::IdempotencyKeyInvalid("must consist of ASCII characters"))?
-            .trim();
-        Self::parse(text)
+        let is_text = value.iter().all(|b| matches!(b, b' '..=b'~' | b'\t'));
+        let text = std::str::from_utf8(value).ok().filter(|_| is_text);
+        let text = text.ok_or(Failure::IdempotencyKeyInvalid("must consist of ASCII characters"))?;
+        Self::parse(text.trim())
     }
 
-    fn parse(text: &str) -> Result<Self, Error> {
-        let invalid = |why| Err(Error::IdempotencyKeyInvalid(why));
+    fn parse(text: &str) -> Result<Self, Failure> {
+        let invalid = |why| Err(Failure::IdempotencyKeyInvalid(why));
         let key = if text.starts_with('"') {
             match Parser::new(text).parse::<Item>() {
                 Ok(Item { bare_item: BareItem::String(_), params }) if !params.is_empty() => {

@@ -32,11 +32,11 @@
 //!      └───────────────────────────────────────────────────────────────┘ forgotten: the key is free
 //! ```
 //!
-//! Times in the row decide, not whether the [reaper] has come by: it only makes the table smaller. With the policy
+//! Times in the row decide, not whether the [reaper](workers::reaper) has come by: it only makes the table smaller. With the policy
 //! `on_expired: execute` an expired key is free at once.
 //!
 //! A request in progress never expires. Who finishes it, in the order in which they may come: its owner while the
-//! lease lives; its client's retry when it has run out or was given up; the [recovery] worker of any instance;
+//! lease lives; its client's retry when it has run out or was given up; the [recovery](workers::recovery) worker of any instance;
 //! an operator, who has it [retried](status::retry) or [released](status::release).
 //!
 //! # Duplicates of what is still running
@@ -49,7 +49,7 @@
 //! # Many at a time
 //!
 //! Requests that need nothing of the database but their claim and the writing of what follows share statements when
-//! many come at once (an operation says how, with [`Together`]). Each still claims its own key and is fenced by its own
+//! many come at once (an operation says how, with [`Batching`]). Each still claims its own key and is fenced by its own
 //! token: a request that loses is left out of the statement, not the cause of its failure. Whatever fails for all of
 //! them is tried again by each alone, as are requests that find more to do than to claim: a takeover, a key to be used
 //! again, a row that somebody else has locked.
@@ -87,33 +87,42 @@
 //! "Avoiding Double Payments in a Distributed Payments System"; the header follows the IETF draft
 //! draft-ietf-httpapi-idempotency-key-header, and waiting RFC 7240.
 
+mod batching;
+mod context;
 mod decision;
+mod descriptor;
 mod engine;
+mod envelope;
+mod extract;
 mod fingerprint;
+mod host;
 mod key;
-mod listen;
 pub mod metrics;
 mod operation;
+pub mod policies;
 pub mod policy;
-pub mod reaper;
-pub mod recovery;
 mod registry;
 mod reply;
 mod request;
+mod settings;
 pub mod status;
 mod store;
-mod together;
 mod waiting;
+pub mod workers;
 
-pub use engine::{Engine, Settings, Timing};
+pub use context::Context;
+pub use descriptor::{Batching, Descriptor, ResourceKind, Scope, Target, parameter};
+pub use engine::{Engine, Response};
+pub use envelope::Envelope;
+pub use extract::{BODY_BYTES_MAX, HttpHost, Identity};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
+pub use host::{Host, HostError};
 pub use key::IdempotencyKey;
-pub use operation::{Context, ExternalOperation, Finished, LocalOperation, Together};
-pub use policy::Policy;
+pub use operation::{
+    BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation, Operation,
+};
+pub use policy::{OwnSettings, Policy, PolicySetting, SettingKind, SettingValue};
 pub use registry::Registered;
 pub use reply::{KeptHeader, Reply, SEALED};
-pub use request::{
-    ACQUIRER, AcquirerSecrets, BODY_BYTES_MAX, Caller, IdempotentRequest, Input, OPERATORS, Operation,
-    Resource,
-};
-pub use store::Effects;
+pub use request::IdempotentRequest;
+pub use settings::{Recovery, Settings, Timing};

@@ -1,230 +1,154 @@
 //! What an operation is to the engine: what it gets, and what it must do.
 
-use std::fmt::Display;
-use std::time::Duration;
+use std::borrow::Cow;
+use std::str::FromStr;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use diesel::PgConnection;
-use secrecy::SecretString;
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
+use serde_json::Value;
 
-use crate::base::derived_secrets::{Purpose, Vault};
-use crate::base::ids::MerchantId;
-use crate::error::Error;
-use crate::host::metrics::Metrics;
-use crate::processor::{Processor, ProcessorCall};
-
-use super::key::IdempotencyKey;
+use super::context::Context;
+use super::descriptor::Descriptor;
+use super::host::Host;
 use super::policy::Policy;
 use super::reply::Reply;
-use super::request::{Envelope, Operation};
-use super::store::{self, Claim, Effects};
 
-/// What an operation gets to know about its execution.
-#[derive(Clone, Copy)]
-pub struct Context<'a> {
-    pub(super) envelope: &'a Envelope,
-    pub(super) claim: &'a Claim,
-    pub(super) now: DateTime<Utc>,
-    pub(super) policy: &'a Policy,
-    pub(super) vault: &'a Vault,
-    pub(super) metrics: &'a Metrics,
+/// Why a request for the operation `O` can fail.
+pub type ErrorOf<O> = <<O as Operation>::Host as Host>::Error;
+
+/// Something that a mutating request asks for.
+pub trait Operation: Sized + Send + Sync + 'static {
+    /// The service that it's an operation of.
+    type Host: Host;
+
+    /// What there is to know of it.
+    const DESCRIPTOR: Descriptor<<Self::Host as Host>::Caller>;
+
+    /// Reads it from a request. Depends on nothing but the input, so that a stored request can be read again without its
+    /// client.
+    fn read(input: &Input<'_, Self::Host>) -> Result<Self, ErrorOf<Self>>;
 }
 
-impl Context<'_> {
-    /// Whose request it is.
-    pub fn merchant(&self) -> MerchantId {
-        self.envelope.merchant
+/// What an operation is read from.
+pub struct Input<'a, H> {
+    /// Path pattern of the operation.
+    pub pattern: &'static str,
+    /// Concrete path of the request.
+    pub path: &'a str,
+    /// The body.
+    pub body: &'a Value,
+    /// The service, for settings that reading depends on.
+    pub host: &'a H,
+}
+
+impl<'a, H> Input<'a, H> {
+    /// A parameter of the path, percent-decoded.
+    pub fn parameter(&self, name: &str) -> Cow<'a, str> {
+        super::descriptor::parameter(self.pattern, self.path, name)
     }
 
-    /// When the key was first claimed: the same in every attempt.
-    pub fn claimed_at(&self) -> DateTime<Utc> {
-        self.claim.created_at
-    }
-
-    /// Time of the effects, by the database's clock.
-    pub fn now(&self) -> DateTime<Utc> {
-        self.now
-    }
-
-    /// Id of the resource: allocated with the first claim or named by the request, and the same in every
-    /// attempt.
-    pub fn resource_id(&self) -> Result<Uuid, Error> {
-        self.claim.resource_id.ok_or_else(|| Error::internal("the claim has no resource"))
-    }
-
-    /// The secret for `purpose` of the object `id`, to be handed out in a [sealed](Reply::seal) reply.
-    pub fn secret(&self, purpose: Purpose, id: Uuid) -> SecretString {
-        self.vault.derive(purpose, id)
-    }
-
-    /// The operation's policy.
-    pub fn policy(&self) -> &Policy {
-        self.policy
-    }
-
-    /// Who asks, if that is an operator.
-    pub fn actor(&self) -> &str {
-        self.envelope.actor.as_deref().unwrap_or("unknown")
-    }
-
-    /// Id of the acquirer's message that this is about.
-    pub fn event_id(&self) -> Result<&str, Error> {
-        self.envelope.event_id.as_deref().ok_or_else(|| Error::internal("the request is no message"))
-    }
-
-    /// The body as it came.
-    pub fn raw_body(&self) -> &[u8] {
-        &self.envelope.content.raw_body
-    }
-
-    /// Where the service counts.
-    pub fn metrics(&self) -> &Metrics {
-        self.metrics
-    }
-
-    /// Canonical bodies of the latest requests of this merchant for `operation` that are being executed and were begun
-    /// within `window`, except this one.
-    pub fn others_in_progress(
-        &self,
-        conn: &mut PgConnection,
-        operation: &'static str,
-        window: Duration,
-    ) -> Result<Vec<Vec<u8>>, Error> {
-        store::others_in_progress(conn, self.claim, operation, window)
-    }
-
-    /// Whether this request has this key of this merchant.
-    pub fn is_of_key(&self, merchant: MerchantId, key: &IdempotencyKey) -> bool {
-        self.envelope.merchant == merchant && self.envelope.key == *key
-    }
-
-    /// `error` as an answer to this request.
-    pub fn problem(&self, error: &Error) -> Result<Reply, Error> {
-        Reply::problem(error, &self.envelope.request_id, &self.envelope.content.path)
-    }
-
-    /// Names one step of this request towards the processor: the same in every attempt, another for
-    /// every other request.
-    ///
-    /// The processor's key is derived rather than passed through, so that two merchants with the same
-    /// key stay apart. The time of the first claim is part of it: when a key is used again after it has
-    /// been forgotten, that is a new payment for the processor too.
-    ///
-    /// `reference` is the object that the call is for.
-    pub fn processor_call(&self, step: &str, reference: impl Display) -> ProcessorCall {
-        let mut hash = Sha256::new();
-        hash.update(self.claim.merchant.0.as_bytes());
-        hash.update(self.claim.created_at.timestamp_micros().to_be_bytes());
-        hash.update(self.claim.key.as_str());
-        ProcessorCall {
-            key: format!("{}:{step}", hex::encode(&hash.finalize()[..16])),
-            merchant: self.claim.merchant,
-            reference: reference.to_string(),
-            attempt: self.claim.attempt,
-        }
+    /// The same as an id; `None` if it isn't one, so that nothing can be found by it.
+    pub fn id<T: FromStr>(&self, name: &str) -> Option<T> {
+        self.parameter(name).parse().ok()
     }
 }
 
 /// An operation that changes only our own database.
 pub trait LocalOperation: Operation {
     /// Does the work, inside the engine's transaction, which any error undoes. A final one (see
-    /// [`Error::is_final`]) is then kept as the answer.
-    fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error>;
-}
-
-/// SQL that lets requests of one operation be claimed and finished many at a time, where they need nothing else of the
-/// database.
-#[derive(Clone, Copy, Debug)]
-pub struct Together {
-    /// What preparing needs to know: an expression of type `jsonb` over the claim's new row (`idempotency_keys`).
-    pub reads: &'static str,
-    /// What writes [`Effects`]: further parts of a `WITH` (see `store::complete_all`).
-    pub writes: &'static str,
+    /// [`HostError::is_final`](super::HostError::is_final)) is then kept as the answer.
+    fn execute(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_, Self::Host>,
+    ) -> Result<Reply, ErrorOf<Self>>;
 }
 
 /// An operation that calls the payment processor.
 ///
 /// ```text
-/// one transaction   claim, prepare        reserve what the call will use, or refuse for good
+/// one transaction   claim, reserve        reserve what the call will use, or refuse for good
 ///   (a takeover: take over, then resume)
-/// no transaction    perform               call the processor
-/// one transaction   lock (fence), finish  write what follows, release the reservation, store the answer
+/// no transaction    call_processor
+/// one transaction   lock (fence), commit  write what follows, release the reservation, store the answer
 /// ```
 #[async_trait]
 pub trait ExternalOperation: Operation {
-    /// What performing and finishing need to know of the reservation.
-    type Prepared: Send + Sync + 'static;
+    /// What calling and committing need to know of the reservation.
+    type Reservation: Send + Sync + 'static;
 
-    /// What the processor said, as far as finishing needs it.
+    /// What the processor said, as far as committing needs it.
     type Outcome: Send + Sync + 'static;
-
-    /// How requests are claimed and finished many at a time. `None`: each needs transactions of its own.
-    const TOGETHER: Option<Together> = None;
-
-    /// Whether [`prepare`](Self::prepare) does more than to read what [`Together::reads`] reads. Without that requests
-    /// are claimed together.
-    fn reserves(&self, _policy: &Policy) -> bool {
-        true
-    }
-
-    /// What [`prepare`](Self::prepare) would return, from what [`Together::reads`] has read.
-    fn prepared(&self, _read: Option<serde_json::Value>) -> Result<Self::Prepared, Error> {
-        Err(Error::internal("this operation reads nothing with its claim"))
-    }
 
     /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
     /// object), in the transaction of the first claim: so that two requests can't both be let through to
     /// the processor where there is room for one. A final error is kept as the answer, and the
     /// processor is never called; any other undoes the claim.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
+    fn reserve(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_, Self::Host>,
+    ) -> Result<Self::Reservation, ErrorOf<Self>>;
 
     /// Finds the reservation of an earlier attempt again, in a transaction after a takeover.
-    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Self::Prepared, Error>;
+    fn resume(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_, Self::Host>,
+    ) -> Result<Self::Reservation, ErrorOf<Self>>;
 
     /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
-    /// out under a key from [`Context::processor_call`]. A decline is an outcome; an error means that
+    /// out under a key from [`Context::derived_key`]. A decline is an outcome; an error means that
     /// there is none yet.
-    async fn perform(
+    async fn call_processor(
         &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        prepared: &Self::Prepared,
-    ) -> Result<Self::Outcome, Error>;
-
-    /// Says what follows from the outcome, if that takes no look at the database: then requests are finished many at
-    /// a time. `None`: [`finish`](Self::finish) has to.
-    fn conclude(
-        &self,
-        _context: &Context<'_>,
-        _prepared: &Self::Prepared,
-        _outcome: &Self::Outcome,
-    ) -> Result<Option<(Effects, Reply)>, Error> {
-        Ok(None)
-    }
+        context: &Context<'_, Self::Host>,
+        reservation: &Self::Reservation,
+    ) -> Result<Self::Outcome, ErrorOf<Self>>;
 
     /// Writes what follows from the outcome or says what is to be written, inside the engine's transaction, which
     /// holds a lock on the key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
-    fn finish(
+    fn commit(
         &self,
         conn: &mut PgConnection,
-        context: &Context<'_>,
-        prepared: &Self::Prepared,
+        context: &Context<'_, Self::Host>,
+        reservation: &Self::Reservation,
         outcome: &Self::Outcome,
-    ) -> Result<Finished, Error>;
+    ) -> Result<Commit, ErrorOf<Self>>;
 }
+
+/// An external operation whose requests can be claimed and completed many at a time, by the SQL of its descriptor's
+/// [`Batching`](super::Batching), where they need nothing else of the database.
+pub trait BatchedOperation: ExternalOperation {
+    /// Whether [`reserve`](ExternalOperation::reserve) does more for this request than to read what
+    /// [`reservation_from`](Self::reservation_from) takes. Without that requests are claimed together.
+    fn needs_reservation(&self, policy: &Policy) -> bool;
+
+    /// What [`reserve`](ExternalOperation::reserve) would return, from what the batching's `select_sql` has read.
+    fn reservation_from(&self, read: Option<Value>) -> Result<Self::Reservation, ErrorOf<Self>>;
+
+    /// What follows from the outcome, if that takes no look at the database: then requests are completed together.
+    /// `None`: [`commit`](ExternalOperation::commit) has to find out.
+    fn effects(
+        &self,
+        context: &Context<'_, Self::Host>,
+        reservation: &Self::Reservation,
+        outcome: &Self::Outcome,
+    ) -> Result<Option<(Effects, Reply)>, ErrorOf<Self>>;
+}
+
+/// What is to be written for a request, beside its answer: a document that the batching's `write_sql` takes apart.
+pub type Effects = Value;
 
 /// What an external operation has come to.
-pub enum Finished {
+pub enum Commit {
     /// Everything is written.
     Written(Reply),
-    /// This is to be written, by [`Together::writes`], together with the answer.
-    ToWrite(Effects, Reply),
+    /// This is to be written, by the batching's `write_sql`, together with the answer.
+    Effects(Effects, Reply),
 }
 
-impl From<Reply> for Finished {
+impl From<Reply> for Commit {
     fn from(reply: Reply) -> Self {
         Self::Written(reply)
     }

@@ -1,27 +1,13 @@
-//! The rules that the engine follows, one row per operation.
-//!
-//! They are data, in the table `idempotency_policies`. Each instance keeps a copy in memory, so that no
-//! request pays for a query, and reads them anew when it's notified of a change, and once a second in
-//! case the notification was lost.
+//! The rules that the engine follows for an operation.
 
-use std::collections::HashMap;
-use std::str::FromStr;
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
-
-use diesel::prelude::*;
 use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
 use utoipa::ToSchema;
 
 use crate::base::ids::MerchantId;
-use crate::error::Error;
-use crate::storage::db::Db;
-use crate::storage::schema::idempotency_policies;
 
 use super::fingerprint::Recipe;
-use super::registry::Registered;
 
 /// Declares a choice that is stored and shown as a word.
 macro_rules! choices {
@@ -92,16 +78,6 @@ choices! {
         Execute = "execute",
     }
 }
-choices! {
-    /// What happens to a charge that looks like another one under another key.
-    OnSuspectedDuplicate {
-        /// It's made, and the answer names the other.
-        Report = "report",
-        /// It's refused.
-        Reject = "reject",
-    }
-}
-
 impl FingerprintKind {
     /// How fingerprints are made.
     pub fn recipe(self) -> Recipe {
@@ -136,11 +112,10 @@ pub struct Policy {
     /// Longest wait that a duplicate can ask for with `Prefer: wait=N`.
     #[schema(minimum = 0, maximum = 30, example = 30)]
     pub wait_max_seconds: u8,
-    /// What happens to a charge that looks like another one under another key. Only `charges.create` looks.
-    pub on_suspected_duplicate: OnSuspectedDuplicate,
-    /// How far back it looks; 0 turns it off.
-    #[schema(minimum = 0, maximum = 86_400, example = 600)]
-    pub suspicion_window_seconds: u32,
+    /// Settings that only this operation has.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub own: OwnSettings,
 }
 
 impl Default for Policy {
@@ -155,13 +130,17 @@ impl Default for Policy {
             fingerprint: FingerprintKind::CanonicalJson,
             on_expired: OnExpired::Reject,
             wait_max_seconds: 30,
-            on_suspected_duplicate: OnSuspectedDuplicate::Report,
-            suspicion_window_seconds: 10 * 60,
+            own: OwnSettings::default(),
         }
     }
 }
 
 impl Policy {
+    /// The default, as a function.
+    pub fn default_policy() -> Self {
+        Self::default()
+    }
+
     /// Whether keys of `merchant` have effect: `enforcement`, or the next weaker one outside the rollout.
     pub fn enforcement_for(&self, merchant: MerchantId) -> Enforcement {
         if rollout_bucket(merchant) < self.rollout_percent {
@@ -174,199 +153,124 @@ impl Policy {
     }
 }
 
+/// A setting that only one operation has: what it's called, what it may be, and what it is unless somebody says otherwise.
+/// It's a column of `idempotency_policies`.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicySetting {
+    /// Its name, in the API and as a column.
+    pub name: &'static str,
+    /// What it may be.
+    pub kind: SettingKind,
+    /// What it is unless somebody says otherwise.
+    pub default: SettingValue,
+    /// What it means, for the OpenAPI document.
+    pub meaning: &'static str,
+}
+
+/// What a setting may be.
+#[derive(Clone, Copy, Debug)]
+pub enum SettingKind {
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A number from the first to the second.
+    Number(u32, u32),
+}
+
+/// The value of a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingValue {
+    /// A word.
+    Word(&'static str),
+    /// A number.
+    Number(u32),
+}
+
+impl PolicySetting {
+    /// The value that `value` is, if it's one that the setting may have.
+    pub fn parse(&self, value: &serde_json::Value) -> Option<SettingValue> {
+        match self.kind {
+            SettingKind::Choice(words) => {
+                let word = value.as_str()?;
+                words.iter().find(|known| **known == word).map(|word| SettingValue::Word(word))
+            }
+            SettingKind::Number(least, most) => {
+                let number = u32::try_from(value.as_u64()?).ok()?;
+                (least..=most).contains(&number).then_some(SettingValue::Number(number))
+            }
+        }
+    }
+}
+
+impl Serialize for SettingValue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Word(word) => serializer.serialize_str(word),
+            Self::Number(number) => serializer.serialize_u32(*number),
+        }
+    }
+}
+
+/// The values of settings that only one operation has, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnSettings(Vec<(&'static str, SettingValue)>);
+
+impl OwnSettings {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, SettingValue)> {
+        self.0.iter().copied()
+    }
+
+    /// Adds values.
+    pub(super) fn extend(&mut self, values: impl IntoIterator<Item = (&'static str, SettingValue)>) {
+        self.0.extend(values);
+    }
+
+    /// Sets the value of `name`, if there is such a setting.
+    pub fn set(&mut self, name: &str, value: SettingValue) {
+        for (known, current) in &mut self.0 {
+            if *known == name {
+                *current = value;
+            }
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<SettingValue> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    /// The word that the setting `name` is; none if there is no such setting.
+    pub fn word(&self, name: &str) -> &'static str {
+        match self.get(name) {
+            Some(SettingValue::Word(word)) => word,
+            _ => "",
+        }
+    }
+
+    /// The number that the setting `name` is; 0 if there is no such setting.
+    pub fn number(&self, name: &str) -> u32 {
+        match self.get(name) {
+            Some(SettingValue::Number(number)) => number,
+            _ => 0,
+        }
+    }
+}
+
+impl Serialize for OwnSettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
 /// Where in a rollout a merchant comes, 0 to 99: the same on every instance and for every operation, and
 /// independent of when the merchant was created.
 fn rollout_bucket(merchant: MerchantId) -> u8 {
     let hash = Sha256::digest(merchant.0.as_bytes());
     let number = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
     u8::try_from(number % 100).expect("a remainder of 100 fits")
-}
-
-/// A row of the table, without who changed it last.
-#[derive(Queryable, Selectable, Insertable, AsChangeset)]
-#[diesel(table_name = idempotency_policies, primary_key(operation))]
-struct PolicyRow {
-    operation: String,
-    enforcement: String,
-    rollout_percent: i16,
-    ttl_seconds: i32,
-    tombstone_seconds: i32,
-    on_mismatch: String,
-    fingerprint: String,
-    on_expired: String,
-    wait_max_seconds: i16,
-    on_suspected_duplicate: String,
-    suspicion_window_seconds: i32,
-}
-
-impl PolicyRow {
-    fn new(operation: &str, policy: &Policy) -> Self {
-        // All numbers are far below the bounds of these types.
-        let integer = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        Self {
-            operation: operation.to_owned(),
-            enforcement: policy.enforcement.as_str().to_owned(),
-            rollout_percent: policy.rollout_percent.into(),
-            ttl_seconds: integer(policy.ttl_seconds),
-            tombstone_seconds: integer(policy.tombstone_seconds),
-            on_mismatch: policy.on_mismatch.as_str().to_owned(),
-            fingerprint: policy.fingerprint.as_str().to_owned(),
-            on_expired: policy.on_expired.as_str().to_owned(),
-            wait_max_seconds: policy.wait_max_seconds.into(),
-            on_suspected_duplicate: policy.on_suspected_duplicate.as_str().to_owned(),
-            suspicion_window_seconds: integer(policy.suspicion_window_seconds),
-        }
-    }
-}
-
-impl TryFrom<PolicyRow> for Policy {
-    type Error = Error;
-
-    /// Fails on what the table's constraints exclude.
-    fn try_from(row: PolicyRow) -> Result<Self, Error> {
-        fn word<T: FromStr<Err = String>>(text: &str) -> Result<T, Error> {
-            text.parse().map_err(|error| Error::internal(format!("a stored policy says {text}: {error}")))
-        }
-        fn number<T: TryFrom<i32>>(number: impl Into<i32>) -> Result<T, Error> {
-            T::try_from(number.into())
-                .map_err(|_| Error::internal("a stored policy has a number out of range"))
-        }
-        Ok(Self {
-            enforcement: word(&row.enforcement)?,
-            rollout_percent: number(row.rollout_percent)?,
-            ttl_seconds: number(row.ttl_seconds)?,
-            tombstone_seconds: number(row.tombstone_seconds)?,
-            on_mismatch: word(&row.on_mismatch)?,
-            fingerprint: word(&row.fingerprint)?,
-            on_expired: word(&row.on_expired)?,
-            wait_max_seconds: number(row.wait_max_seconds)?,
-            on_suspected_duplicate: word(&row.on_suspected_duplicate)?,
-            suspicion_window_seconds: number(row.suspicion_window_seconds)?,
-        })
-    }
-}
-
-/// Adds the rows that are missing for `operations`, with their defaults.
-pub fn add_missing(conn: &mut PgConnection, operations: &[Registered]) -> Result<(), Error> {
-    let rows: Vec<_> = operations
-        .iter()
-        .map(|operation| {
-            let row = PolicyRow::new(operation.name, &(operation.policy)());
-            (row, idempotency_policies::updated_by.eq("default"))
-        })
-        .collect();
-    diesel::insert_into(idempotency_policies::table).values(rows).on_conflict_do_nothing().execute(conn)?;
-    Ok(())
-}
-
-/// The policy of `operation` as it is in the database, or `None` if there is none.
-///
-/// Locks: the policy's row.
-pub fn lock(conn: &mut PgConnection, operation: &str) -> Result<Option<Policy>, Error> {
-    let row = idempotency_policies::table
-        .find(operation)
-        .select(PolicyRow::as_select())
-        .for_update()
-        .first(conn)
-        .optional()?;
-    row.map(Policy::try_from).transpose()
-}
-
-/// Replaces the policy of `operation`, in the name of `changed_by`. The database keeps the change, and tells
-/// all instances when the transaction commits.
-///
-/// Locks: the policy's row.
-pub fn change(
-    conn: &mut PgConnection,
-    operation: &str,
-    policy: &Policy,
-    changed_by: &str,
-) -> Result<(), Error> {
-    let now = diesel::dsl::sql::<diesel::sql_types::Timestamptz>("clock_timestamp()");
-    diesel::update(idempotency_policies::table.find(operation))
-        .set((
-            PolicyRow::new(operation, policy),
-            idempotency_policies::updated_by.eq(changed_by),
-            idempotency_policies::updated_at.eq(now),
-        ))
-        .execute(conn)?;
-    Ok(())
-}
-
-/// Policies by the name of their operation.
-pub type ByOperation = HashMap<String, Arc<Policy>>;
-
-/// All policies, by operation.
-pub fn load(conn: &mut PgConnection) -> Result<ByOperation, Error> {
-    let rows = idempotency_policies::table.select(PolicyRow::as_select()).load(conn)?;
-    rows.into_iter().map(|row| Ok((row.operation.clone(), Arc::new(Policy::try_from(row)?)))).collect()
-}
-
-/// How often an instance reads the policies if nobody tells it of a change.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// An instance's copy of the policies.
-pub struct Policies {
-    operations: Vec<Registered>,
-    current: RwLock<Option<Arc<ByOperation>>>,
-    changed: Notify,
-}
-
-impl Policies {
-    /// A copy for `operations` that isn't there yet.
-    pub fn new(operations: Vec<Registered>) -> Self {
-        Self { operations, current: RwLock::new(None), changed: Notify::new() }
-    }
-
-    /// The copy. Waits for the first one, with which every operation has its row.
-    pub async fn current(&self, db: &Db) -> Result<Arc<ByOperation>, Error> {
-        let current = self.current.read().expect("no holder panics").clone();
-        match current {
-            Some(current) => Ok(current),
-            None => self.refresh(db).await,
-        }
-    }
-
-    /// The policy of `operation`.
-    pub async fn of(&self, operation: &str, db: &Db) -> Result<Arc<Policy>, Error> {
-        self.current(db)
-            .await?
-            .get(operation)
-            .cloned()
-            .ok_or_else(|| Error::internal(format!("the operation {operation} has no policy")))
-    }
-
-    /// Makes [`keep_fresh`](Self::keep_fresh) read now.
-    pub fn changed(&self) {
-        self.changed.notify_one();
-    }
-
-    /// Keeps the copy up to date; doesn't return. While the database can't be read, the copy stays as it is.
-    pub async fn keep_fresh(&self, db: &Db) {
-        loop {
-            if let Err(error) = self.refresh(db).await {
-                log::warn!("the idempotency policies couldn't be read: {}", error.detailed());
-            }
-            let _ = tokio::time::timeout(REFRESH_INTERVAL, self.changed.notified()).await;
-        }
-    }
-
-    async fn refresh(&self, db: &Db) -> Result<Arc<ByOperation>, Error> {
-        let operations = self.operations.clone();
-        let loaded = db
-            .run_retrying(move |conn| {
-                let policies = load(conn)?;
-                if operations.iter().all(|operation| policies.contains_key(operation.name)) {
-                    return Ok(policies);
-                }
-                add_missing(conn, &operations)?;
-                load(conn)
-            })
-            .await?;
-        let loaded = Arc::new(loaded);
-        *self.current.write().expect("no holder panics") = Some(Arc::clone(&loaded));
-        Ok(loaded)
-    }
 }
 
 #[cfg(test)]

@@ -1,53 +1,51 @@
 //! The operations that there are, for those who meet them by name: the recovery worker, the policies, the
 //! OpenAPI document.
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::BoxFuture;
 
-use super::engine::Engine;
-use super::operation::{ExternalOperation, LocalOperation, Together};
-use super::policy::Policy;
-use super::recovery::{Due, Recovered};
-use super::request::{Caller, Operation};
+use super::descriptor::Descriptor;
+use super::engine::{Due, Engine, RecoveryResult};
+use super::host::Host;
+use super::operation::{BatchedOperation, ExternalOperation, LocalOperation, Operation};
 
-type Recover = fn(Engine, Due) -> LocalBoxFuture<'static, Recovered>;
+type Recover<H> = fn(Engine<H>, Due) -> BoxFuture<'static, RecoveryResult>;
 
-/// An operation.
-#[derive(Clone, Copy, Debug)]
-pub struct Registered {
-    /// Its name.
-    pub name: &'static str,
-    /// Who may ask for it.
-    pub caller: Caller,
-    /// Whether an empty body stands for `{}`.
-    pub body_optional: bool,
-    /// How it treats its keys until an operator says otherwise.
-    pub policy: fn() -> Policy,
-    pub(super) together: Option<Together>,
-    recover: Option<Recover>,
+/// An operation of the host `H`.
+#[derive(Debug)]
+pub struct Registered<H: Host> {
+    /// What there is to know of it.
+    pub descriptor: Descriptor<H::Caller>,
+    recover: Option<Recover<H>>,
 }
 
-impl Registered {
+impl<H: Host> Clone for Registered<H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H: Host> Copy for Registered<H> {}
+
+impl<H: Host> Registered<H> {
     /// An operation that changes only our own database. There is nothing to recover of it: if it dies, it has
     /// never begun.
-    pub fn local<O: LocalOperation>() -> Self {
+    pub fn local<O: LocalOperation<Host = H>>() -> Self {
         Self::new::<O>(None)
     }
 
     /// An operation that calls the processor.
-    pub fn external<O: ExternalOperation>() -> Self {
-        let recover: Recover = |engine, due| Box::pin(async move { engine.recover::<O>(due).await });
-        Self { together: O::TOGETHER, ..Self::new::<O>(Some(recover)) }
+    pub fn external<O: ExternalOperation<Host = H>>() -> Self {
+        Self::new::<O>(Some(|engine, due| Box::pin(async move { engine.recover::<O>(due).await })))
     }
 
-    fn new<O: Operation>(recover: Option<Recover>) -> Self {
-        Self {
-            name: O::NAME,
-            caller: O::CALLER,
-            body_optional: O::BODY_OPTIONAL,
-            policy: O::policy,
-            together: None,
-            recover,
-        }
+    /// An operation that calls the processor and whose requests may share statements.
+    pub fn batched<O: BatchedOperation<Host = H>>() -> Self {
+        assert!(O::DESCRIPTOR.batching.is_some(), "{} has no SQL to share", O::DESCRIPTOR.name);
+        Self::external::<O>()
+    }
+
+    fn new<O: Operation<Host = H>>(recover: Option<Recover<H>>) -> Self {
+        Self { descriptor: O::DESCRIPTOR, recover }
     }
 
     /// Whether it calls the processor.
@@ -56,9 +54,9 @@ impl Registered {
     }
 
     /// Finishes a request that died.
-    pub(super) async fn recover(&self, engine: Engine, due: Due) -> Recovered {
-        let Some(recover) = self.recover else { return Recovered::Lost };
+    pub(super) async fn recover(&self, engine: Engine<H>, due: Due) -> RecoveryResult {
+        let Some(recover) = self.recover else { return RecoveryResult::Lost };
         // A task of its own, so that a panic ends this attempt and not the worker. Its lease has to run out then.
-        actix_web::rt::spawn(recover(engine, due)).await.unwrap_or(Recovered::Failed)
+        tokio::spawn(recover(engine, due)).await.unwrap_or(RecoveryResult::Failed)
     }
 }

@@ -1,12 +1,9 @@
 //! Answers in the form in which they are kept.
 
-use actix_web::http::StatusCode;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use uuid::Uuid;
 
-use crate::base::derived_secrets::{Purpose, Vault};
-use crate::error::{Error, Problem};
+use crate::error::failure::Failure;
 
 /// The headers that belong to an answer and are replayed with it. All others belong to a single
 /// exchange: a stored `Date`, `Set-Cookie` or request id would be wrong the second time.
@@ -43,7 +40,7 @@ const SEAL_HEADER: &str = "Oncepay-Seal";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// 200 to 499.
-    pub status: StatusCode,
+    pub status: u16,
     /// Only what [`KeptHeader`] lists.
     pub headers: Vec<(String, String)>,
     /// As it goes over the wire.
@@ -54,39 +51,43 @@ pub struct Reply {
 
 impl Reply {
     /// `value` as JSON.
-    pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, Error> {
-        Self::of(status, "application/json", value)
+    pub fn json(status: impl Into<u16>, value: &impl Serialize) -> Result<Self, Failure> {
+        Self::of(status.into(), "application/json", value)
     }
 
-    /// The problem that `error` is, in answer to request `request_id` for `path`.
-    pub fn problem(error: &Error, request_id: &str, path: &str) -> Result<Self, Error> {
-        let problem = Problem::new(error, request_id, path);
-        let reply = Self::of(error.code().status(), "application/problem+json", &problem)?;
-        Ok(Self { notes: error.headers(), ..reply })
+    /// `problem` as problem details (RFC 9457).
+    pub fn problem(status: u16, problem: &impl Serialize) -> Result<Self, Failure> {
+        Self::of(status, "application/problem+json", problem)
     }
 
-    fn of(status: StatusCode, content_type: &str, value: &impl Serialize) -> Result<Self, Error> {
-        let body = serde_json::to_vec(value).map_err(Error::internal)?;
+    /// The same with headers that aren't stored: a replay doesn't have them.
+    pub fn with_notes(self, notes: Vec<(&'static str, String)>) -> Self {
+        Self { notes, ..self }
+    }
+
+    fn of(status: u16, content_type: &str, value: &impl Serialize) -> Result<Self, Failure> {
+        let body = serde_json::to_vec(value).map_err(Failure::internal)?;
         Ok(Self { status, headers: Vec::new(), body, notes: Vec::new() }
             .header(KeptHeader::ContentType, content_type))
     }
 
-    /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that is derived for `purpose`
-    /// of the object `id`. The secret takes its place each time that the reply is sent, and isn't stored.
+    /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that the host [reveals](super::Host::reveal) for
+    /// `seal`. The secret takes its place each time that the reply is sent, and isn't stored.
     ///
     /// It takes the last place that looks so: what a client has written, and may look the same, must come before it.
-    pub fn seal(mut self, purpose: Purpose, id: Uuid) -> Self {
-        self.headers.push((SEAL_HEADER.to_owned(), format!("{purpose}/{id}")));
+    pub fn seal(mut self, seal: impl Into<String>) -> Self {
+        self.headers.push((SEAL_HEADER.to_owned(), seal.into()));
         self
     }
 
     /// Headers and body as they are sent.
-    pub(super) fn unseal(&self, vault: &Vault) -> (Vec<(&str, &str)>, Vec<u8>) {
+    pub(super) fn unseal(
+        &self,
+        reveal: impl Fn(&str) -> Option<SecretString>,
+    ) -> (Vec<(&str, &str)>, Vec<u8>) {
         let is_seal = |name: &str| name == SEAL_HEADER;
-        let secret = self.headers.iter().find(|(name, _)| is_seal(name)).and_then(|(_, seal)| {
-            let (purpose, id) = seal.split_once('/')?;
-            Some(vault.derive(purpose.parse().ok()?, id.parse().ok()?))
-        });
+        let seal = self.headers.iter().find(|(name, _)| is_seal(name));
+        let secret = seal.and_then(|(_, seal)| reveal(seal));
         let headers = self
             .headers
             .iter()

@@ -23,8 +23,8 @@ use crate::base::ids::MerchantId;
 use crate::base::metrics::Counted;
 use crate::storage::db::Db;
 
-use super::IdempotencyKey;
-use super::store::{self, Answer, Glimpse};
+use super::key::IdempotencyKey;
+use super::store::{self, Answer, AnswerState};
 
 /// Half of the pause after a group's first look. It doubles with each look.
 const PAUSE_MIN: Duration = Duration::from_millis(12);
@@ -38,7 +38,7 @@ const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a wait ended.
 #[derive(Clone, Debug)]
-pub enum Woken {
+pub enum WaitResult {
     /// With an answer. Whether it's that of the same request is for the waiter to check.
     Answered(Arc<Answer>),
     /// Nobody works on the request any more: try again, to execute it.
@@ -81,16 +81,16 @@ impl Waiters {
         merchant: MerchantId,
         key: &IdempotencyKey,
         deadline: Instant,
-    ) -> Option<Woken> {
+    ) -> Option<WaitResult> {
         let (group, mut answered) = self.join(db, merchant, key);
         let _counted = Counted::new(&self.gauge);
         let answered = pin!(answered.wait_for(Option::is_some));
         let free = pin!(group.free.notified());
         match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {
-            Ok(Either::Left((Ok(answer), _))) => answer.clone().map(Woken::Answered),
+            Ok(Either::Left((Ok(answer), _))) => answer.clone().map(WaitResult::Answered),
             // The group ended without a word: the server stops.
             Ok(Either::Left((Err(_), _))) => None,
-            Ok(Either::Right(_)) => Some(Woken::Free),
+            Ok(Either::Right(_)) => Some(WaitResult::Free),
             Err(_) => None,
         }
     }
@@ -104,7 +104,7 @@ impl Waiters {
         let mut groups = self.groups.lock().expect("no holder panics");
         match groups.entry((merchant, key.as_str().to_owned())) {
             Entry::Occupied(group) => (Arc::clone(group.get()), group.get().answered.subscribe()),
-            Entry::Vacant(place) => {
+            Entry::Vacant(entry) => {
                 let (sender, receiver) = watch::channel(None);
                 let group = Arc::new(Group {
                     merchant,
@@ -114,9 +114,9 @@ impl Waiters {
                     answered: sender,
                     free: Notify::new(),
                 });
-                place.insert(Arc::clone(&group));
+                entry.insert(Arc::clone(&group));
                 let (groups, answers) = (Arc::clone(&self.groups), self.answers.clone());
-                actix_web::rt::spawn(keep_looking(groups, Arc::clone(&group), db.clone(), answers));
+                tokio::spawn(keep_looking(groups, Arc::clone(&group), db.clone(), answers));
                 (group, receiver)
             }
         }
@@ -168,22 +168,22 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
     let mut last_try: Option<Instant> = None;
     while group.answered.borrow().is_none() {
         let looking = Arc::clone(&group);
-        let glimpse = db.run(move |conn| store::await_answer(conn, looking.merchant, &looking.key)).await;
+        let state = db.run(move |conn| store::await_answer(conn, looking.merchant, &looking.key)).await;
         let (mut answer, mut pause_max) = (None, PAUSE_MAX);
-        match glimpse {
-            Ok(Glimpse::Answered(found)) => answer = Some(found),
-            Ok(Glimpse::Free) if last_try.is_none_or(|last| last.elapsed() >= TRY_INTERVAL) => {
+        match state {
+            Ok(AnswerState::Answered(found)) => answer = Some(found),
+            Ok(AnswerState::Free) if last_try.is_none_or(|last| last.elapsed() >= TRY_INTERVAL) => {
                 last_try = Some(Instant::now());
                 group.free.notify_one();
             }
-            Ok(Glimpse::Free | Glimpse::Running) => {}
-            Ok(Glimpse::Claiming) => pause_max = PAUSE_MAX_CLAIMING,
+            Ok(AnswerState::Free | AnswerState::Running) => {}
+            Ok(AnswerState::Claiming) => pause_max = PAUSE_MAX_CLAIMING,
             Err(error) => {
                 log::warn!("looking for an answer that is waited for failed: {}", error.detailed());
             }
         }
-        let learned_by = answers.with_label_values(&[if is_told { "notification" } else { "look" }]);
-        if end(&groups, &group, answer, &learned_by) {
+        let found_by = answers.with_label_values(&[if is_told { "notification" } else { "look" }]);
+        if end(&groups, &group, answer, &found_by) {
             return;
         }
         pause = (pause * 2).min(pause_max);
@@ -193,19 +193,19 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
 
 /// Ends a group if there is an answer, which is counted unless the group has got one meanwhile, or nobody is left.
 /// Nobody can join meanwhile.
-fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, learned_by: &IntCounter) -> bool {
+fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, found_by: &IntCounter) -> bool {
     let mut groups = groups.lock().expect("no holder panics");
     if answer.is_none() && group.answered.receiver_count() > 0 {
         return false;
     }
-    let place = (group.merchant, group.key.as_str().to_owned());
-    if groups.get(&place).is_some_and(|other| Arc::ptr_eq(other, group)) {
-        groups.remove(&place);
+    let slot = (group.merchant, group.key.as_str().to_owned());
+    if groups.get(&slot).is_some_and(|other| Arc::ptr_eq(other, group)) {
+        groups.remove(&slot);
     }
     group.answered.send_if_modified(|current| {
         let is_first = current.is_none() && answer.is_some();
         if is_first {
-            learned_by.inc();
+            found_by.inc();
             *current = answer;
         }
         is_first

@@ -1,31 +1,29 @@
 //! What has become of a request, by its idempotency key: for the merchant that lost the answer, and for
 //! operators, who see all that is stuck and can set it going.
 
-use std::borrow::Cow;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::sql_types::{Array, Uuid as SqlUuid};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::base::ids::{ApiKeyId, ChargeId, EventId, MerchantId, PayoutId, RefundId, WebhookEndpointId};
-use crate::base::paths;
+use super::key_list::{self, KeyFilter, KeyQuery};
+use crate::base::ids::MerchantId;
 use crate::base::time::{self, Timestamp};
-use crate::error::{Error, FieldError};
-use crate::idempotency::status::{self, Filter, KeyId, KeyRow, Life, Which};
+use crate::error::{Error, Failure, FieldError};
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::status::{self, KeyId, KeyRow, Life};
 use crate::idempotency::{
-    Caller, Context, Engine, IdempotencyKey, IdempotentRequest, Input, LocalOperation, Operation, Reply,
-    Resource,
+    IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, Scope, parameter,
 };
 use crate::storage::db::Db;
-use crate::storage::schema::{api_keys, charges, events, merchants, payouts, refunds};
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
+use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters};
 use crate::web::problems::problems;
-use crate::webhooks::endpoints::EndpointRow;
 
 /// What has become of a request.
 #[derive(Debug, Serialize, ToSchema)]
@@ -112,7 +110,7 @@ pub struct OperatorKeyStatus {
 }
 
 impl KeyStatus {
-    fn new(conn: &mut PgConnection, row: &KeyRow) -> Result<Self, Error> {
+    fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
         let status = match row.life()? {
             Life::Running | Life::Abandoned | Life::Parked => "in_progress",
             Life::Completed => "completed",
@@ -127,7 +125,7 @@ impl KeyStatus {
             recovery_point: row.recovery_point.clone(),
             response_status: row.response_status,
             resource: match (&row.resource_type, row.resource_id) {
-                (Some(kind), Some(id)) => resource(conn, row.merchant_id, kind, id)?,
+                (Some(kind), Some(id)) => resource(conn, host, row.merchant_id, kind, id)?,
                 _ => None,
             },
             created_at: Timestamp(row.created_at),
@@ -138,11 +136,11 @@ impl KeyStatus {
 }
 
 impl OperatorKeyStatus {
-    fn new(conn: &mut PgConnection, row: &KeyRow) -> Result<Self, Error> {
+    fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
         Ok(Self {
             id: row.id().to_string(),
             merchant_id: row.merchant_id,
-            key: KeyStatus::new(conn, row)?,
+            key: KeyStatus::new(conn, host, row)?,
             request_id: row.request_id.clone(),
             recoveries: row.recoveries,
             last_error: row.last_error.clone(),
@@ -153,42 +151,45 @@ impl OperatorKeyStatus {
     }
 }
 
-/// A resource with its path, if it exists: a claim names it before it's made, and a refusal never makes it.
+#[derive(QueryableByName)]
+struct Parents {
+    #[diesel(sql_type = Array<SqlUuid>)]
+    parents: Vec<Uuid>,
+}
+
+/// A resource with its path, if it exists: a claim names it before it's made, and a refusal never makes it. `None`, too, for a
+/// kind that this release doesn't know, since a later one may have made it before it was rolled back.
 fn resource(
     conn: &mut PgConnection,
+    host: &Oncepay,
     merchant: MerchantId,
-    kind: &str,
+    name: &str,
     id: Uuid,
 ) -> Result<Option<KeyResource>, Error> {
-    macro_rules! look_up {
-        ($table:ident, $id:ident, $path:literal) => {{
-            let query = $table::table.find((merchant, id)).select($table::id);
-            let found = query.first::<Uuid>(conn).optional()?;
-            (found.is_some(), $id(id).to_string(), $path)
-        }};
-    }
-    let (exists, id, path) = match kind {
-        "charge" => look_up!(charges, ChargeId, "/v1/charges"),
-        "refund" => look_up!(refunds, RefundId, "/v1/refunds"),
-        "payout" => look_up!(payouts, PayoutId, "/v1/payouts"),
-        "api_key" => look_up!(api_keys, ApiKeyId, "/v1/api-keys"),
-        "webhook_endpoint" => {
-            let id = WebhookEndpointId(id);
-            let exists = match EndpointRow::find(conn, merchant, id) {
-                Err(Error::WebhookEndpointNotFound) => false,
-                found => found.map(|_| true)?,
-            };
-            (exists, id.to_string(), "/v1/webhook-endpoints")
-        }
-        "event" => look_up!(events, EventId, "/v1/events"),
-        "merchant" => {
-            let query = merchants::table.find(id).select(merchants::merchant_id);
-            let found = query.first::<Uuid>(conn).optional()?;
-            (found.is_some(), MerchantId(id).to_string(), "/v1/operator/merchants")
-        }
-        _ => return Err(Error::internal(format!("resources of type {kind} have no path"))),
+    let Some(kind) = host.resource_kind(name) else {
+        log::warn!("a key is about a resource of the unknown kind {name}");
+        return Ok(None);
     };
-    Ok(exists.then(|| KeyResource { kind: kind.to_owned(), url: format!("{path}/{id}"), id }))
+    let parents: Vec<_> = kind.parents.iter().map(|(column, _)| format!("r.{column}")).collect();
+    let row = match kind.scope {
+        Scope::Merchant => "r.merchant_id = $1 AND r.id = $2".to_owned(),
+        Scope::Service(column) => format!("$1 IS NOT NULL AND r.{column} = $2"),
+    };
+    let found = diesel::sql_query(format!(
+        "SELECT ARRAY[{}]::uuid[] AS parents FROM {} r WHERE {row} AND {}",
+        parents.join(", "),
+        kind.table,
+        kind.condition
+    ))
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(id)
+    .get_result::<Parents>(conn)
+    .optional()?;
+    Ok(found.map(|found| KeyResource {
+        kind: kind.name.to_owned(),
+        id: kind.format(id),
+        url: kind.url(id, &found.parents),
+    }))
 }
 
 problems!(GetProblems, reading: IdempotencyKeyNotFound);
@@ -205,24 +206,25 @@ problems!(GetProblems, reading: IdempotencyKeyNotFound);
 )]
 #[get("/v1/idempotency-keys/{key}")]
 pub async fn get(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     merchant: AuthenticatedMerchant,
     request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let key = paths::segment(request.path(), 2).into_owned();
+    let key = parameter("/v1/idempotency-keys/{key}", request.path(), "key").into_owned();
     let status = db
         .run_retrying(move |conn| {
             let row = find(conn, merchant.0, &key)?;
-            KeyStatus::new(conn, &row)
+            KeyStatus::new(conn, engine.host(), &row)
         })
         .await?;
     Ok(HttpResponse::Ok().json(status))
 }
 
 /// The row of what may be a key.
-fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyRow, Error> {
-    let key = IdempotencyKey::bare(key).ok_or(Error::IdempotencyKeyNotFound)?;
-    status::find(conn, merchant, key.as_str())?.ok_or(Error::IdempotencyKeyNotFound)
+fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyRow, Failure> {
+    let key = IdempotencyKey::bare(key).ok_or(Failure::IdempotencyKeyNotFound)?;
+    status::find(conn, merchant, key.as_str())?.ok_or(Failure::IdempotencyKeyNotFound)
 }
 
 // ---- Operators -------------------------------------------------------------------------------------
@@ -262,11 +264,11 @@ impl std::str::FromStr for OlderThan {
 }
 
 impl OlderThan {
-    /// Narrows `filter` down to what is as old.
-    pub fn apply(self, filter: &mut Filter) {
+    /// Narrows `query` down to what is as old.
+    pub fn apply(self, query: &mut KeyQuery) {
         match self {
-            Self::Seconds(seconds) => filter.older_than_s = Some(seconds),
-            Self::Time(time) => filter.created_until = Some(time),
+            Self::Seconds(seconds) => query.older_than_s = Some(seconds),
+            Self::Time(time) => query.created_until = Some(time),
         }
     }
 }
@@ -290,16 +292,17 @@ problems!(ListProblems, operating_listing:);
 )]
 #[get("/v1/operator/idempotency-keys")]
 pub async fn list(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     _operator: AuthenticatedOperator,
     request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
     let (filter, page) = Parameters::read(request.query_string(), |parameters| {
-        let mut filter = Filter {
-            which: parameters.optional("status", Which::FORMAT).unwrap_or_default(),
+        let mut filter = KeyQuery {
+            filter: parameters.optional("status", KeyFilter::FORMAT).unwrap_or_default(),
             operation: parameters.optional_text("operation"),
             merchant: parameters.optional("merchant_id", "must be an id of a merchant"),
-            ..Filter::default()
+            ..KeyQuery::default()
         };
         if let Some(older_than) = parameters.optional::<OlderThan>("older_than", OLDER_THAN) {
             older_than.apply(&mut filter);
@@ -308,20 +311,15 @@ pub async fn list(
     })?;
     let keys = db
         .run_retrying(move |conn| {
-            let keys = status::list(conn, &filter, page.clone())?.ok_or_else(|| {
+            let keys = key_list::list(conn, &filter, page.clone())?.ok_or_else(|| {
                 let pointer = "/starting_after".to_owned();
                 let detail = "there is no such key any more".to_owned();
                 Error::ValidationFailed(vec![FieldError { pointer, detail }])
             })?;
-            keys.try_map(|row| OperatorKeyStatus::new(conn, &row))
+            keys.try_map(|row| OperatorKeyStatus::new(conn, engine.host(), &row))
         })
         .await?;
     Ok(HttpResponse::Ok().json(keys))
-}
-
-/// Which key a path of operators names: `/v1/operator/idempotency-keys/{merchant_id}/{key}/…`.
-fn named_in(path: &str) -> (Option<MerchantId>, Cow<'_, str>) {
-    (paths::segment(path, 3).parse().ok(), paths::segment(path, 4))
 }
 
 problems!(GetAnyProblems, operating: IdempotencyKeyNotFound);
@@ -340,17 +338,19 @@ problems!(GetAnyProblems, operating: IdempotencyKeyNotFound);
 )]
 #[get("/v1/operator/idempotency-keys/{merchant_id}/{key}")]
 pub async fn get_any(
+    engine: web::Data<Engine>,
     db: web::Data<Db>,
     _operator: AuthenticatedOperator,
     request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let (merchant, key) = named_in(request.path());
-    let merchant = merchant.ok_or(Error::IdempotencyKeyNotFound)?;
-    let key = key.into_owned();
+    let path = "/v1/operator/idempotency-keys/{merchant_id}/{key}";
+    let parameter = |name| parameter(path, request.path(), name);
+    let merchant = parameter("merchant_id").parse().map_err(|_| Failure::IdempotencyKeyNotFound)?;
+    let key = parameter("key").into_owned();
     let status = db
         .run_retrying(move |conn| {
             let row = find(conn, merchant, &key)?;
-            OperatorKeyStatus::new(conn, &row)
+            OperatorKeyStatus::new(conn, engine.host(), &row)
         })
         .await?;
     Ok(HttpResponse::Ok().json(status))
@@ -361,7 +361,7 @@ pub const RELEASED_FOR_S: u32 = 60;
 
 /// Declares what an operator can do to an unanswered request.
 macro_rules! intervention {
-    ($(#[$doc:meta])* $name:ident, $operation:literal, $act:expr) => {
+    ($(#[$doc:meta])* $name:ident, $operation:literal, $path:literal, $act:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name {
@@ -370,32 +370,31 @@ macro_rules! intervention {
         }
 
         impl Operation for $name {
-            const NAME: &'static str = $operation;
-            const CALLER: Caller = Caller::Operator;
-            const BODY_OPTIONAL: bool = true;
+            type Host = Oncepay;
 
-            fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-                let (merchant, key) = named_in(input.path);
-                Some(Self { merchant, key: key.into_owned() })
-            }
+            const DESCRIPTOR: Descriptor =
+                Descriptor::new($operation, "POST", $path, Caller::Operator).with_optional_body();
 
-            fn resource(&self) -> Resource {
-                Resource::None
+            fn read(input: &Input<'_>) -> Result<Self, Error> {
+                Fields::read(input.body, |_| {
+                    let key = input.parameter("key").into_owned();
+                    Some(Self { merchant: input.id("merchant_id"), key })
+                })
             }
         }
 
         impl LocalOperation for $name {
             /// Locks the row of the other key.
             fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-                let merchant = self.merchant.ok_or(Error::IdempotencyKeyNotFound)?;
-                let key = IdempotencyKey::bare(&self.key).ok_or(Error::IdempotencyKeyNotFound)?;
+                let merchant = self.merchant.ok_or(Failure::IdempotencyKeyNotFound)?;
+                let key = IdempotencyKey::bare(&self.key).ok_or(Failure::IdempotencyKeyNotFound)?;
                 if context.is_of_key(merchant, &key) {
                     // Its own, which was only claimed for this.
-                    return Err(Error::IdempotencyKeyNotFound);
+                    return Err(Failure::IdempotencyKeyNotFound.into());
                 }
-                let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Error> = $act;
+                let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Failure> = $act;
                 let row = act(conn, merchant, key.as_str())?;
-                Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, &row)?)
+                Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, context.host(), &row)?)?)
             }
         }
     };
@@ -403,11 +402,11 @@ macro_rules! intervention {
 
 intervention!(
     /// Has the service take a request on now.
-    RetryKey, "idempotency_keys.retry", status::retry
+    RetryKey, "idempotency_keys.retry", "/v1/operator/idempotency-keys/{merchant_id}/{key}/retry", status::retry
 );
 intervention!(
     /// Gives the lease of a request up.
-    ReleaseKey, "idempotency_keys.release",
+    ReleaseKey, "idempotency_keys.release", "/v1/operator/idempotency-keys/{merchant_id}/{key}/release",
     |conn, merchant, key| status::release(conn, merchant, key, RELEASED_FOR_S)
 );
 

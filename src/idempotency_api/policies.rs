@@ -5,22 +5,23 @@ use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use serde::Serialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::base::ids::PolicyChangeId;
 use crate::base::time::Timestamp;
 use crate::error::Error;
-use crate::idempotency::policy::{
-    self, Enforcement, FingerprintKind, OnExpired, OnMismatch, OnSuspectedDuplicate, Policy,
-};
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::policies::{self, Defaults};
+use crate::idempotency::policy::{Enforcement, FingerprintKind, OnExpired, OnMismatch, Policy};
 use crate::idempotency::{
-    Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
+    IdempotentRequest, LocalOperation, Operation, PolicySetting, Reply, SettingKind, SettingValue,
 };
 use crate::storage::db::Db;
 use crate::storage::schema::idempotency_policy_changes;
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
-use crate::web::fields::TEXT_MAX;
+use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
@@ -36,8 +37,8 @@ pub struct OperationPolicy {
 
 /// All policies as they are in the database, by the name of the operation. The engine must have read them before:
 /// it adds the rows that are missing.
-fn load_all(conn: &mut PgConnection) -> Result<List<OperationPolicy>, Error> {
-    let mut data: Vec<_> = policy::load(conn)?
+fn load_all(conn: &mut PgConnection, defaults: &[Defaults]) -> Result<List<OperationPolicy>, Error> {
+    let mut data: Vec<_> = policies::load(conn, defaults)?
         .into_iter()
         .map(|(operation, policy)| OperationPolicy { operation, policy: policy.as_ref().clone() })
         .collect();
@@ -62,7 +63,8 @@ pub async fn list(
     _merchant: AuthenticatedMerchant,
 ) -> Result<HttpResponse, Error> {
     engine.policies().await?;
-    Ok(HttpResponse::Ok().json(db.run_retrying(load_all).await?))
+    let defaults = engine.host().policy_defaults();
+    Ok(HttpResponse::Ok().json(db.run_retrying(move |conn| load_all(conn, &defaults)).await?))
 }
 
 problems!(OperatorListProblems, operating:);
@@ -82,7 +84,8 @@ pub async fn list_for_operators(
     _operator: AuthenticatedOperator,
 ) -> Result<HttpResponse, Error> {
     engine.policies().await?;
-    Ok(HttpResponse::Ok().json(db.run_retrying(load_all).await?))
+    let defaults = engine.host().policy_defaults();
+    Ok(HttpResponse::Ok().json(db.run_retrying(move |conn| load_all(conn, &defaults)).await?))
 }
 
 problems!(GetProblems, operating: OperationNotFound);
@@ -104,12 +107,12 @@ pub async fn get(
     operation: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     engine.policies().await?;
-    let operation = operation.into_inner();
+    let (operation, defaults) = (operation.into_inner(), engine.host().policy_defaults());
     let policy = db
         .run_retrying(move |conn| {
-            let mut policies = policy::load(conn)?;
+            let mut policies = policies::load(conn, &defaults)?;
             let policy = policies.remove(&operation).ok_or(Error::OperationNotFound)?;
-            Ok(OperationPolicy { operation: operation.clone(), policy: policy.as_ref().clone() })
+            Ok::<_, Error>(OperationPolicy { operation: operation.clone(), policy: policy.as_ref().clone() })
         })
         .await?;
     Ok(HttpResponse::Ok().json(policy))
@@ -149,51 +152,60 @@ pub struct ReplacePolicy {
     /// Longest wait that a duplicate can ask for.
     #[schema(minimum = 0, maximum = 30, nullable = false)]
     wait_max_seconds: Option<u8>,
-    /// What happens to a charge that looks like another one under another key.
-    #[schema(nullable = false)]
-    on_suspected_duplicate: Option<OnSuspectedDuplicate>,
-    /// How far back it looks; 0 turns it off.
-    #[schema(minimum = 0, maximum = 86_400, nullable = false)]
-    suspicion_window_seconds: Option<u32>,
+    #[schema(ignore)]
+    own: Vec<(&'static str, SettingValue)>,
 }
 
 impl Operation for ReplacePolicy {
-    const NAME: &'static str = "idempotency_policies.replace";
-    const CALLER: Caller = Caller::Operator;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let operation = input.segment(3).into_owned();
-        let fields = &mut *input.fields;
-        if fields.optional_text("operation", TEXT_MAX).is_some_and(|repeated| repeated != operation) {
-            fields.error("operation", "must be the operation of the path");
-        }
-        Some(Self {
-            operation,
-            enforcement: fields.optional_choice("enforcement"),
-            rollout_percent: fields.optional_integer("rollout_percent", 0, 100),
-            ttl_seconds: fields.optional_integer("ttl_seconds", 60, 2_592_000),
-            tombstone_seconds: fields.optional_integer("tombstone_seconds", 0, 31_536_000),
-            on_mismatch: fields.optional_choice("on_mismatch"),
-            fingerprint: fields.optional_choice("fingerprint"),
-            on_expired: fields.optional_choice("on_expired"),
-            wait_max_seconds: fields.optional_integer("wait_max_seconds", 0, 30),
-            on_suspected_duplicate: fields.optional_choice("on_suspected_duplicate"),
-            suspicion_window_seconds: fields.optional_integer("suspicion_window_seconds", 0, 86_400),
-        })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new(
+        "idempotency_policies.replace",
+        "PUT",
+        "/v1/operator/idempotency-policies/{operation}",
+        Caller::Operator,
+    );
 
-    fn resource(&self) -> Resource {
-        Resource::None
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        let operation = input.parameter("operation").into_owned();
+        let settings = input.host.policy_settings(&operation);
+        Self::parse(operation, input.body, settings)
     }
 }
 
 impl ReplacePolicy {
+    /// Reads the changes of the policy of `operation`, which has `settings` of its own, from a body.
+    pub fn parse(operation: String, body: &Value, settings: &[PolicySetting]) -> Result<Self, Error> {
+        Fields::read(body, |fields| {
+            if fields.optional_text("operation", TEXT_MAX).is_some_and(|repeated| repeated != operation) {
+                fields.error("operation", "must be the operation of the path");
+            }
+            Some(Self {
+                operation,
+                enforcement: fields.optional_choice("enforcement"),
+                rollout_percent: fields.optional_integer("rollout_percent", 0, 100),
+                ttl_seconds: fields.optional_integer("ttl_seconds", 60, 2_592_000),
+                tombstone_seconds: fields.optional_integer("tombstone_seconds", 0, 31_536_000),
+                on_mismatch: fields.optional_choice("on_mismatch"),
+                fingerprint: fields.optional_choice("fingerprint"),
+                on_expired: fields.optional_choice("on_expired"),
+                wait_max_seconds: fields.optional_integer("wait_max_seconds", 0, 30),
+                own: settings.iter().filter_map(|setting| read_own(fields, setting)).collect(),
+            })
+        })
+    }
+
     /// Changes the policy in the name of `changed_by`.
     ///
     /// Errors: `operation_not_found`. Locks: the policy's row.
-    pub fn apply(&self, conn: &mut PgConnection, changed_by: &str) -> Result<OperationPolicy, Error> {
-        let old = policy::lock(conn, &self.operation)?.ok_or(Error::OperationNotFound)?;
-        let new = Policy {
+    pub fn apply(
+        &self,
+        conn: &mut PgConnection,
+        defaults: &[Defaults],
+        changed_by: &str,
+    ) -> Result<OperationPolicy, Error> {
+        let old = policies::lock(conn, &self.operation, defaults)?.ok_or(Error::OperationNotFound)?;
+        let mut new = Policy {
             enforcement: self.enforcement.unwrap_or(old.enforcement),
             rollout_percent: self.rollout_percent.unwrap_or(old.rollout_percent),
             ttl_seconds: self.ttl_seconds.unwrap_or(old.ttl_seconds),
@@ -202,17 +214,38 @@ impl ReplacePolicy {
             fingerprint: self.fingerprint.unwrap_or(old.fingerprint),
             on_expired: self.on_expired.unwrap_or(old.on_expired),
             wait_max_seconds: self.wait_max_seconds.unwrap_or(old.wait_max_seconds),
-            on_suspected_duplicate: self.on_suspected_duplicate.unwrap_or(old.on_suspected_duplicate),
-            suspicion_window_seconds: self.suspicion_window_seconds.unwrap_or(old.suspicion_window_seconds),
+            own: old.own,
         };
-        policy::change(conn, &self.operation, &new, changed_by)?;
+        for (name, value) in &self.own {
+            new.own.set(name, *value);
+        }
+        policies::change(conn, &self.operation, &new, changed_by)?;
         Ok(OperationPolicy { operation: self.operation.clone(), policy: new })
     }
 }
 
+/// Reads a setting that only one operation has.
+fn read_own(fields: &mut Fields<'_>, setting: &PolicySetting) -> Option<(&'static str, SettingValue)> {
+    let value = match setting.kind {
+        SettingKind::Number(least, most) => {
+            fields.optional_integer(setting.name, least.into(), most.into()).map(SettingValue::Number)
+        }
+        SettingKind::Choice(words) => fields.optional_read(setting.name, |text| {
+            let found = words.iter().find(|word| **word == text);
+            found
+                .map(|word| SettingValue::Word(word))
+                .ok_or_else(|| format!("must be one of {}", words.join(", ")))
+        }),
+    };
+    value.map(|value| (setting.name, value))
+}
+
 impl LocalOperation for ReplacePolicy {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-        Reply::json(StatusCode::OK, &self.apply(conn, context.actor())?)
+        Ok(Reply::json(
+            StatusCode::OK,
+            &self.apply(conn, &context.host().policy_defaults(), context.actor())?,
+        )?)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The acquirer's events as operators see them.
 
 use std::str::FromStr;
-use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -13,18 +12,29 @@ use utoipa::ToSchema;
 use crate::base::ids::{AcquirerEventId, MerchantId};
 use crate::base::time::Timestamp;
 use crate::error::Error;
-use crate::idempotency::{
-    Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
-};
-use crate::processor::{self, Messages};
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Reply, ResourceKind, Scope, Target};
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::schema::acquirer_events;
 use crate::web::auth::AuthenticatedOperator;
+use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
 use super::events::Outcome;
 use super::{store, worker};
+
+/// The processor's events, as a kind of resource.
+pub static PROCESSOR_EVENT: ResourceKind = ResourceKind {
+    scope: Scope::Service("id"),
+    is_kept: false,
+    ..ResourceKind::new(
+        "acquirer_event",
+        AcquirerEventId::PREFIX,
+        "acquirer_events",
+        "/v1/operator/acquirer-events/{id}",
+    )
+};
 
 /// Most characters of a reason.
 const REASON_MAX: usize = 500;
@@ -200,29 +210,30 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse().map_err(|_| Error::AcquirerEventNotFound)?;
-    let event = db.run_retrying(move |conn| Ok(KeptRow::find(conn, id)?.into_event())).await?;
+    let event = db.run_retrying(move |conn| KeptRow::find(conn, id).map(KeptRow::into_event)).await?;
     Ok(HttpResponse::Ok().json(event))
 }
 
 /// Has an event tried again.
+#[derive(Debug)]
 pub struct ReplayEvent {
     id: Option<AcquirerEventId>,
-    /// By which the event is read.
-    messages: Arc<dyn Messages>,
 }
 
 impl Operation for ReplayEvent {
-    const NAME: &'static str = "acquirer_events.replay";
-    const CALLER: Caller = Caller::Operator;
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let messages = processor::current::adapter()?.messages;
-        Some(Self { id: input.segment(3).parse().ok(), messages })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new(
+        "acquirer_events.replay",
+        "POST",
+        "/v1/operator/acquirer-events/{id}/replay",
+        Caller::Operator,
+    )
+    .about(Target::Named(&PROCESSOR_EVENT, "id"))
+    .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("acquirer_event", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |_| Some(Self { id: input.id("id") }))
     }
 }
 
@@ -231,9 +242,9 @@ impl LocalOperation for ReplayEvent {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
-        let outcome = worker::try_again(conn, &kept, &*self.messages, context.metrics())?;
+        let outcome = worker::try_again(conn, &kept, &*context.host().messages, &context.host().metrics)?;
         store::note(conn, &kept, &outcome)?;
-        Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
+        Ok(Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())?)
     }
 }
 
@@ -270,16 +281,21 @@ pub struct DismissEvent {
 }
 
 impl Operation for DismissEvent {
-    const NAME: &'static str = "acquirer_events.dismiss";
-    const CALLER: Caller = Caller::Operator;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let id = input.segment(3).parse().ok();
-        Some(Self { reason: input.fields.text("reason", REASON_MAX)?, id })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new(
+        "acquirer_events.dismiss",
+        "POST",
+        "/v1/operator/acquirer-events/{id}/dismiss",
+        Caller::Operator,
+    )
+    .about(Target::Named(&PROCESSOR_EVENT, "id"));
 
-    fn resource(&self) -> Resource {
-        Resource::named("acquirer_event", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let id = input.id("id");
+            Some(Self { reason: fields.text("reason", REASON_MAX)?, id })
+        })
     }
 }
 
@@ -292,7 +308,7 @@ impl LocalOperation for DismissEvent {
             let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
             store::note(conn, &kept, &outcome)?;
         }
-        Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())
+        Ok(Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())?)
     }
 }
 

@@ -64,12 +64,19 @@ impl From<Learned> for Outcome {
     }
 }
 
+/// Reads the body of a message.
+///
+/// Errors: `validation_failed`.
+pub fn read(messages: &dyn Messages, body: &Value) -> Result<Event, Error> {
+    let members = Fields::members(body)?;
+    messages.read(members).map_err(Error::ValidationFailed)
+}
+
 /// Reads a stored event.
 ///
 /// Errors, in the order checked: `json_malformed`, `validation_failed`.
 pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
-    let body: Value = parse_json(body)?;
-    Fields::read(&body, |fields| fields.delegate(|members| messages.read(members)))
+    read(messages, &parse_json(body)?)
 }
 
 /// Makes our books say what the event says, in the caller's transaction.

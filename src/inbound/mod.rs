@@ -22,8 +22,6 @@ pub mod reconcile;
 mod store;
 mod worker;
 
-use std::sync::Arc;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
 use diesel::PgConnection;
@@ -32,11 +30,10 @@ use utoipa::ToSchema;
 
 use crate::error::Error;
 use crate::host::metrics::Metrics;
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::policy::OnMismatch;
-use crate::idempotency::{
-    Caller, Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Policy, Reply, Resource,
-};
-use crate::processor::{self, Event, Messages};
+use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Policy, Reply};
+use crate::processor::Event;
 use crate::web::problems::problems;
 
 pub use events::Outcome;
@@ -86,31 +83,25 @@ struct IncomingEvent {
 }
 
 /// Takes an event in.
-pub struct ReceiveEvent {
-    event: Event,
-    /// By which events that have waited for this one are read.
-    messages: Arc<dyn Messages>,
-}
+#[derive(Debug)]
+pub struct ReceiveEvent(Event);
 
 impl Operation for ReceiveEvent {
-    const NAME: &'static str = "webhooks.acquirer";
-    const CALLER: Caller = Caller::Acquirer;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let messages = processor::current::adapter()?.messages;
-        let event = input.fields.delegate(|members| messages.read(members))?;
-        Some(Self { event, messages })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("webhooks.acquirer", "POST", "/v1/webhooks/acquirer", Caller::Acquirer)
+            .with_default_policy(default_policy);
 
-    fn resource(&self) -> Resource {
-        Resource::None
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        events::read(&*input.host.messages, input.body).map(Self)
     }
+}
 
-    /// The acquirer sends an event again for days, and what differs from the first time isn't worth an alarm at its
-    /// end: the first outcome stands.
-    fn policy() -> Policy {
-        Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
-    }
+/// The acquirer sends an event again for days, and what differs from the first time isn't worth an alarm at its
+/// end: the first outcome stands.
+fn default_policy() -> Policy {
+    Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
 }
 
 impl LocalOperation for ReceiveEvent {
@@ -118,12 +109,13 @@ impl LocalOperation for ReceiveEvent {
     ///
     /// Locks: what it's about, then events that waited for it, unless somebody else is trying them.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
-        let (Self { event, messages }, now) = (self, context.now());
-        let event_id = context.event_id()?;
+        let (Self(event), now) = (self, context.now());
+        let event_id = context.message_id()?;
         let outcome = events::apply(event, conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
-        worker::apply_awaiting(conn, event_id, event, &outcome, &**messages, context.metrics())?;
-        report(context.metrics(), event_id, event, &outcome);
+        let host = context.host();
+        worker::apply_awaiting(conn, event_id, event, &outcome, &*host.messages, &host.metrics)?;
+        report(&host.metrics, event_id, event, &outcome);
         let receipt = Receipt {
             id: event_id.to_owned(),
             object: "acquirer_event",
@@ -131,7 +123,7 @@ impl LocalOperation for ReceiveEvent {
             state: outcome.as_str(),
             detail: outcome.detail().map(str::to_owned),
         };
-        Reply::json(StatusCode::OK, &receipt)
+        Ok(Reply::json(StatusCode::OK, &receipt)?)
     }
 }
 

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::metrics::Metrics;
+use crate::base::defaults::defaults;
 use crate::base::ids::MerchantId;
 use crate::base::metrics::Registry;
 use crate::base::money::Currency;
@@ -59,7 +60,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reconcile_grace_s: 60, void_orphans_after_s: VoidAfter(Some(Duration::from_secs(86_400))) }
+        defaults()
     }
 }
 
@@ -184,8 +185,10 @@ pub async fn run(
 fn note(report: &Report, metrics: &Metrics) {
     for kind in DIFFERENCES {
         let found = report.differences.iter().filter(|found| found.difference == kind && !found.is_voided);
-        metrics.reconciliation_differences.with_label_values(&[kind]).set(found.count() as i64);
+        let count = i64::try_from(found.count()).unwrap_or(i64::MAX);
+        metrics.reconciliation_differences.with_label_values(&[kind]).set(count);
     }
+    #[expect(clippy::float_arithmetic, reason = "Prometheus' times are seconds in floats")]
     metrics.reconciled_at.set(time::now().timestamp_millis() as f64 / 1e3);
 }
 

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use diesel::{Connection, PgConnection};
 
 use super::metrics::Metrics;
+use crate::base::defaults::defaults;
 use crate::base::ids::AcquirerEventId;
 use crate::base::signature::Refusal;
 use crate::base::time;
-use crate::error::Error;
+use crate::error::{Error, Failing, Failure};
 use crate::host::metrics::Metrics as HostMetrics;
 use crate::processor::{Event, Messages};
 use crate::storage::db::Db;
@@ -44,11 +45,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            acquirer_event_interval_ms: 500,
-            acquirer_event_overdue_after_s: 600,
-            acquirer_event_retention_days: 30,
-        }
+        defaults()
     }
 }
 
@@ -156,7 +153,7 @@ fn try_parked(
     // What fails is undone by itself, so that it's noted.
     let outcome = match conn.transaction(|conn| try_again(conn, &kept, messages, metrics)) {
         Ok(outcome) => outcome,
-        Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+        Err(error) if is_passing(&error) => return Err(error),
         Err(error) => {
             let event_id = kept.event_id.as_str();
             log::error!(event_id; "a parked event failed: {}", error.detailed());
@@ -205,7 +202,7 @@ pub(super) fn apply_awaiting(
         });
         let (waiting, outcome) = match applied {
             Ok(applied) => applied,
-            Err(error @ (Error::DatabaseUnavailable(_) | Error::TransientConflict(_))) => return Err(error),
+            Err(error) if is_passing(&error) => return Err(error),
             Err(_) => continue,
         };
         if !matches!(outcome, Outcome::Parked(_)) {
@@ -214,4 +211,9 @@ pub(super) fn apply_awaiting(
         }
     }
     Ok(())
+}
+
+/// Whether the database was in the way, and not the event.
+fn is_passing(error: &Error) -> bool {
+    matches!(error.failure(), Some(Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_)))
 }

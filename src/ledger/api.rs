@@ -330,7 +330,7 @@ pub async fn get_account_balance(
                 .bind::<Timestamptz, _>(at),
             };
             let balance = on_normal_side(&account.kind, query.get_result::<Decimal>(conn)?);
-            Ok(AccountBalance {
+            Ok::<_, Error>(AccountBalance {
                 account_id: account.id,
                 balance: account.currency.parse::<Currency>().map_err(Error::internal)?.format(balance),
                 currency: account.currency,

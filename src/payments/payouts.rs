@@ -21,22 +21,25 @@ use crate::base::money::{Currency, Money};
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{self, EventType};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
-    Resource,
+    Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind, Target,
 };
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::notice::Learned;
-use crate::processor::Processor;
 use crate::storage::db::Db;
 use crate::storage::schema::payouts;
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::fields::Metadata;
+use crate::web::fields::{Fields, Metadata};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
 /// Most characters of `destination`.
 const DESTINATION_MAX: usize = 255;
+
+/// Payouts, as a kind of resource.
+pub static PAYOUT: ResourceKind =
+    ResourceKind::new("payout", PayoutId::PREFIX, "payouts", "/v1/payouts/{id}");
 
 /// Money sent to the merchant's bank.
 #[derive(Debug, Serialize, ToSchema)]
@@ -157,31 +160,32 @@ pub struct CreatePayout {
 }
 
 impl Operation for CreatePayout {
-    const NAME: &'static str = "payouts.create";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let amount = input.fields.money();
-        let destination = input.fields.text("destination", DESTINATION_MAX);
-        let metadata = input.fields.metadata();
-        let amount = amount?;
-        Some(Self { amount, currency: amount.currency(), destination: destination?, metadata })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new("payouts.create", "POST", "/v1/payouts", Caller::Merchant)
+        .about(Target::New(&PAYOUT));
 
-    fn resource(&self) -> Resource {
-        Resource::New("payout")
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let amount = fields.money();
+            let destination = fields.text("destination", DESTINATION_MAX);
+            let metadata = fields.metadata();
+            let amount = amount?;
+            Some(Self { amount, currency: amount.currency(), destination: destination?, metadata })
+        })
     }
 }
 
 #[async_trait]
 impl ExternalOperation for CreatePayout {
-    type Prepared = ();
+    type Reservation = ();
     type Outcome = ();
 
     /// Holds the amount in the ledger, so that nothing else can use it while the processor is being asked.
     /// Errors: `insufficient_balance`.
     ///
     /// Locks: the merchant's `merchant_payable` account.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
+    fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
         ledger::hold(conn, merchant, &id.to_string(), self.amount)?;
         let row = PayoutRow {
@@ -203,19 +207,19 @@ impl ExternalOperation for CreatePayout {
         Ok(())
     }
 
-    async fn perform(&self, processor: &dyn Processor, context: &Context<'_>, (): &()) -> Result<(), Error> {
-        let call = context.processor_call("payout", PayoutId(context.resource_id()?));
-        Ok(processor.payout(&call, self.amount, &self.destination).await?)
+    async fn call_processor(&self, context: &Context<'_>, (): &()) -> Result<(), Error> {
+        let call = host::processor_call(context, "payout", PayoutId(context.resource_id()?));
+        Ok(context.host().processor.payout(&call, self.amount, &self.destination).await?)
     }
 
     /// Locks: the payout, the merchant's `merchant_payable` account.
-    fn finish(
+    fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         (): &(),
         (): &(),
-    ) -> Result<Finished, Error> {
+    ) -> Result<Commit, Error> {
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
         let mut row = PayoutRow::lock(conn, merchant, id)?;
         let entry = JournalEntry::new(id.to_string())

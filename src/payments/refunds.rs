@@ -24,20 +24,23 @@ use crate::base::money::{Currency, Money, PlainAmount};
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{self, EventType};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation, Reply,
-    Resource,
+    Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind, Target,
 };
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
 use crate::payments::notice::Learned;
-use crate::processor::Processor;
 use crate::storage::db::Db;
 use crate::storage::schema::refunds;
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::fields::{Metadata, TEXT_MAX};
+use crate::web::fields::{Fields, Metadata, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+
+/// Refunds, as a kind of resource.
+pub static REFUND: ResourceKind =
+    ResourceKind::new("refund", RefundId::PREFIX, "refunds", "/v1/refunds/{id}");
 
 /// Money returned to the customer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -147,30 +150,31 @@ pub struct CreateRefund {
 }
 
 impl Operation for CreateRefund {
-    const NAME: &'static str = "refunds.create";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let charge_id = input.fields.id("charge_id");
-        let amount = input.fields.optional_amount();
-        let reason = input.fields.optional_text("reason", TEXT_MAX);
-        let metadata = input.fields.metadata();
-        Some(Self { charge_id: charge_id?, amount, reason, metadata })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new("refunds.create", "POST", "/v1/refunds", Caller::Merchant)
+        .about(Target::New(&REFUND));
 
-    fn resource(&self) -> Resource {
-        Resource::New("refund")
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let charge_id = fields.id("charge_id");
+            let amount = fields.optional_amount();
+            let reason = fields.optional_text("reason", TEXT_MAX);
+            let metadata = fields.metadata();
+            Some(Self { charge_id: charge_id?, amount, reason, metadata })
+        })
     }
 }
 
 /// What an attempt needs to know.
-pub struct Prepared {
+pub struct Reservation {
     authorization_id: String,
     amount: Money,
 }
 
 #[async_trait]
 impl ExternalOperation for CreateRefund {
-    type Prepared = Prepared;
+    type Reservation = Reservation;
     type Outcome = ();
 
     /// Reserves the amount in the charge and holds it in the ledger, so that neither other refunds nor
@@ -180,7 +184,7 @@ impl ExternalOperation for CreateRefund {
     /// (decimals), `refund_exceeds_captured`, `insufficient_balance`.
     ///
     /// Locks: the charge, the merchant's `merchant_payable` account.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+    fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reservation, Error> {
         let merchant = context.merchant();
         let charge_id = self.charge_id.ok_or(Error::ChargeNotFound)?;
         let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
@@ -216,41 +220,36 @@ impl ExternalOperation for CreateRefund {
             failed_at: None,
         };
         diesel::insert_into(refunds::table).values(&row).execute(conn)?;
-        Ok(Prepared { authorization_id: charge.authorization_id, amount })
+        Ok(Reservation { authorization_id: charge.authorization_id, amount })
     }
 
-    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reservation, Error> {
         let row = RefundRow::find(conn, context.merchant(), RefundId(context.resource_id()?))?;
         let charge = ChargeRow::lock(conn, context.merchant(), row.charge_id)?;
         let amount = charge.money(row.amount)?;
-        Ok(Prepared { authorization_id: charge.authorization_id, amount })
+        Ok(Reservation { authorization_id: charge.authorization_id, amount })
     }
 
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        prepared: &Prepared,
-    ) -> Result<(), Error> {
-        let call = context.processor_call("refund", RefundId(context.resource_id()?));
-        Ok(processor.refund(&call, &prepared.authorization_id, prepared.amount).await?)
+    async fn call_processor(&self, context: &Context<'_>, reservation: &Reservation) -> Result<(), Error> {
+        let call = host::processor_call(context, "refund", RefundId(context.resource_id()?));
+        Ok(context.host().processor.refund(&call, &reservation.authorization_id, reservation.amount).await?)
     }
 
     /// Locks: the charge, the merchant's `merchant_payable` account.
-    fn finish(
+    fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
-        prepared: &Prepared,
+        reservation: &Reservation,
         (): &(),
-    ) -> Result<Finished, Error> {
+    ) -> Result<Commit, Error> {
         let (merchant, id) = (context.merchant(), RefundId(context.resource_id()?));
         let mut row = RefundRow::find(conn, merchant, id)?;
         let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
 
         let entry = JournalEntry::new(id.to_string())
-            .debit(AccountKind::MerchantPayable, prepared.amount)
-            .credit(AccountKind::AcquirerClearing, prepared.amount);
+            .debit(AccountKind::MerchantPayable, reservation.amount)
+            .credit(AccountKind::AcquirerClearing, reservation.amount);
         ledger::post(conn, merchant, &entry)?;
 
         charge.amount_refund_pending -= row.amount;

@@ -9,7 +9,6 @@
 
 mod breaker;
 pub mod calls;
-pub mod current;
 mod http;
 pub mod metrics;
 mod operation;
@@ -240,7 +239,7 @@ pub enum ProcessorError {
 
 impl From<ProcessorError> for crate::error::Error {
     fn from(error: ProcessorError) -> Self {
-        Self::ProcessorUnavailable(error.into())
+        crate::error::Failure::ProcessorUnavailable(error.into()).into()
     }
 }
 

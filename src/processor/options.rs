@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::HttpSettings;
+use crate::base::defaults::defaults;
 
 /// How to reach the acquirer. Without an address, a sandbox in our own process plays it.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,13 +41,7 @@ pub struct ProcessorOptions {
 impl ProcessorOptions {
     /// No acquirer.
     pub fn none() -> Self {
-        Self {
-            url: None,
-            api_key: None,
-            connect_timeout_ms: 1_000,
-            request_timeout_ms: 3_000,
-            probe_interval_ms: 1_000,
-        }
+        defaults()
     }
 
     /// The acquirer at `url`.

@@ -8,8 +8,8 @@ use diesel::dsl::sql;
 use diesel::sql_types::Bool;
 use serde_json::json;
 
-use crate::error::Error;
-use crate::idempotency::Engine;
+use crate::error::{Error, Failure};
+use crate::host::Engine;
 use crate::processor::ProcessorError;
 use crate::storage::db::Db;
 use crate::storage::deadline;
@@ -42,12 +42,12 @@ pub async fn ready(
     db.run_retrying(|conn| {
         let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
         if read_only.get_result(conn)? {
-            return Err(Error::DatabaseUnavailable("the database is read-only".into()));
+            return Err(Failure::DatabaseUnavailable("the database is read-only".into()));
         }
         Ok(())
     })
     .await?;
-    if readiness.needs_processor && !engine.is_processor_available() {
+    if readiness.needs_processor && !engine.host().processor.is_available() {
         return Err(ProcessorError::Down.into());
     }
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))

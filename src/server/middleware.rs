@@ -10,8 +10,7 @@ use actix_web::{HttpMessage, web};
 use super::metrics::Metrics;
 use crate::base::metrics::Counted;
 use crate::error::Error;
-use crate::idempotency::Engine;
-use crate::processor::{self, Adapter};
+use crate::host::Engine;
 use crate::storage::deadline;
 use crate::web::request_id::{RequestId, X_REQUEST_ID};
 
@@ -30,9 +29,7 @@ pub async fn context(
     // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
     let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
     let limit = engine.request_deadline();
-    let adapter = req.app_data::<web::Data<Adapter>>().expect("the server provides it").get_ref().clone();
-    let handled = processor::current::with(adapter, next.call(req));
-    let mut response = deadline::within(limit, handled).await?.map_into_boxed_body();
+    let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
     let answer = response.response().error().map(|error| {
         let path = response.request().path();
         // What isn't ours comes from actix-web itself and can only be a bug.
@@ -65,7 +62,7 @@ pub async fn context(
     let shown = if route.contains("{key}") { &route } else { response.request().path() };
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
-        duration_us = started.elapsed().as_micros() as u64;
+        duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         "{} {shown}", response.request().method()
     );
     Ok(response)

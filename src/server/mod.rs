@@ -23,11 +23,11 @@ use crate::base::derived_secrets::Vault;
 use crate::base::metrics::Registry;
 use crate::config::Config;
 use crate::error::Error;
-use crate::idempotency::{AcquirerSecrets, Engine, Settings};
+use crate::host::{Engine, Oncepay};
+use crate::idempotency::Settings;
 use crate::inbound::reconcile;
 use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
-use crate::web::auth::KnownKeys;
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
 use crate::webhooks::retention::{self, Retention};
@@ -36,7 +36,7 @@ use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
 use health::Readiness;
 use routes::routes;
 
-pub use routes::{document, operations};
+pub use routes::{document, operations, resource_kinds};
 
 /// How long a stopping server waits for requests that are being handled.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
@@ -101,25 +101,25 @@ pub fn serve(
         config.webhook_allow_loopback,
         Arc::clone(&webhooks_metrics),
     )?;
-    let engine = Engine::new(
-        db.clone(),
-        Arc::clone(&adapter.processor),
+    let operations = operations();
+    let descriptors: Vec<_> = operations.iter().map(|operation| operation.descriptor).collect();
+    let host = Oncepay {
+        db: db.clone(),
+        processor: Arc::clone(&adapter.processor),
         vault,
-        Settings {
-            timing: config.timing(),
-            batch_size_max: config.batch_size_max as usize,
-            webhook_allow_loopback: config.webhook_allow_loopback,
-        },
-        &operations(),
-        Arc::new(idempotency::metrics::Metrics::new(&registry)),
-        Arc::clone(&host_metrics),
-    );
+        messages: Arc::clone(&adapter.messages),
+        known_keys: Arc::default(),
+        metrics: Arc::clone(&host_metrics),
+        allows_loopback: config.webhook_allow_loopback,
+        operations: descriptors.clone(),
+    };
+    let settings = Settings { timing: config.timing(), batch_size_max: config.batch_size_max as usize };
+    let engine_metrics = idempotency::metrics::Metrics::new(&registry);
+    let engine = Engine::new(db.clone(), Arc::new(host), settings, &descriptors, engine_metrics);
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
     let document = document();
     let methods = Arc::new(methods_by_path(&document));
     let document = web::Data::new(document);
-    let known_keys = web::Data::new(KnownKeys::default());
-    let acquirer_secrets = web::Data::new(AcquirerSecrets(config.webhook_secrets()?));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
     let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
@@ -129,15 +129,11 @@ pub fn serve(
     // find a thread, also when one worker happens to have all the permits, and others wait for lost connections.
     // Idle threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize;
-    let served_with = web::Data::new(adapter.clone());
     let server = HttpServer::new(move || {
         let methods = Arc::clone(&methods);
         App::new()
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
-            .app_data(known_keys.clone())
-            .app_data(acquirer_secrets.clone())
-            .app_data(served_with.clone())
             .app_data(document.clone())
             .app_data(http_metrics.clone())
             .app_data(registry.clone())
@@ -170,8 +166,9 @@ pub fn serve(
     .listen(listener.into_listener())
     .map_err(|error| format!("Can't start the server: {error}."))?
     .run();
-    workers_engine.start_workers(
-        operations(),
+    idempotency::workers::start(
+        &workers_engine,
+        operations,
         config.database_url.clone(),
         Duration::from_millis(config.reaper_interval_ms),
         Duration::from_millis(config.metrics_interval_ms),

@@ -17,7 +17,8 @@ use utoipa::openapi::{Ref, RefOr, Required};
 use super::event_catalogue;
 use crate::base::signature;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
-use crate::idempotency::{Caller, Engine, Policy, Registered};
+use crate::host::{Caller, Engine, Registered};
+use crate::idempotency::{Policy, PolicySetting, SettingKind};
 use crate::web::problems::string_header;
 
 #[derive(OpenApi)]
@@ -93,6 +94,15 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
              of `{webhook-id}.{webhook-timestamp}.{body}` in base64.",
         ))),
     );
+    for operation in registered.iter().map(|registered| &registered.descriptor) {
+        for setting in operation.policy_settings {
+            for name in POLICY_SCHEMAS {
+                if let Some(RefOr::T(schema)) = components.schemas.get_mut(*name) {
+                    add_setting(schema, operation.name, setting);
+                }
+            }
+        }
+    }
     document.webhooks = Some(event_catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
@@ -116,13 +126,63 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
                     let name = id.strip_prefix("operator.").unwrap_or(&id);
                     let registered = registered
                         .iter()
-                        .find(|registered| registered.name == name)
+                        .find(|registered| registered.descriptor.name == name)
                         .unwrap_or_else(|| panic!("{id} of {path} must be among the server's operations"));
+                    let described = (registered.descriptor.method, registered.descriptor.path);
+                    assert_eq!(
+                        described,
+                        (method_name(&method), path.as_str()),
+                        "the descriptor of {name} and its route must agree"
+                    );
                     finish_change(operation, registered);
                 }
             }
         }
     }
+}
+
+fn method_name(method: &HttpMethod) -> &'static str {
+    match method {
+        HttpMethod::Get => "GET",
+        HttpMethod::Post => "POST",
+        HttpMethod::Put => "PUT",
+        HttpMethod::Patch => "PATCH",
+        HttpMethod::Delete => "DELETE",
+        _ => "another method",
+    }
+}
+
+/// The schemas that show a policy, or take a change of one.
+const POLICY_SCHEMAS: &[&str] = &["Policy", "OperationPolicy", "ReplacePolicy"];
+
+/// Adds to the schema of a policy a setting that only one operation has.
+fn add_setting(schema: &mut Schema, operation: &str, setting: &PolicySetting) {
+    let object = match schema {
+        Schema::Object(object) => object,
+        Schema::AllOf(all) => {
+            let objects = all.items.iter_mut().filter_map(|item| match item {
+                RefOr::T(Schema::Object(object)) => Some(object),
+                _ => None,
+            });
+            match objects.last() {
+                Some(object) => object,
+                None => return,
+            }
+        }
+        _ => return,
+    };
+    let property = match setting.kind {
+        SettingKind::Choice(words) => {
+            ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied()))
+        }
+        SettingKind::Number(least, most) => {
+            ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(least)).maximum(Some(most))
+        }
+    };
+    let example = serde_json::to_value(setting.default).unwrap_or_default();
+    let property = property.examples([example]);
+    let property = property.description(Some(format!("Of `{operation}` alone. {}", setting.meaning)));
+    object.properties.insert(setting.name.to_owned(), property.into());
 }
 
 /// What all operations have in common.
@@ -160,10 +220,11 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
 /// What all operations have in common that change something.
 fn finish_change(operation: &mut Operation, registered: &Registered) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
-        body.required = Some(if registered.body_optional { Required::False } else { Required::True });
+        body.required =
+            Some(if registered.descriptor.body_optional { Required::False } else { Required::True });
     }
     let parameters = operation.parameters.get_or_insert_default();
-    if registered.caller == Caller::Acquirer {
+    if registered.descriptor.caller == Caller::Acquirer {
         for (name, description, example) in [
             (
                 signature::ID,
@@ -215,7 +276,7 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
             response.headers.insert(SUSPECTED_DUPLICATE_OF.to_owned(), string_header(description).into());
         }
     }
-    let extension = x_idempotency(registered, &(registered.policy)());
+    let extension = x_idempotency(registered, &registered.descriptor.policy());
     operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
 }
 
@@ -250,7 +311,7 @@ const X_IDEMPOTENCY: &str = "x-idempotency";
 
 fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value {
     json!({
-        "operation": registered.name,
+        "operation": registered.descriptor.name,
         "shape": if registered.is_external() { "external" } else { "local" },
         "policy": policy,
     })

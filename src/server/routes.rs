@@ -5,7 +5,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use crate::idempotency::Registered;
+use crate::host::{self, Registered};
+use crate::idempotency::ResourceKind;
 use crate::idempotency_api::{keys, policies};
 use crate::ledger::api as ledger;
 use crate::payments::{balance, charges, disputes, payouts, refunds};
@@ -78,7 +79,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
 /// The operations that change something.
 pub fn operations() -> Vec<Registered> {
     vec![
-        Registered::external::<charges::create::CreateCharge>(),
+        Registered::batched::<charges::create::CreateCharge>(),
         Registered::external::<charges::capture::CaptureCharge>(),
         Registered::external::<charges::cancel::CancelCharge>(),
         Registered::local::<charges::update::UpdateCharge>(),
@@ -100,6 +101,12 @@ pub fn operations() -> Vec<Registered> {
         Registered::local::<keys::ReleaseKey>(),
         Registered::local::<policies::ReplacePolicy>(),
     ]
+}
+
+/// The kinds of resources that the operations are about.
+pub fn resource_kinds() -> Vec<&'static ResourceKind> {
+    let descriptors: Vec<_> = operations().iter().map(|operation| operation.descriptor).collect();
+    host::resource_kinds(&descriptors)
 }
 
 /// The OpenAPI document of the API.

@@ -16,6 +16,8 @@ use subtle::ConstantTimeEq;
 use crate::base::money::{Currency, Money};
 use crate::storage::db::Db;
 
+use crate::error::Failure;
+
 use super::error::Error;
 use super::faults::Call;
 use super::faults::{Faults, lost_answer};
@@ -99,7 +101,9 @@ async fn authenticate(
 #[get("/health")]
 async fn health(bank: web::Data<Bank>) -> Result<HttpResponse, Error> {
     bank.db
-        .run_retrying(|conn| Ok(diesel::RunQueryDsl::execute(diesel::sql_query("SELECT 1"), conn)?))
+        .run_retrying(|conn| {
+            diesel::RunQueryDsl::execute(diesel::sql_query("SELECT 1"), conn).map_err(Failure::from)
+        })
         .await?;
     Ok(HttpResponse::Ok().json(json!({"status": "ok"})))
 }
@@ -258,7 +262,10 @@ async fn answer(bank: &Bank, order: Order, attempt: Option<u32>) -> Result<HttpR
     let payment_method = order.what.payment_method();
     if payment_method == Some(PaymentMethod::ErrorOnce) {
         let key = order.key.clone();
-        let is_first = bank.db.run_retrying(move |conn| Ok(perform::note_failure(conn, &key)?)).await?;
+        let is_first = bank
+            .db
+            .run_retrying(move |conn| perform::note_failure(conn, &key).map_err(Failure::from))
+            .await?;
         if attempt.map_or(is_first, |attempt| attempt == 1) {
             return Err(Error::Failed);
         }
@@ -301,7 +308,8 @@ async fn find(
 ) -> Result<HttpResponse, Error> {
     let (key, attempt, shared) = (text("idempotency_key", key.into_inner())?, attempt(&req)?, bank.clone());
     let handle = async move {
-        let found = shared.db.run_retrying(move |conn| Ok(operations::find(conn, &key)?)).await?;
+        let found =
+            shared.db.run_retrying(move |conn| operations::find(conn, &key).map_err(Failure::from)).await?;
         let operation = found.ok_or(Error::OperationNotFound)?;
         if operation.is_authorization_with(PaymentMethod::Timeout) && attempt == Some(1) {
             return Ok(lost_answer());
@@ -333,8 +341,10 @@ async fn list(bank: web::Data<Bank>, page: web::Query<Page>) -> Result<HttpRespo
     }
     let shared = bank.clone();
     let handle = async move {
-        let (operations, has_more) =
-            shared.db.run_retrying(move |conn| Ok(operations::list(conn, after, limit)?)).await?;
+        let (operations, has_more) = shared
+            .db
+            .run_retrying(move |conn| operations::list(conn, after, limit).map_err(Failure::from))
+            .await?;
         let operations: Vec<_> = operations.iter().map(Operation::to_json).collect();
         Ok(HttpResponse::Ok().json(json!({"operations": operations, "has_more": has_more})))
     };

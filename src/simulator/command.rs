@@ -1,4 +1,5 @@
 //! `oncepay acquirer`.
+#![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -12,6 +12,8 @@ use crate::base::money::Currency;
 
 use super::api::{self, Bank};
 use super::decide;
+use crate::error::Failure;
+
 use super::error::Error;
 use super::faults::Plan;
 use super::listener::Listener;
@@ -85,7 +87,7 @@ struct Event {
 async fn send_event(bank: web::Data<Bank>, event: web::Json<Event>) -> Result<HttpResponse, Error> {
     let Event { kind, data } = event.into_inner();
     let delivery = bank.faults.draw_delivery();
-    let id = bank.db.run(move |conn| Ok(outbox::add(conn, kind, &data, delivery)?)).await?;
+    let id = bank.db.run(move |conn| outbox::add(conn, kind, &data, delivery).map_err(Failure::from)).await?;
     Ok(HttpResponse::Created().json(json!({"id": id})))
 }
 

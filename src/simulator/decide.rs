@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Timestamptz};
 use serde_json::json;
 
-use crate::error::Error;
+use crate::error::Failure;
 
 use super::faults::Faults;
 use super::operations::{Operation, Order, Outcome, What};
@@ -24,7 +24,7 @@ const CURRENT_TRANSACTION: &str = "pg_current_xact_id()::text::bigint";
 
 /// Decides the pending operation that has been due for longest, and puts the news into the outbox. Whether there was
 /// one. Takes one per call, since each must have its own transaction (see [`operations::list`](super::operations::list)).
-pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Error> {
+pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Failure> {
     conn.transaction(|conn| {
         // The first statement: so this transaction's id, the new sequence number, is greater than the old one.
         let due = operations::table
@@ -47,7 +47,7 @@ pub(super) fn decide_now(
     reference: &str,
     approves: bool,
     faults: &Faults,
-) -> Result<bool, Error> {
+) -> Result<bool, Failure> {
     conn.transaction(|conn| {
         let pending = operations::table
             .filter(operations::status.eq(Status::Pending))
@@ -68,7 +68,7 @@ fn decide(
     operation: &Operation,
     approves: bool,
     faults: &Faults,
-) -> Result<(), Error> {
+) -> Result<(), Failure> {
     let (outcome, event): (Outcome, _) = match operation.kind {
         Kind::Payout if operation.target == FAILING_DESTINATION => {
             (Status::Failed.into(), EventType::PayoutFailed)
@@ -102,7 +102,7 @@ fn decide(
 
 /// Captures an authorization that was to be captured as soon as it's approved, and puts the news into the outbox. Whether
 /// there was one. In a transaction of its own, as [`decide_next`] says.
-pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Error> {
+pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Failure> {
     conn.transaction(|conn| {
         let due = authorizations::table
             .filter(authorizations::capture_key.is_not_null())
@@ -118,7 +118,7 @@ pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<b
             .filter(operations::kind.eq(Kind::Authorize))
             .select(Operation::as_select())
             .first(conn)?;
-        let money = authorize.money().ok_or_else(|| Error::internal("an authorization has no amount"))?;
+        let money = authorize.money().ok_or_else(|| Failure::internal("an authorization has no amount"))?;
         let order = Order {
             key,
             what: What::Capture { authorization_id: authorization_id.clone(), money },
@@ -141,7 +141,7 @@ fn tell(
     event: EventType,
     operation: &Operation,
     faults: &Faults,
-) -> Result<(), Error> {
+) -> Result<(), Failure> {
     let data = json!({
         "operation": operation.to_json(),
         "merchant": operation.merchant,

@@ -1,5 +1,6 @@
 //! Why a request isn't answered with an operation.
 
+use crate::error::Failure;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
@@ -34,10 +35,10 @@ pub(super) enum Error {
     Unavailable,
 }
 
-impl From<crate::error::Error> for Error {
-    fn from(error: crate::error::Error) -> Self {
+impl From<Failure> for Error {
+    fn from(error: Failure) -> Self {
         match error {
-            crate::error::Error::DatabaseUnavailable(_) | crate::error::Error::TransientConflict(_) => {
+            Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_) => {
                 log::warn!("the acquirer couldn't serve a request: {}", error.detailed());
                 Self::Unavailable
             }

@@ -34,6 +34,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::base::metrics::Registry;
+use crate::error::Failure;
 use crate::storage::db::{self, Db};
 use crate::storage::metrics::Metrics;
 use crate::web::listener::Listener as Port;
@@ -179,7 +180,7 @@ async fn keep_deciding(bank: web::Data<Bank>) {
             .db
             .run_retrying(move |conn| {
                 let is_decided = decide::decide_next(conn, &shared.faults)?;
-                Ok(decide::capture_next(conn, &shared.faults)? || is_decided)
+                Ok::<_, Failure>(decide::capture_next(conn, &shared.faults)? || is_decided)
             })
             .await;
         match decided {

@@ -210,7 +210,7 @@ pub(super) fn list(conn: &mut PgConnection, after: i64, limit: i64) -> QueryResu
         .limit(limit + 1)
         .select(Operation::as_select())
         .load(conn)?;
-    let has_more = operations.len() as i64 > limit;
+    let has_more = i64::try_from(operations.len()).is_ok_and(|count| count > limit);
     if has_more {
         operations.pop();
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::base::money::Currency;
 use crate::base::time::Timestamp;
-use crate::error::Error;
+use crate::error::Failure;
 use crate::storage::sql::statement;
 
 use super::schema::words;
@@ -52,6 +52,7 @@ pub(super) fn add(
     delivery: Delivery,
 ) -> QueryResult<String> {
     let id = format!("evt_{}", Uuid::now_v7().as_simple());
+    #[expect(clippy::disallowed_methods, reason = "the acquirer's clock isn't the service's")]
     let timestamp = Timestamp(chrono::Utc::now());
     let body = json!({"type": event, "timestamp": timestamp, "data": data}).to_string();
     statement::<()>(
@@ -130,7 +131,7 @@ pub(super) fn settle(
     merchant: &str,
     currency: Currency,
     delivery: Delivery,
-) -> Result<Option<Value>, Error> {
+) -> Result<Option<Value>, Failure> {
     conn.transaction(|conn| {
         let operations = statement::<(Text, Numeric)>(
             "SELECT id, CASE kind WHEN 'capture' THEN amount ELSE -amount END FROM operations \
@@ -146,7 +147,7 @@ pub(super) fn settle(
             return Ok(None);
         }
         let id = format!("set_{}", Uuid::now_v7().as_simple());
-        let operation_count = i64::try_from(operations.len()).map_err(Error::internal)?;
+        let operation_count = i64::try_from(operations.len()).map_err(Failure::internal)?;
         statement::<()>(
             "INSERT INTO settlements (id, merchant, currency, amount, operation_count) VALUES ({}, {}, {}, {}, {})",
         )

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::base::money::Money;
-use crate::error::Error;
+use crate::error::Failure;
 
 use super::error::Refusal;
 use super::operations::{Operation, Order, Outcome, What, find};
@@ -52,7 +52,7 @@ pub(super) fn perform(
     conn: &mut PgConnection,
     order: &Order,
     decide_after: Duration,
-) -> Result<Performed, Error> {
+) -> Result<Performed, Failure> {
     conn.transaction(|conn| {
         if let Some(stored) = find(conn, &order.key)? {
             return Ok(replay(stored, order));
@@ -67,7 +67,7 @@ pub(super) fn perform(
             // Another transaction has been faster; the insert has waited for its end.
             None => {
                 let stored =
-                    find(conn, &order.key)?.ok_or_else(|| Error::internal("an operation is gone"))?;
+                    find(conn, &order.key)?.ok_or_else(|| Failure::internal("an operation is gone"))?;
                 Ok(replay(stored, order))
             }
         }
@@ -79,7 +79,7 @@ fn replay(stored: Operation, order: &Order) -> Performed {
 }
 
 /// How `what` ends. Locks its authorization, so that it stays true.
-fn judge(conn: &mut PgConnection, what: &What) -> Result<Outcome, Error> {
+fn judge(conn: &mut PgConnection, what: &What) -> Result<Outcome, Failure> {
     Ok(match what {
         What::Authorize { payment_method, .. } => match payment_method {
             PaymentMethod::Declined => DeclineCode::Generic.into(),

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use url::Url;
 
 use crate::base::time;
-use crate::error::Error;
+use crate::error::Failure;
 use crate::storage::db::Db;
 
 use super::outbox::{self, Claimed};
@@ -71,8 +71,9 @@ impl Sender {
 
     /// Whether an event was due. No transaction is open while it's sent: the claim is what keeps others away, and it
     /// runs out should we die.
-    async fn send_next(&self) -> Result<bool, Error> {
-        let Some(event) = self.db.run_retrying(|conn| Ok(outbox::claim(conn)?)).await? else {
+    async fn send_next(&self) -> Result<bool, Failure> {
+        let Some(event) = self.db.run_retrying(|conn| outbox::claim(conn).map_err(Failure::from)).await?
+        else {
             return Ok(false);
         };
         let sent = self.send(&event).await;
@@ -81,8 +82,8 @@ impl Sender {
         }
         self.db
             .run_retrying(move |conn| match sent {
-                Ok(()) => Ok(outbox::delivered(conn, &event)?),
-                Err(_) => Ok(outbox::failed(conn, &event, pause_after(event.attempt))?),
+                Ok(()) => outbox::delivered(conn, &event).map_err(Failure::from),
+                Err(_) => outbox::failed(conn, &event, pause_after(event.attempt)).map_err(Failure::from),
             })
             .await?;
         Ok(true)
@@ -90,6 +91,7 @@ impl Sender {
 
     /// The error is for the log. Redirections are errors too: following them would sign for somebody else.
     async fn send(&self, event: &Claimed) -> Result<(), String> {
+        #[expect(clippy::disallowed_methods, reason = "the acquirer's clock isn't the service's")]
         let timestamp = chrono::Utc::now().timestamp();
         let answer = self
             .client

@@ -17,7 +17,7 @@ use diesel::PgConnection;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use crate::error::Error;
+use crate::error::Failure;
 use crate::storage::db::Db;
 
 /// Longest wait of a call for the batch before it. As a rule one batch at a time is fastest (1.3 times four at a time,
@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Batches that may be under way at the same time.
 const BATCHES_MAX: usize = 4;
 
-type Outputs<O> = Vec<oneshot::Sender<Made<O>>>;
-type Work<I, O> = Box<dyn Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Error> + Send + Sync>;
+type Outputs<O> = Vec<oneshot::Sender<BatchResult<O>>>;
+type Work<I, O> = Box<dyn Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync>;
 
 /// Makes calls with an `I` that return an `O`.
 pub struct Batcher<I, O> {
@@ -51,11 +51,11 @@ struct Call<I, O> {
     asked: Instant,
     /// Set by whoever comes first: the batch that makes the call, or the caller who gives up.
     is_taken: Arc<AtomicBool>,
-    output: oneshot::Sender<Made<O>>,
+    output: oneshot::Sender<BatchResult<O>>,
 }
 
 /// How a call has ended.
-enum Made<O> {
+enum BatchResult<O> {
     Done(O),
     /// There was no connection in time, or no word from the database.
     Unavailable(String),
@@ -71,7 +71,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         size_max: usize,
         sizes: Histogram,
         waits: Histogram,
-        work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Error> + Send + Sync + 'static,
+        work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let queue = Mutex::new(Queue { calls: VecDeque::new(), batches: 0 });
         Arc::new(Self { db, size_max, sizes, waits, work: Box::new(work), queue })
@@ -81,29 +81,29 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// for that the call has taken effect.
     ///
     /// Errors: `database_unavailable` as with [`Db::run`].
-    pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Error> {
-        let (output, mut made) = oneshot::channel();
+    pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Failure> {
+        let (output, mut result) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
         let call = Call { input, asked: Instant::now(), is_taken: Arc::clone(&is_taken), output };
         self.queue().calls.push_back(call);
         self.start_batch_beside(0);
-        let mut answered = tokio::time::timeout(PATIENCE, &mut made).await;
+        let mut answered = tokio::time::timeout(PATIENCE, &mut result).await;
         if answered.is_err() && !is_taken.load(Ordering::Acquire) {
             self.start_batch_beside(BATCHES_MAX - 1);
-            answered = tokio::time::timeout(self.db.acquire_timeout(), &mut made).await;
+            answered = tokio::time::timeout(self.db.acquire_timeout(), &mut result).await;
         }
-        let made = match answered {
-            Ok(made) => made,
+        let result = match answered {
+            Ok(result) => result,
             Err(_) if !is_taken.swap(true, Ordering::AcqRel) => {
-                return Err(Error::DatabaseUnavailable("too many calls are waiting".into()));
+                return Err(Failure::DatabaseUnavailable("too many calls are waiting".into()));
             }
-            Err(_) => made.await,
+            Err(_) => result.await,
         };
-        match made {
-            Ok(Made::Done(output)) => Ok(Some(output)),
-            Ok(Made::Unavailable(cause)) => Err(Error::DatabaseUnavailable(cause.into())),
+        match result {
+            Ok(BatchResult::Done(output)) => Ok(Some(output)),
+            Ok(BatchResult::Unavailable(cause)) => Err(Failure::DatabaseUnavailable(cause.into())),
             // The sender is dropped where the service is being stopped.
-            Ok(Made::Failed) | Err(_) => Ok(None),
+            Ok(BatchResult::Failed) | Err(_) => Ok(None),
         }
     }
 
@@ -151,19 +151,19 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
                 Ok(done) => {
                     for (output, done) in outputs.into_iter().zip(done) {
                         // Whoever has hung up doesn't need it.
-                        let _ = output.send(Made::Done(done));
+                        let _ = output.send(BatchResult::Done(done));
                     }
                 }
-                Err(Error::DatabaseUnavailable(cause)) if !cause.is::<diesel::result::Error>() => {
+                Err(Failure::DatabaseUnavailable(cause)) if !cause.is::<diesel::result::Error>() => {
                     let cause = cause.to_string();
                     for output in outputs {
-                        let _ = output.send(Made::Unavailable(cause.clone()));
+                        let _ = output.send(BatchResult::Unavailable(cause.clone()));
                     }
                 }
                 Err(error) => {
                     log::debug!("{} calls failed together: {}", outputs.len(), error.detailed());
                     for output in outputs {
-                        let _ = output.send(Made::Failed);
+                        let _ = output.send(BatchResult::Failed);
                     }
                 }
             }

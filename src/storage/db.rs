@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::deadline;
 use super::metrics::Metrics;
 use crate::base::metrics::Counted;
-use crate::error::Error;
+use crate::error::{Failing, Failure};
 
 /// All migrations, built into the binary.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -124,27 +124,27 @@ impl Db {
     /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds or than the
     /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`,
     /// and its connection is discarded.
-    pub async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
-        work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
+        work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         self.run_within(WORK_TIMEOUT, work).await
     }
 
     /// Like [`run`](Self::run), with another bound than ten seconds: for background work that sets its own
     /// `statement_timeout`.
-    pub async fn run_within<T: Send + 'static>(
+    pub async fn run_within<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
         limit: Duration,
-        work: impl FnOnce(&mut PgConnection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
+        work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let asked = Instant::now();
         let (lane, metrics) = (self.lane(), &self.shared.metrics);
         let patience = deadline::remaining(self.shared.acquire_timeout);
         let permit = tokio::time::timeout(patience, Arc::clone(&lane.permits).acquire_owned())
             .await
-            .map_err(|_| Error::DatabaseUnavailable("all connections are in use".into()))?
-            .map_err(Error::internal)?;
+            .map_err(|_| Failure::DatabaseUnavailable("all connections are in use".into()))?
+            .map_err(Failure::internal)?;
         metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
         let in_use = Counted::new(&metrics.pool_in_use);
         let used = Arc::clone(&lane);
@@ -152,9 +152,9 @@ impl Db {
             // Moved in, so that the permit outlives the use of the connection even if the caller is
             // dropped meanwhile.
             let (_permit, _in_use) = (permit, in_use);
-            let mut conn = used.pool.get().map_err(|error| Error::DatabaseUnavailable(error.into()))?;
+            let mut conn = used.pool.get().map_err(|error| Failure::DatabaseUnavailable(error.into()))?;
             let result = work(&mut conn);
-            if matches!(result, Err(Error::DatabaseUnavailable(_))) {
+            if is_unavailable(&result) {
                 // The pool discards connections in this state when they come back.
                 <PgConnection as Connection>::TransactionManager::transaction_manager_status_mut(&mut *conn)
                     .set_in_error();
@@ -164,8 +164,8 @@ impl Db {
         let mut work = Watched { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
         match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::internal("the database work panicked")),
-            Err(_) => Err(Error::DatabaseUnavailable("the database didn't answer in time".into())),
+            Ok(Err(_)) => Err(Failure::internal("the database work panicked").into()),
+            Err(_) => Err(Failure::DatabaseUnavailable("the database didn't answer in time".into()).into()),
         }
     }
 
@@ -219,10 +219,10 @@ impl Db {
     ///
     /// Gives up after five seconds. `work` must be a whole transaction, and one that is safe to run when the
     /// commit of an earlier run was lost on the way back, as reads, claims and fenced writes are.
-    pub async fn run_retrying<T: Send + 'static>(
+    pub async fn run_retrying<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
-        work: impl Fn(&mut PgConnection) -> Result<T, Error> + Send + Sync + 'static,
-    ) -> Result<T, Error> {
+        work: impl Fn(&mut PgConnection) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<T, E> {
         let started = Instant::now();
         let work = Arc::new(work);
         let (mut tries, mut dead_connections) = (0, 0);
@@ -232,15 +232,15 @@ impl Db {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            match &error {
+            match error.failure() {
                 _ if started.elapsed() > RETRYING_TIMEOUT => return Err(error),
-                Error::TransientConflict(cause) if tries + 1 < TRIES_MAX => {
+                Some(Failure::TransientConflict(cause)) if tries + 1 < TRIES_MAX => {
                     tries += 1;
                     log::debug!("try {tries} collided: {cause}");
                     let ceiling_ms = 5 << tries;
                     tokio::time::sleep(Duration::from_millis(rand::random_range(1..=ceiling_ms))).await;
                 }
-                Error::DatabaseUnavailable(cause)
+                Some(Failure::DatabaseUnavailable(cause))
                     if cause.is::<diesel::result::Error>() && dead_connections < self.shared.size =>
                 {
                     dead_connections += 1;
@@ -249,6 +249,10 @@ impl Db {
             }
         }
     }
+}
+
+fn is_unavailable<T, E: Failing>(result: &Result<T, E>) -> bool {
+    result.as_ref().is_err_and(|error| matches!(error.failure(), Some(Failure::DatabaseUnavailable(_))))
 }
 
 /// Work under way, which is watched on when its caller doesn't wait any longer.

@@ -15,14 +15,20 @@ use crate::base::derived_secrets::Purpose;
 use crate::base::ids::{ApiKeyId, MerchantId};
 use crate::base::time::Timestamp;
 use crate::error::Error;
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
+    IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, SEALED, Target,
 };
 use crate::storage::db::Db;
 use crate::storage::schema::api_keys;
 use crate::web::auth::{API_KEY_PREFIX, AuthenticatedMerchant, key_sha256};
+use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+
+/// API keys, as a kind of resource.
+pub static API_KEY: ResourceKind =
+    ResourceKind::new("api_key", ApiKeyId::PREFIX, "api_keys", "/v1/api-keys/{id}");
 
 /// Most characters of a name.
 const NAME_MAX: usize = 100;
@@ -91,7 +97,11 @@ pub(crate) fn create_for(
             api_keys::merchant_id.eq(merchant),
             api_keys::id.eq(id),
             api_keys::name.eq(name),
-            api_keys::key_sha256.eq(key_sha256(&key(context.secret(Purpose::ApiKey, id.0).expose_secret()))),
+            api_keys::key_sha256.eq(key_sha256(&key(context
+                .host()
+                .vault
+                .derive(Purpose::ApiKey, id.0)
+                .expose_secret()))),
             api_keys::created_at.eq(context.now()),
         ))
         .execute(conn)?;
@@ -101,7 +111,7 @@ pub(crate) fn create_for(
 
 /// Seals a reply that shows a new key.
 pub(crate) fn seal(reply: Reply, id: ApiKeyId) -> Reply {
-    reply.seal(Purpose::ApiKey, id.0)
+    reply.seal(host::seal(Purpose::ApiKey, id.0))
 }
 
 /// Body of a new API key.
@@ -115,14 +125,14 @@ pub struct CreateApiKey {
 }
 
 impl Operation for CreateApiKey {
-    const NAME: &'static str = "api_keys.create";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { name: input.fields.text("name", NAME_MAX)? })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("api_keys.create", "POST", "/v1/api-keys", Caller::Merchant)
+            .about(Target::New(&API_KEY));
 
-    fn resource(&self) -> Resource {
-        Resource::New("api_key")
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| Some(Self { name: fields.text("name", NAME_MAX)? }))
     }
 }
 
@@ -194,15 +204,15 @@ pub struct RevokeApiKey {
 }
 
 impl Operation for RevokeApiKey {
-    const NAME: &'static str = "api_keys.revoke";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { id: input.segment(2).parse().ok() })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("api_keys.revoke", "DELETE", "/v1/api-keys/{id}", Caller::Merchant)
+            .about(Target::Named(&API_KEY, "id"))
+            .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("api_key", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |_| Some(Self { id: input.id("id") }))
     }
 }
 
@@ -221,7 +231,7 @@ impl LocalOperation for RevokeApiKey {
             row.revoked_at = Some(context.now());
             diesel::update(key).set(api_keys::revoked_at.eq(row.revoked_at)).execute(conn)?;
         }
-        Reply::json(StatusCode::OK, &row.into_api_key())
+        Ok(Reply::json(StatusCode::OK, &row.into_api_key())?)
     }
 }
 

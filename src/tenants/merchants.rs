@@ -16,8 +16,9 @@ use crate::base::ids::{ApiKeyId, MerchantId};
 use crate::base::money::Pricing;
 use crate::base::time::Timestamp;
 use crate::error::Error;
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Caller, Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource,
+    IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, Scope, Target,
 };
 use crate::storage::db::Db;
 use crate::storage::schema::{merchant_pricing, merchants};
@@ -33,6 +34,12 @@ const NAME_MAX: usize = 100;
 const RATE_SCALE: u32 = 5;
 /// Most decimals of `fee_fixed`.
 const FIXED_SCALE: u32 = 4;
+
+/// Merchants, as a kind of resource.
+pub static MERCHANT: ResourceKind = ResourceKind {
+    scope: Scope::Service("merchant_id"),
+    ..ResourceKind::new("merchant", MerchantId::PREFIX, "merchants", "/v1/operator/merchants/{id}")
+};
 
 /// A merchant.
 #[derive(Debug, Serialize, ToSchema)]
@@ -166,17 +173,18 @@ pub struct CreateMerchant {
 }
 
 impl Operation for CreateMerchant {
-    const NAME: &'static str = "merchants.create";
-    const CALLER: Caller = Caller::Operator;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let name = input.fields.text("name", NAME_MAX);
-        let pricing = read_pricing(input.fields)?;
-        Some(Self { name: name?, fee_rate: pricing.rate, fee_fixed: pricing.fixed })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("merchants.create", "POST", "/v1/operator/merchants", Caller::Operator)
+            .about(Target::New(&MERCHANT));
 
-    fn resource(&self) -> Resource {
-        Resource::New("merchant")
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let name = fields.text("name", NAME_MAX);
+            let pricing = read_pricing(fields)?;
+            Some(Self { name: name?, fee_rate: pricing.rate, fee_fixed: pricing.fixed })
+        })
     }
 }
 
@@ -297,19 +305,24 @@ pub struct ChangePricing {
 }
 
 impl Operation for ChangePricing {
-    const NAME: &'static str = "merchants.change_pricing";
-    const CALLER: Caller = Caller::Operator;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let id = input.segment(3).parse().ok();
-        let pricing = read_pricing(input.fields);
-        let effective_at = input.fields.optional_time("effective_at");
-        let pricing = pricing?;
-        Some(Self { id, fee_rate: pricing.rate, fee_fixed: pricing.fixed, effective_at })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new(
+        "merchants.change_pricing",
+        "POST",
+        "/v1/operator/merchants/{id}/pricing",
+        Caller::Operator,
+    )
+    .about(Target::Named(&MERCHANT, "id"));
 
-    fn resource(&self) -> Resource {
-        Resource::named("merchant", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let id = input.id("id");
+            let pricing = read_pricing(fields);
+            let effective_at = fields.optional_time("effective_at");
+            let pricing = pricing?;
+            Some(Self { id, fee_rate: pricing.rate, fee_fixed: pricing.fixed, effective_at })
+        })
     }
 }
 
@@ -328,7 +341,7 @@ impl LocalOperation for ChangePricing {
             }
             error => error.into(),
         })?;
-        Reply::json(StatusCode::CREATED, &merchant.into_merchant(conn)?)
+        Ok(Reply::json(StatusCode::CREATED, &merchant.into_merchant(conn)?)?)
     }
 }
 

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::storage::db::Db;
 use crate::storage::schema::{api_keys, operator_keys};
 
@@ -127,8 +127,7 @@ pub struct PresentedKey {
 impl PresentedKey {
     /// Reads it from `req`. A key that hasn't been seen here before is authenticated right away, so that a stranger
     /// gets no further. Errors as with [`AuthenticatedMerchant`].
-    pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
-        let known = req.app_data::<web::Data<KnownKeys>>().expect("the server provides it");
+    pub async fn of(req: &HttpRequest, known: &KnownKeys) -> Result<Self, Error> {
         let key = bearer(req)?;
         let sha256 = key_sha256(key);
         if let Some(merchant) = merchant_of_key(key)
@@ -168,7 +167,7 @@ impl KnownKeys {
 
 fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<String, Error> {
     if key.starts_with(API_KEY_PREFIX) {
-        // Only the holder of a real one learns that it was recognised.
+        // Only the holder of a real one learns that it was recognized.
         return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
     }
     let found = find_operator_key(conn, key)?;
@@ -194,8 +193,8 @@ fn find_operator_key(conn: &mut PgConnection, key: &str) -> Result<Option<Operat
 /// Refuses a key that is unknown (`None`) or revoked.
 fn must_be_live(is_revoked: Option<bool>) -> Result<(), Error> {
     match is_revoked {
-        None => Err(Error::ApiKeyInvalid),
-        Some(true) => Err(Error::ApiKeyRevoked),
+        None => Err(Failure::ApiKeyInvalid.into()),
+        Some(true) => Err(Failure::ApiKeyRevoked.into()),
         Some(false) => Ok(()),
     }
 }
@@ -205,7 +204,7 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
     let mut headers = req.headers().get_all(AUTHORIZATION);
     let header = headers.next().ok_or(Error::ApiKeyMissing)?;
     if headers.next().is_some() {
-        return Err(Error::ApiKeyInvalid);
+        return Err(Failure::ApiKeyInvalid.into());
     }
     let (scheme, token) =
         header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Error::ApiKeyMissing)?;
@@ -214,11 +213,11 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
 
 fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
     if key.starts_with(OPERATOR_KEY_PREFIX) {
-        // Only somebody who holds a live one learns that it was recognised.
+        // Only somebody who holds a live one learns that it was recognized.
         let is_live = find_operator_key(conn, key)?.is_some_and(|found| !found.is_revoked);
-        return Err(if is_live { Error::OperatorKeyNotAllowed } else { Error::ApiKeyInvalid });
+        return Err(if is_live { Error::OperatorKeyNotAllowed } else { Failure::ApiKeyInvalid.into() });
     }
-    let merchant = merchant_of_key(key).ok_or(Error::ApiKeyInvalid)?;
+    let merchant = merchant_of_key(key).ok_or(Failure::ApiKeyInvalid)?;
     let is_revoked = api_keys::table
         .filter(api_keys::merchant_id.eq(merchant))
         .filter(api_keys::key_sha256.eq(key_sha256(key)))

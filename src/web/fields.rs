@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 
 use crate::base::money::{Currency, Money, PlainAmount};
 use crate::base::{json, time};
-use crate::error::{Error, FieldError};
+use crate::error::{Error, Failure, FieldError};
 
 /// Parses a JSON text (see [`json::parse`]).
 pub fn parse_json(bytes: &[u8]) -> Result<Value, Error> {
-    json::parse(bytes).map_err(Error::JsonMalformed)
+    json::parse(bytes).map_err(|detail| Failure::JsonMalformed(detail).into())
 }
 
 const NO_AMOUNT: &str = "must be a decimal string such as \"12.50\", not a JSON number or other value";
@@ -59,13 +59,17 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Reads a whole body with `read`. All errors together, or the value that `read` made.
     pub fn read<T>(body: &'a Value, read: impl FnOnce(&mut Self) -> Option<T>) -> Result<T, Error> {
-        let Value::Object(members) = body else {
-            return Err(Error::ValidationFailed(vec![FieldError {
+        Self::read_object(Self::members(body)?, read).map_err(Error::ValidationFailed)
+    }
+
+    /// The members of a body, which must be an object.
+    pub fn members(body: &'a Value) -> Result<&'a Map<String, Value>, Error> {
+        body.as_object().ok_or_else(|| {
+            Error::ValidationFailed(vec![FieldError {
                 pointer: String::new(),
                 detail: "must be a JSON object".to_owned(),
-            }]));
-        };
-        Self::read_object(members, read).map_err(Error::ValidationFailed)
+            }])
+        })
     }
 
     /// Reads an object with `read`. All errors together, or the value that `read` made.
@@ -91,15 +95,6 @@ impl<'a> Fields<'a> {
             fields.error(&name, "is not a known field");
         }
         (value, fields.errors)
-    }
-
-    /// Has the whole object read by `read`, which knows its fields.
-    pub fn delegate<T>(
-        &mut self,
-        read: impl FnOnce(&'a Map<String, Value>) -> Result<T, Vec<FieldError>>,
-    ) -> Option<T> {
-        self.allow_unknown();
-        read(self.members).map_err(|errors| self.errors.extend(errors)).ok()
     }
 
     /// Lets fields pass that aren't known: where somebody else decides what there is.
@@ -427,7 +422,7 @@ mod tests {
     #[test]
     fn repeated_names_are_refused_at_any_depth() {
         for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"b":2,"a":3}]}"#, r#"{"a":1,"\u0061":2}"#] {
-            let Err(Error::JsonMalformed(detail)) = parse_json(text.as_bytes()) else {
+            let Err(Error::Failure(Failure::JsonMalformed(detail))) = parse_json(text.as_bytes()) else {
                 panic!("{text} was taken")
             };
             assert!(detail.starts_with("a member name repeats"), "{detail}");

@@ -61,7 +61,7 @@ pub fn is_public(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    /// First and last address of each block that is refused, and their neighbours that aren't.
+    /// First and last address of each block that is refused, and their neighbors that aren't.
     #[rustfmt::skip]
     const CASES: &[(&str, bool)] = &[
         ("0.0.0.0", false), ("0.255.255.255", false), ("1.0.0.0", true),

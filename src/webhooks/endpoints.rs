@@ -28,18 +28,30 @@ use crate::base::ids::{MerchantId, WebhookEndpointId};
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{EventType, one_of};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Context, Engine, IdempotentRequest, Input, KeptHeader, LocalOperation, Operation, Reply, Resource, SEALED,
+    IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, SEALED, Target,
 };
 use crate::storage::db::Db;
 use crate::storage::schema::webhook_endpoints;
 use crate::storage::sql::statement;
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::fields::{Patch, TEXT_MAX};
+use crate::web::fields::{Fields, Patch, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
 use super::address::is_public;
+
+/// Webhook endpoints, as a kind of resource. Those that were deleted have their rows still.
+pub static WEBHOOK_ENDPOINT: ResourceKind = ResourceKind {
+    condition: "r.status <> 'deleted'",
+    ..ResourceKind::new(
+        "webhook_endpoint",
+        WebhookEndpointId::PREFIX,
+        "webhook_endpoints",
+        "/v1/webhook-endpoints/{id}",
+    )
+};
 
 /// Most endpoints of a merchant: each event costs a delivery for each of them.
 const ENDPOINTS_MAX: i64 = 16;
@@ -238,7 +250,7 @@ impl EndpointRow {
     fn into_reply_with_secret(self, status: StatusCode) -> Result<Reply, Error> {
         let (id, purpose) = (self.id, Purpose::WebhookSecret { version: self.secret_version });
         let endpoint = WebhookEndpoint { secret: Some(SEALED.to_owned()), ..self.into_endpoint() };
-        Ok(Reply::json(status, &endpoint)?.seal(purpose, id.0))
+        Ok(Reply::json(status, &endpoint)?.seal(host::seal(purpose, id.0)))
     }
 }
 
@@ -298,14 +310,14 @@ fn judge(ip: IpAddr) -> Result<bool, String> {
 }
 
 /// Reads `url`.
-fn read_url(input: &mut Input<'_, '_>) -> Option<EndpointUrl> {
-    let allows_loopback = input.allows_loopback;
-    input.fields.optional_read("url", |text| EndpointUrl::parse(text, allows_loopback))
+fn read_url(fields: &mut Fields<'_>, input: &Input<'_>) -> Option<EndpointUrl> {
+    let allows_loopback = input.host.allows_loopback;
+    fields.optional_read("url", |text| EndpointUrl::parse(text, allows_loopback))
 }
 
 /// Reads `event_types`.
-fn read_event_types(input: &mut Input<'_, '_>) -> Option<Vec<&'static str>> {
-    input.fields.optional_choices("event_types", |text| match text {
+fn read_event_types(fields: &mut Fields<'_>) -> Option<Vec<&'static str>> {
+    fields.optional_choices("event_types", |text| match text {
         EVERYTHING => Ok(EVERYTHING),
         text => text.parse().map(EventType::as_str),
     })
@@ -334,17 +346,19 @@ pub struct CreateWebhookEndpoint {
 }
 
 impl Operation for CreateWebhookEndpoint {
-    const NAME: &'static str = "webhook_endpoints.create";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let url = input.fields.required("url").and_then(|_| read_url(input));
-        let event_types = read_event_types(input).unwrap_or_else(|| vec![EVERYTHING]);
-        let description = input.fields.optional_text("description", TEXT_MAX);
-        Some(Self { url: url?, event_types, description })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("webhook_endpoints.create", "POST", "/v1/webhook-endpoints", Caller::Merchant)
+            .about(Target::New(&WEBHOOK_ENDPOINT));
 
-    fn resource(&self) -> Resource {
-        Resource::New("webhook_endpoint")
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let url = fields.required("url").and_then(|_| read_url(fields, input));
+            let event_types = read_event_types(fields).unwrap_or_else(|| vec![EVERYTHING]);
+            let description = fields.optional_text("description", TEXT_MAX);
+            Some(Self { url: url?, event_types, description })
+        })
     }
 }
 
@@ -499,20 +513,22 @@ pub struct UpdateWebhookEndpoint {
 }
 
 impl Operation for UpdateWebhookEndpoint {
-    const NAME: &'static str = "webhook_endpoints.update";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self {
-            id: input.segment(2).parse().ok(),
-            url: read_url(input),
-            event_types: read_event_types(input),
-            description: input.fields.patch_text("description", TEXT_MAX),
-            status: input.fields.optional_choice("status"),
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("webhook_endpoints.update", "PATCH", "/v1/webhook-endpoints/{id}", Caller::Merchant)
+            .about(Target::Named(&WEBHOOK_ENDPOINT, "id"));
+
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            Some(Self {
+                id: input.id("id"),
+                url: read_url(fields, input),
+                event_types: read_event_types(fields),
+                description: fields.patch_text("description", TEXT_MAX),
+                status: fields.optional_choice("status"),
+            })
         })
-    }
-
-    fn resource(&self) -> Resource {
-        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
     }
 }
 
@@ -535,7 +551,7 @@ impl LocalOperation for UpdateWebhookEndpoint {
             row.set_status(status, context.now());
         }
         row.save(conn)?;
-        Reply::json(StatusCode::OK, &row.into_endpoint())
+        Ok(Reply::json(StatusCode::OK, &row.into_endpoint())?)
     }
 }
 
@@ -577,16 +593,22 @@ pub struct RotateSecret {
 }
 
 impl Operation for RotateSecret {
-    const NAME: &'static str = "webhook_endpoints.rotate_secret";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let overlap = input.fields.optional_integer("overlap_seconds", 0, OVERLAP_S_MAX.into());
-        Some(Self { id: input.segment(2).parse().ok(), overlap_seconds: overlap.unwrap_or(OVERLAP_S) })
-    }
+    const DESCRIPTOR: Descriptor = Descriptor::new(
+        "webhook_endpoints.rotate_secret",
+        "POST",
+        "/v1/webhook-endpoints/{id}/rotate-secret",
+        Caller::Merchant,
+    )
+    .about(Target::Named(&WEBHOOK_ENDPOINT, "id"))
+    .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let overlap = fields.optional_integer("overlap_seconds", 0, OVERLAP_S_MAX.into());
+            Some(Self { id: input.id("id"), overlap_seconds: overlap.unwrap_or(OVERLAP_S) })
+        })
     }
 }
 
@@ -633,15 +655,15 @@ pub struct DeleteWebhookEndpoint {
 }
 
 impl Operation for DeleteWebhookEndpoint {
-    const NAME: &'static str = "webhook_endpoints.delete";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { id: input.segment(2).parse().ok() })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("webhook_endpoints.delete", "DELETE", "/v1/webhook-endpoints/{id}", Caller::Merchant)
+            .about(Target::Named(&WEBHOOK_ENDPOINT, "id"))
+            .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("webhook_endpoint", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |_| Some(Self { id: input.id("id") }))
     }
 }
 
@@ -651,7 +673,7 @@ impl LocalOperation for DeleteWebhookEndpoint {
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         DELETED.clone_into(&mut row.status);
         row.save(conn)?;
-        Reply::json(StatusCode::OK, &row.into_endpoint())
+        Ok(Reply::json(StatusCode::OK, &row.into_endpoint())?)
     }
 }
 

@@ -15,16 +15,21 @@ use crate::base::ids::{self, DeliveryId, EventId, MerchantId, WebhookEndpointId}
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::EventType;
-use crate::idempotency::{
-    Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
-};
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Reply, ResourceKind, Target};
 use crate::storage::db::Db;
 use crate::storage::schema::{events, webhook_deliveries, webhook_endpoints};
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::fields::TEXT_MAX;
+use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
+
+/// Events, as a kind of resource.
+pub static EVENT: ResourceKind = ResourceKind {
+    is_kept: false,
+    ..ResourceKind::new("event", EventId::PREFIX, "events", "/v1/events/{id}")
+};
 
 /// Something that has happened.
 #[derive(Debug, Serialize, ToSchema)]
@@ -331,18 +336,17 @@ pub struct RedeliverEvent {
 }
 
 impl Operation for RedeliverEvent {
-    const NAME: &'static str = "events.redeliver";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self {
-            id: input.segment(2).parse().ok(),
-            endpoint_id: input.fields.optional_text("endpoint_id", TEXT_MAX),
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("events.redeliver", "POST", "/v1/events/{id}/redeliver", Caller::Merchant)
+            .about(Target::Named(&EVENT, "id"))
+            .with_optional_body();
+
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            Some(Self { id: input.id("id"), endpoint_id: fields.optional_text("endpoint_id", TEXT_MAX) })
         })
-    }
-
-    fn resource(&self) -> Resource {
-        Resource::named("event", self.id.map(|id| id.0))
     }
 }
 
@@ -394,7 +398,7 @@ impl LocalOperation for RedeliverEvent {
             .get_results(conn)?;
         deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.id));
         let deliveries = List { data: deliveries, has_more: false }.try_map(DeliveryRow::into_delivery)?;
-        Reply::json(StatusCode::ACCEPTED, &deliveries)
+        Ok(Reply::json(StatusCode::ACCEPTED, &deliveries)?)
     }
 }
 

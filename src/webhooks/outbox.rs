@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Text, Times
 use serde_json::Value;
 
 use crate::base::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::events::{self, EventType};
 use crate::storage::sql::statement;
 
@@ -274,7 +274,7 @@ pub(super) fn note(
     conn: &mut PgConnection,
     outcomes: &[Outcome],
     give_up_after: Duration,
-) -> Result<Vec<Option<Noted>>, Error> {
+) -> Result<Vec<Option<Noted>>, Failure> {
     let give_up_after_s = give_up_after.as_secs_f64();
     let rows = statement::<(BigInt, Text, Bool)>(
         "WITH outcome AS MATERIALIZED ( \
@@ -328,7 +328,7 @@ pub(super) fn note(
             _ => State::Pending,
         };
         let slot = usize::try_from(position - 1).ok().and_then(|index| noted.get_mut(index));
-        *slot.ok_or_else(|| Error::internal("an outcome that nobody asked for"))? =
+        *slot.ok_or_else(|| Failure::internal("an outcome that nobody asked for"))? =
             Some(Noted { state, endpoint_is_given_up });
     }
     Ok(noted)

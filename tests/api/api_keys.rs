@@ -6,7 +6,8 @@ use crate::support::*;
 fn a_key_is_shown_once_works_and_can_be_revoked() {
     let database = TestDatabase::new();
     let sandbox = std::sync::Arc::new(oncepay::processor::Sandbox::recording());
-    let [app, other_instance] = [(), ()].map(|()| App::start_sharing(&database, sandbox.clone(), |_| {}));
+    let [app, other_instance] =
+        [(), ()].map(|()| App::start_sharing(&database, std::sync::Arc::clone(&sandbox), |_| {}));
     let merchant = database.merchant();
     let client = app.client.as_merchant(&merchant);
 

@@ -181,7 +181,8 @@ fn commits_are_durable_whatever_the_server_has_as_default() {
         execute(&mut database.as_superuser(), &change);
         let db = Db::new(&database.app_url, 1, Duration::from_secs(5), Metrics::new(&Registry::new()));
         let setting = diesel::select(sql::<Text>("current_setting('synchronous_commit')"));
-        let setting = db.run(move |conn| Ok(setting.get_result::<String>(conn)?));
+        let setting =
+            db.run(move |conn| setting.get_result::<String>(conn).map_err(oncepay::error::Error::from));
         assert_eq!(actix_web::rt::System::new().block_on(setting).unwrap(), ours);
     }
 }

@@ -14,7 +14,7 @@ use diesel::RunQueryDsl;
 use oncepay::dev::postgres;
 use tempfile::TempDir;
 
-use crate::support::database::exposed;
+use crate::support::database::{exposed, fast_folder};
 use crate::support::*;
 
 use super::clients::{Customer, Habits, Load};
@@ -246,7 +246,8 @@ impl Drop for Instance {
 /// A folder of a scene's, open to the user that runs Postgres.
 pub fn folder() -> TempDir {
     let mut folder = tempfile::Builder::new();
-    folder.prefix("oncepay-faults-").permissions(Permissions::from_mode(0o755)).tempdir().unwrap()
+    folder.prefix("oncepay-faults-").permissions(Permissions::from_mode(0o755));
+    folder.tempdir_in(fast_folder()).unwrap()
 }
 
 /// All of it, at work.
@@ -464,7 +465,7 @@ impl Scene {
         let (gone, extra) = self.compare_resources(&customers, &mut problems);
         let extra_calls = self.compare_processor(&customers, &mut problems);
         problems.extend(self.acquirer().disagreements(&self.database));
-        match oncepay::audit::run(&mut self.database.as_superuser()) {
+        match oncepay::audit::run(&mut self.database.as_superuser(), &oncepay::server::resource_kinds()) {
             Ok(report) if report.clean => {}
             Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
             Err(error) => problems.push(format!("the audit couldn't be run: {error}")),

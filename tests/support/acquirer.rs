@@ -14,7 +14,7 @@ use oncepay::storage::db;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use super::database::{TestDatabase, execute};
+use super::database::{TestDatabase, create};
 
 /// Signs the webhooks of every acquirer of the tests.
 pub const WEBHOOK_SECRET: &str = "whsec_b25jZXBheSB0ZXN0IHNlY3JldCAwMTIzNDU2Nzg5";
@@ -51,7 +51,7 @@ impl Acquirer {
     /// Starts one with other settings.
     pub fn start_with(database: &TestDatabase, adjust: impl FnOnce(&mut Settings)) -> Self {
         let name = format!("{}_acquirer", database.name());
-        execute(&mut database.as_superuser(), &format!("CREATE DATABASE {name} OWNER {OWNER}"));
+        create(&mut database.as_superuser(), &name, OWNER, "template1");
         let at_it = |url: &SecretString| -> SecretString {
             let mut url = url::Url::parse(super::database::exposed(url)).unwrap();
             url.set_path(&name);

@@ -3,9 +3,13 @@
 //! The server is, in this order: `TEST_DATABASE_URL` (a superuser's); a container, when a Docker engine
 //! answers; server binaries on this machine. `ONCEPAY_TEST_POSTGRES` = `container` or `binaries` insists.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use diesel::{PgConnection, RunQueryDsl};
+use hmac::{Hmac, KeyInit, Mac};
+use nix::sys::statvfs::statvfs;
 use oncepay::base::ids::MerchantId;
 use oncepay::dev::{database, postgres, seed};
 use oncepay::storage::db;
@@ -13,6 +17,7 @@ use oncepay::web::auth;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use testcontainers_modules::postgres::Postgres as PostgresImage;
+use testcontainers_modules::testcontainers::core::Mount;
 use testcontainers_modules::testcontainers::runners::SyncRunner;
 use testcontainers_modules::testcontainers::{Container, ImageExt};
 
@@ -40,6 +45,13 @@ fn server() -> &'static TestServer {
         let password = || SecretString::from("oncepay-test");
         let conn = &mut db::connect(&superuser_url.clone().into()).unwrap();
         database::ensure_roles(conn, &password(), &password()).unwrap();
+        for role in [database::OWNER, database::APP] {
+            make_logins_cheap(conn, role, password().expose_secret());
+        }
+        if std::env::var_os("TEST_DATABASE_URL").is_none() {
+            let url = url::Url::parse(&superuser_url).unwrap();
+            make_logins_cheap(conn, url.username(), url.password().expect("ours has one"));
+        }
         let mut server = TestServer {
             superuser_url,
             owner_password: password(),
@@ -65,7 +77,7 @@ fn start_server() -> (String, Option<postgres::Server>) {
             Err(_) => {}
         }
     }
-    let folder = std::env::temp_dir().join(format!("oncepay-test-{}", std::process::id()));
+    let folder = fast_folder().join(format!("oncepay-test-{}", std::process::id()));
     let settings = postgres::Settings {
         cluster_dir: &folder,
         durable: false,
@@ -82,6 +94,16 @@ fn start_server() -> (String, Option<postgres::Server>) {
     });
     say("server binaries of this machine");
     (server.superuser_url("postgres"), Some(server))
+}
+
+/// Where the data of servers are put: in memory, if the machine has a place with room for that. A database has some 400
+/// files; on a disk, making and removing them for each test takes as long as the tests themselves.
+pub fn fast_folder() -> PathBuf {
+    /// More than the data of all servers that are there at a time.
+    const ROOM: u64 = 3 << 30;
+    let memory = Path::new("/dev/shm");
+    let room = statvfs(memory).map_or(0, |disk| disk.blocks_available() * disk.fragment_size());
+    if room >= ROOM { memory.to_owned() } else { std::env::temp_dir() }
 }
 
 fn start_container() -> Result<String, String> {
@@ -102,6 +124,8 @@ fn start_container() -> Result<String, String> {
     let container = PostgresImage::default()
         .with_name(name)
         .with_tag(tag)
+        .with_mount(Mount::tmpfs_mount("/oncepay"))
+        .with_env_var("PGDATA", "/oncepay/data")
         .with_cmd(["postgres", "-c", "fsync=off", "-c", &format!("max_connections={CONNECTIONS_MAX}")])
         .start()
         .map_err(|error| error.to_string())?;
@@ -112,6 +136,22 @@ fn start_container() -> Result<String, String> {
     unsafe { libc::atexit(remove_container) };
     say(&format!("a container of {image}"));
     Ok(format!("postgres://postgres:postgres@{host}:{port}/postgres"))
+}
+
+/// Stores a role's password so that a login takes one round of hashing instead of 4096: the tests log in some ten
+/// thousand times. The password and the way to log in stay the same.
+fn make_logins_cheap(conn: &mut PgConnection, role: &str, password: &str) {
+    let mac = |key: &[u8], message: &[u8]| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key may have any length");
+        mac.update(message);
+        mac.finalize().into_bytes()
+    };
+    let salt = *uuid::Uuid::new_v4().as_bytes();
+    let salted = mac(password.as_bytes(), &[&salt[..], &1_u32.to_be_bytes()].concat());
+    let stored_key = BASE64.encode(Sha256::digest(mac(&salted, b"Client Key")));
+    let server_key = BASE64.encode(mac(&salted, b"Server Key"));
+    let salt = BASE64.encode(salt);
+    execute(conn, &format!("ALTER ROLE {role} PASSWORD 'SCRAM-SHA-256$1:{salt}${stored_key}:{server_key}'"));
 }
 
 fn say(what: &str) {
@@ -163,6 +203,16 @@ fn exists(conn: &mut PgConnection, database: &str) -> bool {
     .unwrap()
 }
 
+/// Creates a database as a copy of another one.
+pub fn create(conn: &mut PgConnection, name: &str, owner: &str, template: &str) {
+    // Later servers would write all of it to their log, too, unless told to copy the files as earlier ones do.
+    let version =
+        diesel::dsl::sql::<diesel::sql_types::Integer>("current_setting('server_version_num')::int");
+    let is_told = diesel::select(version).get_result::<i32>(conn).unwrap() >= 150_000;
+    let strategy = if is_told { "STRATEGY file_copy" } else { "" };
+    execute(conn, &format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} {strategy}"));
+}
+
 impl TestServer {
     fn url(&self, role: &str, password: &SecretString, database: &str) -> SecretString {
         database::url_as(&self.superuser_url, role, password, Some(database)).unwrap()
@@ -186,6 +236,8 @@ pub struct TestDatabase {
     audited: bool,
     /// Whether its server is shared with other tests, so that it has to be dropped.
     is_shared: bool,
+    /// A superuser's connection that is kept from one question to the next.
+    asking: Mutex<Option<PgConnection>>,
 }
 
 impl TestDatabase {
@@ -197,10 +249,7 @@ impl TestDatabase {
         {
             let _one = COPYING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let conn = &mut db::connect(&server.superuser_url.clone().into()).unwrap();
-            execute(
-                conn,
-                &format!("CREATE DATABASE {name} TEMPLATE {} OWNER {}", server.template, database::OWNER),
-            );
+            create(conn, &name, database::OWNER, &server.template);
         }
         let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
         superuser_url.set_path(&name);
@@ -211,6 +260,7 @@ impl TestDatabase {
             name,
             audited: true,
             is_shared: true,
+            asking: Mutex::default(),
         }
     }
 
@@ -232,6 +282,7 @@ impl TestDatabase {
             name: name.to_owned(),
             audited: true,
             is_shared: false,
+            asking: Mutex::default(),
         }
     }
 
@@ -346,10 +397,7 @@ impl TestDatabase {
             #[diesel(sql_type = diesel::sql_types::BigInt)]
             count: i64,
         }
-        diesel::sql_query(format!("SELECT ({query})::bigint AS count"))
-            .get_result::<Row>(&mut self.as_superuser())
-            .unwrap_or_else(|error| panic!("{query}: {error}"))
-            .count
+        self.ask::<Row>(query, &format!("SELECT ({query})::bigint AS count")).count
     }
 
     /// The single text that a query gives.
@@ -359,10 +407,33 @@ impl TestDatabase {
             #[diesel(sql_type = diesel::sql_types::Text)]
             text: String,
         }
-        diesel::sql_query(format!("SELECT ({query})::text AS text"))
-            .get_result::<Row>(&mut self.as_superuser())
-            .unwrap_or_else(|error| panic!("{query}: {error}"))
-            .text
+        self.ask::<Row>(query, &format!("SELECT ({query})::text AS text")).text
+    }
+
+    /// The single row of a query. Tests ask often, many of them until something comes about, and a connection costs
+    /// Postgres more than the answer; so one is kept. Not to a server that the test may break: there it may be silent.
+    fn ask<R>(&self, query: &str, statement: &str) -> R
+    where
+        R: diesel::QueryableByName<diesel::pg::Pg> + 'static,
+    {
+        let ask = |conn: &mut PgConnection| diesel::sql_query(statement).get_result::<R>(conn);
+        // Of several at once, one has it; a question that waits for a lock must hold up no other.
+        let mut asking = self.asking.try_lock().ok().filter(|_| self.is_shared);
+        if let Some(kept) = asking.as_mut()
+            && let Some(conn) = kept.as_mut()
+        {
+            if let Ok(row) = ask(conn) {
+                return row;
+            }
+            // The test may have ended all sessions, and it with them.
+            **kept = None;
+        }
+        let mut conn = self.as_superuser();
+        let row = ask(&mut conn).unwrap_or_else(|error| panic!("{query}: {error}"));
+        if let Some(kept) = asking.as_mut() {
+            **kept = Some(conn);
+        }
+        row
     }
 
     /// Rows of a table.
@@ -386,7 +457,7 @@ impl TestDatabase {
 
     /// Fails unless the books are in order. Every test ends with this, by dropping the database.
     pub fn assert_audit_is_clean(&self) {
-        let report = oncepay::audit::run(&mut self.as_app()).unwrap();
+        let report = oncepay::audit::run(&mut self.as_app(), &oncepay::server::resource_kinds()).unwrap();
         assert!(report.clean, "the books are not in order:\n{report}");
     }
 }

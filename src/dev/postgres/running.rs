@@ -79,7 +79,7 @@ impl PidFile {
 /// server still keeps another one from starting.
 pub(super) fn settle(data: &Path, password: &str) -> bool {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
-    let mut signalled = false;
+    let mut signaled = false;
     let mut absences = 0;
     while let Some(file) = PidFile::read(data) {
         if kill(file.pid, None) == Err(Errno::ESRCH) {
@@ -89,9 +89,9 @@ pub(super) fn settle(data: &Path, password: &str) -> bool {
             return false;
         }
         match is_ours(data, file.port, password) {
-            Ok(true) if !signalled => {
+            Ok(true) if !signaled => {
                 log::info!("Stopping a Postgres server that was left behind");
-                signalled = kill(file.pid, Signal::SIGINT).is_ok();
+                signaled = kill(file.pid, Signal::SIGINT).is_ok();
             }
             Ok(true) => {}
             Ok(false) => absences += 1,

@@ -23,7 +23,7 @@ pub(super) fn open_log(path: &Path, account: Option<&OsUser>) -> io::Result<(fs:
     if let Some(account) = account {
         fchown(&log, Some(account.uid), Some(account.gid))?;
     }
-    let length = log.metadata()?.len() as usize;
+    let length = usize::try_from(log.metadata()?.len()).unwrap_or(usize::MAX);
     Ok((log, length))
 }
 

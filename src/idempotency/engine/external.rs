@@ -8,73 +8,182 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 use futures_util::FutureExt;
+use serde_json::Value;
 
 use crate::base::faults;
-use crate::error::Error;
-use crate::idempotency::decision::{Decision, Look, Tried, decide};
-use crate::idempotency::operation::{ExternalOperation, Finished};
-use crate::idempotency::policy::Enforcement;
-use crate::idempotency::recovery::{Due, Recovered};
-use crate::idempotency::request::{IdempotentRequest, Operation, Treatment};
+use crate::error::failure::Failure;
+use crate::idempotency::batching::ClaimResult;
+use crate::idempotency::context::Context;
+use crate::idempotency::decision::{Attempt, Decision, Lookup, decide};
+use crate::idempotency::envelope::Envelope;
+use crate::idempotency::host::{Host, HostError};
+use crate::idempotency::operation::{
+    BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Operation,
+};
+use crate::idempotency::policy::{Enforcement, Policy};
+use crate::idempotency::reply::Reply;
+use crate::idempotency::request::{IdempotentRequest, Treatment};
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
-use crate::idempotency::together::Looked;
 
-use super::Engine;
+use super::{Engine, Response, is_claim_lost};
 
 /// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock; requests
 /// that are claimed together prepare nothing), the lease is started anew: it's only as long as the attempt may take,
 /// with little to spare.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// How an external request was begun.
-enum Begun<P> {
+/// The hooks of a [`BatchedOperation`], for code that serves other external operations too.
+struct BatchHooks<O: ExternalOperation> {
+    needs_reservation: fn(&O, &Policy) -> bool,
+    reservation_from: fn(&O, Option<Value>) -> Result<O::Reservation, ErrorOf<O>>,
+    #[expect(clippy::type_complexity, reason = "it's the signature of the trait")]
+    effects: fn(
+        &O,
+        &Context<'_, O::Host>,
+        &O::Reservation,
+        &O::Outcome,
+    ) -> Result<Option<(Effects, Reply)>, ErrorOf<O>>,
+}
+
+impl<O: ExternalOperation> Clone for BatchHooks<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O: ExternalOperation> Copy for BatchHooks<O> {}
+
+impl<O: BatchedOperation> BatchHooks<O> {
+    const OF: Self = Self {
+        needs_reservation: O::needs_reservation,
+        reservation_from: O::reservation_from,
+        effects: O::effects,
+    };
+}
+
+/// A request to be taken on, of which nobody is at work.
+pub struct Due {
+    /// Name of its operation.
+    pub operation: String,
+    /// When the key was claimed.
+    pub created_at: DateTime<Utc>,
+    /// The envelope as it was when the last client sent it.
+    pub envelope: Envelope,
+}
+
+/// The end of a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecoveryResult {
+    /// The request is answered now.
+    Finished,
+    /// Somebody else was faster.
+    Lost,
+    /// It isn't finished, and will be tried again.
+    Failed,
+    /// It isn't finished, and an operator has to look at it.
+    Parked,
+}
+
+impl RecoveryResult {
+    /// As it's counted.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+/// The start of an external request.
+enum Start<R> {
     /// It's ours, and this was reserved, or has yet to be found.
-    Ours(Claim, Option<P>),
+    Ours(Claim, Option<R>),
     /// It was refused for good.
     Refused(Arc<Answer>),
 }
 
-impl Engine {
-    /// Executes an external request, or finds out why not.
-    pub(super) async fn try_external<O: ExternalOperation>(
+impl<H: Host> Engine<H> {
+    /// Runs an external operation: committed claim, processor, finish in one fenced transaction.
+    ///
+    /// It goes on when the client hangs up, so that the client's retry finds an answer.
+    ///
+    /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
+    /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, those of the
+    /// operation that aren't final, `transient_conflict`. After each of them but the second and third, the same
+    /// request can be sent again and goes on where this one stopped.
+    ///
+    /// Locks, in the finishing transaction: the key's row, then what the operation locks.
+    pub async fn execute_external<O: ExternalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
-    ) -> Result<Tried, Error> {
-        let begun = match self.begin(&request).await? {
+    ) -> Result<Response, H::Error> {
+        self.drive_external(request, None).await
+    }
+
+    /// The same for an operation whose requests may share statements.
+    pub async fn execute_batched<O: BatchedOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<Response, H::Error> {
+        self.drive_external(request, Some(BatchHooks::OF)).await
+    }
+
+    async fn drive_external<O: ExternalOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+        batch: Option<BatchHooks<O>>,
+    ) -> Result<Response, H::Error> {
+        self.drive(request, |engine, request| async move {
+            tokio::spawn(async move { engine.try_external(request, batch).await })
+                .await
+                .unwrap_or_else(|error| Err(Failure::internal(error).into()))
+        })
+        .await
+    }
+
+    /// Executes an external request, or finds out why not.
+    async fn try_external<O: ExternalOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+        batch: Option<BatchHooks<O>>,
+    ) -> Result<Attempt, H::Error> {
+        let begun = match self.begin(&request, batch).await? {
             Ok(begun) => begun,
-            Err(tried) => return Ok(tried),
+            Err(attempt) => return Ok(attempt),
         };
-        let (claim, prepared) = match begun {
-            Begun::Refused(answer) => {
+        let (claim, reservation) = match begun {
+            Start::Refused(answer) => {
                 self.executed(&request, &answer, 1);
-                return Ok(Tried::Executed(answer));
+                return Ok(Attempt::Executed(answer));
             }
-            Begun::Ours(claim, prepared) => (claim, prepared),
+            Start::Ours(claim, reservation) => (claim, reservation),
         };
         faults::reach("after_claim");
-        match self.perform_and_finish(&request, &claim, prepared).await {
+        match self.call_and_commit(&request, &claim, reservation, batch).await {
             Ok(answer) => {
                 self.executed(&request, &answer, claim.attempt);
                 faults::reach("after_commit_before_response");
-                Ok(Tried::Executed(answer))
+                Ok(Attempt::Executed(answer))
             }
             // The lease ran out and another attempt was faster. What we did here was rolled back, and
             // the client gets the winner's answer, if there is one yet.
-            Err(Error::ClaimLost) => self.winners_answer(&request).await,
+            Err(error) if is_claim_lost(&error) => self.winners_answer(&request).await,
             Err(error) => {
                 self.give_up(&claim, &request.envelope.request_id, &error, Taker::Client).await;
                 // Without a key nothing can be resumed, only done again, beside the recovery of this one.
                 let is_keyed = request.treatment.enforcement != Enforcement::Off;
-                Err(if is_keyed { error } else { Error::OutcomeUnknown(error.detailed().into()) })
+                Err(if is_keyed { error } else { Failure::OutcomeUnknown(error.detailed().into()).into() })
             }
         }
     }
 
     /// Gives the lease up after a failure. Returns whether the request is parked now.
-    async fn give_up(&self, claim: &Claim, request_id: &str, error: &Error, taker: Taker) -> bool {
+    async fn give_up(&self, claim: &Claim, request_id: &str, error: &H::Error, taker: Taker) -> bool {
         let recovery = self.inner.settings.timing.recovery;
         let setback = Setback {
-            error: error.code().as_str(),
+            error: error.code(),
             taker,
             recover_in: recovery.backoff(claim.recoveries),
             attempts_max: recovery.attempts_max,
@@ -82,7 +191,7 @@ impl Engine {
         let released = claim.clone();
         let release = self.inner.db.run(move |conn| store::release(conn, &released, setback)).await;
         self.inner.waiters.freed(claim.merchant, &claim.key);
-        release.unwrap_or_else(|error| {
+        release.unwrap_or_else(|error: Failure| {
             // Then the lease has to run out by itself.
             error.log(request_id);
             false
@@ -90,11 +199,14 @@ impl Engine {
     }
 
     /// Finds the answer, or claims the key and prepares, or takes it over.
-    async fn begin<O: ExternalOperation>(
+    async fn begin<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
-    ) -> Result<Result<Begun<O::Prepared>, Tried>, Error> {
-        if let Some(begun) = self.begin_together(request).await? {
+        batch: Option<BatchHooks<O>>,
+    ) -> Result<Result<Start<O::Reservation>, Attempt>, H::Error> {
+        if let Some(batch) = batch
+            && let Some(begun) = self.begin_batched(request, batch).await?
+        {
             return Ok(begun);
         }
         let (engine, work) = (self.clone(), request.clone());
@@ -103,46 +215,49 @@ impl Engine {
     }
 
     /// The same together with other requests, where that's all there is to do. `None`: there is more.
-    async fn begin_together<O: ExternalOperation>(
+    async fn begin_batched<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
-    ) -> Result<Option<Result<Begun<O::Prepared>, Tried>>, Error> {
+        batch: BatchHooks<O>,
+    ) -> Result<Option<Result<Start<O::Reservation>, Attempt>>, H::Error> {
         let policy = &request.treatment.policy;
-        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !request.operation.reserves(policy))
+        let batchers = self.inner.batchers.get(O::DESCRIPTOR.name);
+        let Some(batchers) = batchers.filter(|_| !(batch.needs_reservation)(&request.operation, policy))
         else {
             return Ok(None);
         };
         let started = Instant::now();
         Ok(match batchers.claims.call(Self::claimant(request)).await?.transpose()? {
-            Some(Looked::Claimed(claim, read)) => {
+            Some(ClaimResult::Claimed(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 // If it can't be understood: it's read again, and fails then.
-                Some(Ok(Begun::Ours(claim, request.operation.prepared(read).ok())))
+                Some(Ok(Start::Ours(claim, (batch.reservation_from)(&request.operation, read).ok())))
             }
-            Some(Looked::Found(Decision::ClaimAfresh | Decision::TakeOver(_)) | Looked::Contended) | None => {
-                None
-            }
-            Some(Looked::Found(decision)) => {
+            Some(
+                ClaimResult::Found(Decision::ClaimAfresh | Decision::TakeOver(_)) | ClaimResult::Contended,
+            )
+            | None => None,
+            Some(ClaimResult::Found(decision)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
-                Some(Err(Tried::of(decision, request.treatment.enforcement)))
+                Some(Err(Attempt::of(decision, request.treatment.enforcement)))
             }
         })
     }
 
     /// One look at the key of an external request.
-    fn look_external<O: ExternalOperation>(
+    fn look_external<O: ExternalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
-    ) -> Result<Look<Begun<O::Prepared>>, Error> {
+    ) -> Result<Lookup<Start<O::Reservation>>, H::Error> {
         let started = Instant::now();
         let policy = &request.treatment.policy;
-        let begun = match decide(store::find(conn, &request.envelope)?, policy) {
+        let begun = match decide(Self::find(conn, &request.envelope)?, policy) {
             decision @ (Decision::Claim | Decision::ClaimAfresh) => {
                 let afresh = matches!(decision, Decision::ClaimAfresh);
-                match conn.transaction(|conn| self.claim_and_prepare(conn, request, afresh)) {
+                match conn.transaction(|conn| self.claim_and_reserve(conn, request, afresh)) {
                     Err(error) if error.is_final() => {
-                        Ok(self.refuse(conn, request, afresh, &error)?.map(Begun::Refused))
+                        Ok(self.refuse(conn, request, afresh, &error)?.map(Start::Refused))
                     }
                     begun => begun,
                 }
@@ -151,20 +266,20 @@ impl Engine {
             // beside a second.
             Decision::TakeOver(created_at) => {
                 let taken = self.take_over(conn, request, created_at)?;
-                Ok(taken.map_or(Look::Again, |claim| Look::Ours(Begun::Ours(claim, None))))
+                Ok(taken.map_or(Lookup::Again, |claim| Lookup::Ours(Start::Ours(claim, None))))
             }
-            decision => return Ok(Look::NotOurs(decision)),
+            decision => return Ok(Lookup::NotOurs(decision)),
         }?;
         self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
         Ok(begun)
     }
 
-    fn take_over<O: Operation>(
+    fn take_over<O: Operation<Host = H>>(
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
         created_at: DateTime<Utc>,
-    ) -> Result<Option<Claim>, Error> {
+    ) -> Result<Option<Claim>, H::Error> {
         faults::reach("before_takeover");
         let (envelope, lease) = (&request.envelope, self.inner.settings.timing.lease);
         let claim = store::take_over(conn, envelope, created_at, Taker::Client, lease)?;
@@ -176,83 +291,89 @@ impl Engine {
     }
 
     /// Claims a key and reserves what its request needs.
-    fn claim_and_prepare<O: ExternalOperation>(
+    fn claim_and_reserve<O: ExternalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
         afresh: bool,
-    ) -> Result<Look<Begun<O::Prepared>>, Error> {
+    ) -> Result<Lookup<Start<O::Reservation>>, H::Error> {
         let started = Instant::now();
         let Some(claim) = self.claim(conn, request, afresh)? else {
-            return Ok(Look::Again);
+            return Ok(Lookup::Again);
         };
         let context = self.inner.context(request, &claim, claim.created_at);
-        let prepared = request.operation.prepare(conn, &context)?;
+        let reservation = request.operation.reserve(conn, &context)?;
         self.renew_if_old(conn, &claim, started)?;
-        Ok(Look::Ours(Begun::Ours(claim, Some(prepared))))
+        Ok(Lookup::Ours(Start::Ours(claim, Some(reservation))))
     }
 
-    fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), Error> {
+    fn renew_if_old(&self, conn: &mut PgConnection, claim: &Claim, since: Instant) -> Result<(), H::Error> {
         if since.elapsed() > LEASE_AGE_MAX {
             store::renew(conn, claim, self.inner.settings.timing.lease)?;
         }
         Ok(())
     }
 
-    /// Calls the processor and writes what follows. Without `prepared`, finds that first.
-    async fn perform_and_finish<O: ExternalOperation>(
+    /// Calls the processor and writes what follows. Without `reservation`, finds that first.
+    async fn call_and_commit<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
-        prepared: Option<O::Prepared>,
-    ) -> Result<Arc<Answer>, Error> {
-        let prepared = match prepared {
-            Some(prepared) => prepared,
+        reservation: Option<O::Reservation>,
+        batch: Option<BatchHooks<O>>,
+    ) -> Result<Arc<Answer>, H::Error> {
+        let reservation = match reservation {
+            Some(reservation) => reservation,
             None => self.resume(request, claim).await?,
         };
         faults::reach("before_processor");
         let context = self.inner.context(request, claim, claim.created_at);
-        let calls = request.operation.perform(&*self.inner.processor, &context, &prepared);
+        let calls = request.operation.call_processor(&context, &reservation);
         // A panic is caught here, so that the lease is given up like after any other failure.
         let timeout = self.inner.settings.timing.processor_timeout;
         let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(calls).catch_unwind())
             .await
-            .map_err(|_| Error::ProcessorUnavailable("the processor took too long".into()))?
-            .map_err(|_| Error::internal("the operation panicked"))??;
+            .map_err(|_| Failure::ProcessorUnavailable("the processor took too long".into()))?
+            .map_err(|_| Failure::internal("the operation panicked"))??;
         faults::reach("after_processor");
 
         let started = Instant::now();
-        let finished = match self.finish_together(request, claim, &prepared, &outcome).await? {
-            Some(answer) => Ok(answer),
-            None => self.finish(request, claim, prepared, outcome).await,
+        let batched = match batch {
+            Some(batch) => self.commit_batched(request, claim, batch, &reservation, &outcome).await?,
+            None => None,
         };
-        match &finished {
+        let committed = match batched {
+            Some(answer) => Ok(answer),
+            None => self.commit(request, claim, reservation, outcome).await,
+        };
+        match &committed {
             Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
-            Err(Error::ClaimLost) => self.inner.metrics.fenced_commits.inc(),
+            Err(error) if is_claim_lost(error) => self.inner.metrics.fenced_commits.inc(),
             Err(_) => {}
         }
-        finished
+        committed
     }
 
     /// Writes what follows from the outcome together with other requests, where it takes no look at the database to
     /// know that. `None`: it does, or somebody else has the row at this moment, or has taken over.
-    async fn finish_together<O: ExternalOperation>(
+    async fn commit_batched<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
-        prepared: &O::Prepared,
+        batch: BatchHooks<O>,
+        reservation: &O::Reservation,
         outcome: &O::Outcome,
-    ) -> Result<Option<Arc<Answer>>, Error> {
+    ) -> Result<Option<Arc<Answer>>, H::Error> {
         // What has failed before would fail the others with it. And a fault between writing and committing needs a
         // transaction to happen in.
         let is_apart = claim.attempt > 1 || faults::is_set("in_finish");
-        let Some(batchers) = self.inner.batchers.get(O::NAME).filter(|_| !is_apart) else {
+        let Some(batchers) = self.inner.batchers.get(O::DESCRIPTOR.name).filter(|_| !is_apart) else {
             return Ok(None);
         };
         let context = self.inner.context(request, claim, claim.now());
         // An error or a panic will come again there, where it's dealt with.
-        let conclude = || request.operation.conclude(&context, prepared, outcome);
-        let Ok(Ok(Some((effects, reply)))) = catch_unwind(AssertUnwindSafe(conclude)) else {
+        let effects = || (batch.effects)(&request.operation, &context, reservation, outcome);
+        let Ok(Ok(Some((effects, reply)))) = catch_unwind(AssertUnwindSafe(effects)) else {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
@@ -260,54 +381,53 @@ impl Engine {
     }
 
     /// The same in a transaction.
-    async fn finish<O: ExternalOperation>(
+    async fn commit<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
-        prepared: O::Prepared,
+        reservation: O::Reservation,
         outcome: O::Outcome,
-    ) -> Result<Arc<Answer>, Error> {
+    ) -> Result<Arc<Answer>, H::Error> {
         let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
         self.inner
             .db
             .run_retrying(move |conn| {
-                let finished = conn.transaction(|conn| {
+                let committed = conn.transaction::<_, H::Error, _>(|conn| {
                     let now = store::lock(conn, &claim)?;
                     let context = engine.inner.context(&request, &claim, now);
-                    let answer = match request.operation.finish(conn, &context, &prepared, &outcome)? {
-                        Finished::Written(reply) => {
-                            store::complete(conn, &claim, reply, request_id(&request))?
-                        }
-                        Finished::ToWrite(effects, reply) => {
-                            let writes = O::TOGETHER.map(|together| together.writes).unwrap_or_default();
+                    let answer = match request.operation.commit(conn, &context, &reservation, &outcome)? {
+                        Commit::Written(reply) => store::complete(conn, &claim, reply, request_id(&request))?,
+                        Commit::Effects(effects, reply) => {
+                            let write_sql =
+                                O::DESCRIPTOR.batching.map(|batching| batching.write_sql).unwrap_or_default();
                             let (claim, request_id) = (claim.clone(), request_id(&request).to_owned());
                             let completion = Completion { claim, request_id, effects, reply };
-                            let mut completed = store::complete_all(conn, &[completion], writes)?;
-                            completed.pop().flatten().ok_or(Error::ClaimLost)?
+                            let mut completed = store::complete_all(conn, &[completion], write_sql)?;
+                            completed.pop().flatten().ok_or(Failure::ClaimLost)?
                         }
                     };
                     faults::reach("in_finish");
                     Ok(answer)
                 });
-                match finished {
+                match committed {
                     // See `refuse`; here the claim is held anyway.
-                    Err(error) if Error::is_final(&error) => conn.transaction(|conn| {
+                    Err(error) if HostError::is_final(&error) => conn.transaction(|conn| {
                         let now = store::lock(conn, &claim)?;
                         let reply = engine.inner.context(&request, &claim, now).problem(&error)?;
-                        store::complete(conn, &claim, reply, request_id(&request))
+                        Ok(store::complete(conn, &claim, reply, request_id(&request))?)
                     }),
-                    finished => finished,
+                    committed => committed,
                 }
             })
             .await
     }
 
     /// Finds what an earlier attempt has reserved.
-    async fn resume<O: ExternalOperation>(
+    async fn resume<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
-    ) -> Result<O::Prepared, Error> {
+    ) -> Result<O::Reservation, H::Error> {
         let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
         let taken = Instant::now();
         self.inner
@@ -315,41 +435,47 @@ impl Engine {
             .run_retrying(move |conn| {
                 conn.transaction(|conn| {
                     let context = engine.inner.context(&request, &claim, claim.created_at);
-                    let prepared = request.operation.resume(conn, &context)?;
+                    let reservation = request.operation.resume(conn, &context)?;
                     engine.renew_if_old(conn, &claim, taken)?;
-                    Ok(prepared)
+                    Ok(reservation)
                 })
             })
             .await
     }
 
     /// What the attempt that took our claim over has made of the request.
-    async fn winners_answer<O: ExternalOperation>(
+    async fn winners_answer<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<Attempt, H::Error> {
         let looking = Arc::clone(&request.envelope);
-        let stored = self.inner.db.run_retrying(move |conn| store::find(conn, &looking)).await?;
+        let stored = self.inner.db.run_retrying(move |conn| Self::find(conn, &looking)).await?;
         Ok(match decide(stored, &request.treatment.policy) {
-            Decision::Replay(answer) => Tried::Replayed(answer),
-            _ => Tried::Running { is_parked: false },
+            Decision::Replay(answer) => Attempt::Replayed(answer),
+            _ => Attempt::Running { is_parked: false },
         })
     }
 
     /// Finishes a stored request that died, for the recovery worker.
-    pub(in crate::idempotency) async fn recover<O: ExternalOperation>(&self, due: Due) -> Recovered {
+    pub(in crate::idempotency) async fn recover<O: ExternalOperation<Host = H>>(
+        &self,
+        due: Due,
+    ) -> RecoveryResult {
         let request_id = due.envelope.request_id.clone();
         match self.take_over_and_finish::<O>(due).await {
             Ok(recovered) => recovered,
             Err(error) => {
                 error.log(&request_id);
-                Recovered::Failed
+                RecoveryResult::Failed
             }
         }
     }
 
-    async fn take_over_and_finish<O: ExternalOperation>(&self, due: Due) -> Result<Recovered, Error> {
-        let policy = self.policy(O::NAME).await?;
+    async fn take_over_and_finish<O: ExternalOperation<Host = H>>(
+        &self,
+        due: Due,
+    ) -> Result<RecoveryResult, H::Error> {
+        let policy = self.policy(O::DESCRIPTOR.name).await?;
         let lease = self.inner.settings.timing.lease;
         let Due { envelope, created_at, .. } = due;
         let taking = envelope.clone();
@@ -359,34 +485,34 @@ impl Engine {
             .db
             .run_retrying(move |conn| store::take_over(conn, &taking, created_at, Taker::Recovery, lease))
             .await?;
-        let Some(claim) = taken else { return Ok(Recovered::Lost) };
+        let Some(claim) = taken else { return Ok(RecoveryResult::Lost) };
         self.inner.metrics.takeovers.inc();
 
         let request_id = envelope.request_id.clone();
         let treatment = Treatment { policy, enforcement: Enforcement::Enforce, wait: None };
         let attempt = async {
-            let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.allows_loopback());
+            let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.host());
             let request = restored.map_err(|error| {
-                Error::internal(format!("a stored request can't be read any more: {error}"))
+                Failure::internal(format!("a stored request can't be read any more: {}", error.detailed()))
             })?;
-            let answer = self.perform_and_finish(&request, &claim, None).await?;
+            let answer = self.call_and_commit(&request, &claim, None, None).await?;
             self.executed(&request, &answer, claim.attempt);
-            Ok(())
+            Ok::<(), H::Error>(())
         };
         match attempt.await {
-            Ok(()) => Ok(Recovered::Finished),
-            Err(Error::ClaimLost) => Ok(Recovered::Lost),
+            Ok(()) => Ok(RecoveryResult::Finished),
+            Err(error) if is_claim_lost(&error) => Ok(RecoveryResult::Lost),
             Err(error) => {
                 error.log(&request_id);
                 let is_parked = self.give_up(&claim, &request_id, &error, Taker::Recovery).await;
                 if is_parked {
                     log::error!(
-                        request_id = request_id.as_str(), operation = O::NAME, attempt = claim.attempt,
+                        request_id = request_id.as_str(), operation = O::DESCRIPTOR.name, attempt = claim.attempt,
                         key_hash = claim.key.digest_for(claim.merchant).as_str();
                         "a request can't be finished and waits for an operator"
                     );
                 }
-                Ok(if is_parked { Recovered::Parked } else { Recovered::Failed })
+                Ok(if is_parked { RecoveryResult::Parked } else { RecoveryResult::Failed })
             }
         }
     }

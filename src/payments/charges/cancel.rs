@@ -9,10 +9,9 @@ use utoipa::ToSchema;
 use crate::base::ids::ChargeId;
 use crate::error::Error;
 use crate::events::EventType;
-use crate::idempotency::{
-    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
-};
-use crate::processor::Processor;
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::{Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::web::fields::Fields;
 use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow, ChargeStatus};
@@ -27,29 +26,29 @@ pub struct CancelCharge {
 }
 
 impl Operation for CancelCharge {
-    const NAME: &'static str = "charges.cancel";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { id: input.segment(2).parse().ok() })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("charges.cancel", "POST", "/v1/charges/{id}/cancel", Caller::Merchant)
+            .about(Target::Named(&super::CHARGE, "id"))
+            .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("charge", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |_| Some(Self { id: input.id("id") }))
     }
 }
 
 #[async_trait]
 impl ExternalOperation for CancelCharge {
     /// Name of the authorization.
-    type Prepared = String;
+    type Reservation = String;
     type Outcome = ();
 
     /// Keeps the charge for this cancellation. Errors, in the order checked: `charge_not_found`,
     /// `charge_not_cancelable`.
     ///
     /// Locks: the charge.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<String, Error> {
+    fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<String, Error> {
         let id = self.id.ok_or(Error::ChargeNotFound)?;
         let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
         let status = row.status()?;
@@ -69,24 +68,19 @@ impl ExternalOperation for CancelCharge {
         Ok(row.authorization_id)
     }
 
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        authorization_id: &String,
-    ) -> Result<(), Error> {
-        let call = context.processor_call("void", ChargeId(context.resource_id()?));
-        Ok(processor.void(&call, authorization_id).await?)
+    async fn call_processor(&self, context: &Context<'_>, authorization_id: &String) -> Result<(), Error> {
+        let call = host::processor_call(context, "void", ChargeId(context.resource_id()?));
+        Ok(context.host().processor.void(&call, authorization_id).await?)
     }
 
     /// Locks: the charge.
-    fn finish(
+    fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         _authorization_id: &String,
         (): &(),
-    ) -> Result<Finished, Error> {
+    ) -> Result<Commit, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         row.in_flight = None;
         row.canceled_at = Some(context.now());

@@ -10,10 +10,9 @@ use crate::base::ids::ChargeId;
 use crate::base::money::{Money, PlainAmount};
 use crate::error::Error;
 use crate::events::EventType;
-use crate::idempotency::{
-    Context, Engine, ExternalOperation, Finished, IdempotentRequest, Input, Operation, Reply, Resource,
-};
-use crate::processor::Processor;
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::{Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::web::fields::Fields;
 use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow, ChargeStatus};
@@ -31,20 +30,20 @@ pub struct CaptureCharge {
 }
 
 impl Operation for CaptureCharge {
-    const NAME: &'static str = "charges.capture";
-    const BODY_OPTIONAL: bool = true;
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self { id: input.segment(2).parse().ok(), amount: input.fields.optional_amount() })
-    }
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("charges.capture", "POST", "/v1/charges/{id}/capture", Caller::Merchant)
+            .about(Target::Named(&super::CHARGE, "id"))
+            .with_optional_body();
 
-    fn resource(&self) -> Resource {
-        Resource::named("charge", self.id.map(|id| id.0))
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| Some(Self { id: input.id("id"), amount: fields.optional_amount() }))
     }
 }
 
 /// What an attempt needs to know.
-pub struct Prepared {
+pub struct Reservation {
     authorization_id: String,
     amount: Money,
 }
@@ -62,14 +61,14 @@ impl CaptureCharge {
 
 #[async_trait]
 impl ExternalOperation for CaptureCharge {
-    type Prepared = Prepared;
+    type Reservation = Reservation;
     type Outcome = ();
 
     /// Keeps the charge for this capture. Errors, in the order checked: `charge_not_found`,
     /// `validation_failed` (decimals), `charge_not_capturable`, `capture_exceeds_authorization`.
     ///
     /// Locks: the charge.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+    fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reservation, Error> {
         let id = self.id.ok_or(Error::ChargeNotFound)?;
         let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
         let amount = self.amount(&row)?;
@@ -85,35 +84,30 @@ impl ExternalOperation for CaptureCharge {
         }
         row.in_flight = Some("capture".to_owned());
         row.reserve(conn)?;
-        Ok(Prepared { authorization_id: row.authorization_id, amount })
+        Ok(Reservation { authorization_id: row.authorization_id, amount })
     }
 
-    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Prepared, Error> {
+    fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reservation, Error> {
         let row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         let amount = self.amount(&row)?;
-        Ok(Prepared { authorization_id: row.authorization_id, amount })
+        Ok(Reservation { authorization_id: row.authorization_id, amount })
     }
 
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        prepared: &Prepared,
-    ) -> Result<(), Error> {
-        let call = context.processor_call("capture", ChargeId(context.resource_id()?));
-        Ok(processor.capture(&call, &prepared.authorization_id, prepared.amount).await?)
+    async fn call_processor(&self, context: &Context<'_>, reservation: &Reservation) -> Result<(), Error> {
+        let call = host::processor_call(context, "capture", ChargeId(context.resource_id()?));
+        Ok(context.host().processor.capture(&call, &reservation.authorization_id, reservation.amount).await?)
     }
 
     /// Locks: the charge.
-    fn finish(
+    fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
-        prepared: &Prepared,
+        reservation: &Reservation,
         (): &(),
-    ) -> Result<Finished, Error> {
+    ) -> Result<Commit, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
-        row.capture(conn, prepared.amount, context.now())?;
+        row.capture(conn, reservation.amount, context.now())?;
         let charge = row.save(conn, EventType::ChargeCaptured)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }

@@ -23,13 +23,13 @@ use crate::base::ids::ChargeId;
 use crate::base::money::{Currency, Money, Pricing};
 use crate::error::{Error, SUSPECTED_DUPLICATE_OF};
 use crate::events::EventType;
-use crate::idempotency::policy::OnSuspectedDuplicate;
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Context, Effects, Engine, ExternalOperation, Finished, IdempotentRequest, Input, KeptHeader, Operation,
-    Policy, Reply, Resource, Together,
+    BatchedOperation, Batching, Commit, Effects, ExternalOperation, IdempotentRequest, KeptHeader, Operation,
+    Policy, PolicySetting, Reply, SettingKind, SettingValue, Target,
 };
 use crate::payments::pricing;
-use crate::processor::{self, Authorization, Decision, Processor};
+use crate::processor::{Authorization, Decision};
 use crate::storage::sql::statement;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::web::lists::lowest_id;
@@ -39,6 +39,30 @@ use super::{Charge, ChargeRow, ChargeStatus};
 
 /// Most characters of `reference`.
 const REFERENCE_MAX: usize = 255;
+
+/// Name of the setting that says what happens to a charge that looks like another one.
+const ON_SUSPECTED_DUPLICATE: &str = "on_suspected_duplicate";
+/// Its value that refuses such a charge.
+const REJECT: &str = "reject";
+/// Name of the setting that says how far back it's looked for such a charge.
+const SUSPICION_WINDOW_SECONDS: &str = "suspicion_window_seconds";
+
+/// The settings of the policy that only this operation has.
+const SUSPICION_SETTINGS: &[PolicySetting] = &[
+    PolicySetting {
+        name: ON_SUSPECTED_DUPLICATE,
+        kind: SettingKind::Choice(&["report", REJECT]),
+        default: SettingValue::Word("report"),
+        meaning: "What happens to a charge that looks like another one under another key: with `report` it's made, and the \
+            answer names the other; with `reject` it's refused.",
+    },
+    PolicySetting {
+        name: SUSPICION_WINDOW_SECONDS,
+        kind: SettingKind::Number(0, 86_400),
+        default: SettingValue::Number(10 * 60),
+        meaning: "How far back other charges are looked at; 0 turns it off.",
+    },
+];
 
 /// Body of a new charge.
 #[derive(Debug, ToSchema)]
@@ -74,65 +98,58 @@ pub struct CreateCharge {
 }
 
 impl Operation for CreateCharge {
-    const NAME: &'static str = "charges.create";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        let fields = &mut *input.fields;
-        let amount = fields.money();
-        let payment_method = fields.text("payment_method", TEXT_MAX).and_then(|token| {
-            let adapter = processor::current::adapter();
-            match adapter.map_or(Ok(()), |adapter| adapter.processor.check_payment_method(&token)) {
-                Ok(()) => Some(token),
-                Err(detail) => {
-                    fields.error("payment_method", detail);
-                    None
+    const DESCRIPTOR: Descriptor = Descriptor::new("charges.create", "POST", "/v1/charges", Caller::Merchant)
+        .about(Target::New(&super::CHARGE))
+        .with_policy_settings(SUSPICION_SETTINGS)
+        .with_batching(Batching { select_sql: pricing::PRICING, write_sql: super::WRITE_SQL });
+
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            let amount = fields.money();
+            let payment_method = fields.text("payment_method", TEXT_MAX).and_then(|token| {
+                match input.host.processor.check_payment_method(&token) {
+                    Ok(()) => Some(token),
+                    Err(detail) => {
+                        fields.error("payment_method", detail);
+                        None
+                    }
                 }
-            }
-        });
-        let capture = fields.boolean_or("capture", true);
-        let description = fields.optional_text("description", TEXT_MAX);
-        let reference = fields.optional_text("reference", REFERENCE_MAX);
-        let metadata = fields.metadata();
-        let amount = amount?;
-        Some(Self {
-            amount,
-            currency: amount.currency(),
-            payment_method: payment_method?,
-            capture,
-            description,
-            reference,
-            metadata,
+            });
+            let capture = fields.boolean_or("capture", true);
+            let description = fields.optional_text("description", TEXT_MAX);
+            let reference = fields.optional_text("reference", REFERENCE_MAX);
+            let metadata = fields.metadata();
+            let amount = amount?;
+            Some(Self {
+                amount,
+                currency: amount.currency(),
+                payment_method: payment_method?,
+                capture,
+                description,
+                reference,
+                metadata,
+            })
         })
-    }
-
-    fn resource(&self) -> Resource {
-        Resource::New("charge")
     }
 }
 
 #[async_trait]
 impl ExternalOperation for CreateCharge {
-    const TOGETHER: Option<Together> = Some(Together { reads: pricing::PRICING, writes: super::WRITES });
-
     /// What the merchant pays, by the time of the first claim.
-    type Prepared = Pricing;
+    type Reservation = Pricing;
     type Outcome = Authorization;
-
-    /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
-    /// duplicate can only be refused before.
-    fn reserves(&self, policy: &Policy) -> bool {
-        self.is_suspicious(policy) && policy.on_suspected_duplicate == OnSuspectedDuplicate::Reject
-    }
 
     /// Errors, if the policy is to refuse suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
     ///
     /// Locks: with that policy, what makes charges alike.
-    fn prepare(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
-        if !self.reserves(context.policy()) {
+    fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
+        if !self.needs_reservation(context.policy()) {
             return pricing::pricing(conn, context.merchant(), context.claimed_at());
         }
         if let Some(charge_id) = self.find_alike(conn, context)? {
-            context.metrics().suspected_duplicates.with_label_values(&["rejected"]).inc();
+            context.host().metrics.suspected_duplicates.with_label_values(&["rejected"]).inc();
             return Err(Error::DuplicateSuspected { charge_id });
         }
         // Whether that becomes a charge isn't known yet, so there is nothing to refuse for good.
@@ -142,33 +159,62 @@ impl ExternalOperation for CreateCharge {
         pricing::pricing(conn, context.merchant(), context.claimed_at())
     }
 
-    fn prepared(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
-        pricing::pricing_from_json(read.unwrap_or_default())
-    }
-
     fn resume(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
         pricing::pricing(conn, context.merchant(), context.claimed_at())
     }
 
-    async fn perform(
-        &self,
-        processor: &dyn Processor,
-        context: &Context<'_>,
-        _: &Pricing,
-    ) -> Result<Authorization, Error> {
+    async fn call_processor(&self, context: &Context<'_>, _: &Pricing) -> Result<Authorization, Error> {
         let charge_id = ChargeId(context.resource_id()?);
-        let call = context.processor_call("authorize", charge_id);
-        let capture = self.capture.then(|| context.processor_call("capture", charge_id));
-        let authorization =
-            processor.authorize(&call, self.amount, &self.payment_method, capture.as_ref()).await?;
+        let call = host::processor_call(context, "authorize", charge_id);
+        let capture = self.capture.then(|| host::processor_call(context, "capture", charge_id));
+        let authorization = context
+            .host()
+            .processor
+            .authorize(&call, self.amount, &self.payment_method, capture.as_ref())
+            .await?;
         if let (Some(capture), Decision::Approved) = (capture, &authorization.decision) {
-            processor.capture(&capture, &authorization.id, self.amount).await?;
+            context.host().processor.capture(&capture, &authorization.id, self.amount).await?;
         }
         Ok(authorization)
     }
 
+    fn commit(
+        &self,
+        conn: &mut PgConnection,
+        context: &Context<'_>,
+        pricing: &Pricing,
+        authorization: &Authorization,
+    ) -> Result<Commit, Error> {
+        let (effects, reply) = self.written_for(context, *pricing, authorization)?;
+        let is_declined = matches!(authorization.decision, Decision::Declined(_));
+        if is_declined || !self.is_suspicious(context.policy()) {
+            return Ok(Commit::Effects(effects, reply));
+        }
+        // Looked for before it's written: afterwards it would find itself.
+        let reply = match self.find_alike(conn, context)? {
+            None => reply,
+            Some(other) => {
+                context.host().metrics.suspected_duplicates.with_label_values(&["reported"]).inc();
+                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
+            }
+        };
+        Ok(Commit::Effects(effects, reply))
+    }
+}
+
+impl BatchedOperation for CreateCharge {
+    /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
+    /// duplicate can only be refused before.
+    fn needs_reservation(&self, policy: &Policy) -> bool {
+        self.is_suspicious(policy) && policy.own.word(ON_SUSPECTED_DUPLICATE) == REJECT
+    }
+
+    fn reservation_from(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
+        pricing::pricing_from_json(read.unwrap_or_default())
+    }
+
     /// Unless charges that are alike have to be looked for.
-    fn conclude(
+    fn effects(
         &self,
         context: &Context<'_>,
         pricing: &Pricing,
@@ -177,36 +223,13 @@ impl ExternalOperation for CreateCharge {
         if self.is_suspicious(context.policy()) {
             return Ok(None);
         }
-        self.follow(context, *pricing, authorization).map(Some)
-    }
-
-    fn finish(
-        &self,
-        conn: &mut PgConnection,
-        context: &Context<'_>,
-        pricing: &Pricing,
-        authorization: &Authorization,
-    ) -> Result<Finished, Error> {
-        let (effects, reply) = self.follow(context, *pricing, authorization)?;
-        let is_declined = matches!(authorization.decision, Decision::Declined(_));
-        if is_declined || !self.is_suspicious(context.policy()) {
-            return Ok(Finished::ToWrite(effects, reply));
-        }
-        // Looked for before it's written: afterwards it would find itself.
-        let reply = match self.find_alike(conn, context)? {
-            None => reply,
-            Some(other) => {
-                context.metrics().suspected_duplicates.with_label_values(&["reported"]).inc();
-                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
-            }
-        };
-        Ok(Finished::ToWrite(effects, reply))
+        self.written_for(context, *pricing, authorization).map(Some)
     }
 }
 
 impl CreateCharge {
-    /// What follows from the processor's decision.
-    fn follow(
+    /// The charge, its journal entry, its event and the answer, by the processor's decision.
+    fn written_for(
         &self,
         context: &Context<'_>,
         pricing: Pricing,
@@ -264,7 +287,7 @@ impl CreateCharge {
     /// Whether this charge can be told from another payment at all. Two without a reference can't: a customer may
     /// well buy the same thing twice.
     fn is_suspicious(&self, policy: &Policy) -> bool {
-        self.reference.is_some() && policy.suspicion_window_seconds > 0
+        self.reference.is_some() && policy.own.number(SUSPICION_WINDOW_SECONDS) > 0
     }
 
     /// The latest charge that looks like this one and hasn't failed or been canceled.
@@ -278,7 +301,7 @@ impl CreateCharge {
             .bind::<Text, _>(alike)
             .bind::<SqlUuid, _>(context.merchant())
             .execute(conn)?;
-        let window = Duration::seconds(context.policy().suspicion_window_seconds.into());
+        let window = Duration::seconds(context.policy().own.number(SUSPICION_WINDOW_SECONDS).into());
         // A reference that is used more often than that in so short a time doesn't name a payment.
         let found = statement::<SqlUuid>(
             "SELECT id FROM ( \
@@ -301,12 +324,16 @@ impl CreateCharge {
 
     /// Whether a charge that looks like this one is being made at this moment, so that it isn't there yet.
     fn is_alike_in_progress(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<bool, Error> {
-        let window = std::time::Duration::from_secs(context.policy().suspicion_window_seconds.into());
-        let others = context.others_in_progress(conn, Self::NAME, window)?;
+        let window =
+            std::time::Duration::from_secs(context.policy().own.number(SUSPICION_WINDOW_SECONDS).into());
+        let others = context.others_in_progress(conn, Self::DESCRIPTOR.name, window)?;
         Ok(others.iter().any(|body| {
             let other = parse_json(body).and_then(|body| {
-                Fields::read(&body, |fields| {
-                    Self::read(&mut Input { path: "", fields, allows_loopback: false })
+                Self::read(&Input {
+                    pattern: Self::DESCRIPTOR.path,
+                    path: Self::DESCRIPTOR.path,
+                    body: &body,
+                    host: context.host(),
                 })
             });
             other.is_ok_and(|other| {
@@ -347,5 +374,5 @@ pub async fn create(
     engine: web::Data<Engine>,
     request: IdempotentRequest<CreateCharge>,
 ) -> Result<HttpResponse, Error> {
-    engine.run_external(request).await
+    engine.run_batched(request).await
 }

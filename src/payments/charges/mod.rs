@@ -44,13 +44,17 @@ use crate::base::money::{Currency, Money, Pricing};
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{self, EventType};
-use crate::idempotency::Effects;
+use crate::idempotency::{Effects, ResourceKind};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::notice::Learned;
 use crate::payments::pricing;
 use crate::processor::Decline;
 use crate::storage::schema::charges;
 use crate::web::fields::Metadata;
+
+/// Charges, as a kind of resource.
+pub static CHARGE: ResourceKind =
+    ResourceKind::new("charge", ChargeId::PREFIX, "charges", "/v1/charges/{id}");
 
 /// A payment from a customer to the merchant.
 #[derive(Debug, Serialize, ToSchema)]
@@ -212,7 +216,7 @@ pub(crate) struct ChargeRow {
 ///
 /// That the charges and events come out of `posted` makes sure that the ledger is written before. In order, so that two
 /// statements that both make accounts for new merchants wait for each other instead of deadlocking.
-pub(crate) const WRITES: &str = "\
+pub(crate) const WRITE_SQL: &str = "\
     posted AS MATERIALIZED ( \
         SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
             ledger_post(owner.merchant_id, uuid_v7(), entry.source, entry.kinds, entry.currencies, entry.amounts) END \
@@ -330,7 +334,7 @@ impl ChargeRow {
         error
     }
 
-    /// The new charge, and what [`WRITES`] needs to write it, the event that tells of it and the journal entry of its
+    /// The new charge, and what [`WRITE_SQL`] needs to write it, the event that tells of it and the journal entry of its
     /// capture.
     pub fn to_effects(
         &self,

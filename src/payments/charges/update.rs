@@ -8,10 +8,9 @@ use utoipa::ToSchema;
 use crate::base::ids::ChargeId;
 use crate::error::Error;
 use crate::events::EventType;
-use crate::idempotency::{
-    Context, Engine, IdempotentRequest, Input, LocalOperation, Operation, Reply, Resource,
-};
-use crate::web::fields::{METADATA_ENTRIES_MAX, Metadata, Patch, TEXT_MAX};
+use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Reply, Target};
+use crate::web::fields::{Fields, METADATA_ENTRIES_MAX, Metadata, Patch, TEXT_MAX};
 use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow};
@@ -32,19 +31,21 @@ pub struct UpdateCharge {
 }
 
 impl Operation for UpdateCharge {
-    const NAME: &'static str = "charges.update";
+    type Host = Oncepay;
 
-    fn read(input: &mut Input<'_, '_>) -> Option<Self> {
-        Some(Self {
-            // What is no id of a charge can't be found; that answer is given, and kept, later.
-            id: input.segment(2).parse().ok(),
-            description: input.fields.patch_text("description", TEXT_MAX),
-            metadata: input.fields.patch_metadata(),
+    const DESCRIPTOR: Descriptor =
+        Descriptor::new("charges.update", "PATCH", "/v1/charges/{id}", Caller::Merchant)
+            .about(Target::Named(&super::CHARGE, "id"));
+
+    fn read(input: &Input<'_>) -> Result<Self, Error> {
+        Fields::read(input.body, |fields| {
+            Some(Self {
+                // What is no id of a charge can't be found; that answer is given, and kept, later.
+                id: input.id("id"),
+                description: fields.patch_text("description", TEXT_MAX),
+                metadata: fields.patch_metadata(),
+            })
         })
-    }
-
-    fn resource(&self) -> Resource {
-        Resource::named("charge", self.id.map(|id| id.0))
     }
 }
 
@@ -78,7 +79,7 @@ impl LocalOperation for UpdateCharge {
         row.metadata = serde_json::to_value(&metadata).map_err(Error::internal)?;
 
         let charge = row.save(conn, EventType::ChargeUpdated)?;
-        Reply::json(StatusCode::OK, &charge)
+        Ok(Reply::json(StatusCode::OK, &charge)?)
     }
 }
 

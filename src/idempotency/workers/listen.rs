@@ -12,8 +12,9 @@ use secrecy::SecretString;
 
 use crate::storage::db;
 
-use super::engine::Inner;
-use super::store::ANSWERS_CHANNEL;
+use crate::idempotency::engine::Inner;
+use crate::idempotency::host::Host;
+use crate::idempotency::store::ANSWERS_CHANNEL;
 
 /// Channel on which the database tells of changed policies.
 const POLICIES_CHANNEL: &str = "oncepay_policies";
@@ -27,7 +28,7 @@ const POLL_IDLE: Duration = Duration::from_millis(100);
 const RECONNECT: Duration = Duration::from_secs(1);
 
 /// Starts a thread that listens, with a connection of its own, until the engine is gone.
-pub fn start(engine: Weak<Inner>, url: SecretString) {
+pub fn start<H: Host>(engine: Weak<Inner<H>>, url: SecretString) {
     let run = move || {
         let mut was_connected = true;
         while engine.strong_count() > 0 {
@@ -50,7 +51,7 @@ pub fn start(engine: Weak<Inner>, url: SecretString) {
         .expect("the operating system has room for a thread");
 }
 
-fn listen(conn: &mut PgConnection, engine: &Weak<Inner>) -> QueryResult<()> {
+fn listen<H: Host>(conn: &mut PgConnection, engine: &Weak<Inner<H>>) -> QueryResult<()> {
     for channel in [ANSWERS_CHANNEL, POLICIES_CHANNEL] {
         diesel::sql_query(format!("LISTEN {channel}")).execute(conn)?;
     }

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable};
 
-use crate::error::Error;
+use crate::error::failure::Failure;
 use crate::storage::sql::statement;
 
-use super::engine::Engine;
+use crate::idempotency::engine::Engine;
+use crate::idempotency::host::Host;
 
 /// Rows of a batch.
 const BATCH: i64 = 200;
@@ -32,9 +33,9 @@ fn pause_factor(lag: Duration) -> u32 {
     }
 }
 
-/// What a batch did.
+/// The result of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reaped {
+pub struct ReapResult {
     /// Keys that were shrunk to tombstones.
     pub expired: usize,
     /// Tombstones that were deleted.
@@ -44,7 +45,7 @@ pub struct Reaped {
 }
 
 /// Reaps; doesn't return. Looks every `interval` whether there is something to do.
-pub async fn keep_reaping(engine: Engine, interval: Duration) {
+pub async fn keep_reaping<H: Host>(engine: Engine<H>, interval: Duration) {
     loop {
         let started = Instant::now();
         let reaped = engine.db().run_retrying(|conn| reap(conn, BATCH)).await;
@@ -54,7 +55,7 @@ pub async fn keep_reaping(engine: Engine, interval: Duration) {
                 metrics.reaped.with_label_values(&["expired"]).inc_by(reaped.expired as u64);
                 metrics.reaped.with_label_values(&["forgotten"]).inc_by(reaped.forgotten as u64);
                 metrics.reaper_lag_seconds.set(reaped.lag.as_secs_f64());
-                let is_more = reaped.expired.max(reaped.forgotten) == BATCH as usize;
+                let is_more = usize::try_from(BATCH) == Ok(reaped.expired.max(reaped.forgotten));
                 if is_more { started.elapsed() * pause_factor(reaped.lag) } else { interval }
             }
             Err(error) => {
@@ -69,13 +70,13 @@ pub async fn keep_reaping(engine: Engine, interval: Duration) {
 /// One batch of each kind, each in a transaction of its own.
 ///
 /// Locks: the rows of the batch.
-pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<Reaped, Error> {
+pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<ReapResult, Failure> {
     let (expired, shrinking_lag_s) = shrink(conn, batch)?;
     let (forgotten, forgetting_lag_s) = forget(conn, batch)?;
     let lag_s = shrinking_lag_s.unwrap_or_default().max(forgetting_lag_s.unwrap_or_default());
     let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
     let lag = Duration::try_from_secs_f64(lag_s).unwrap_or_default();
-    Ok(Reaped { expired: count(expired), forgotten: count(forgotten), lag })
+    Ok(ReapResult { expired: count(expired), forgotten: count(forgotten), lag })
 }
 
 /// Rows that were due, and for how many seconds the oldest of them had been.
@@ -84,7 +85,7 @@ type Batch = (i64, Option<f64>);
 /// Turns completed keys whose lifetime is over into tombstones, the longest expired first.
 ///
 /// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
-fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Error> {
+fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
@@ -103,7 +104,7 @@ fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Error> {
 }
 
 /// Deletes tombstones whose time is over: the keys are free again.
-fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Error> {
+fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \

@@ -6,11 +6,11 @@
 //! can't keep the worker from the others.
 //!
 //! Guarantee: while processor and database work, a request that died is finished within the rest of its lease
-//! (or [`Recovery::delay`] after an attempt that failed), one [`Recovery::interval`], its turn in the queue, and the time
+//! (or [`Recovery::delay`](crate::idempotency::Recovery::delay) after an attempt that failed), one [`Recovery::interval`](crate::idempotency::Recovery::interval), its turn in the queue, and the time
 //! that it takes by itself.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -19,77 +19,17 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::base::ids::MerchantId;
-use crate::base::time;
-use crate::error::Error;
+use crate::error::failure::Failure;
+use crate::idempotency::engine::{Due, Engine, RecoveryResult};
+use crate::idempotency::envelope::Envelope;
+use crate::idempotency::fingerprint::RequestContent;
+use crate::idempotency::host::Host;
+use crate::idempotency::key::IdempotencyKey;
+use crate::idempotency::registry::Registered;
 use crate::storage::sql::statement;
 
-use super::engine::Engine;
-use super::fingerprint::RequestContent;
-use super::key::IdempotencyKey;
-use super::registry::Registered;
-use super::request::Envelope;
-
-/// Longest pause between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(15 * 60);
-
-/// How the worker goes about it.
-#[derive(Clone, Copy, Debug)]
-pub struct Recovery {
-    /// How often it looks for work.
-    pub interval: Duration,
-    /// How long a request is left to its client after an attempt that failed, and the worker's first pause.
-    /// It doubles with each of the worker's attempts.
-    pub delay: Duration,
-    /// Attempts of the worker before it parks a request.
-    pub attempts_max: u32,
-    /// Requests that it works on at the same time.
-    pub concurrency: u32,
-}
-
-impl Recovery {
-    /// Pause after the worker's attempt number `recoveries`, or after a client's (0).
-    pub fn backoff(&self, recoveries: u32) -> Duration {
-        time::backoff(self.delay, recoveries, BACKOFF_MAX.max(self.delay))
-    }
-}
-
-/// A request to be taken on.
-pub struct Due {
-    /// What was asked for.
-    pub operation: String,
-    /// When the key was claimed.
-    pub created_at: DateTime<Utc>,
-    /// As it was when the last client sent it.
-    pub envelope: Envelope,
-}
-
-/// How a recovery ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recovered {
-    /// The request is answered now.
-    Finished,
-    /// Somebody else was faster.
-    Lost,
-    /// It isn't finished, and will be tried again.
-    Failed,
-    /// It isn't finished, and an operator has to look at it.
-    Parked,
-}
-
-impl Recovered {
-    /// As it's counted.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Lost => "lost",
-            Self::Failed => "failed",
-            Self::Parked => "parked",
-        }
-    }
-}
-
 /// Takes due requests on; doesn't return. One that takes its time keeps a place, and the others go on.
-pub async fn keep_recovering(engine: Engine, operations: Arc<Vec<Registered>>) {
+pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Registered<H>>>) {
     let recovery = engine.timing().recovery;
     let places = recovery.concurrency as usize;
     let mut running = FuturesUnordered::new();
@@ -97,7 +37,7 @@ pub async fn keep_recovering(engine: Engine, operations: Arc<Vec<Registered>>) {
     loop {
         if running.len() < places && look_at <= Instant::now() {
             look_at = Instant::now() + recovery.interval;
-            if !engine.is_processor_available() {
+            if !engine.host().is_processor_available() {
                 // They would all fail, again and again until they're parked.
                 continue;
             }
@@ -115,19 +55,23 @@ pub async fn keep_recovering(engine: Engine, operations: Arc<Vec<Registered>>) {
             tokio::time::timeout_at(look_at.into(), running.next()).await.ok().flatten()
         };
         // Where one was, there may be more; but what somebody else has may be there for a while.
-        if ended.is_some_and(|recovered| recovered != Recovered::Lost) {
+        if ended.is_some_and(|recovered| recovered != RecoveryResult::Lost) {
             look_at = Instant::now();
         }
     }
 }
 
 /// Due requests, up to `limit`. Parks those that are due and exhausted.
-async fn find_due(engine: &Engine, operations: &[Registered], limit: usize) -> Result<Vec<Due>, Error> {
+async fn find_due<H: Host>(
+    engine: &Engine<H>,
+    operations: &[Registered<H>],
+    limit: usize,
+) -> Result<Vec<Due>, Failure> {
     // Only what this release knows: after a rollback, requests of the newer release wait for it.
     let known: Vec<&'static str> = operations
         .iter()
         .filter(|operation| operation.is_external())
-        .map(|operation| operation.name)
+        .map(|operation| operation.descriptor.name)
         .collect();
     let attempts_max = engine.timing().recovery.attempts_max;
     let parked = engine.db().run_retrying(move |conn| park_exhausted(conn, attempts_max)).await?;
@@ -137,14 +81,15 @@ async fn find_due(engine: &Engine, operations: &[Registered], limit: usize) -> R
 }
 
 /// Takes a due request over and tries to finish it.
-async fn recover(engine: &Engine, operations: &[Registered], due: Due) -> Recovered {
+async fn recover<H: Host>(engine: &Engine<H>, operations: &[Registered<H>], due: Due) -> RecoveryResult {
     // The query asked for known ones only.
-    let Some(operation) = operations.iter().find(|operation| operation.name == due.operation) else {
-        return Recovered::Lost;
+    let Some(operation) = operations.iter().find(|operation| operation.descriptor.name == due.operation)
+    else {
+        return RecoveryResult::Lost;
     };
     let recovered = operation.recover(engine.clone(), due).await;
-    engine.metrics().recoveries.with_label_values(&[operation.name, recovered.as_str()]).inc();
-    if recovered == Recovered::Parked {
+    engine.metrics().recoveries.with_label_values(&[operation.descriptor.name, recovered.as_str()]).inc();
+    if recovered == RecoveryResult::Parked {
         engine.metrics().parkings.inc();
     }
     recovered
@@ -160,7 +105,7 @@ fn due(
     operations: &[&'static str],
     attempts_max: u32,
     limit: i64,
-) -> Result<Vec<Due>, Error> {
+) -> Result<Vec<Due>, Failure> {
     let rows = statement::<(SqlUuid, Text, Text, Timestamptz, Text, Text, Text, Text, Binary)>(
         "SELECT merchant_id, key, operation, created_at, request_id, request_method, request_path, request_query, \
              request_body \
@@ -176,7 +121,7 @@ fn due(
     .load::<(MerchantId, String, String, DateTime<Utc>, String, String, String, String, Vec<u8>)>(conn)?;
     rows.into_iter()
         .map(|(merchant, key, operation, created_at, request_id, method, path, query, body)| {
-            let key = IdempotencyKey::bare(&key).ok_or_else(|| Error::internal("a stored key is none"))?;
+            let key = IdempotencyKey::bare(&key).ok_or_else(|| Failure::internal("a stored key is none"))?;
             let raw_body = body.clone();
             let content = RequestContent { method, path, query, body, raw_body };
             Ok(Due {
@@ -189,7 +134,7 @@ fn due(
                     content,
                     proof: None,
                     actor: None,
-                    event_id: None,
+                    message_id: None,
                 },
             })
         })
@@ -197,7 +142,7 @@ fn due(
 }
 
 /// Parks requests whose last attempt died instead of failing, which nobody could note at that time.
-fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, Error> {
+fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, Failure> {
     Ok(statement::<()>(
         "WITH exhausted AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
@@ -209,23 +154,4 @@ fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, E
     )
     .bind::<Integer, _>(i32::try_from(attempts_max).unwrap_or(i32::MAX))
     .execute(conn)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        let recovery = Recovery {
-            interval: Duration::from_secs(1),
-            delay: Duration::from_secs(4),
-            attempts_max: 20,
-            concurrency: 4,
-        };
-        for (recoveries, nominal_s) in [(0, 4.0), (1, 8.0), (5, 128.0), (10, 900.0), (1000, 900.0)] {
-            let pause = recovery.backoff(recoveries).as_secs_f64();
-            assert!((nominal_s * 0.75..=nominal_s).contains(&pause), "{pause} after {recoveries}");
-        }
-    }
 }

@@ -1,0 +1,25 @@
+# What the checks share.
+
+step() {
+    printf '\n== %s (%ss so far)\n' "$*" "$SECONDS"
+    "$@"
+}
+
+# some_tests FILTER... [-- ARGUMENT...]: runs the integration tests that these name. Cargo is content with a filter that
+# no test matches any more; this isn't.
+some_tests() {
+    local filter filters=() named
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        filters+=("$1")
+        shift
+    done
+    [ $# -eq 0 ] || shift
+    for filter in "${filters[@]}"; do
+        named=$(cargo test --locked --quiet --test suite -- --list "$filter")
+        if ! grep -q ': test$' <<<"$named"; then
+            printf 'No test is called %s.\n' "$filter" >&2
+            return 1
+        fi
+    done
+    cargo test --locked --test suite -- "${filters[@]}" "$@"
+}

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Usage: lint.sh [--insist]
+#
+# What can be checked without compiling anything, in seconds: that no dependency is unused, and each is one that we may and
+# want to ship (deny.toml); the spelling (_typos.toml); and that no migration holds up the service (.squawk.toml). All of them
+# run, also after one has failed.
+#
+# Its tools are installed from PyPI into ~/.cache/oncepay-lint, at the versions of lint-requirements.txt. Where that can't be
+# done, it says so and passes, since they aren't needed to work on the code; with --insist, as in .ci/run, it fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case ${1-} in
+    --insist) insist=yes ;;
+    '') insist=no ;;
+    *)
+        echo 'usage: lint.sh [--insist]' >&2
+        exit 2
+        ;;
+esac
+
+# One folder for each set of versions, so that clones at different commits can share them.
+requirements=.ci/lint-requirements.txt
+version=$(sha256sum $requirements | cut -c1-12)
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/oncepay-lint/$version
+# It gets its name when it's complete, so that neither a run that is stopped nor two that begin together leave half of one.
+install_tools() {
+    local fresh
+    mkdir -p "${tools%/*}" && fresh=$(mktemp -d "$tools.XXXXXX") || return
+    if { python3 -m venv "$fresh/pip" 2>/dev/null || {
+        [ "$(id -u)" = 0 ] && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv >/dev/null &&
+            python3 -m venv "$fresh/pip"
+    }; } && "$fresh/pip/bin/pip" install -q --no-deps --target "$fresh/tools" -r $requirements; then
+        mv -T "$fresh/tools" "$tools" 2>/dev/null || true
+    fi
+    rm -rf "$fresh"
+    [ -d "$tools" ]
+}
+
+failed=()
+gate() {
+    local name=$1 start=${EPOCHREALTIME/./} status=0
+    shift
+    "$@" || status=$?
+    printf 'lint: %-13s %-6s %5d ms\n' "$name" "$([ $status = 0 ] && echo ok || echo FAILED)" \
+        $(((${EPOCHREALTIME/./} - start) / 1000))
+    [ $status = 0 ] || failed+=("$name")
+}
+
+# Nor is one among the program's that only the tests use.
+unused_dependencies() {
+    local report
+    report=$(cargo-shear --deny-warnings --locked 2>&1) || {
+        echo "$report"
+        return 1
+    }
+}
+
+# Its license, where it comes from, and what we don't want at all. What isn't for this machine is looked at, too, and may have
+# to be fetched first; apart from that it's done without a network.
+dependencies() {
+    local report status=0
+    cargo fetch --locked --quiet || return
+    report=$(cargo-deny --offline check --hide-inclusion-graph licenses bans sources 2>&1) || status=$?
+    if [ $status != 0 ]; then
+        # Without the warnings that hide what it is about.
+        cargo-deny --offline --log-level error check licenses bans sources
+        return $status
+    fi
+    # Seen, not refused.
+    sed -n "s/^warning.*: found \(.*\) duplicate entries for crate '\(.*\)'$/\2 (\1)/p" <<<"$report" | sort -u |
+        paste -sd, | sed 's/,/, /g; s/^/lint: crates in more than one version: /'
+}
+
+spelling() { typos; }
+
+migrations() { python3 .ci/squawk.py; }
+
+if [ -d "$tools" ] || install_tools; then
+    PATH=$tools/bin:$PATH
+    gate dependencies dependencies
+    gate unused unused_dependencies
+    gate spelling spelling
+    gate migrations migrations
+else
+    echo 'lint: NOT RUN: dependencies, unused dependencies, spelling, migrations. Their tools could not be installed.' >&2
+    [ $insist = no ] || exit 1
+    exit 0
+fi
+if [ ${#failed[@]} != 0 ]; then
+    echo "lint: failed: ${failed[*]}" >&2
+    exit 1
+fi

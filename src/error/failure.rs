@@ -1,0 +1,142 @@
+//! The engine's half of the errors: why a request couldn't be executed, whatever it asked for.
+//!
+//! Storage and the idempotency engine know these and nothing of the domain. A domain's own error type holds a
+//! [`Failure`] as one of its variants, and says so by implementing [`Failing`].
+
+use super::catalogue::Code;
+
+/// The technical cause of an error. The log gets to see it, and the client doesn't.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a request couldn't be executed. `Display` is one sentence for the client.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the catalogue explains each variant")]
+pub enum Failure {
+    #[error("This API key is malformed or unknown.")]
+    ApiKeyInvalid,
+    #[error("This API key has been revoked.")]
+    ApiKeyRevoked,
+    #[error("The body must be at most {limit_bytes} bytes.")]
+    BodyTooLarge { limit_bytes: usize },
+    #[error("The body must be sent as {expected}, uncompressed.")]
+    MediaTypeUnsupported { expected: &'static str },
+    #[error("The body didn't arrive within {limit_s} s.")]
+    BodyTimeout { limit_s: u64 },
+    #[error("Send an `Idempotency-Key` header, for example a random UUID.")]
+    IdempotencyKeyMissing,
+    #[error("The `Idempotency-Key` {0}.")]
+    IdempotencyKeyInvalid(&'static str),
+    #[error("The body is no valid JSON: {0}.")]
+    JsonMalformed(String),
+    #[error("This idempotency key was used before with another method, path, query or body.")]
+    IdempotencyKeyReused,
+    #[error("This idempotency key was used before, and its answer isn't kept any more.")]
+    IdempotencyKeyExpired,
+    #[error("{}", if *.is_parked {
+        "The request with this idempotency key couldn't be finished and waits for our operators."
+    } else {
+        "A request with this idempotency key is still running."
+    })]
+    IdempotencyRequestInProgress {
+        /// How long this one has waited.
+        waited_s: Option<u64>,
+        is_parked: bool,
+    },
+    #[error("There is no request with this idempotency key.")]
+    IdempotencyKeyNotFound,
+    #[error("The request with this idempotency key is finished.")]
+    IdempotencyKeyNotInProgress,
+    #[error(
+        "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
+    )]
+    OutcomeUnknown(Cause),
+    #[error("The database can't be reached at the moment.")]
+    DatabaseUnavailable(Cause),
+    #[error("The request collided with others; nothing was changed.")]
+    TransientConflict(Cause),
+    #[error(
+        "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
+    )]
+    ProcessorUnavailable(Cause),
+    #[error("Something went wrong on our side.")]
+    Internal(Cause),
+    /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
+    /// answers with the winner's outcome; a client never sees this.
+    #[error("A later attempt of this request has taken over.")]
+    ClaimLost,
+}
+
+impl Failure {
+    /// A bug of ours, with the technical cause.
+    pub fn internal(cause: impl Into<Cause>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// The code of this failure.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::ApiKeyInvalid => Code::ApiKeyInvalid,
+            Self::ApiKeyRevoked => Code::ApiKeyRevoked,
+            Self::BodyTooLarge { .. } => Code::BodyTooLarge,
+            Self::MediaTypeUnsupported { .. } => Code::MediaTypeUnsupported,
+            Self::BodyTimeout { .. } => Code::BodyTimeout,
+            Self::IdempotencyKeyMissing => Code::IdempotencyKeyMissing,
+            Self::IdempotencyKeyInvalid(_) => Code::IdempotencyKeyInvalid,
+            Self::JsonMalformed(_) => Code::JsonMalformed,
+            Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+            Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
+            Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
+            Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
+            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
+            Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
+            Self::TransientConflict(_) => Code::TransientConflict,
+            Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
+            Self::Internal(_) => Code::Internal,
+            // A lost claim means that another attempt owns the key right now.
+            Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
+        }
+    }
+
+    /// The technical cause, for the log.
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::DatabaseUnavailable(cause)
+            | Self::TransientConflict(cause)
+            | Self::ProcessorUnavailable(cause)
+            | Self::OutcomeUnknown(cause)
+            | Self::Internal(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// Code and cause, for the log. Of what a client sent only names are in it, no values.
+    pub fn detailed(&self) -> String {
+        let code = self.code().as_str();
+        match (self, self.cause()) {
+            (Self::JsonMalformed(detail), _) => format!("{code}: {detail}"),
+            (_, Some(cause)) => format!("{code}: {cause}"),
+            (_, None) => code.to_owned(),
+        }
+    }
+
+    /// Writes the technical cause to the log, at the level that it deserves.
+    pub fn log(&self, request_id: &str) {
+        match (self, self.cause()) {
+            (Self::Internal(_), Some(cause)) => log::error!(request_id; "internal error: {cause}"),
+            (_, Some(cause)) => log::warn!(request_id; "{}: {cause}", self.code().as_str()),
+            (_, None) => {}
+        }
+    }
+}
+
+/// An error that may be a [`Failure`].
+pub trait Failing: From<Failure> {
+    /// The failure that it is, if it is one.
+    fn failure(&self) -> Option<&Failure>;
+}
+
+impl Failing for Failure {
+    fn failure(&self) -> Option<&Failure> {
+        Some(self)
+    }
+}

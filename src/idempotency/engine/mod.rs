@@ -1,0 +1,356 @@
+//! The state machine: replay, refuse, wait or execute. This file has what all requests have in common; `local` executes those
+//! that change only our own database, `external` those that call the processor.
+
+mod external;
+mod local;
+mod respond;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use diesel::{Connection, PgConnection};
+
+use crate::base::faults;
+use crate::error::failure::{Failing, Failure};
+use crate::storage::db::Db;
+use crate::storage::deadline;
+
+use super::batching::Batchers;
+use super::context::Context;
+use super::decision::{Attempt, Decision, Lookup};
+use super::descriptor::Descriptor;
+use super::envelope::Envelope;
+use super::host::Host;
+use super::key::IdempotencyKey;
+use super::metrics::Metrics;
+use super::operation::{ErrorOf, Operation};
+use super::policies::{ByOperation, Defaults, Policies};
+use super::policy::{Enforcement, Policy};
+use super::request::IdempotentRequest;
+use super::settings::{Settings, Timing};
+use super::store::{self, Answer, Claim, Claimant, Stored};
+use super::waiting::{WaitResult, Waiters};
+
+pub use external::{Due, RecoveryResult};
+pub use respond::Response;
+
+/// How often the engine looks at a key that somebody else is claiming in a transaction that hasn't ended, or
+/// that changes between looking and claiming. With the pauses in between some 60 ms: enough for most
+/// transactions, so that the duplicate gets the real answer (a replay, or that the key is another
+/// request's) rather than being sent away.
+const LOOKS_MAX: u32 = 5;
+
+/// Executes requests at most once per (merchant, key). Cheap to clone.
+pub struct Engine<H> {
+    inner: Arc<Inner<H>>,
+}
+
+impl<H> Clone for Engine<H> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+/// What all clones of an engine share.
+pub(super) struct Inner<H> {
+    db: Db,
+    host: Arc<H>,
+    settings: Settings,
+    metrics: Metrics,
+    batchers: HashMap<&'static str, Batchers>,
+    pub(super) policies: Policies,
+    pub(super) waiters: Waiters,
+}
+
+impl<H: Host> Inner<H> {
+    fn context<'a, O>(
+        &'a self,
+        request: &'a IdempotentRequest<O>,
+        claim: &'a Claim,
+        now: DateTime<Utc>,
+    ) -> Context<'a, H> {
+        Context {
+            envelope: &request.envelope,
+            claim,
+            now,
+            policy: &request.treatment.policy,
+            host: &self.host,
+        }
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// An engine on `db` for `operations` of `host`.
+    pub fn new(
+        db: Db,
+        host: Arc<H>,
+        settings: Settings,
+        operations: &[Descriptor<H::Caller>],
+        metrics: Metrics,
+    ) -> Self {
+        let Settings { timing, batch_size_max } = settings;
+        let batchers = operations.iter().filter_map(|operation| {
+            let batching = operation.batching?;
+            let batchers = Batchers::new(&db, batching, H::PROOF_SQL, timing.lease, batch_size_max, &metrics);
+            Some((operation.name, batchers))
+        });
+        let batchers = batchers.collect();
+        let policies = Policies::new(operations.iter().map(Defaults::of).collect());
+        let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
+        Self { inner: Arc::new(Inner { db, host, settings, metrics, batchers, policies, waiters }) }
+    }
+
+    /// The service that the engine works for.
+    pub fn host(&self) -> &Arc<H> {
+        &self.inner.host
+    }
+
+    /// The pool.
+    pub(super) fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.inner.settings.timing
+    }
+
+    pub(super) fn downgrade(&self) -> Weak<Inner<H>> {
+        Arc::downgrade(&self.inner)
+    }
+
+    /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
+    pub fn request_deadline(&self) -> Duration {
+        self.inner.settings.timing.request_deadline
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// All policies, from memory.
+    pub async fn policies(&self) -> Result<Arc<ByOperation>, Failure> {
+        self.inner.policies.current(&self.inner.db).await
+    }
+
+    /// The policy of an operation, from memory.
+    pub async fn policy(&self, operation: &str) -> Result<Arc<Policy>, Failure> {
+        self.inner.policies.of(operation, &self.inner.db).await
+    }
+
+    /// Keeps the policies in memory up to date; doesn't return.
+    pub(super) async fn keep_policies_fresh(&self) {
+        self.inner.policies.keep_fresh(&self.inner.db).await;
+    }
+
+    /// The key to execute a request under, or `None` where it's to be executed without.
+    pub(super) fn admit(
+        &self,
+        operation: &'static str,
+        sent: Result<IdempotencyKey, Failure>,
+        enforcement: Enforcement,
+        request_id: &str,
+    ) -> Result<Option<IdempotencyKey>, Failure> {
+        let outcome = match (&sent, enforcement) {
+            (_, Enforcement::Off) => return Ok(None),
+            (Ok(_), _) => return sent.map(Some),
+            (Err(Failure::IdempotencyKeyMissing), Enforcement::Enforce) => "missing",
+            (Err(_), Enforcement::Enforce) => "invalid",
+            (Err(Failure::IdempotencyKeyMissing), Enforcement::Observe) => "observed_missing_key",
+            (Err(_), Enforcement::Observe) => "observed_invalid_key",
+        };
+        self.note(operation, outcome, request_id, None, None);
+        if enforcement == Enforcement::Enforce { sent.map(Some) } else { Ok(None) }
+    }
+
+    /// Counts and logs a decision.
+    fn note(
+        &self,
+        operation: &'static str,
+        outcome: &'static str,
+        request_id: &str,
+        key: Option<&Envelope>,
+        attempt: Option<u32>,
+    ) {
+        self.inner.metrics.requests.with_label_values(&[operation, outcome]).inc();
+        if log::log_enabled!(target: "oncepay::idempotency", log::Level::Info) {
+            let key = key.map(|envelope| envelope.key.digest_for(envelope.merchant)).unwrap_or_default();
+            log::info!(
+                target: "oncepay::idempotency",
+                request_id, operation, outcome, attempt = attempt.unwrap_or_default(), key_hash = key.as_str();
+                "{outcome}"
+            );
+        }
+    }
+
+    /// Tries until there is an answer or the time to wait for one is over. No connection is held between two
+    /// tries, and if the client hangs up meanwhile, the wait ends.
+    async fn drive<O: Operation<Host = H>, F: Future<Output = Result<Attempt, ErrorOf<O>>>>(
+        &self,
+        mut request: IdempotentRequest<O>,
+        attempt: impl Fn(Self, IdempotentRequest<O>) -> F,
+    ) -> Result<Response, ErrorOf<O>> {
+        let name = O::DESCRIPTOR.name;
+        let wait = request.treatment.wait;
+        deadline::extend(wait.unwrap_or_default());
+        let deadline = wait.map(|wait| Instant::now() + wait);
+        loop {
+            let envelope = &request.envelope;
+            let note = |outcome| self.note(name, outcome, &envelope.request_id, Some(envelope), None);
+            let answer_in = deadline::remaining(Duration::MAX);
+            let ended = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
+                Ok(ended) => ended,
+                // It goes on, so that a retry finds what comes of it.
+                Err(_) => Err(Failure::DatabaseUnavailable("the request's time is over".into()).into()),
+            };
+            let ended = ended.inspect_err(|error| {
+                let is_stranger =
+                    matches!(error.failure(), Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked));
+                note(if is_stranger { "unauthorized" } else { "failed" });
+            })?;
+            let is_parked = match ended {
+                Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
+                Attempt::Replayed(answer) => {
+                    note("replayed");
+                    return Ok(self.respond(&request, &answer, true));
+                }
+                Attempt::ReplayedDespiteMismatch(answer) => {
+                    note("mismatch_replayed");
+                    log::warn!(
+                        request_id = envelope.request_id.as_str(), operation = name,
+                        key_hash = envelope.key.digest_for(envelope.merchant).as_str();
+                        "another request's answer was replayed, as the policy says"
+                    );
+                    return Ok(self.respond(&request, &answer, true));
+                }
+                Attempt::Mismatch => {
+                    note("mismatch");
+                    return Err(Failure::IdempotencyKeyReused.into());
+                }
+                Attempt::Expired => {
+                    note("expired");
+                    return Err(Failure::IdempotencyKeyExpired.into());
+                }
+                Attempt::Observed(outcome) => {
+                    note(outcome);
+                    request = request.unkeyed();
+                    continue;
+                }
+                Attempt::Running { .. } if faults::breaks("claim") => {
+                    Arc::make_mut(&mut request.envelope).key = IdempotencyKey::unkeyed();
+                    continue;
+                }
+                Attempt::Running { is_parked } => is_parked,
+            };
+            if let (Some(deadline), false) = (deadline, is_parked) {
+                let inner = &self.inner;
+                match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
+                    // The claim may not have been visible, so that nobody has compared it yet.
+                    Some(WaitResult::Answered(answer))
+                        if answer.fingerprint.is_of(&envelope.content) == Some(true) =>
+                    {
+                        note("replayed");
+                        return Ok(self.respond(&request, &answer, true));
+                    }
+                    Some(WaitResult::Answered(_) | WaitResult::Free) => continue,
+                    None => {}
+                }
+            }
+            let wait = wait.filter(|_| !is_parked);
+            note("in_progress");
+            let waited_s = wait.map(|wait| wait.as_secs());
+            return Err(Failure::IdempotencyRequestInProgress { waited_s, is_parked }.into());
+        }
+    }
+
+    /// Runs `work` until it isn't [`Lookup::Again`], a few times at the most, with no connection held in between.
+    async fn looking_again<T: Send + 'static>(
+        &self,
+        enforcement: Enforcement,
+        work: impl Fn(&mut PgConnection) -> Result<Lookup<T>, H::Error> + Send + Sync + 'static,
+    ) -> Result<Result<T, Attempt>, H::Error> {
+        let work = Arc::new(work);
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                tokio::time::sleep(Duration::from_millis(2 << look)).await;
+            }
+            let work = Arc::clone(&work);
+            match self.inner.db.run_retrying(move |conn| work(conn)).await? {
+                Lookup::Ours(done) => return Ok(Ok(done)),
+                Lookup::NotOurs(decision) => return Ok(Err(Attempt::of(decision, enforcement))),
+                Lookup::Again => {}
+            }
+        }
+        Ok(Err(Attempt::of(Decision::Running { is_parked: false }, enforcement)))
+    }
+
+    /// Looks the request's key up.
+    fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Failure> {
+        store::find(conn, envelope, H::PROOF_SQL)
+    }
+
+    /// Stores a final error as the answer to a request whose transaction it has ended.
+    ///
+    /// In a transaction of its own: what was written before the error is undone with that one, without a savepoint
+    /// around the work, which would cost every request two round trips. Whoever claims the key in between executes
+    /// the request instead.
+    fn refuse<O: Operation<Host = H>>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        afresh: bool,
+        error: &H::Error,
+    ) -> Result<Lookup<Arc<Answer>>, H::Error> {
+        conn.transaction(|conn| {
+            let Some(claim) = self.claim(conn, request, afresh)? else {
+                return Ok(Lookup::Again);
+            };
+            let reply = self.inner.context(request, &claim, claim.created_at).problem(error)?;
+            Ok(Lookup::Ours(store::complete(conn, &claim, reply, &request.envelope.request_id)?))
+        })
+    }
+
+    fn claimant<O: Operation<Host = H>>(request: &IdempotentRequest<O>) -> Claimant {
+        Claimant {
+            envelope: Arc::clone(&request.envelope),
+            operation: O::DESCRIPTOR.name,
+            resource: O::DESCRIPTOR.resource(&request.envelope.content.path),
+            policy: Arc::clone(&request.treatment.policy),
+        }
+    }
+
+    /// Claims a key that is new, or that was forgotten or may be (`afresh`; needs a transaction).
+    fn claim<O: Operation<Host = H>>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        afresh: bool,
+    ) -> Result<Option<Claim>, Failure> {
+        if afresh {
+            store::forget(conn, &request.envelope, &request.treatment.policy)?;
+        }
+        let claim = store::claim(conn, &Self::claimant(request), self.inner.settings.timing.lease)?;
+        if claim.is_none() {
+            faults::reach("after_conflict");
+        }
+        Ok(claim)
+    }
+
+    /// Tells everybody that a request has been executed.
+    fn executed<O: Operation<Host = H>>(
+        &self,
+        request: &IdempotentRequest<O>,
+        answer: &Arc<Answer>,
+        attempt: u32,
+    ) {
+        let envelope = &request.envelope;
+        self.inner.waiters.answered(envelope.merchant, &envelope.key, answer);
+        self.note(O::DESCRIPTOR.name, "executed", &envelope.request_id, Some(envelope), Some(attempt));
+    }
+}
+
+/// Whether an error says that another attempt has taken over.
+fn is_claim_lost(error: &impl Failing) -> bool {
+    matches!(error.failure(), Some(Failure::ClaimLost))
+}

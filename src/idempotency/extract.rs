@@ -1,0 +1,306 @@
+//! Mutating requests over HTTP: the only file of the engine that knows actix.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::{Method, StatusCode};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, ResponseError, web};
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use serde_json::{Map, Value};
+
+use crate::base::ids::MerchantId;
+use crate::base::json;
+use crate::error::failure::Failure;
+use crate::storage::deadline;
+
+use super::engine::{Engine, Response};
+use super::envelope::Envelope;
+use super::fingerprint::RequestContent;
+use super::host::Host;
+use super::key::{IDEMPOTENCY_KEY, IdempotencyKey};
+use super::operation::{BatchedOperation, ErrorOf, ExternalOperation, LocalOperation, Operation};
+use super::request::{IdempotentRequest, Treatment, read};
+
+/// Most bytes of a body.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest wait for a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const BAD_MESSAGE_ID: &str = "must be 1 to 255 visible ASCII characters, in `webhook-id`";
+
+/// The caller of a request.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// In whose name the key is kept.
+    pub merchant: MerchantId,
+    /// See [`Envelope::proof`].
+    pub proof: Option<Vec<u8>>,
+    /// See [`Envelope::actor`].
+    pub actor: Option<String>,
+}
+
+/// A host that takes requests over HTTP.
+pub trait HttpHost: Host<Error: ResponseError> {
+    /// Finds out who sends `request`, by its head.
+    fn identify(
+        &self,
+        request: &HttpRequest,
+        caller: Self::Caller,
+    ) -> LocalBoxFuture<'static, Result<Identity, Self::Error>>;
+
+    /// Makes sure that the caller, who was identified, may be told what is wrong with the request.
+    fn confirm(
+        &self,
+        request: &HttpRequest,
+        caller: Self::Caller,
+    ) -> LocalBoxFuture<'static, Result<(), Self::Error>>;
+
+    /// Verifies a request that is a signed message, and returns the message's id, which is its key. `None` where the key
+    /// comes in `Idempotency-Key`.
+    fn verify(
+        &self,
+        _request: &HttpRequest,
+        _caller: Self::Caller,
+        _body: &[u8],
+    ) -> Result<Option<String>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Is told of a verified message that can't be read.
+    fn note_unreadable(&self, _message_id: &str, _error: &Self::Error) {}
+
+    /// Id of the request, for answers and the log.
+    fn request_id(&self, request: &HttpRequest) -> String;
+}
+
+/// Errors, in the order checked: authentication, `body_too_large`, `media_type_unsupported`,
+/// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of
+/// them is kept, since the operation never began. A message is authenticated by a signature over the body, so for it
+/// `body_too_large` comes first.
+impl<O: Operation<Host: HttpHost>> FromRequest for IdempotentRequest<O> {
+    type Error = ErrorOf<O>;
+    type Future = LocalBoxFuture<'static, Result<Self, ErrorOf<O>>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let req = req.clone();
+        let payload = payload.take();
+        Box::pin(async move {
+            let engine = req.app_data::<web::Data<Engine<O::Host>>>().expect("the server provides it");
+            let (host, caller) = (engine.host(), O::DESCRIPTOR.caller);
+            let identity = host.identify(&req, caller).await?;
+            match from_parts(&req, payload, engine, identity).await {
+                Ok(request) => Ok(request),
+                Err(error) => {
+                    // Whoever has no valid key any more isn't told what else is wrong.
+                    host.confirm(&req, caller).await?;
+                    Err(error)
+                }
+            }
+        })
+    }
+}
+
+async fn from_parts<O: Operation<Host: HttpHost>>(
+    req: &HttpRequest,
+    payload: Payload,
+    engine: &Engine<O::Host>,
+    identity: Identity,
+) -> Result<IdempotentRequest<O>, ErrorOf<O>> {
+    let (host, descriptor) = (engine.host(), O::DESCRIPTOR);
+    let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload))
+        .await
+        .map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
+    // What the client took to send it was the client's time.
+    deadline::restart(engine.request_deadline());
+    let message_id = host.verify(req, descriptor.caller, &raw_body)?;
+    let is_empty = descriptor.body_optional && raw_body.is_empty();
+    if !is_empty {
+        check_media_type(req)?;
+    }
+    let request_id = host.request_id(req);
+    let policy = engine.policy(descriptor.name).await?;
+    let enforcement = policy.enforcement_for(identity.merchant);
+    let sent = match &message_id {
+        Some(id) => IdempotencyKey::bare(id).ok_or(Failure::IdempotencyKeyInvalid(BAD_MESSAGE_ID)),
+        None => {
+            IdempotencyKey::from_headers(req.headers().get_all(IDEMPOTENCY_KEY).map(|value| value.as_bytes()))
+        }
+    };
+    let key = engine.admit(descriptor.name, sent, enforcement, &request_id)?;
+    let is_keyed = key.is_some();
+    let parse = || {
+        let value = match is_empty {
+            true => Value::Object(Map::new()),
+            false => json::parse(&raw_body).map_err(Failure::JsonMalformed)?,
+        };
+        Ok((read::<O>(req.path(), &value, host)?, value))
+    };
+    let (operation, value) = parse().inspect_err(|error: &ErrorOf<O>| {
+        if let Some(message_id) = &message_id {
+            host.note_unreadable(message_id, error);
+        }
+    })?;
+    let body = serde_json_canonicalizer::to_vec(&value).map_err(Failure::internal)?;
+    let longest = Duration::from_secs(policy.wait_max_seconds.into());
+    let wait = preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());
+    let Identity { merchant, proof, actor } = identity;
+    let request = IdempotentRequest {
+        envelope: Arc::new(Envelope {
+            merchant,
+            key: key.unwrap_or_else(IdempotencyKey::unkeyed),
+            request_id,
+            content: RequestContent {
+                method: req.method().to_string(),
+                path: req.path().to_owned(),
+                query: req.query_string().to_owned(),
+                body,
+                raw_body,
+            },
+            proof,
+            actor,
+            message_id,
+        }),
+        operation: Arc::new(operation),
+        treatment: Treatment { policy, enforcement, wait },
+    };
+    Ok(if is_keyed { request } else { request.unkeyed() })
+}
+
+impl<H: HttpHost> Engine<H> {
+    /// [`execute_local`](Self::execute_local), as an HTTP response.
+    pub async fn run_local<O: LocalOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, H::Error> {
+        self.execute_local(request).await.map(into_http)
+    }
+
+    /// [`execute_external`](Self::execute_external), as an HTTP response.
+    pub async fn run_external<O: ExternalOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, H::Error> {
+        self.execute_external(request).await.map(into_http)
+    }
+
+    /// [`execute_batched`](Self::execute_batched), as an HTTP response.
+    pub async fn run_batched<O: BatchedOperation<Host = H>>(
+        &self,
+        request: IdempotentRequest<O>,
+    ) -> Result<HttpResponse, H::Error> {
+        self.execute_batched(request).await.map(into_http)
+    }
+}
+
+fn into_http(response: Response) -> HttpResponse {
+    let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut built = HttpResponse::build(status);
+    for (name, value) in response.headers {
+        built.insert_header((name, value));
+    }
+    built.body(response.body)
+}
+
+/// The `wait` preference of RFC 7240, section 4.3. What can't be understood is ignored, as section 2 demands.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    headers
+        .get_all("prefer")
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|preference| {
+            let (name, value) = preference.split(';').next()?.split_once('=')?;
+            // The first occurrence counts, even if it makes no sense.
+            let value = value.trim().trim_matches('"');
+            let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+            // More than fits is more than is ever granted.
+            let seconds = is_number.then(|| value.parse().unwrap_or(u32::MAX));
+            name.trim().eq_ignore_ascii_case("wait").then_some(seconds)
+        })
+        .flatten()
+        .map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, Failure> {
+    let too_large = Failure::BodyTooLarge { limit_bytes: BODY_BYTES_MAX };
+    let announced = req
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok())
+        .unwrap_or(0);
+    let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+    if announced > BODY_BYTES_MAX {
+        return Err(too_large);
+    }
+    let mut body = Vec::with_capacity(announced);
+    while let Some(chunk) = payload.next().await {
+        let chunk =
+            chunk.map_err(|_| Failure::JsonMalformed("it ended before its announced length".to_owned()))?;
+        if body.len() + chunk.len() > BODY_BYTES_MAX {
+            return Err(too_large);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn check_media_type(req: &HttpRequest) -> Result<(), Failure> {
+    let patch = req.method() == Method::PATCH;
+    let header = |name| req.headers().get(name).and_then(|value| value.to_str().ok());
+    let essence = header(CONTENT_TYPE)
+        .and_then(|value| value.split(';').next())
+        .map(|essence| essence.trim().to_ascii_lowercase());
+    let is_json = match essence.as_deref() {
+        Some("application/json") => true,
+        Some("application/merge-patch+json") => patch,
+        _ => false,
+    };
+    let is_plain = header(CONTENT_ENCODING).is_none_or(|encoding| encoding.eq_ignore_ascii_case("identity"));
+    if is_json && is_plain {
+        return Ok(());
+    }
+    Err(Failure::MediaTypeUnsupported {
+        expected: if patch { "application/json or application/merge-patch+json" } else { "application/json" },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    fn wait_of(values: &[&str]) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(HeaderName::from_static("prefer"), HeaderValue::from_str(value).unwrap());
+        }
+        preferred_wait(&headers).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn the_preference_to_wait_is_found_among_others() {
+        for values in [
+            &["wait=7"][..],
+            &["Wait = 7"],
+            &["wait=\"7\""],
+            &["respond-async, wait=7"],
+            &["respond-async", "wait=7"],
+            &["return=minimal; a=b, wait=7; c"],
+            &["wait=7, wait=9"],
+        ] {
+            assert_eq!(wait_of(values), Some(7), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_preference_that_makes_no_sense_is_ignored() {
+        for value in ["", "wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "await=7"] {
+            assert_eq!(wait_of(&[value]), None, "{value:?}");
+        }
+        assert_eq!(wait_of(&["wait=soon, wait=7"]), None);
+        assert_eq!(wait_of(&["wait=99999999999"]), Some(u32::MAX.into()), "is clamped later");
+    }
+}

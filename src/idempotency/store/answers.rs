@@ -1,0 +1,172 @@
+//! Storing answers, and giving up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{
+    Array, Binary, Bool, Double, Integer, Jsonb, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+};
+use uuid::Uuid;
+
+use crate::error::failure::Failure;
+use crate::idempotency::reply::Reply;
+use crate::storage::sql::statement;
+
+use super::claims::{Claim, Taker};
+use super::rows::{Answer, announcement, column, completion};
+
+/// Stores the answer, and tells the instances on which somebody waits for it. Its lifetime begins now, however long
+/// the request has taken: an answer that was given must be there for the retry. Errors with [`Failure::ClaimLost`] when
+/// the claim no longer owns the row.
+pub fn complete(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    reply: Reply,
+    request_id: &str,
+) -> Result<Arc<Answer>, Failure> {
+    let (expires_at, _) = statement::<(Timestamptz, Bool)>(concat!(
+        "UPDATE idempotency_keys SET ",
+        completion!("{}", "{}", "{}"),
+        " FROM (SELECT clock_timestamp() AS now) AS clock \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+         RETURNING expires_at, ",
+        announcement!("waited", "{}"),
+    ))
+    .bind::<SmallInt, _>(stored_status(&reply)?)
+    .bind::<Jsonb, _>(stored_headers(&reply)?)
+    .bind::<Binary, _>(&reply.body)
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<SqlUuid, _>(claim.token)
+    .bind::<Text, _>(claim.key.digest_for(claim.merchant))
+    .get_result::<(DateTime<Utc>, bool)>(conn)
+    .optional()?
+    .ok_or(Failure::ClaimLost)?;
+    let (request_id, fingerprint) = (request_id.to_owned(), claim.fingerprint.clone());
+    Ok(Arc::new(Answer { reply, request_id, fingerprint, expires_at }))
+}
+
+fn stored_status(reply: &Reply) -> Result<i16, Failure> {
+    i16::try_from(reply.status).map_err(Failure::internal)
+}
+
+fn stored_headers(reply: &Reply) -> Result<serde_json::Value, Failure> {
+    serde_json::to_value(&reply.headers).map_err(Failure::internal)
+}
+
+/// A request to be completed.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub claim: Claim,
+    pub request_id: String,
+    pub effects: serde_json::Value,
+    pub reply: Reply,
+}
+
+/// Checks the fences, writes the effects and stores the answers of many requests in one statement: [`lock`] and
+/// [`complete`] and what is in between. Needs no transaction around it. `None` for each whose claim doesn't own its
+/// row, or whose row somebody else has locked or has just changed: nothing of it is written.
+///
+/// `write_sql` is SQL, further parts of a `WITH`, separated by commas. They find `owner`, with a row per request that
+/// holds its claim and the columns `merchant_id` and `effects`, and must take all that they write out of that. A part
+/// that changes nothing itself but calls a function that does must be read by one that changes something, or it
+/// isn't called.
+pub fn complete_all(
+    conn: &mut PgConnection,
+    completions: &[Completion],
+    write_sql: &'static str,
+) -> Result<Vec<Option<Arc<Answer>>>, Failure> {
+    let (mut statuses, mut headers) = (Vec::new(), Vec::new());
+    for completion in completions {
+        statuses.push(stored_status(&completion.reply)?);
+        headers.push(stored_headers(&completion.reply)?);
+    }
+    // The lock is the fence: where it's had, the row has our token, and nobody changes that before this is committed.
+    // What is locked by somebody else is skipped, so that the others needn't wait, and so that two of these statements
+    // can't deadlock over keys. By `ctid`, as no plan for that can be a slow one: under the lock it stays what it is.
+    // If the row has been changed since the statement began, it's that of a version that the statement can't see, and
+    // the update leaves it out.
+    let rows = statement::<(SqlUuid, Timestamptz, Bool)>(concat!(
+        "WITH held AS MATERIALIZED ( \
+             SELECT stored.ctid AS location, asked.* \
+             FROM unnest({}, {}, {}, {}, {}, {}, {}, {}) AS asked \
+                 (merchant_id, key, token, status, headers, body, digest, effects) \
+             CROSS JOIN LATERAL ( \
+                 SELECT k.ctid FROM idempotency_keys k \
+                 WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key AND k.claim_token = asked.token \
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS stored), \
+         owner AS ( \
+             UPDATE idempotency_keys k SET ",
+        completion!("held.status", "held.headers", "held.body"),
+        " FROM held, (SELECT clock_timestamp() AS now) AS clock \
+             WHERE k.ctid = held.location \
+             RETURNING held.merchant_id, held.token, held.digest, held.effects, k.waited, k.expires_at), \
+         {} \
+         SELECT token, expires_at, ",
+        announcement!("waited", "digest"),
+        " FROM owner"
+    ))
+    .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
+    .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.as_str()))
+    .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.token))
+    .bind::<Array<SmallInt>, _>(statuses)
+    .bind::<Array<Jsonb>, _>(headers)
+    .bind::<Array<Binary>, _>(column(completions, |completion| completion.reply.body.as_slice()))
+    .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.digest_for(completion.claim.merchant)))
+    .bind::<Array<Jsonb>, _>(column(completions, |completion| &completion.effects))
+    .fragment(statement::<()>(write_sql))
+    .load::<(Uuid, DateTime<Utc>, bool)>(conn)?;
+    let rows: HashMap<Uuid, _> = rows.into_iter().map(|(token, expires_at, _)| (token, expires_at)).collect();
+    let answers = completions.iter().map(|completion| {
+        let expires_at = *rows.get(&completion.claim.token)?;
+        Some(Arc::new(Answer {
+            reply: completion.reply.clone(),
+            request_id: completion.request_id.clone(),
+            fingerprint: completion.claim.fingerprint.clone(),
+            expires_at,
+        }))
+    });
+    Ok(answers.collect())
+}
+
+/// An attempt that ended without an outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct Setback {
+    /// Code of the error.
+    pub error: &'static str,
+    /// Whose attempt it was.
+    pub taker: Taker,
+    /// When the recovery worker may take it on, if it was the worker's, or the first to fail.
+    pub recover_in: Duration,
+    /// The worker's attempts before an operator has to look at it.
+    pub attempts_max: u32,
+}
+
+/// Gives up the lease of an attempt that ended without an outcome, so that the next one needn't wait for
+/// it to run out. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
+///
+/// By the row and not by the claim, as far as the worker's schedule goes: an operator may have changed that meanwhile.
+pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Failure> {
+    Ok(statement::<Bool>(
+        "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \
+             recover_at = CASE WHEN setback.is_recovery AND recoveries > 0 OR last_error IS NULL \
+                 THEN clock.now + make_interval(secs => {}) ELSE recover_at END, \
+             parked_at = CASE WHEN setback.is_recovery AND recoveries >= {} THEN clock.now END \
+         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery) AS setback \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+         RETURNING parked_at IS NOT NULL",
+    )
+    .bind::<Text, _>(setback.error)
+    .bind::<Double, _>(setback.recover_in.as_secs_f64())
+    .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
+    .bind::<Bool, _>(setback.taker == Taker::Recovery)
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<SqlUuid, _>(claim.token)
+    .get_result(conn)
+    .optional()?
+    .unwrap_or(false))
+}

@@ -1,0 +1,278 @@
+//! Claiming keys, and keeping the claim.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{
+    Array, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+};
+use uuid::Uuid;
+
+use crate::base::ids::MerchantId;
+use crate::error::failure::Failure;
+use crate::idempotency::descriptor::Resource;
+use crate::idempotency::envelope::Envelope;
+use crate::idempotency::fingerprint::Fingerprint;
+use crate::idempotency::key::IdempotencyKey;
+use crate::idempotency::policy::{OnExpired, Policy};
+use crate::storage::sql::statement;
+
+use super::rows::{column, try_lock_key};
+
+/// The right to execute a request, until its lease runs out.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub merchant: MerchantId,
+    pub key: IdempotencyKey,
+    /// The fence: whoever holds the value that the row holds may complete the request.
+    pub token: Uuid,
+    pub resource_id: Option<Uuid>,
+    /// 1 for the first.
+    pub attempt: u32,
+    /// How many of the attempts were the recovery worker's, this one included.
+    pub recoveries: u32,
+    /// When the key was first claimed.
+    pub created_at: DateTime<Utc>,
+    /// The database's clock when this attempt took the claim, and ours.
+    pub taken_at: (DateTime<Utc>, Instant),
+    /// Of the request that claimed it.
+    pub fingerprint: Fingerprint,
+}
+
+impl Claim {
+    /// The time by the database's clock, without asking it: when the claim was taken, and what has passed since.
+    pub fn now(&self) -> DateTime<Utc> {
+        let (taken_at, then) = self.taken_at;
+        // As precise as the database keeps it, so that it's the same everywhere.
+        (taken_at + then.elapsed()).trunc_subsecs(6)
+    }
+}
+
+/// A request that wants to claim its key, unless that's taken.
+pub struct Claimant {
+    pub envelope: Arc<Envelope>,
+    pub operation: &'static str,
+    pub resource: Resource,
+    pub policy: Arc<Policy>,
+}
+
+/// Claims a key that nobody has used. `None` when somebody else has it, or is claiming it right now in
+/// a transaction that hasn't ended: look again.
+pub fn claim(
+    conn: &mut PgConnection,
+    claimant: &Claimant,
+    lease: Duration,
+) -> Result<Option<Claim>, Failure> {
+    let claimed = claim_all(conn, &[claimant], lease, "NULL")?.pop().flatten();
+    Ok(claimed.map(|(claim, _)| claim))
+}
+
+/// A claim, and what was read with it.
+pub type Claimed = (Claim, Option<serde_json::Value>);
+
+/// [`claim`] for many, in one round trip. `select_sql` is an SQL expression of type `jsonb` over the new row
+/// (`idempotency_keys`), whose value comes with each claim.
+///
+/// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the
+/// insert, with a connection in its hand, until the winner's transaction ends: it fails at once instead.
+/// All of them live until the end of the surrounding transaction.
+pub fn claim_all(
+    conn: &mut PgConnection,
+    claimants: &[&Claimant],
+    lease: Duration,
+    select_sql: &'static str,
+) -> Result<Vec<Option<Claimed>>, Failure> {
+    let tokens = column(claimants, |_| Uuid::new_v4());
+    let fingerprints = column(claimants, |claimant| {
+        Fingerprint::of(claimant.policy.fingerprint.recipe(), &claimant.envelope.content)
+    });
+    let resources = column(claimants, |claimant| match claimant.resource {
+        Resource::None => (None, None),
+        Resource::New(kind) => (Some(kind), None),
+        Resource::Existing(kind, id) => (Some(kind), Some(id)),
+    });
+    // A resource with a type and without an id is new.
+    let rows = statement::<(SqlUuid, Nullable<SqlUuid>, Timestamptz, Nullable<Jsonb>)>(concat!(
+        "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
+             request_id, request_method, request_path, request_query, request_body, \
+             resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
+             created_at, expires_at, tombstone_seconds) \
+         SELECT key.merchant_id, key.key, 'in_progress', key.operation, key.fingerprint_version, key.fingerprint, \
+             key.request_id, key.method, key.path, key.query, key.body, key.resource_type, \
+             CASE WHEN key.resource_type IS NOT NULL THEN coalesce(key.resource_id, uuid_v7(clock.now)) END, \
+             key.token, clock.now + life.lease, clock.now + life.lease, 1, 'started', \
+             clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds \
+         FROM (SELECT clock_timestamp() AS now) AS clock, \
+              (SELECT make_interval(secs => {}) AS lease) AS life, \
+              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
+                  (merchant_id, key, operation, fingerprint_version, fingerprint, request_id, method, path, query, \
+                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds) \
+         WHERE ",
+        try_lock_key!(),
+        " ON CONFLICT DO NOTHING \
+         RETURNING claim_token, resource_id, created_at, {}",
+    ))
+    .bind::<Double, _>(lease.as_secs_f64())
+    .bind::<Array<SqlUuid>, _>(column(claimants, |claimant| claimant.envelope.merchant.0))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.key.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.operation))
+    .bind::<Array<SmallInt>, _>(column(&fingerprints, |fingerprint| fingerprint.version))
+    .bind::<Array<Binary>, _>(column(&fingerprints, |fingerprint| fingerprint.sha256.as_slice()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.request_id.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.method.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.path.as_str()))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.content.query.as_str()))
+    .bind::<Array<Binary>, _>(column(claimants, |claimant| claimant.envelope.content.body.as_slice()))
+    .bind::<Array<Nullable<Text>>, _>(column(&resources, |(kind, _)| *kind))
+    .bind::<Array<Nullable<SqlUuid>>, _>(column(&resources, |(_, id)| *id))
+    .bind::<Array<SqlUuid>, _>(tokens.clone())
+    .bind::<Array<Double>, _>(column(claimants, |claimant| f64::from(claimant.policy.ttl_seconds)))
+    .bind::<Array<Integer>, _>(column(claimants, |claimant| {
+        i32::try_from(claimant.policy.tombstone_seconds).unwrap_or(i32::MAX)
+    }))
+    .fragment(statement::<()>(select_sql))
+    .load::<(Uuid, Option<Uuid>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
+    let taken_at = Instant::now();
+    let mut rows: HashMap<Uuid, _> = rows
+        .into_iter()
+        .map(|(token, resource_id, created_at, read)| (token, (resource_id, created_at, read)))
+        .collect();
+    let claims = claimants.iter().zip(tokens).zip(fingerprints).map(|((claimant, token), fingerprint)| {
+        let (resource_id, created_at, read) = rows.remove(&token)?;
+        let claim = Claim {
+            merchant: claimant.envelope.merchant,
+            key: claimant.envelope.key.clone(),
+            token,
+            resource_id,
+            attempt: 1,
+            recoveries: 0,
+            created_at,
+            taken_at: (created_at, taken_at),
+            fingerprint,
+        };
+        Some((claim, read))
+    });
+    Ok(claims.collect())
+}
+
+/// Deletes a key that is free to be used again and that the reaper hasn't deleted yet, in the transaction
+/// that goes on to [`claim`] it. Whether the row was still there makes no difference.
+///
+/// Locks: the key's advisory lock, without which nothing is deleted.
+pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> Result<(), Failure> {
+    statement::<()>(concat!(
+        "WITH lock AS MATERIALIZED ( \
+             SELECT ",
+        try_lock_key!(),
+        " AS is_ours, key.merchant_id, key.key FROM (SELECT {} AS merchant_id, {} AS key) AS key) \
+         DELETE FROM idempotency_keys k USING lock \
+         WHERE lock.is_ours AND k.merchant_id = lock.merchant_id AND k.key = lock.key \
+             AND k.state <> 'in_progress' AND k.expires_at <= clock_timestamp() \
+             AND ({} OR k.expires_at + make_interval(secs => k.tombstone_seconds) <= clock_timestamp())",
+    ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Bool, _>(policy.on_expired == OnExpired::Execute)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Who takes a request over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    /// A client that sent it again.
+    Client,
+    /// The recovery worker.
+    Recovery,
+}
+
+/// Takes over a claim of the key's life that began at `created_at`, if its lease has run out: `None` when another
+/// attempt was faster, or the row is locked because it's being completed at this moment, or the recovery worker's
+/// time hasn't come. What the slow owner tries later finds another token in the row and commits nothing.
+///
+/// Whoever was frozen between looking and this may find the key in another life, claimed by another request, which
+/// isn't his to finish.
+pub fn take_over(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+    created_at: DateTime<Utc>,
+    taker: Taker,
+    lease: Duration,
+) -> Result<Option<Claim>, Failure> {
+    let token = Uuid::new_v4();
+    // A client's attempt leaves the worker's schedule as it is: otherwise one that keeps trying would keep the worker
+    // away, and with it the end of a request that can't succeed.
+    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(
+        "WITH abandoned AS MATERIALIZED ( \
+             SELECT merchant_id, key, taker.is_recovery \
+             FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
+             WHERE merchant_id = {} AND key = {} AND created_at = {} \
+                 AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+                 AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
+             FOR UPDATE OF idempotency_keys SKIP LOCKED) \
+         UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
+             attempts = k.attempts + 1, recoveries = k.recoveries + a.is_recovery::integer, \
+             lease_expires_at = clock.now + life.lease, \
+             recover_at = CASE WHEN a.is_recovery THEN clock.now + life.lease ELSE k.recover_at END \
+         FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
+             (SELECT make_interval(secs => {}) AS lease) AS life \
+         WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, clock.now, k.fingerprint_version, k.fingerprint",
+    )
+    .bind::<Bool, _>(taker == Taker::Recovery)
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Timestamptz, _>(created_at)
+    .bind::<SqlUuid, _>(token)
+    .bind::<Text, _>(&envelope.request_id)
+    .bind::<Double, _>(lease.as_secs_f64())
+    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>, i16, Vec<u8>)>(conn)
+    .optional()?;
+    Ok(row.map(|(resource_id, attempts, recoveries, created_at, now, version, sha256)| Claim {
+        merchant: envelope.merchant,
+        key: envelope.key.clone(),
+        token,
+        resource_id,
+        attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
+        recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
+        created_at,
+        taken_at: (now, Instant::now()),
+        fingerprint: Fingerprint { version, sha256 },
+    }))
+}
+
+/// Locks the key's row until the transaction ends, and checks that the claim still owns it: the fence.
+/// Returns the database's time. Errors with [`Failure::ClaimLost`] when another attempt has taken over or
+/// completed, or the row is gone.
+pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Failure> {
+    let owner = statement::<(Nullable<SqlUuid>, Timestamptz)>(
+        "SELECT claim_token, clock_timestamp() FROM idempotency_keys \
+         WHERE merchant_id = {} AND key = {} FOR UPDATE",
+    )
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .get_result::<(Option<Uuid>, DateTime<Utc>)>(conn)
+    .optional()?;
+    match owner {
+        Some((Some(token), now)) if token == claim.token => Ok(now),
+        _ => Err(Failure::ClaimLost),
+    }
+}
+
+/// Starts the lease anew, for an attempt that had to wait before it could begin: otherwise it would be
+/// taken over while it's at work. Errors with [`Failure::ClaimLost`] when that has happened already.
+pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Failure> {
+    let renewed = statement::<()>(
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + make_interval(secs => {}) \
+         WHERE merchant_id = {} AND key = {} AND claim_token = {}",
+    )
+    .bind::<Double, _>(lease.as_secs_f64())
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<SqlUuid, _>(claim.token)
+    .execute(conn)?;
+    if renewed == 1 { Ok(()) } else { Err(Failure::ClaimLost) }
+}

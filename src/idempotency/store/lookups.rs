@@ -1,0 +1,209 @@
+//! Looking keys up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Double, Nullable, Text, Uuid as SqlUuid};
+
+use crate::base::ids::MerchantId;
+use crate::error::failure::Failure;
+use crate::idempotency::envelope::Envelope;
+use crate::idempotency::key::IdempotencyKey;
+use crate::storage::sql::statement;
+
+use super::claims::Claim;
+use super::rows::{Answer, Life, Stored, StoredRow, StoredSql, column, stored_columns, try_lock_key};
+
+/// Looks the key up, and whether who asks may know. No lock, no write: this is all that a replay needs.
+///
+/// Errors: `api_key_invalid`, `api_key_revoked`.
+pub fn find(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+    proof_sql: &'static str,
+) -> Result<Option<Stored>, Failure> {
+    find_all(conn, &[envelope], proof_sql)?
+        .pop()
+        .ok_or_else(|| Failure::internal("a look-up has no result"))?
+}
+
+/// [`find`] for many, in one round trip. The outer error is everybody's, the inner ones are one's own.
+pub fn find_all(
+    conn: &mut PgConnection,
+    envelopes: &[&Envelope],
+    proof_sql: &'static str,
+) -> Result<Vec<Result<Option<Stored>, Failure>>, Failure> {
+    let rows = load_all(conn, envelopes, proof_sql)?;
+    let mut compare = |row: Option<StoredRow>, envelope: &Envelope| {
+        let Some(row) = row else { return Ok(None) };
+        let is_same = match row.is_of(envelope) {
+            Some(is_same) => is_same,
+            // By a recipe of a release after this one, which was rolled back.
+            None => has_same_content(conn, envelope)?,
+        };
+        row.compared_with(envelope, is_same).map(Some)
+    };
+    rows.into_iter()
+        .zip(envelopes)
+        .map(|(row, envelope)| match row {
+            Ok(row) => Ok(Ok(compare(row, envelope)?)),
+            Err(refused) => Ok(Err(refused)),
+        })
+        .collect()
+}
+
+/// Whether the stored request is the one at hand, by what it says rather than by its fingerprint. Of a tombstone only
+/// method and path are left; it's given the benefit of the doubt, as it's refused in any case.
+fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool, Failure> {
+    let content = &envelope.content;
+    Ok(statement::<Bool>(
+        "SELECT request_method = {} AND request_path = {} \
+             AND (state = 'expired' OR request_query = {} AND request_body = {}) \
+         FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+    )
+    .bind::<Text, _>(&content.method)
+    .bind::<Text, _>(&content.path)
+    .bind::<Text, _>(&content.query)
+    .bind::<Binary, _>(&content.body)
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .get_result(conn)
+    .optional()?
+    .unwrap_or(false))
+}
+
+fn load(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    key: &IdempotencyKey,
+) -> Result<Option<StoredRow>, Failure> {
+    Ok(statement::<StoredSql>(concat!(
+        "SELECT ",
+        stored_columns!(),
+        " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+    ))
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(key.as_str())
+    .get_result::<StoredRow>(conn)
+    .optional()?)
+}
+
+/// The same for many, and whether the holders of their API keys may know: `Err` for those who may not.
+///
+/// The limits make each look-up one of its own, by index, whatever the planner thinks of the tables' sizes.
+fn load_all(
+    conn: &mut PgConnection,
+    envelopes: &[&Envelope],
+    proof_sql: &'static str,
+) -> Result<Vec<Result<Option<StoredRow>, Failure>>, Failure> {
+    let rows = statement::<(Bool, Nullable<Bool>, Nullable<StoredSql>)>(concat!(
+        "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
+         FROM unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number) \
+         LEFT JOIN LATERAL ({}) AS auth ON true \
+         LEFT JOIN LATERAL ( \
+             SELECT ",
+        stored_columns!(),
+        " FROM idempotency_keys k \
+             WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key LIMIT 1) AS stored ON true \
+         ORDER BY asked.number",
+    ))
+    .bind::<Array<SqlUuid>, _>(column(envelopes, |envelope| envelope.merchant.0))
+    .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
+    .bind::<Array<Nullable<Binary>>, _>(column(envelopes, |envelope| envelope.proof.as_deref()))
+    .fragment(statement::<()>(proof_sql))
+    .load::<(bool, Option<bool>, Option<StoredRow>)>(conn)?;
+    Ok(rows
+        .into_iter()
+        .map(|(needs_no_proof, is_revoked, stored)| match is_revoked {
+            Some(true) => Err(Failure::ApiKeyRevoked),
+            None if !needs_no_proof => Err(Failure::ApiKeyInvalid),
+            _ => Ok(stored),
+        })
+        .collect())
+}
+
+/// What somebody who waits for a key's answer gets to see.
+#[derive(Debug)]
+pub enum AnswerState {
+    /// Here it is.
+    Answered(Arc<Answer>),
+    /// It's being worked on, and whoever finishes it will notify.
+    Running,
+    /// It's being claimed in a transaction that hasn't ended, which will notify nobody.
+    Claiming,
+    /// Nobody works on it: whoever asks now executes it.
+    Free,
+}
+
+/// Looks whether a key is answered, and asks for a notification if it isn't: whoever completes it sees that,
+/// as both change the same row.
+pub fn await_answer(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    key: &IdempotencyKey,
+) -> Result<AnswerState, Failure> {
+    // A row that is locked is being completed right now: asking would have to wait for that. That it's in progress is told
+    // by its token: for `state` the planner may read the index of all that are, for which its statistics promise nothing.
+    statement::<()>(
+        "WITH running AS MATERIALIZED ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE merchant_id = {} AND key = {} AND claim_token IS NOT NULL AND NOT waited \
+             FOR UPDATE SKIP LOCKED) \
+         UPDATE idempotency_keys k SET waited = true FROM running r \
+         WHERE k.merchant_id = r.merchant_id AND k.key = r.key",
+    )
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(key.as_str())
+    .execute(conn)?;
+    let Some(row) = load(conn, merchant, key)? else {
+        // A local operation's claim can't be seen before it's done; its advisory lock can.
+        let is_free = statement::<Bool>(concat!(
+            "SELECT ",
+            try_lock_key!(),
+            " FROM (SELECT {} AS merchant_id, {} AS key) AS key"
+        ))
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(key.as_str())
+        .get_result(conn)?;
+        return Ok(if is_free { AnswerState::Free } else { AnswerState::Claiming });
+    };
+    match row.life.parse()? {
+        Life::Running | Life::Parked => Ok(AnswerState::Running),
+        Life::Abandoned | Life::Expired | Life::Forgotten => Ok(AnswerState::Free),
+        Life::Completed => Ok(row.into_answer()?.map_or(AnswerState::Free, AnswerState::Answered)),
+    }
+}
+
+/// Most requests that [`others_in_progress`] returns.
+const OTHERS_MAX: i64 = 100;
+
+/// Canonical bodies of the latest requests for `operation` of a merchant that are being executed and were begun within
+/// `window`, except the one of `claim`. Those that wait for an operator aren't executed.
+pub fn others_in_progress(
+    conn: &mut PgConnection,
+    claim: &Claim,
+    operation: &'static str,
+    window: Duration,
+) -> Result<Vec<Vec<u8>>, Failure> {
+    Ok(statement::<Binary>(
+        "SELECT request_body FROM idempotency_keys \
+         WHERE state = 'in_progress' AND parked_at IS NULL AND merchant_id = {} AND operation = {} AND key <> {} \
+             AND created_at > statement_timestamp() - make_interval(secs => {}) \
+         ORDER BY created_at DESC LIMIT {}",
+    )
+    .bind::<SqlUuid, _>(claim.merchant)
+    .bind::<Text, _>(operation)
+    .bind::<Text, _>(claim.key.as_str())
+    .bind::<Double, _>(window.as_secs_f64())
+    .bind::<BigInt, _>(OTHERS_MAX)
+    .load(conn)?)
+}
+
+/// Rows of the table, as the planner estimates them, and its size in bytes with all indexes.
+pub fn table_size(conn: &mut PgConnection) -> Result<(i64, i64), Failure> {
+    Ok(statement::<(BigInt, BigInt)>(
+        "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass",
+    )
+    .get_result(conn)?)
+}

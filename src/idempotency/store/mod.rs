@@ -1,0 +1,15 @@
+//! The statements on `idempotency_keys` that a request needs. Each is one round trip.
+//!
+//! All times come from the database's `clock_timestamp()`: clocks of different instances needn't agree,
+//! and unlike `now()` it goes on inside a transaction.
+
+mod answers;
+mod claims;
+mod lookups;
+mod rows;
+
+pub use answers::{Completion, Setback, complete, complete_all, release};
+pub use claims::{Claim, Claimant, Taker, claim, claim_all, forget, lock, renew, take_over};
+pub use lookups::{AnswerState, await_answer, find, find_all, others_in_progress, table_size};
+pub(crate) use rows::life;
+pub use rows::{ANSWERS_CHANNEL, Answer, Life, Stored};

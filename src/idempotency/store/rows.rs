@@ -1,0 +1,221 @@
+//! The rows, and the pieces of SQL that several statements share.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Binary, Jsonb, Nullable, SmallInt, Text, Timestamptz};
+
+use crate::error::failure::Failure;
+use crate::idempotency::envelope::Envelope;
+use crate::idempotency::fingerprint::Fingerprint;
+use crate::idempotency::reply::Reply;
+
+/// SQL: the channel on which instances tell each other of answers that somebody waits for.
+macro_rules! answers_channel {
+    () => {
+        "oncepay_answers"
+    };
+}
+
+/// The same.
+pub const ANSWERS_CHANNEL: &str = answers_channel!();
+
+/// SQL: has the instances told, when the transaction commits, that a key is completed, if somebody waits for that. A
+/// boolean that means nothing.
+///
+/// Not for every key: a commit with a notification waits for all others that have one.
+macro_rules! announcement {
+    ($waited:literal, $digest:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $waited,
+            " THEN pg_notify('",
+            $crate::idempotency::store::rows::answers_channel!(),
+            "', ",
+            $digest,
+            ") END IS NULL"
+        )
+    };
+}
+
+/// SQL: where a key is in its life, as one of the words of [`Life`]. The same everywhere, so that all agree.
+macro_rules! life {
+    () => {
+        "CASE WHEN state = 'in_progress' THEN \
+             CASE WHEN parked_at IS NOT NULL THEN 'parked' \
+                  WHEN lease_expires_at <= clock_timestamp() THEN 'abandoned' ELSE 'running' END \
+         WHEN expires_at > clock_timestamp() THEN 'completed' \
+         WHEN expires_at + make_interval(secs => tombstone_seconds) > clock_timestamp() THEN 'expired' \
+         ELSE 'forgotten' END"
+    };
+}
+
+/// SQL: tries to take the advisory lock of `key.merchant_id` and `key.key`, until the transaction ends.
+macro_rules! try_lock_key {
+    () => {
+        "pg_try_advisory_xact_lock(hashtextextended(key.key, hashtextextended(key.merchant_id::text, 0)))"
+    };
+}
+
+/// SQL: what completing a key sets, with `clock.now`.
+macro_rules! completion {
+    ($status:literal, $headers:literal, $body:literal) => {
+        concat!(
+            "state = 'completed', recovery_point = 'finished', \
+             claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, \
+             response_status = ",
+            $status,
+            ", response_headers = ",
+            $headers,
+            ", response_body = ",
+            $body,
+            ", completed_at = clock.now, expires_at = clock.now + (expires_at - created_at)"
+        )
+    };
+}
+
+/// SQL: the columns of a stored row.
+macro_rules! stored_columns {
+    () => {
+        concat!(
+            $crate::idempotency::store::rows::life!(),
+            " AS life, fingerprint_version, fingerprint, request_method, request_path, request_id, \
+             response_status, response_headers, response_body, created_at, expires_at"
+        )
+    };
+}
+
+pub(crate) use life;
+pub(super) use {announcement, answers_channel, completion, stored_columns, try_lock_key};
+
+/// A stored answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub reply: Reply,
+    /// Id of the request that it was made for.
+    pub request_id: String,
+    /// What kind of request that was.
+    pub fingerprint: Fingerprint,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Where a key is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Somebody holds a claim with a live lease.
+    Running,
+    /// The lease of the last claim has run out or was given up.
+    Abandoned,
+    /// Recovery was given up; an operator has to look at it.
+    Parked,
+    /// Answered, and the answer is kept.
+    Completed,
+    /// Answered, and the answer isn't kept any more.
+    Expired,
+    /// As if it had never been there. The reaper hasn't come by yet.
+    Forgotten,
+}
+
+impl std::str::FromStr for Life {
+    type Err = Failure;
+
+    fn from_str(word: &str) -> Result<Self, Failure> {
+        Ok(match word {
+            "running" => Self::Running,
+            "abandoned" => Self::Abandoned,
+            "parked" => Self::Parked,
+            "completed" => Self::Completed,
+            "expired" => Self::Expired,
+            "forgotten" => Self::Forgotten,
+            _ => return Err(Failure::internal(format!("a key's life can't be {word}"))),
+        })
+    }
+}
+
+/// What is there under a key.
+#[derive(Debug)]
+pub struct Stored {
+    pub life: Life,
+    /// When the key was claimed, which tells this life of the key from any other.
+    pub created_at: DateTime<Utc>,
+    /// Whether it's the very request that was asked for.
+    pub is_same_request: bool,
+    /// Whether it's at least one with the same method and path.
+    pub is_same_path: bool,
+    /// With [`Life::Completed`].
+    pub answer: Option<Arc<Answer>>,
+}
+
+#[derive(Queryable)]
+pub(super) struct StoredRow {
+    pub life: String,
+    fingerprint_version: i16,
+    fingerprint: Vec<u8>,
+    request_method: String,
+    request_path: String,
+    request_id: String,
+    response_status: Option<i16>,
+    response_headers: Option<serde_json::Value>,
+    response_body: Option<Vec<u8>>,
+    created_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+}
+
+pub(super) type StoredSql = (
+    Text,
+    SmallInt,
+    Binary,
+    Text,
+    Text,
+    Text,
+    Nullable<SmallInt>,
+    Nullable<Jsonb>,
+    Nullable<Binary>,
+    Timestamptz,
+    Timestamptz,
+);
+
+impl StoredRow {
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
+    }
+
+    /// Whether this is the row of the request of `envelope`; `None` if the fingerprint is of a recipe of a later release.
+    pub fn is_of(&self, envelope: &Envelope) -> Option<bool> {
+        self.fingerprint().is_of(&envelope.content)
+    }
+
+    /// What the row means to the caller of `envelope`.
+    pub fn compared_with(self, envelope: &Envelope, is_same_request: bool) -> Result<Stored, Failure> {
+        let is_same_path =
+            self.request_method == envelope.content.method && self.request_path == envelope.content.path;
+        let (life, created_at) = (self.life.parse()?, self.created_at);
+        let answer = if life == Life::Completed { self.into_answer()? } else { None };
+        Ok(Stored { life, created_at, is_same_request, is_same_path, answer })
+    }
+
+    /// The stored answer, if there is one.
+    pub fn into_answer(self) -> Result<Option<Arc<Answer>>, Failure> {
+        let fingerprint = self.fingerprint();
+        let (Some(status), Some(headers), Some(body)) =
+            (self.response_status, self.response_headers, self.response_body)
+        else {
+            return Ok(None);
+        };
+        let status =
+            u16::try_from(status).map_err(|_| Failure::internal("a stored status is out of range"))?;
+        let headers = serde_json::from_value(headers).map_err(Failure::internal)?;
+        Ok(Some(Arc::new(Answer {
+            fingerprint,
+            reply: Reply { status, headers, body, notes: Vec::new() },
+            request_id: self.request_id,
+            expires_at: self.expires_at,
+        })))
+    }
+}
+
+/// A value of each, as an array.
+pub(super) fn column<'a, T, V>(of: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
+    of.iter().map(value).collect()
+}

@@ -1,0 +1,41 @@
+//! Measures the table of keys.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Double, Nullable};
+
+use crate::error::failure::Failure;
+use crate::idempotency::engine::Engine;
+use crate::idempotency::host::Host;
+use crate::idempotency::metrics::Metrics;
+use crate::idempotency::store::table_size;
+use crate::storage::sql::statement;
+
+/// Measures the table every `interval`; doesn't return.
+pub(super) async fn keep_sampling<H: Host>(engine: Engine<H>, interval: Duration) {
+    loop {
+        let metrics = engine.metrics().clone();
+        if let Err(error) = engine.db().run_retrying(move |conn| sample(conn, &metrics)).await {
+            log::warn!("the table of idempotency keys couldn't be measured: {}", error.detailed());
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+fn sample(conn: &mut PgConnection, metrics: &Metrics) -> Result<(), Failure> {
+    let (in_progress, parked, oldest) = statement::<(BigInt, BigInt, Nullable<Double>)>(
+        "SELECT count(*), count(parked_at), \
+             extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE parked_at IS NULL))::double precision \
+         FROM idempotency_keys WHERE state = 'in_progress'",
+    )
+    .get_result::<(i64, i64, Option<f64>)>(conn)?;
+    metrics.in_progress.set(in_progress);
+    metrics.parked.set(parked);
+    metrics.oldest_in_progress_seconds.set(oldest.unwrap_or(0.0).max(0.0));
+    let (rows, bytes) = table_size(conn)?;
+    // Before the first ANALYZE the planner knows nothing.
+    metrics.table_rows.set(rows.max(0));
+    metrics.table_bytes.set(bytes);
+    Ok(())
+}

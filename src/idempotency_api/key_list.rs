@@ -1,0 +1,140 @@
+//! Lists of keys.
+
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+
+use crate::base::ids::MerchantId;
+use crate::error::Failure;
+use crate::idempotency::status::{KeyId, KeyRow, key_columns};
+use crate::storage::db::plan_freely;
+use crate::web::lists::{Cursor, List, Page};
+
+/// KeyFilter keys are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyFilter {
+    /// Not answered.
+    #[default]
+    InProgress,
+    /// Not answered, and nobody works on it.
+    Abandoned,
+    /// Not answered, and waiting for an operator.
+    Parked,
+    /// Answered.
+    Completed,
+    /// Tombstones.
+    Expired,
+}
+
+impl FromStr for KeyFilter {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Ok(match text {
+            "in_progress" => Self::InProgress,
+            "abandoned" => Self::Abandoned,
+            "parked" => Self::Parked,
+            "completed" => Self::Completed,
+            "expired" => Self::Expired,
+            _ => return Err(()),
+        })
+    }
+}
+
+impl KeyFilter {
+    /// What a text must be that can be parsed.
+    pub const FORMAT: &str = "must be one of in_progress, abandoned, parked, completed, expired";
+
+    /// The condition, and the column of the index by which it's found: the list goes by that.
+    fn sql(self) -> (&'static str, &'static str) {
+        match self {
+            Self::InProgress => ("state = 'in_progress'", "created_at"),
+            Self::Abandoned => (
+                "state = 'in_progress' AND parked_at IS NULL AND lease_expires_at <= statement_timestamp()",
+                "created_at",
+            ),
+            Self::Parked => ("state = 'in_progress' AND parked_at IS NOT NULL", "created_at"),
+            Self::Completed => ("state = 'completed' AND expires_at > statement_timestamp()", "expires_at"),
+            // Those whose answers the reaper hasn't dropped yet aren't shown.
+            Self::Expired => ("state = 'expired' AND forget_at > statement_timestamp()", "forget_at"),
+        }
+    }
+}
+
+/// A query for keys.
+#[derive(Clone, Debug, Default)]
+pub struct KeyQuery {
+    /// By where they are in their life.
+    pub filter: KeyFilter,
+    /// Claimed at this time or before.
+    pub created_until: Option<DateTime<Utc>>,
+    /// Claimed at least this long ago, by the database's clock.
+    pub older_than_s: Option<i64>,
+    /// Of this operation.
+    pub operation: Option<String>,
+    /// Of this merchant.
+    pub merchant: Option<MerchantId>,
+}
+
+/// A page of keys, newest first; `None` if the page's cursor is no key that exists.
+pub fn list(
+    conn: &mut PgConnection,
+    query: &KeyQuery,
+    page: Page<KeyId>,
+) -> Result<Option<List<KeyRow>>, Failure> {
+    let (condition, order) = query.filter.sql();
+    let (cursor, comparison, direction) = match &page.cursor {
+        Cursor::Newest => (None, "<", "DESC"),
+        Cursor::After(id) => (Some(id), "<", "DESC"),
+        Cursor::Before(id) => (Some(id), ">", "ASC"),
+    };
+    #[derive(QueryableByName)]
+    struct Position {
+        #[diesel(sql_type = Timestamptz)]
+        position: DateTime<Utc>,
+    }
+    // A key may have moved on in its life since it was listed: an unanswered one has been answered. So the
+    // position is that of the key, wherever it is now.
+    let position = match cursor {
+        None => None,
+        Some(id) => {
+            let position = sql_query(format!(
+                "SELECT coalesce({order}, expires_at + make_interval(secs => tombstone_seconds)) AS position \
+                 FROM idempotency_keys WHERE merchant_id = $1 AND key = $2"
+            ))
+            .bind::<SqlUuid, _>(id.merchant)
+            .bind::<Text, _>(&id.key)
+            .get_result::<Position>(conn)
+            .optional()?;
+            let Some(found) = position else { return Ok(None) };
+            Some(found.position)
+        }
+    };
+    let columns = key_columns!();
+    let rows = sql_query(format!(
+        "SELECT {columns} FROM idempotency_keys \
+         WHERE {condition} \
+             AND ($1 IS NULL OR ({order}, merchant_id, key) {comparison} ($1, $2, $3 COLLATE \"C\")) \
+             AND ($4 IS NULL OR created_at <= $4) \
+             AND ($5 IS NULL OR created_at <= statement_timestamp() - make_interval(secs => $5)) \
+             AND ($6 IS NULL OR operation = $6) \
+             AND ($7 IS NULL OR merchant_id = $7) \
+         ORDER BY {order} {direction}, merchant_id {direction}, key {direction} LIMIT $8"
+    ))
+    .bind::<Nullable<Timestamptz>, _>(position)
+    .bind::<Nullable<SqlUuid>, _>(cursor.map(|id| id.merchant))
+    .bind::<Nullable<Text>, _>(cursor.map(|id| id.key.clone()))
+    .bind::<Nullable<Timestamptz>, _>(query.created_until)
+    .bind::<Nullable<Double>, _>(query.older_than_s.map(|seconds| seconds as f64))
+    .bind::<Nullable<Text>, _>(query.operation.as_deref())
+    .bind::<Nullable<SqlUuid>, _>(query.merchant)
+    .bind::<BigInt, _>(page.limit + 1);
+    let rows = conn.transaction(|conn| {
+        plan_freely(conn)?;
+        rows.load::<KeyRow>(conn)
+    })?;
+    Ok(Some(page.cut(rows)))
+}
