@@ -58,7 +58,8 @@
 //! | [`base`] | ids, money, time, JSON, signatures, derived secrets, the metrics registry, crash points for tests | requests |
 //! | [`error`] | why a request fails; `failure` is the half that engine and storage know, `problem` the only file with HTTP | frameworks, but for that file |
 //! | [`storage`] | the bounded pool, deadlines, prepared statements, many calls in one statement, the tables | the domain |
-//! | [`processor`], [`web`] | who moves the money; what every endpoint shares (authentication, fields, lists, error documentation) | each other |
+//! | [`web`] | what every endpoint shares: authentication, fields, lists, error documentation | the processor |
+//! | [`processor`] | who moves the money: what a provider does, its books, its messages; an adapter per provider | our database |
 //! | [`events`] | state changes, recorded with the changes | who reads them |
 //! | [`idempotency`] | the engine: runs a request at most once per key | merchants' keys, charges, money, the processor |
 //! | [`host`] | what the engine is handed of this service: callers, errors, what operations get at | any operation |

@@ -49,6 +49,7 @@ mod reconciliation;
 mod recovery;
 mod schema;
 mod seats;
+mod second_processor;
 mod shell;
 mod sight;
 mod storm;

@@ -359,7 +359,7 @@ impl Player {
                 let Some(index) = pick(charge, self.model.charges.len()) else { return };
                 let charge = &self.model.charges[index];
                 let settlement =
-                    if approved { Settlement::Approved } else { Settlement::Declined(Decline::Generic) };
+                    if approved { Settlement::Approved } else { Settlement::Declined(Decline::generic()) };
                 let id = charge.id.parse().unwrap();
                 let settled = charges::settle(&mut self.conn, merchant, id, settlement, Utc::now()).unwrap()
                     == Learned::Applied;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use oncepay::processor::PaymentMethod;
+use oncepay::processor::TestCard;
 use serde_json::{Value, json};
 
 use crate::support::acquirer::Acquirer;
@@ -132,7 +132,7 @@ fn payment_methods_play_the_same_as_in_the_sandbox() {
     let sandbox = App::start(&sandbox_database);
     let merchant = sandbox_database.merchant();
     let sandbox = sandbox.client.as_merchant(&merchant);
-    for method in PaymentMethod::ALL {
+    for method in TestCard::ALL {
         let body = with_method(method.as_str());
         for attempt in 1..=3 {
             let told = |client: &Client| {

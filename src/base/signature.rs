@@ -20,6 +20,10 @@ pub const SIGNATURE: &str = "webhook-signature";
 /// How far the time of a signature may be from ours, either way.
 pub const TOLERANCE_S: i64 = 5 * 60;
 
+/// What is said of a message without them.
+const MALFORMED: Refusal =
+    Refusal::Malformed("has no `webhook-id`, `webhook-timestamp` and `webhook-signature` that can be read");
+
 /// What a secret starts with.
 const SECRET_PREFIX: &str = "whsec_";
 /// What a symmetric signature starts with.
@@ -73,8 +77,8 @@ impl Secret {
 /// Why a message isn't taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A header is missing or can't be read.
-    Malformed,
+    /// Something that a signature consists of is missing or can't be read: what, as the rest of a sentence about the message.
+    Malformed(&'static str),
     /// Its time is too far from ours.
     OutOfTime,
     /// No signature is by one of our secrets.
@@ -82,15 +86,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Each of them.
-    pub const ALL: [Self; 3] = [Self::Malformed, Self::OutOfTime, Self::Forged];
+    /// Each of them, as it's counted.
+    pub const NAMES: [&str; 3] = ["malformed", "out_of_time", "forged"];
 
     /// The same for who has sent it: what the message is or does.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Malformed => {
-                "has no `webhook-id`, `webhook-timestamp` and `webhook-signature` that can be read"
-            }
+            Self::Malformed(reason) => reason,
             Self::OutOfTime => "was signed more than five minutes ago, or will be",
             Self::Forged => "isn't signed by a secret that we know",
         }
@@ -99,7 +101,7 @@ impl Refusal {
     /// As it's counted.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Malformed => "malformed",
+            Self::Malformed(_) => "malformed",
             Self::OutOfTime => "out_of_time",
             Self::Forged => "forged",
         }
@@ -130,7 +132,7 @@ pub fn verify(
     let is_number = !signed.timestamp.is_empty() && signed.timestamp.bytes().all(|b| b.is_ascii_digit());
     let timestamp: i64 = match signed.timestamp.parse() {
         Ok(timestamp) if is_number && !signed.id.is_empty() && !signed.signature.is_empty() => timestamp,
-        _ => return Err(Refusal::Malformed),
+        _ => return Err(MALFORMED),
     };
     if now.timestamp().abs_diff(timestamp) > TOLERANCE_S.unsigned_abs() {
         return Err(Refusal::OutOfTime);
@@ -197,7 +199,7 @@ mod tests {
             assert_eq!(verified(&good, &at, BODY, later), expected, "{later}");
         }
         for malformed in ["", "soon", "+1614265330", "1614265330.0", "99999999999999999999"] {
-            assert_eq!(verified(&good, malformed, BODY, 0), Err(Refusal::Malformed), "{malformed}");
+            assert_eq!(verified(&good, malformed, BODY, 0), Err(MALFORMED), "{malformed}");
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::audit;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
-use crate::server;
+use crate::server::{self, adapter};
 use crate::storage::db;
 
 use super::shared::Database;
@@ -23,7 +23,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(), String> {
     let database_url = &options.database.database_url;
     if options.processor.url.is_some() {
-        reconcile::read_from(database_url, &options.processor)?;
+        reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
     }
     let report =
         audit::run(&mut db::connect(database_url)?, &server::resource_kinds()).map_err(

@@ -2,6 +2,7 @@
 
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
+use crate::server::adapter;
 
 use super::shared::Database;
 
@@ -22,7 +23,8 @@ pub struct Options {
 
 /// Runs `oncepay reconcile`. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
-    let report = reconcile::run_once(&options.database.database_url, &options.processor, options.options)?;
+    let adapter = adapter::of_options(&options.processor)?;
+    let report = reconcile::run_once(&options.database.database_url, &adapter, options.options)?;
     print!("{report}");
     if report.is_settled() { Ok(()) } else { Err("Our books and the processor's differ.".to_owned()) }
 }

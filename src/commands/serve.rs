@@ -13,5 +13,5 @@ pub fn run(config: &Config) -> Result<(), String> {
             "a sandbox plays the processor, and no money is moved; ONCEPAY_PROCESSOR_URL names a real one"
         );
     }
-    server::run(listener, config, || println!("Serving on http://{address}"))
+    server::run(listener, config, None, || println!("Serving on http://{address}"))
 }

@@ -177,7 +177,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     if let Some(acquirer) = &acquirer {
         config.acquirer = acquirer.options();
     }
-    let served = server::run(bound, &config, || {
+    let served = server::run(bound, &config, None, || {
         println!("\nOncepay is running; Ctrl-C stops it.");
         print_first_steps(&url, &keys, &folder.path);
         if let Some(acquirer) = &acquirer {

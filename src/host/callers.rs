@@ -7,7 +7,6 @@ use futures_util::future::LocalBoxFuture;
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
-use crate::base::signature::{self, Signed};
 use crate::base::time;
 use crate::error::Error;
 use crate::idempotency::{HttpHost, Identity};
@@ -69,16 +68,11 @@ impl HttpHost for Oncepay {
         if caller != Caller::Acquirer {
             return Ok(None);
         }
-        let signed = Signed {
-            id: only_header(request, signature::ID),
-            timestamp: only_header(request, signature::TIMESTAMP),
-            signature: only_header(request, signature::SIGNATURE),
-        };
-        signature::verify(&self.message_secrets, signed, body, time::now()).map_err(|refusal| {
+        let header = |name: &str| only_header(request, name);
+        self.messages.verify(&header, body, time::now()).map(Some).map_err(|refusal| {
             self.metrics.webhooks_refused.with_label_values(&[refusal.as_str()]).inc();
             Error::WebhookSignatureInvalid(refusal)
-        })?;
-        Ok(Some(signed.id.to_owned()))
+        })
     }
 
     fn note_unreadable(&self, message_id: &str, error: &Error) {
@@ -91,11 +85,11 @@ impl HttpHost for Oncepay {
     }
 }
 
-/// A header that is sent once, or nothing.
-fn only_header<'a>(request: &'a HttpRequest, name: &str) -> &'a str {
+/// A header that is sent exactly once.
+fn only_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     let mut values = request.headers().get_all(name);
     match (values.next(), values.next()) {
-        (Some(value), None) => value.to_str().unwrap_or_default(),
-        _ => "",
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
     }
 }

@@ -10,11 +10,10 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::base::derived_secrets::{Purpose, Vault};
-use crate::base::signature::Secret;
 use crate::error::{Error, Failure, Problem};
 use crate::idempotency::policies::Defaults;
 use crate::idempotency::{self, Host, HostError, PolicySetting, Reply, ResourceKind};
-use crate::processor::{Processor, ProcessorCall};
+use crate::processor::{Messages, Processor, ProcessorCall};
 use crate::storage::db::Db;
 use crate::web::auth::KnownKeys;
 
@@ -39,8 +38,8 @@ pub struct Oncepay {
     pub processor: Arc<dyn Processor>,
     /// Where secrets that are handed out come from.
     pub vault: Vault,
-    /// What the processor signs its messages with: any of these. Several, while it changes over from one to the next.
-    pub message_secrets: Vec<Secret>,
+    /// How the processor's messages are checked and read.
+    pub messages: Arc<dyn Messages>,
     /// The API keys that were valid when they were first presented to this instance.
     pub known_keys: Arc<KnownKeys>,
     /// What operations and their callers count.

@@ -242,7 +242,7 @@ impl LocalOperation for ReplayEvent {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
-        let outcome = worker::try_again(conn, &kept, &context.host().metrics)?;
+        let outcome = worker::try_again(conn, &kept, &*context.host().messages, &context.host().metrics)?;
         store::note(conn, &kept, &outcome)?;
         Ok(Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())?)
     }

@@ -1,70 +1,18 @@
-//! The acquirer's events: what each says, and what follows from it.
+//! The processor's events: what follows from what each says.
 
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::base::ids::{ChargeId, MerchantId, PayoutId, RefundId, SettlementId};
-use crate::base::money::Money;
 use crate::error::Error;
 use crate::payments::charges;
 use crate::payments::disputes::{self, Verdict};
 use crate::payments::notice::Learned;
 use crate::payments::{payouts, refunds, settlements};
-use crate::processor::Decline;
-use crate::web::fields::{Fields, TEXT_MAX, parse_json};
-
-/// Longest name of a type.
-const TYPE_LENGTH_MAX: usize = 100;
-
-/// An event of the acquirer.
-#[derive(Debug)]
-pub struct AcquirerEvent {
-    /// Name of its type, as sent.
-    pub kind: String,
-    /// What it says, if we know the type.
-    pub news: Option<News>,
-}
-
-/// What an event says of one of a merchant's objects.
-#[derive(Debug)]
-pub struct News {
-    /// Whose.
-    pub merchant: MerchantId,
-    /// What.
-    pub what: What,
-}
-
-/// What has happened.
-#[derive(Debug)]
-pub enum What {
-    /// `charge.succeeded`, `charge.failed`: a charge that was pending is decided.
-    Charge(ChargeId, charges::Settlement),
-    /// `refund.failed`: a refund that was made has come back.
-    RefundFailed(RefundId),
-    /// `payout.paid`, `payout.failed`: a payout that was on its way has arrived or has come back.
-    Payout(PayoutId, payouts::Settlement),
-    /// `settlement.paid`: what the acquirer owed us is in our bank account.
-    Settlement(SettlementId, Money),
-    /// `dispute.opened`: the customer contests a charge.
-    DisputeOpened {
-        /// Which charge.
-        charge_id: ChargeId,
-        /// The acquirer's name for the dispute.
-        dispute: String,
-        /// What the customer says.
-        reason: Option<String>,
-    },
-    /// `dispute.won`, `dispute.lost`: that has come to an end.
-    DisputeClosed {
-        /// Which charge.
-        charge_id: ChargeId,
-        /// The acquirer's name for the dispute.
-        dispute: String,
-        /// Which.
-        verdict: Verdict,
-    },
-}
+use crate::processor::{Change, Event, Messages, Notice};
+use crate::web::fields::{Fields, parse_json};
 
 /// What has come of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,149 +64,83 @@ impl From<Learned> for Outcome {
     }
 }
 
-impl AcquirerEvent {
-    /// The types that say something to us.
-    pub const KINDS: [&str; 9] = [
-        "charge.succeeded",
-        "charge.failed",
-        "refund.failed",
-        "payout.paid",
-        "payout.failed",
-        "settlement.paid",
-        "dispute.opened",
-        "dispute.won",
-        "dispute.lost",
-    ];
+/// Reads the body of a message.
+///
+/// Errors: `validation_failed`.
+pub fn read(messages: &dyn Messages, body: &Value) -> Result<Event, Error> {
+    let members = Fields::members(body)?;
+    messages.read(members).map_err(Error::ValidationFailed)
+}
 
-    /// Reads an event from its members. What we don't know is passed over: the acquirer may add to its events.
-    pub fn read(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.allow_unknown();
-        let kind = fields.text("type", TYPE_LENGTH_MAX)?;
-        let news = match Self::KINDS.contains(&kind.as_str()) {
-            true => Some(fields.object("data", |data| News::read(&kind, data))?),
-            false => None,
-        };
-        Some(Self { kind, news })
-    }
+/// Reads a stored event.
+///
+/// Errors, in the order checked: `json_malformed`, `validation_failed`.
+pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
+    read(messages, &parse_json(body)?)
+}
 
-    /// Reads a stored one.
-    pub fn parse(body: &[u8]) -> Result<Self, Error> {
-        Fields::read(&parse_json(body)?, Self::read)
-    }
-
-    /// Makes our books say what the event says, in the caller's transaction.
-    ///
-    /// Locks: what it's about, then ledger accounts as the domain's functions say.
-    pub fn apply(&self, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
-        match &self.news {
-            Some(news) => news.apply(conn, now),
-            None => Ok(Outcome::Unknown),
+/// Makes our books say what the event says, in the caller's transaction.
+///
+/// Locks: what it's about, then ledger accounts as the domain's functions say.
+pub fn apply(event: &Event, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
+    let Some(Notice { merchant, change }) = &event.notice else { return Ok(Outcome::Unknown) };
+    match apply_change(*merchant, change, conn, now) {
+        Ok(learned) => Ok(learned.into()),
+        // Made by a request of ours that hasn't been committed yet, or that we don't know of at all.
+        Err(error @ (Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) => {
+            Ok(Outcome::Parked(error.to_string()))
         }
-    }
-
-    /// Whose object it's about, and which.
-    pub fn subject(&self) -> Option<(MerchantId, Uuid)> {
-        self.news.as_ref().map(|news| (news.merchant, news.what.object_id()))
-    }
-
-    /// Whether others may have been waiting for it.
-    pub fn is_awaited(&self) -> bool {
-        matches!(&self.news, Some(News { what: What::DisputeOpened { .. }, .. }))
+        Err(error) => Err(error),
     }
 }
 
-impl What {
-    fn object_id(&self) -> Uuid {
-        match self {
-            Self::Charge(ChargeId(id), _)
-            | Self::RefundFailed(RefundId(id))
-            | Self::Payout(PayoutId(id), _)
-            | Self::Settlement(SettlementId(id), _)
-            | Self::DisputeOpened { charge_id: ChargeId(id), .. }
-            | Self::DisputeClosed { charge_id: ChargeId(id), .. } => *id,
+fn apply_change(
+    merchant: MerchantId,
+    change: &Change,
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<Learned, Error> {
+    match change {
+        Change::ChargeSucceeded(id) => {
+            charges::settle(conn, merchant, *id, charges::Settlement::Approved, now)
+        }
+        Change::ChargeFailed(id, decline) => {
+            charges::settle(conn, merchant, *id, charges::Settlement::Declined(decline.clone()), now)
+        }
+        Change::RefundFailed(id) => refunds::fail(conn, merchant, *id, now),
+        Change::PayoutPaid(id) => payouts::settle(conn, merchant, *id, payouts::Settlement::Paid, now),
+        Change::PayoutFailed(id) => payouts::settle(conn, merchant, *id, payouts::Settlement::Failed, now),
+        Change::SettlementPaid(id, money) => settlements::book(conn, merchant, *id, *money, now),
+        Change::DisputeOpened { charge_id, dispute, reason } => {
+            disputes::open(conn, merchant, *charge_id, dispute, reason.clone(), now)
+        }
+        Change::DisputeWon { charge_id, dispute } => {
+            disputes::close(conn, merchant, *charge_id, dispute, Verdict::Won, now)
+        }
+        Change::DisputeLost { charge_id, dispute } => {
+            disputes::close(conn, merchant, *charge_id, dispute, Verdict::Lost, now)
         }
     }
 }
 
-impl News {
-    /// Reads `data`. The acquirer calls our object by the reference that we gave it.
-    fn read(kind: &str, data: &mut Fields<'_>) -> Option<Self> {
-        data.allow_unknown();
-        let merchant = data.well_formed_id("merchant", "must be the id of a merchant (mer_…)");
-        let what = match kind {
-            "settlement.paid" => {
-                let id = data.well_formed_id("id", "must be the id of a settlement (set_…)");
-                let money = data.money();
-                id.zip(money).map(|(id, money)| What::Settlement(id, money))
-            }
-            "refund.failed" => {
-                data.well_formed_id("reference", "must be the id of a refund (re_…)").map(What::RefundFailed)
-            }
-            "payout.paid" | "payout.failed" => {
-                let settlement = if kind == "payout.paid" {
-                    payouts::Settlement::Paid
-                } else {
-                    payouts::Settlement::Failed
-                };
-                let id = data.well_formed_id("reference", "must be the id of a payout (po_…)");
-                id.map(|id| What::Payout(id, settlement))
-            }
-            _ => Self::read_of_charge(kind, data),
-        };
-        Some(Self { merchant: merchant?, what: what? })
-    }
+/// Whose object an event is about, and which.
+pub fn subject(event: &Event) -> Option<(MerchantId, Uuid)> {
+    let Notice { merchant, change } = event.notice.as_ref()?;
+    let object_id = match change {
+        Change::ChargeSucceeded(ChargeId(id))
+        | Change::ChargeFailed(ChargeId(id), _)
+        | Change::RefundFailed(RefundId(id))
+        | Change::PayoutPaid(PayoutId(id))
+        | Change::PayoutFailed(PayoutId(id))
+        | Change::SettlementPaid(SettlementId(id), _)
+        | Change::DisputeOpened { charge_id: ChargeId(id), .. }
+        | Change::DisputeWon { charge_id: ChargeId(id), .. }
+        | Change::DisputeLost { charge_id: ChargeId(id), .. } => *id,
+    };
+    Some((*merchant, object_id))
+}
 
-    fn read_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<What> {
-        let charge_id = data.well_formed_id("reference", "must be the id of a charge (ch_…)");
-        match kind {
-            "charge.succeeded" => Some(What::Charge(charge_id?, charges::Settlement::Approved)),
-            "charge.failed" => {
-                let decline_code = data.object_if_any("operation", |operation| {
-                    operation.allow_unknown();
-                    operation.lenient_text("decline_code", TEXT_MAX)
-                });
-                let decline = match decline_code.as_deref() {
-                    Some("insufficient_funds") => Decline::InsufficientFunds,
-                    _ => Decline::Generic,
-                };
-                Some(What::Charge(charge_id?, charges::Settlement::Declined(decline)))
-            }
-            _ => {
-                let dispute = data.text("dispute", TEXT_MAX);
-                // It explains, and decides nothing: no reason to refuse the dispute.
-                let reason = data.lenient_text("reason", TEXT_MAX);
-                let (charge_id, dispute) = (charge_id?, dispute?);
-                let closed = |verdict| What::DisputeClosed { charge_id, dispute: dispute.clone(), verdict };
-                Some(match kind {
-                    "dispute.won" => closed(Verdict::Won),
-                    "dispute.lost" => closed(Verdict::Lost),
-                    _ => What::DisputeOpened { charge_id, dispute, reason },
-                })
-            }
-        }
-    }
-
-    fn apply(&self, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
-        let merchant = self.merchant;
-        let learned = match &self.what {
-            What::Charge(id, settlement) => charges::settle(conn, merchant, *id, *settlement, now),
-            What::RefundFailed(id) => refunds::fail(conn, merchant, *id, now),
-            What::Payout(id, settlement) => payouts::settle(conn, merchant, *id, *settlement, now),
-            What::Settlement(id, money) => settlements::book(conn, merchant, *id, *money, now),
-            What::DisputeOpened { charge_id, dispute, reason } => {
-                disputes::open(conn, merchant, *charge_id, dispute, reason.clone(), now)
-            }
-            What::DisputeClosed { charge_id, dispute, verdict } => {
-                disputes::close(conn, merchant, *charge_id, dispute, *verdict, now)
-            }
-        };
-        match learned {
-            Ok(learned) => Ok(learned.into()),
-            // Made by a request of ours that hasn't been committed yet, or that we don't know of at all.
-            Err(error @ (Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) => {
-                Ok(Outcome::Parked(error.to_string()))
-            }
-            Err(error) => Err(error),
-        }
-    }
+/// Whether other events may have been waiting for this one.
+pub fn is_awaited(event: &Event) -> bool {
+    matches!(&event.notice, Some(Notice { change: Change::DisputeOpened { .. }, .. }))
 }

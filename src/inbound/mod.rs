@@ -33,10 +33,10 @@ use crate::host::metrics::Metrics;
 use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::policy::OnMismatch;
 use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Policy, Reply};
-use crate::web::fields::Fields;
+use crate::processor::Event;
 use crate::web::problems::problems;
 
-pub use events::{AcquirerEvent, News, Outcome, What};
+pub use events::Outcome;
 pub use worker::{Options, keep_counting, keep_pruning, keep_trying};
 
 /// What we answer the acquirer.
@@ -84,7 +84,7 @@ struct IncomingEvent {
 
 /// Takes an event in.
 #[derive(Debug)]
-pub struct ReceiveEvent(AcquirerEvent);
+pub struct ReceiveEvent(Event);
 
 impl Operation for ReceiveEvent {
     type Host = Oncepay;
@@ -94,7 +94,7 @@ impl Operation for ReceiveEvent {
             .with_default_policy(default_policy);
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
-        Fields::read(input.body, |fields| AcquirerEvent::read(fields).map(Self))
+        events::read(&*input.host.messages, input.body).map(Self)
     }
 }
 
@@ -111,10 +111,11 @@ impl LocalOperation for ReceiveEvent {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let (Self(event), now) = (self, context.now());
         let event_id = context.message_id()?;
-        let outcome = event.apply(conn, now)?;
+        let outcome = events::apply(event, conn, now)?;
         store::insert(conn, event_id, event, context.raw_body(), &outcome, now)?;
-        worker::apply_awaiting(conn, event_id, event, &outcome, &context.host().metrics)?;
-        report(&context.host().metrics, event_id, event, &outcome);
+        let host = context.host();
+        worker::apply_awaiting(conn, event_id, event, &outcome, &*host.messages, &host.metrics)?;
+        report(&host.metrics, event_id, event, &outcome);
         let receipt = Receipt {
             id: event_id.to_owned(),
             object: "acquirer_event",
@@ -128,9 +129,9 @@ impl LocalOperation for ReceiveEvent {
 
 /// Counts what has come of an event, and writes to the log what people have to know. Types that we don't know are counted
 /// as one: anybody could make up others.
-fn report(metrics: &Metrics, event_id: &str, event: &AcquirerEvent, outcome: &Outcome) {
+fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
     let kind = event.kind.as_str();
-    let counted = if event.news.is_some() { kind } else { "unknown" };
+    let counted = if event.notice.is_some() { kind } else { "unknown" };
     metrics.acquirer_events.with_label_values(&[counted, outcome.as_str()]).inc();
     match outcome {
         Outcome::Contradicted(detail) => {

@@ -29,14 +29,15 @@ use crate::base::metrics::Registry;
 use crate::base::money::Currency;
 use crate::base::time;
 use crate::error::Error;
-use crate::processor::ProcessorOptions;
-use crate::processor::{AcquirerOperation, HttpProcessor, Processor, ProcessorCall};
+use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorOperation};
+use crate::storage;
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::sql::statement;
-use crate::{processor, storage};
 
 /// Operations that are asked for at a time.
 const PAGE: usize = 1_000;
+/// What is said where a processor keeps no books.
+const NO_BOOKS: &str = "The processor keeps no books that could be compared with ours.";
 /// What the comparison can find.
 const DIFFERENCES: [&str; 5] =
     ["missing_at_acquirer", "missing_here", "orphaned_authorization", "amount_differs", "duplicate"];
@@ -161,17 +162,18 @@ pub struct Difference {
 /// read. An orphan that can't be voided is logged and stays a difference.
 pub async fn run(
     db: &Db,
-    acquirer: &HttpProcessor,
+    processor: &dyn Processor,
+    books: &dyn Books,
     options: Options,
     metrics: &Metrics,
 ) -> Result<Report, Error> {
-    read(db, acquirer).await?;
+    read(db, books).await?;
     let mut report =
         db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, options.reconcile_grace_s)).await?;
     if let VoidAfter(Some(age)) = options.void_orphans_after_s {
         for difference in &mut report.differences {
             if difference.is_orphan_since(age) {
-                difference.is_voided = void(acquirer, difference).await;
+                difference.is_voided = void(processor, difference).await;
                 metrics.orphans_voided.inc_by(difference.is_voided.into());
             }
         }
@@ -191,10 +193,10 @@ fn note(report: &Report, metrics: &Metrics) {
 }
 
 /// Copies what the acquirer has done since the last reading.
-pub async fn read(db: &Db, acquirer: &HttpProcessor) -> Result<(), Error> {
+pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
     let (begun, mut sequence) = db.run_retrying(begin_reading).await?;
     loop {
-        let (operations, has_more) = acquirer.operations(sequence, PAGE).await?;
+        let Page { operations, has_more } = books.operations(sequence, PAGE).await?;
         sequence = operations.last().map_or(sequence, |operation| operation.sequence);
         let rows: Vec<_> = operations.iter().map(to_row).collect();
         let rows = Value::Array(rows);
@@ -213,33 +215,28 @@ pub async fn read(db: &Db, acquirer: &HttpProcessor) -> Result<(), Error> {
 }
 
 /// Reads and compares once, for a shell. The error is a sentence.
-pub fn run_once(
-    database_url: &SecretString,
-    acquirer: &ProcessorOptions,
-    options: Options,
-) -> Result<Report, String> {
-    once(database_url, acquirer, async |db, acquirer, metrics| run(&db, &acquirer, options, &metrics).await)
+pub fn run_once(database_url: &SecretString, adapter: &Adapter, options: Options) -> Result<Report, String> {
+    once(database_url, adapter, async |db, books, metrics| {
+        run(&db, &*adapter.processor, books, options, &metrics).await
+    })
 }
 
 /// Only reads, for the audit. The error is a sentence.
-pub fn read_from(database_url: &SecretString, acquirer: &ProcessorOptions) -> Result<(), String> {
-    once(database_url, acquirer, async |db, acquirer, _| read(&db, &acquirer).await)
+pub fn read_from(database_url: &SecretString, adapter: &Adapter) -> Result<(), String> {
+    once(database_url, adapter, async |db, books, _| read(&db, books).await)
 }
 
 fn once<T>(
     database_url: &SecretString,
-    acquirer: &ProcessorOptions,
-    work: impl AsyncFnOnce(Db, HttpProcessor, Arc<Metrics>) -> Result<T, Error>,
+    adapter: &Adapter,
+    work: impl AsyncFnOnce(Db, &dyn Books, Arc<Metrics>) -> Result<T, Error>,
 ) -> Result<T, String> {
-    let settings = acquirer.http_settings().ok_or(
-        "There is no acquirer to ask: set ONCEPAY_ACQUIRER_URL and ONCEPAY_ACQUIRER_API_KEY. The sandbox keeps no books.",
-    )?;
+    let books = adapter.books.as_deref().ok_or(NO_BOOKS)?;
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry));
     actix_web::rt::System::new().block_on(async {
         let db = Db::new(database_url, 1, Duration::from_secs(5), storage::metrics::Metrics::new(&registry));
-        let acquirer = HttpProcessor::new(settings, Arc::new(processor::metrics::Metrics::new(&registry)))?;
-        work(db, acquirer, metrics)
+        work(db, books, metrics)
             .await
             .map_err(|error| format!("Couldn't compare our books with the acquirer's: {}.", error.detailed()))
     })
@@ -258,13 +255,13 @@ fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error>
 }
 
 /// An operation as a row of the copy.
-fn to_row(operation: &AcquirerOperation) -> Value {
+fn to_row(operation: &ProcessorOperation) -> Value {
     let object_id = operation.reference.split_once('_').and_then(|(_, id)| Uuid::try_parse(id).ok());
     json!({
         "id": operation.id,
         "sequence": operation.sequence,
-        "kind": operation.kind,
-        "status": operation.status,
+        "kind": operation.kind.as_str(),
+        "status": operation.status.as_str(),
         "idempotency_key": operation.idempotency_key,
         "authorization_id": operation.authorization_id,
         "merchant_id": operation.merchant.parse::<MerchantId>().ok().map(|merchant| merchant.0),
@@ -330,7 +327,7 @@ impl Difference {
 }
 
 /// Gives an orphan up.
-async fn void(acquirer: &HttpProcessor, orphan: &Difference) -> bool {
+async fn void(processor: &dyn Processor, orphan: &Difference) -> bool {
     let Some(authorization_id) = orphan.authorization_id.as_deref() else { return false };
     let call = ProcessorCall {
         // The same however often it's found before it shows as voided.
@@ -339,7 +336,7 @@ async fn void(acquirer: &HttpProcessor, orphan: &Difference) -> bool {
         reference: orphan.reference.clone(),
         attempt: 1,
     };
-    match acquirer.void(&call, authorization_id).await {
+    match processor.void(&call, authorization_id).await {
         Ok(()) => {
             log::warn!(authorization_id, reference = orphan.reference.as_str(); "an orphaned authorization was voided");
             true
@@ -354,7 +351,8 @@ async fn void(acquirer: &HttpProcessor, orphan: &Difference) -> bool {
 /// Reconciles every `interval`, on one instance at a time; doesn't return.
 pub async fn keep_reconciling(
     db: Db,
-    acquirer: Arc<HttpProcessor>,
+    processor: Arc<dyn Processor>,
+    books: Arc<dyn Books>,
     options: Options,
     interval: Duration,
     metrics: Arc<Metrics>,
@@ -375,7 +373,7 @@ pub async fn keep_reconciling(
                 continue;
             }
         }
-        match run(&db, &acquirer, options, &metrics).await {
+        match run(&db, &*processor, &*books, options, &metrics).await {
             Ok(report) if report.is_settled() => {}
             Ok(report) => log::error!("our books and the acquirer's differ:\n{report}"),
             Err(error) => log::warn!("couldn't reconcile with the acquirer: {}", error.detailed()),

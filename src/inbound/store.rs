@@ -11,9 +11,10 @@ use uuid::Uuid;
 
 use crate::base::ids::{AcquirerEventId, MerchantId};
 use crate::error::Error;
+use crate::processor::Event;
 use crate::storage::sql::statement;
 
-use super::events::{AcquirerEvent, Outcome};
+use super::events::{self, Outcome};
 
 /// Pause before a parked event is tried for the second time; it doubles with each try.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -27,13 +28,13 @@ const PAUSE_OVERDUE: Duration = Duration::from_secs(5 * 60);
 pub fn insert(
     conn: &mut PgConnection,
     event_id: &str,
-    event: &AcquirerEvent,
+    event: &Event,
     body: &[u8],
     outcome: &Outcome,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
     let id = AcquirerEventId::at(now);
-    let (merchant, object_id) = event.subject().unzip();
+    let (merchant, object_id) = events::subject(event).unzip();
     statement::<()>(
         "INSERT INTO acquirer_events \
              (id, event_id, type, body, merchant_id, object_id, state, detail, received_at, due_at, settled_at) \

@@ -12,9 +12,10 @@ use crate::base::signature::Refusal;
 use crate::base::time;
 use crate::error::{Error, Failing, Failure};
 use crate::host::metrics::Metrics as HostMetrics;
+use crate::processor::{Event, Messages};
 use crate::storage::db::Db;
 
-use super::events::{AcquirerEvent, Outcome};
+use super::events::{self, Outcome};
 use super::report;
 use super::store::{self, Kept, Taken};
 
@@ -59,10 +60,10 @@ impl Options {
 }
 
 /// Tries parked events; doesn't return.
-pub async fn keep_trying(db: Db, options: Options, metrics: Arc<HostMetrics>) {
+pub async fn keep_trying(db: Db, messages: Arc<dyn Messages>, options: Options, metrics: Arc<HostMetrics>) {
     let interval = Duration::from_millis(options.acquirer_event_interval_ms);
     loop {
-        if let Err(error) = try_all(&db, options.overdue_after(), &metrics).await {
+        if let Err(error) = try_all(&db, &messages, options.overdue_after(), &metrics).await {
             log::warn!("parked events couldn't be tried: {}", error.detailed());
         }
         tokio::time::sleep(time::jittered(interval)).await;
@@ -71,8 +72,13 @@ pub async fn keep_trying(db: Db, options: Options, metrics: Arc<HostMetrics>) {
 
 /// Counts what people have to know of; doesn't return. Apart from trying, which takes its time when much is parked: that's
 /// when the counts matter.
-pub async fn keep_counting(db: Db, metrics: Arc<Metrics>, host_metrics: Arc<HostMetrics>) {
-    announce(&host_metrics);
+pub async fn keep_counting(
+    db: Db,
+    messages: Arc<dyn Messages>,
+    metrics: Arc<Metrics>,
+    host_metrics: Arc<HostMetrics>,
+) {
+    announce(&*messages, &host_metrics);
     loop {
         if let Ok(open) = db.run(store::count_open).await {
             metrics.acquirer_events_parked.set(open.parked);
@@ -102,26 +108,32 @@ pub async fn keep_pruning(db: Db, options: Options) {
 }
 
 /// Begins the counts that are alarms at 0, so that the first time is seen as an increase.
-fn announce(metrics: &HostMetrics) {
-    for reason in Refusal::ALL.map(Refusal::as_str).into_iter().chain(["unreadable"]) {
+fn announce(messages: &dyn Messages, metrics: &HostMetrics) {
+    for reason in Refusal::NAMES.into_iter().chain(["unreadable"]) {
         metrics.webhooks_refused.with_label_values(&[reason]);
     }
-    for kind in AcquirerEvent::KINDS {
+    for kind in messages.types() {
         metrics.acquirer_events.with_label_values(&[kind, Outcome::Contradicted(String::new()).as_str()]);
     }
 }
 
 /// Tries what is due, one event per transaction.
-async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<HostMetrics>) -> Result<(), Error> {
+async fn try_all(
+    db: &Db,
+    messages: &Arc<dyn Messages>,
+    overdue_after: Duration,
+    metrics: &Arc<HostMetrics>,
+) -> Result<(), Error> {
     while let Some(taken) = db.run_retrying(move |conn| store::take_due(conn, overdue_after)).await? {
         let Taken { id, event_id, kind, detail, becomes_overdue } = taken;
         if becomes_overdue {
             let detail = detail.unwrap_or_default();
             log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
         }
-        let metrics = Arc::clone(metrics);
-        let tried =
-            db.run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &metrics))).await;
+        let (messages, metrics) = (Arc::clone(messages), Arc::clone(metrics));
+        let tried = db
+            .run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &*messages, &metrics)))
+            .await;
         // It's due again in a while.
         if let Err(error) = tried {
             log::error!(event_id, kind; "a parked event couldn't be tried: {}", error.detailed());
@@ -131,10 +143,15 @@ async fn try_all(db: &Db, overdue_after: Duration, metrics: &Arc<HostMetrics>) -
 }
 
 /// Tries an event, unless it was settled meanwhile.
-fn try_parked(conn: &mut PgConnection, id: AcquirerEventId, metrics: &HostMetrics) -> Result<(), Error> {
+fn try_parked(
+    conn: &mut PgConnection,
+    id: AcquirerEventId,
+    messages: &dyn Messages,
+    metrics: &HostMetrics,
+) -> Result<(), Error> {
     let Some(kept) = store::lock(conn, id)?.filter(|kept| kept.state == "parked") else { return Ok(()) };
     // What fails is undone by itself, so that it's noted.
-    let outcome = match conn.transaction(|conn| try_again(conn, &kept, metrics)) {
+    let outcome = match conn.transaction(|conn| try_again(conn, &kept, messages, metrics)) {
         Ok(outcome) => outcome,
         Err(error) if is_passing(&error) => return Err(error),
         Err(error) => {
@@ -150,11 +167,12 @@ fn try_parked(conn: &mut PgConnection, id: AcquirerEventId, metrics: &HostMetric
 pub(super) fn try_again(
     conn: &mut PgConnection,
     kept: &Kept,
+    messages: &dyn Messages,
     metrics: &HostMetrics,
 ) -> Result<Outcome, Error> {
-    let event = AcquirerEvent::parse(&kept.body)?;
-    let outcome = event.apply(conn, kept.now)?;
-    apply_awaiting(conn, &kept.event_id, &event, &outcome, metrics)?;
+    let event = events::parse(messages, &kept.body)?;
+    let outcome = events::apply(&event, conn, kept.now)?;
+    apply_awaiting(conn, &kept.event_id, &event, &outcome, messages, metrics)?;
     if !matches!(outcome, Outcome::Parked(_)) {
         report(metrics, &kept.event_id, &event, &outcome);
     }
@@ -165,20 +183,21 @@ pub(super) fn try_again(
 pub(super) fn apply_awaiting(
     conn: &mut PgConnection,
     event_id: &str,
-    event: &AcquirerEvent,
+    event: &Event,
     outcome: &Outcome,
+    messages: &dyn Messages,
     metrics: &HostMetrics,
 ) -> Result<(), Error> {
     let (true, Outcome::Applied, Some((merchant, object_id))) =
-        (event.is_awaited(), outcome, event.subject())
+        (events::is_awaited(event), outcome, events::subject(event))
     else {
         return Ok(());
     };
     for kept in store::lock_parked(conn, merchant, object_id, event_id)? {
         // What fails of it stays parked, and is no reason to refuse what has been applied.
         let applied = conn.transaction(|conn| {
-            let waiting = AcquirerEvent::parse(&kept.body)?;
-            let outcome = waiting.apply(conn, kept.now)?;
+            let waiting = events::parse(messages, &kept.body)?;
+            let outcome = events::apply(&waiting, conn, kept.now)?;
             Ok((waiting, outcome))
         });
         let (waiting, outcome) = match applied {

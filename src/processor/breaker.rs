@@ -21,7 +21,7 @@ const MISSES_MAX: u32 = 2;
 
 /// Lets calls through, or not.
 #[derive(Debug)]
-pub(super) struct Breaker {
+pub struct Breaker {
     is_open: AtomicBool,
     failures: AtomicU32,
     suspicious: Notify,
@@ -30,6 +30,7 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
+    /// A closed one: calls are let through. `available` is 1 while they are.
     pub fn new(available: IntGauge) -> Self {
         Self {
             is_open: AtomicBool::new(false),
@@ -39,6 +40,7 @@ impl Breaker {
         }
     }
 
+    /// Whether calls are held back.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
@@ -61,7 +63,10 @@ impl Breaker {
     }
 
     /// Asks for the health every `interval` and opens and closes the circuit by it; doesn't return.
-    pub async fn watch(&self, interval: Duration, is_healthy: impl AsyncFn() -> bool) {
+    pub async fn watch<Healthy>(&self, interval: Duration, is_healthy: impl Fn() -> Healthy)
+    where
+        Healthy: Future<Output = bool>,
+    {
         let mut misses = 0;
         loop {
             if is_healthy().await {

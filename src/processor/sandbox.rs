@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::base::money::Money;
 
-use super::{Authorization, Decision, Decline, PaymentMethod, Processor, ProcessorCall, ProcessorError};
+use super::test_cards::TestCard;
+use super::{Authorization, Decision, Decline, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 
 /// Plays a processor whose answers are a pure function of the call, attempt number included, so that it
 /// has no state to lose in a crash and any number of instances agree.
@@ -112,27 +113,35 @@ impl Default for Sandbox {
 
 #[async_trait]
 impl Processor for Sandbox {
+    fn check_payment_method(&self, token: &str) -> Result<(), String> {
+        TestCard::check(token)
+    }
+
     async fn authorize(
         &self,
         call: &ProcessorCall,
         amount: Money,
-        payment_method: &PaymentMethod,
+        payment_method: &str,
         _capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
-        if *payment_method == PaymentMethod::Slow {
+        // Checked at the door. A token of another processor's is left over from before a change of it.
+        let card = payment_method
+            .parse()
+            .map_err(|_| ProcessorError::Refused { code: "payment_method_unknown".to_owned() })?;
+        if card == TestCard::Slow {
             tokio::time::sleep(self.slowness).await;
         }
         let first = call.attempt == 1;
         let decided = |decision| Ok(Authorization { id: format!("auth_{}", call.key), decision });
-        let (took_effect, answer) = match payment_method {
-            PaymentMethod::Declined => (false, decided(Decision::Declined(Decline::Generic))),
-            PaymentMethod::InsufficientFunds => {
-                (false, decided(Decision::Declined(Decline::InsufficientFunds)))
+        let (took_effect, answer) = match card {
+            TestCard::Declined => (false, decided(Decision::Declined(Decline::generic()))),
+            TestCard::InsufficientFunds => {
+                (false, decided(Decision::Declined(Decline::insufficient_funds())))
             }
-            PaymentMethod::Async => (false, decided(Decision::Pending)),
-            PaymentMethod::Timeout if first => (true, Err(ProcessorError::AnswerLost)),
-            PaymentMethod::ErrorOnce if first => (false, Err(ProcessorError::Failed)),
-            PaymentMethod::Visa | PaymentMethod::Slow | PaymentMethod::Timeout | PaymentMethod::ErrorOnce => {
+            TestCard::Async => (false, decided(Decision::Pending)),
+            TestCard::Timeout if first => (true, Err(ProcessorError::AnswerLost)),
+            TestCard::ErrorOnce if first => (false, Err(ProcessorError::Failed)),
+            TestCard::Visa | TestCard::Slow | TestCard::Timeout | TestCard::ErrorOnce => {
                 (true, decided(Decision::Approved))
             }
         };
@@ -173,5 +182,10 @@ impl Processor for Sandbox {
     ) -> Result<(), ProcessorError> {
         self.note("payout", call, Some(amount), true);
         Ok(())
+    }
+
+    /// Never knows a key, since it remembers nothing. Repeating the call tells its outcome.
+    async fn find(&self, _call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
+        Ok(None)
     }
 }

@@ -1,5 +1,6 @@
 //! The HTTP server: what is served, and with what.
 
+pub mod adapter;
 mod event_catalogue;
 pub mod health;
 pub mod metrics;
@@ -25,7 +26,7 @@ use crate::error::Error;
 use crate::host::{Engine, Oncepay};
 use crate::idempotency::Settings;
 use crate::inbound::reconcile;
-use crate::processor::{HttpProcessor, Processor, Sandbox};
+use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
@@ -40,9 +41,14 @@ pub use routes::{document, operations, resource_kinds};
 /// How long a stopping server waits for requests that are being handled.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
-/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. Calls `on_ready` once
-/// requests are accepted. An error is a sentence.
-pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Result<(), String> {
+/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. The processor is `adapter`, or the one
+/// of the settings. Calls `on_ready` once requests are accepted. An error is a sentence.
+pub fn run(
+    listener: Listener,
+    config: &Config,
+    adapter: Option<Adapter>,
+    on_ready: impl FnOnce(),
+) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
 
     config.validate()?;
@@ -50,7 +56,7 @@ pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Resu
         let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let (server, handle) = serve(listener, config, None)?;
+        let (server, handle) = serve(listener, config, adapter)?;
         let running = actix_web::rt::spawn(server);
         on_ready();
         tokio::select! {
@@ -65,11 +71,11 @@ pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Resu
     })
 }
 
-/// Starts serving. Must be called inside an actix system. `processor` is the sandbox unless given.
+/// Starts serving. Must be called inside an actix system. The processor is `adapter`, or the one of the settings.
 pub fn serve(
     listener: Listener,
     config: &Config,
-    processor: Option<Arc<dyn Processor>>,
+    adapter: Option<Adapter>,
 ) -> Result<(Server, ServerHandle), String> {
     let _registry = Registry::new();
     let registry = Registry::new();
@@ -77,14 +83,9 @@ pub fn serve(
     let host_metrics = Arc::new(host::metrics::Metrics::new(&registry));
     let inbound_metrics = Arc::new(inbound::metrics::Metrics::new(&registry));
     let webhooks_metrics = Arc::new(webhooks::metrics::Metrics::new(&registry));
-    let acquirer = match config.acquirer.http_settings() {
-        Some(settings) => Some(Arc::new(HttpProcessor::new(settings, processor_metrics)?)),
-        None => None,
-    };
-    let processor = match (processor, &acquirer) {
-        (Some(processor), _) => processor,
-        (None, Some(acquirer)) => Arc::clone(acquirer) as Arc<dyn Processor>,
-        (None, None) => Arc::new(sandbox(config)?),
+    let adapter = match adapter {
+        Some(adapter) => adapter,
+        None => adapter::of_config(config, processor_metrics)?,
     };
     let db = Db::new(
         &config.database_url,
@@ -104,9 +105,9 @@ pub fn serve(
     let descriptors: Vec<_> = operations.iter().map(|operation| operation.descriptor).collect();
     let host = Oncepay {
         db: db.clone(),
-        processor,
+        processor: Arc::clone(&adapter.processor),
         vault,
-        message_secrets: config.webhook_secrets()?,
+        messages: Arc::clone(&adapter.messages),
         known_keys: Arc::default(),
         metrics: Arc::clone(&host_metrics),
         allows_loopback: config.webhook_allow_loopback,
@@ -172,24 +173,26 @@ pub fn serve(
         Duration::from_millis(config.reaper_interval_ms),
         Duration::from_millis(config.metrics_interval_ms),
     );
-    if let Some(acquirer) = acquirer {
+    let Adapter { processor, books, messages } = adapter;
+    if let Some(books) = books {
         let interval = Duration::from_millis(config.reconcile_interval_ms);
-        let watched = Arc::clone(&acquirer);
-        actix_web::rt::spawn(async move { watched.watch().await });
         actix_web::rt::spawn(reconcile::keep_reconciling(
             roll_up_db.clone(),
-            acquirer,
+            Arc::clone(&processor),
+            books,
             config.reconcile,
             interval,
             Arc::clone(&inbound_metrics),
         ));
     }
+    actix_web::rt::spawn(async move { processor.watch().await });
     actix_web::rt::spawn(inbound::keep_trying(
         roll_up_db.clone(),
+        Arc::clone(&messages),
         config.acquirer_events,
         Arc::clone(&host_metrics),
     ));
-    actix_web::rt::spawn(inbound::keep_counting(roll_up_db.clone(), inbound_metrics, host_metrics));
+    actix_web::rt::spawn(inbound::keep_counting(roll_up_db.clone(), messages, inbound_metrics, host_metrics));
     actix_web::rt::spawn(inbound::keep_pruning(roll_up_db.clone(), config.acquirer_events));
     let retention = Retention {
         events_days: config.event_retention_days,
@@ -203,16 +206,6 @@ pub fn serve(
     deliveries.start(Duration::from_millis(config.metrics_interval_ms));
     let handle = server.handle();
     Ok((server, handle))
-}
-
-/// The processor in our own process.
-fn sandbox(config: &Config) -> Result<Sandbox, String> {
-    match &config.sandbox_journal {
-        None => Ok(Sandbox::new()),
-        Some(path) => {
-            Sandbox::with_journal(path).map_err(|error| format!("Can't write {}: {error}.", path.display()))
-        }
-    }
 }
 
 /// Path templates and the methods that each has, as `GET, POST`.

@@ -14,7 +14,6 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 
 use crate::base::money::{Currency, Money};
-use crate::processor::PaymentMethod;
 use crate::storage::db::Db;
 
 use crate::error::Failure;
@@ -23,6 +22,7 @@ use super::error::Error;
 use super::faults::Call;
 use super::faults::{Faults, lost_answer};
 use super::operations::{self, Operation, Order, What};
+use super::payment_method::PaymentMethod;
 use super::perform::{self, Performed};
 
 /// How long `pm_card_slow` takes.

@@ -16,6 +16,7 @@ mod faults;
 mod listener;
 mod operations;
 mod outbox;
+mod payment_method;
 mod perform;
 mod schema;
 mod thread;

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::base::money::{Currency, Money};
 use crate::base::time::Timestamp;
-use crate::processor::PaymentMethod;
 
 use super::error::Refusal;
+use super::payment_method::PaymentMethod;
 use super::schema::{DeclineCode, Kind, Status, operations};
 
 /// An operation to be performed.

@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use crate::base::money::Money;
 use crate::error::Failure;
-use crate::processor::PaymentMethod;
 
 use super::error::Refusal;
 use super::operations::{Operation, Order, Outcome, What, find};
+use super::payment_method::PaymentMethod;
 use super::schema::{
     AuthorizationStatus, DeclineCode, Kind, Status, authorizations, failed_once, operations,
 };

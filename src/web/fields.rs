@@ -59,15 +59,27 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Reads a whole body with `read`. All errors together, or the value that `read` made.
     pub fn read<T>(body: &'a Value, read: impl FnOnce(&mut Self) -> Option<T>) -> Result<T, Error> {
-        let Value::Object(members) = body else {
-            return Err(Error::ValidationFailed(vec![FieldError {
+        Self::read_object(Self::members(body)?, read).map_err(Error::ValidationFailed)
+    }
+
+    /// The members of a body, which must be an object.
+    pub fn members(body: &'a Value) -> Result<&'a Map<String, Value>, Error> {
+        body.as_object().ok_or_else(|| {
+            Error::ValidationFailed(vec![FieldError {
                 pointer: String::new(),
                 detail: "must be a JSON object".to_owned(),
-            }]));
-        };
+            }])
+        })
+    }
+
+    /// Reads an object with `read`. All errors together, or the value that `read` made.
+    pub fn read_object<T>(
+        members: &'a Map<String, Value>,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Result<T, Vec<FieldError>> {
         match Fields::read_members(members, read) {
             (Some(value), errors) if errors.is_empty() => Ok(value),
-            (_, errors) => Err(Error::ValidationFailed(errors)),
+            (_, errors) => Err(errors),
         }
     }
 

@@ -252,7 +252,7 @@ fn an_asynchronous_charge_is_processing_until_the_processor_tells() {
     };
     assert!(settle(conn, captured, Settlement::Approved));
     assert!(settle(conn, held, Settlement::Approved));
-    assert!(settle(conn, declined, Settlement::Declined(Decline::InsufficientFunds)));
+    assert!(settle(conn, declined, Settlement::Declined(Decline::insufficient_funds())));
     for id in [captured, held, declined] {
         assert!(!settle(conn, id, Settlement::Approved), "it's settled");
     }

@@ -1,41 +1,9 @@
 //! Between the service and the acquirer, and at the acquirer.
 
-use std::collections::BTreeMap;
-
-use oncepay::inbound::reconcile::{self, VoidAfter};
-use serde_json::{Value, json};
-
-use crate::support::TestDatabase;
-use crate::support::acquirer::Acquirer;
-
+use super::provider::Dialect;
 use super::proxy::Weather;
 use super::scene::{Proxied, Scene, Setup};
 use super::{amount, for_ms, table};
-
-/// How often each operation has taken effect by the acquirer's books, by our key towards it. Such a key ends with the
-/// step that it names: `…:authorize`, `…:capture` and so on.
-pub fn effects(acquirer: &Acquirer) -> BTreeMap<String, u32> {
-    // The others were declined or refused.
-    let is_effect = |operation: &&Value| {
-        ["pending", "succeeded", "paid", "failed"].iter().any(|status| operation["status"] == *status)
-    };
-    let mut effects = BTreeMap::new();
-    for operation in acquirer.operations().iter().filter(is_effect) {
-        *effects.entry(operation["idempotency_key"].as_str().unwrap().to_owned()).or_default() += 1;
-    }
-    effects
-}
-
-/// What the reconciliation finds.
-pub fn disagreements(acquirer: &Acquirer, database: &TestDatabase) -> Option<String> {
-    acquirer.wait_for_its_list();
-    let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
-    match reconcile::run_once(&database.app_url, &acquirer.options(), options) {
-        Ok(report) if report.differences.is_empty() => None,
-        Ok(report) => Some(format!("the acquirer doesn't agree:\n{report}")),
-        Err(error) => Some(format!("the acquirer can't be asked: {error}")),
-    }
-}
 
 impl Setup {
     fn behind_proxy(fault: &'static str) -> Self {
@@ -77,26 +45,29 @@ fn the_acquirer_loses_answers_and_fails_while_the_service_is_killed() {
     let setup = Setup::of(
         "acquirer: drops 30 % of its answers, fails 30 % before and 30 % after the effect; meanwhile `kill -9` of the service",
     );
+    lose_answers_and_fail(setup);
+}
+
+fn lose_answers_and_fail(setup: Setup) {
     let scene = Scene::start(setup);
-    scene.acquirer().control(json!({"rules": [
-        {"fault": "drop_answer", "percent": 30},
-        {"fault": "error_before", "percent": 30},
-        {"fault": "error_after", "percent": 30},
-    ]}));
+    scene.acquirer().misbehave(30);
     let scene = scene.strike_often(amount(3, 20), |scene| {
         scene.wait_for_everybody();
         scene.instances[0].kill();
     });
-    let faults = scene.acquirer().faults();
-    let rules = faults["rules"].as_array().unwrap();
-    assert!(rules.iter().all(|rule| rule["hits"].as_u64() > Some(0)), "{faults}");
-    scene.acquirer().control(json!({"rules": []}));
+    let hits = scene.acquirer().hits();
+    assert!(hits.len() == 3 && hits.iter().all(|hits| *hits > 0), "{hits:?}");
+    scene.acquirer().behave();
     table::add(scene.finish());
 }
 
 #[test]
 fn the_acquirer_is_stopped_and_started_again() {
-    let scene = Scene::start(Setup::of("acquirer: stopped and started again after a second"));
+    stop_and_start(Setup::of("acquirer: stopped and started again after a second"));
+}
+
+fn stop_and_start(setup: Setup) {
+    let scene = Scene::start(setup);
     let scene = scene.strike_often(amount(1, 10), |scene| {
         scene.wait_for_everybody();
         let mut acquirer = scene.acquirer();
@@ -107,14 +78,36 @@ fn the_acquirer_is_stopped_and_started_again() {
     table::add(scene.finish());
 }
 
+/// The same with a processor that speaks another dialect: nothing but its adapter knows.
+#[test]
+fn a_second_processor_loses_answers_and_fails_while_the_service_is_killed() {
+    let setup = Setup::of(
+        "second processor: drops 30 % of its answers, fails 30 % before and 30 % after the effect; meanwhile `kill -9` of the service",
+    );
+    lose_answers_and_fail(setup.speaking(Dialect::Second));
+}
+
+#[test]
+fn a_second_processor_is_stopped_and_started_again() {
+    let setup = Setup::of("second processor: stopped and started again after a second");
+    stop_and_start(setup.speaking(Dialect::Second));
+}
+
+#[test]
+fn answers_of_a_second_processor_are_cut_off() {
+    let setup = Setup::behind_proxy("network to the second processor: connections reset amid answers");
+    // An answer has some 400 bytes.
+    let weather = Weather::Resets { after_bytes: 2_000 };
+    let scene = Scene::start(setup.speaking(Dialect::Second));
+    table::add(scene.suffer(amount(1, 3), weather, amount(2_000, 15_000)).after_resets().finish());
+}
+
 /// And a reconciliation that wouldn't find anything would be worth nothing.
 #[test]
 fn an_operation_that_the_acquirer_forgets_is_noticed() {
     let scene = Scene::start(Setup::of("an acquirer that forgets"));
     let (_, problems, scene) = {
-        let forget = "DELETE FROM operations WHERE kind = 'capture' AND id IN \
-                      (SELECT id FROM operations WHERE kind = 'capture' ORDER BY sequence LIMIT 1)";
-        crate::support::execute(&mut scene.acquirer().as_owner(), forget);
+        scene.acquirer().forget_a_capture();
         scene.reckon()
     };
     assert!(problems.iter().any(|found| found.contains("missing_at_acquirer")), "{problems:?}");

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::acquirer::Acquirer;
+use serde_json::Value;
+
 use crate::support::database::exposed;
 use crate::support::*;
 
 use super::amount;
+use super::provider::{Dialect, Provider};
 use super::proxy::{Proxy, Weather};
 use super::scene::{Proxied, seed};
 
@@ -78,6 +80,8 @@ impl Seen {
 /// What the threads of a trial share.
 struct Work {
     client: Client,
+    /// What the client asks for.
+    charge: Value,
     is_over: AtomicBool,
     seen: Mutex<Vec<Seen>>,
     /// What `/readyz` has said.
@@ -104,9 +108,9 @@ impl Work {
                 return;
             }
             let seen = match turn % 8 {
-                6 => self.look(false, || self.client.charge("known", &visa())),
+                6 => self.look(false, || self.client.charge("known", &self.charge)),
                 7 => self.look(false, || self.client.get(known)),
-                _ => self.look(true, || self.client.charge(&fresh_key(), &visa())),
+                _ => self.look(true, || self.client.charge(&fresh_key(), &self.charge)),
             };
             self.seen.lock().unwrap().push(seen);
             thread::sleep(Duration::from_millis(20));
@@ -165,36 +169,37 @@ impl Trial {
     /// Runs it and holds what came of it against the bounds.
     fn run(&self) {
         let database = TestDatabase::new();
-        let acquirer = Acquirer::start(&database);
+        let dialect = Dialect::of_run();
+        let acquirer = Provider::start(dialect, &database);
         let mut url = url::Url::parse(exposed(&database.app_url)).unwrap();
-        let mut acquirer_url = acquirer.url.clone();
+        let mut acquirer_url = None;
         let proxy = if self.gone == Proxied::Postgres {
             let proxy = Proxy::start(url.socket_addrs(|| Some(5432)).unwrap()[0], seed());
             url.set_host(Some("127.0.0.1")).unwrap();
             url.set_port(Some(proxy.port())).unwrap();
             proxy
         } else {
-            let proxy = Proxy::before(&acquirer, seed());
-            acquirer_url = proxy.url();
+            let proxy = Proxy::start(acquirer.address(), seed());
+            acquirer_url = Some(proxy.url());
             proxy
         };
-        let own = [
-            ("DATABASE_URL", url.as_str()),
-            ("ONCEPAY_ACQUIRER_URL", &acquirer_url),
-            ("ONCEPAY_ACQUIRER_API_KEY", &acquirer.api_key),
-            ("RUST_LOG", "error"),
-        ];
-        let environment = [&own, self.settings].concat();
-        let mut process = Process::try_start(&database, &environment, Stdio::null()).unwrap();
+        let at_acquirer = acquirer.environment(acquirer_url);
+        let own = [("DATABASE_URL", url.as_str()), ("RUST_LOG", "error")];
+        let mut environment: Vec<_> =
+            at_acquirer.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        environment.extend(own.iter().chain(self.settings));
+        let mut process =
+            Process::try_start(acquirer.service()(), &database, &environment, Stdio::null()).unwrap();
         let patience = self.deadline + Duration::from_secs(10);
         let work = Work {
             client: Client::patient(process.client.base(), patience).as_merchant(&database.merchant()),
+            charge: with_method(dialect.cards().approving),
             is_over: AtomicBool::new(false),
             seen: Mutex::default(),
             readiness: Mutex::default(),
         };
         eventually("the service", || work.client.get("/readyz").status == 200);
-        let known = work.client.charge("known", &visa()).expect(201).field("id");
+        let known = work.client.charge("known", &work.charge).expect(201).field("id");
         let known = format!("/v1/charges/{known}");
         let resident = || resident_kib(process.id());
         let began = Instant::now();

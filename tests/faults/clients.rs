@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::support::{Client, Merchant, Response, with_method};
 
 use super::history::{Answer, Attempt, Entry, Read, Recorder, Shown};
+use super::provider::Cards;
 
 /// The first pause between two attempts is up to this long, each further one up to twice as long as the one before.
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
@@ -34,6 +35,8 @@ pub struct Habits {
     pub hedged_percent: u32,
     /// Of a hundred operations, those that are sent once and, without an answer, left to the service.
     pub forgotten_percent: u32,
+    /// What they pay with.
+    pub cards: Cards,
 }
 
 /// What an operation does, as far as the books are concerned.
@@ -171,11 +174,11 @@ impl Customer {
 
     fn charge(&mut self, kind: Kind) {
         let method = match self.rng.random_range(0..100) {
-            _ if kind == Kind::Declined => "pm_card_declined",
+            _ if kind == Kind::Declined => self.habits.cards.declining,
             // The processor fails, or its answer gets lost, with the first attempt.
-            0..3 => "pm_card_error_once",
-            3..6 => "pm_card_timeout",
-            _ => "pm_card_visa",
+            0..3 => self.habits.cards.failing_once,
+            3..6 => self.habits.cards.losing_an_answer,
+            _ => self.habits.cards.approving,
         };
         let mut body = with_method(method);
         body["capture"] = json!(kind != Kind::Authorization);

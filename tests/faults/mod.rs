@@ -4,7 +4,7 @@
 //! there is: their history, the database, the processor's books, the audit. A short version of each runs with the
 //! suite. `ONCEPAY_FAULTS=all` makes them as long as they should be, `ONCEPAY_FAULTS_TABLE=file` writes down what came
 //! of them, and `ONCEPAY_FAULT_SEED=number` lets the clients do the same as in an earlier run, in as far as time lets
-//! them.
+//! them. `ONCEPAY_FAULTS_PROCESSOR=second` plays them with the processor of `tests/second_processor/` instead of ours.
 
 mod acquirer;
 mod bounds;
@@ -13,6 +13,7 @@ mod clock;
 mod disk;
 mod failover;
 mod history;
+mod provider;
 mod proxy;
 mod scene;
 mod table;

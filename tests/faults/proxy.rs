@@ -10,7 +10,6 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use socket2::SockRef;
 
-use crate::support::acquirer::Acquirer;
 use crate::support::free_port;
 
 /// How soon a change of the weather is noticed.
@@ -98,12 +97,6 @@ impl Proxy {
             thread::spawn(move || listen(listener, port, &shared))
         };
         Self { shared, port, listening: Some(listening) }
-    }
-
-    /// Starts one before an acquirer.
-    pub fn before(acquirer: &Acquirer, seed: u64) -> Self {
-        let url = url::Url::parse(&acquirer.url).unwrap();
-        Self::start(url.socket_addrs(|| None).unwrap()[0], seed)
     }
 
     pub fn port(&self) -> u16 {

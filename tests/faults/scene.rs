@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -14,13 +14,12 @@ use diesel::RunQueryDsl;
 use oncepay::dev::postgres;
 use tempfile::TempDir;
 
-use crate::support::acquirer::Acquirer;
 use crate::support::database::{exposed, fast_folder};
 use crate::support::*;
 
-use super::acquirer::{disagreements, effects};
 use super::clients::{Customer, Habits, Load};
 use super::history::{Attempt, History, Nanos, Recorder, check};
+use super::provider::{Dialect, Provider};
 use super::proxy::Proxy;
 use super::table::Row;
 
@@ -36,6 +35,8 @@ pub struct Setup {
     pub own_server: bool,
     /// Whether the acquirer has its database on another server than the service.
     pub acquirer_elsewhere: bool,
+    /// Which processor there is.
+    pub dialect: Dialect,
     /// Where there is a proxy.
     pub proxied: Proxied,
     /// By how many seconds the clock of each instance is off; those beyond the end are right.
@@ -46,6 +47,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn of(fault: &'static str) -> Self {
+        let dialect = Dialect::of_run();
         Self {
             fault,
             instances: 1,
@@ -56,13 +58,20 @@ impl Setup {
                 pause_max: Duration::from_millis(40),
                 hedged_percent: 10,
                 forgotten_percent: 5,
+                cards: dialect.cards(),
             },
             own_server: false,
             acquirer_elsewhere: false,
+            dialect,
             proxied: Proxied::Nothing,
             clocks_off_s: &[],
             settings: Vec::new(),
         }
+    }
+
+    /// The same with a certain processor.
+    pub fn speaking(self, dialect: Dialect) -> Self {
+        Self { dialect, habits: Habits { cards: dialect.cards(), ..self.habits }, ..self }
     }
 }
 
@@ -153,7 +162,12 @@ pub struct Instance {
 }
 
 impl Instance {
-    fn start(database: &Arc<TestDatabase>, settings: Vec<(String, String)>, log: PathBuf) -> Self {
+    fn start(
+        command: fn() -> Command,
+        database: &Arc<TestDatabase>,
+        settings: Vec<(String, String)>,
+        log: PathBuf,
+    ) -> Self {
         let port = free_port();
         let (process, is_over) = (Arc::<Mutex<Option<Process>>>::default(), Arc::<AtomicBool>::default());
         let supervisor = {
@@ -169,7 +183,7 @@ impl Instance {
                     if process.as_mut().is_none_or(Process::has_ended) {
                         let log: Stdio = File::options().create(true).append(true).open(&log).unwrap().into();
                         // If not now, then with the next try.
-                        *process = Process::try_start(&database, &environment, log).ok();
+                        *process = Process::try_start(command(), &database, &environment, log).ok();
                     }
                     drop(process);
                     thread::sleep(Duration::from_millis(10));
@@ -244,7 +258,7 @@ pub struct Scene {
     load: Option<Load>,
     pub instances: Vec<Instance>,
     pub proxy: Option<Proxy>,
-    acquirer: Mutex<Acquirer>,
+    acquirer: Mutex<Provider>,
     _elsewhere: Option<TestDatabase>,
     pub database: Arc<TestDatabase>,
     pub server: Option<OwnServer>,
@@ -302,13 +316,10 @@ impl Scene {
             proxy
         });
         let elsewhere = setup.acquirer_elsewhere.then(TestDatabase::new);
-        let acquirer = Acquirer::start(elsewhere.as_ref().unwrap_or(&database));
-        let mut at_acquirer = acquirer.environment();
-        if setup.proxied == Proxied::Acquirer {
-            let before = Proxy::before(&acquirer, seed);
-            at_acquirer.push(("ONCEPAY_ACQUIRER_URL", before.url()));
-            proxy = Some(before);
-        }
+        let acquirer = Provider::start(setup.dialect, elsewhere.as_ref().unwrap_or(&database));
+        let before = (setup.proxied == Proxied::Acquirer).then(|| Proxy::start(acquirer.address(), seed));
+        let at_acquirer = acquirer.environment(before.as_ref().map(Proxy::url));
+        proxy = proxy.or(before);
         let instances = (0..setup.instances).map(|number| {
             let given = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned()));
             let own = [
@@ -317,7 +328,8 @@ impl Scene {
             ];
             let settings = given.chain(own).chain(at_acquirer.clone()).chain(setup.settings.clone());
             let settings = settings.map(|(name, value)| (name.to_owned(), value)).collect();
-            Instance::start(&database, settings, folder.path().join(format!("api-{number}.log")))
+            let log = folder.path().join(format!("api-{number}.log"));
+            Instance::start(acquirer.service(), &database, settings, log)
         });
         let instances: Vec<_> = instances.collect();
         for instance in &instances {
@@ -400,7 +412,7 @@ impl Scene {
     }
 
     /// The acquirer, to make it fail.
-    pub fn acquirer(&self) -> MutexGuard<'_, Acquirer> {
+    pub fn acquirer(&self) -> MutexGuard<'_, Provider> {
         self.acquirer.lock().unwrap()
     }
 
@@ -452,7 +464,7 @@ impl Scene {
         problems.extend(customers.iter().flat_map(|customer| customer.surprises.clone()));
         let (gone, extra) = self.compare_resources(&customers, &mut problems);
         let extra_calls = self.compare_processor(&customers, &mut problems);
-        problems.extend(disagreements(&self.acquirer(), &self.database));
+        problems.extend(self.acquirer().disagreements(&self.database));
         match oncepay::audit::run(&mut self.database.as_superuser(), &oncepay::server::resource_kinds()) {
             Ok(report) if report.clean => {}
             Ok(report) => problems.push(format!("the books are not in order:\n{report}")),
@@ -503,7 +515,8 @@ impl Scene {
         }
         let mut did = BTreeMap::<String, usize>::new();
         let mut too_much = 0;
-        for (key, count) in effects(&self.acquirer()) {
+        let effects = self.acquirer().effects();
+        for (key, count) in effects {
             let step = key.rsplit(':').next().unwrap_or_default().to_owned();
             *did.entry(step).or_default() += 1;
             if count > 1 {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
-use oncepay::processor::{Processor, Sandbox};
+use oncepay::processor::{Adapter, Sandbox};
+use oncepay::server::adapter;
 use oncepay::web::listener::Listener;
 use serde_json::Value;
 
@@ -44,15 +45,19 @@ impl App {
         sandbox: Arc<Sandbox>,
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
-        Self::serve(database, sandbox, true, adjust)
+        Self::serve(database, sandbox, |config, sandbox| {
+            adjust(config);
+            Some(adapter::of_sandbox(sandbox, config.webhook_secrets().unwrap()))
+        })
     }
 
     /// Starts one whose processor is `acquirer`, reached over HTTP.
     pub fn start_at(acquirer: &Acquirer, database: &TestDatabase, adjust: impl FnOnce(&mut Config)) -> Self {
         let options = acquirer.options();
-        Self::serve(database, Arc::new(Sandbox::new()), false, |config| {
+        Self::serve(database, Arc::new(Sandbox::new()), |config, _| {
             config.acquirer = options;
             adjust(config);
+            None
         })
     }
 
@@ -66,24 +71,31 @@ impl App {
         (acquirer, app)
     }
 
+    /// Starts one whose processor is `adapter`.
+    pub fn start_using(adapter: Adapter, database: &TestDatabase, adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::serve(database, Arc::new(Sandbox::new()), |config, _| {
+            adjust(config);
+            Some(adapter)
+        })
+    }
+
+    /// `adjust` changes the settings and says which processor it is, if that isn't one of the settings.
     fn serve(
         database: &TestDatabase,
         sandbox: Arc<Sandbox>,
-        in_sandbox: bool,
-        adjust: impl FnOnce(&mut Config),
+        adjust: impl FnOnce(&mut Config, Arc<Sandbox>) -> Option<Adapter>,
     ) -> Self {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
         config.webhook_secret = Some(WEBHOOK_SECRET.into());
-        adjust(&mut config);
+        let adapter = adjust(&mut config, Arc::clone(&sandbox));
         let bound = Listener::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
-        let processor = in_sandbox.then(|| Arc::clone(&sandbox) as Arc<dyn Processor>);
         let (started, handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let (server, handle) = oncepay::server::serve(bound, &config, processor).unwrap();
+                let (server, handle) = oncepay::server::serve(bound, &config, adapter).unwrap();
                 started.send(handle).unwrap();
                 server.await.unwrap();
             });
@@ -141,17 +153,25 @@ impl Process {
     }
 
     fn spawn(database: &TestDatabase, environment: &[(&str, &str)], log: Stdio) -> Self {
-        Self::try_start(database, environment, log).unwrap_or_else(|said| panic!("it said {said:?}"))
+        Self::try_start(Self::command(), database, environment, log)
+            .unwrap_or_else(|said| panic!("it said {said:?}"))
     }
 
-    /// The same, where it may fail; then what it has said instead of that it serves.
+    /// `oncepay serve`.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
+        command.arg("serve");
+        command
+    }
+
+    /// The same with another command, where it may fail; then what it has said instead of that it serves.
     pub fn try_start(
+        mut command: Command,
         database: &TestDatabase,
         environment: &[(&str, &str)],
         log: Stdio,
     ) -> Result<Self, String> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_oncepay"))
-            .arg("serve")
+        let mut child = command
             .env("DATABASE_URL", exposed(&database.app_url))
             .env("ONCEPAY_LISTEN", "127.0.0.1:0")
             .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
@@ -162,8 +182,10 @@ impl Process {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // A test binary has something to say of its own before.
+        let is_prelude = |line: &String| line.is_empty() || line.starts_with("running ");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let line = lines.find(|line| !is_prelude(line)).unwrap_or_default();
         match line.trim().strip_prefix("Serving on ") {
             Some(url) => Ok(Self { client: Client::new(url), child }),
             None => {

@@ -29,7 +29,7 @@ use crate::idempotency::{
     Policy, PolicySetting, Reply, SettingKind, SettingValue, Target,
 };
 use crate::payments::pricing;
-use crate::processor::{Authorization, Decision, PaymentMethod};
+use crate::processor::{Authorization, Decision};
 use crate::storage::sql::statement;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::web::lists::lowest_id;
@@ -81,8 +81,8 @@ pub struct CreateCharge {
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
     /// Token of a payment method.
-    #[schema(value_type = String, example = "pm_card_visa")]
-    payment_method: PaymentMethod,
+    #[schema(example = "pm_card_visa")]
+    payment_method: String,
     /// Whether to capture at once; otherwise the money is only held.
     #[schema(value_type = Option<bool>, default = true, nullable = false)]
     capture: bool,
@@ -109,12 +109,13 @@ impl Operation for CreateCharge {
         Fields::read(input.body, |fields| {
             let amount = fields.money();
             let payment_method = fields.text("payment_method", TEXT_MAX).and_then(|token| {
-                token
-                    .parse()
-                    .map_err(|error: crate::processor::UnknownPaymentMethod| {
-                        fields.error("payment_method", error.to_string());
-                    })
-                    .ok()
+                match input.host.processor.check_payment_method(&token) {
+                    Ok(()) => Some(token),
+                    Err(detail) => {
+                        fields.error("payment_method", detail);
+                        None
+                    }
+                }
             });
             let capture = fields.boolean_or("capture", true);
             let description = fields.optional_text("description", TEXT_MAX);
@@ -171,7 +172,7 @@ impl ExternalOperation for CreateCharge {
             .processor
             .authorize(&call, self.amount, &self.payment_method, capture.as_ref())
             .await?;
-        if let (Some(capture), Decision::Approved) = (capture, authorization.decision) {
+        if let (Some(capture), Decision::Approved) = (capture, &authorization.decision) {
             context.host().processor.capture(&capture, &authorization.id, self.amount).await?;
         }
         Ok(authorization)
@@ -245,7 +246,7 @@ impl CreateCharge {
             amount_refunded: Decimal::ZERO,
             amount_refund_pending: Decimal::ZERO,
             fee: Decimal::ZERO,
-            payment_method: self.payment_method.to_string(),
+            payment_method: self.payment_method.clone(),
             capture: self.capture,
             in_flight: None,
             description: self.description.clone(),
@@ -260,7 +261,7 @@ impl CreateCharge {
             canceled_at: None,
         };
         let mut entry = None;
-        let event = match authorization.decision {
+        let event = match &authorization.decision {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
                 let (_, effects) = row.to_effects(EventType::ChargeFailed, None)?;
@@ -315,7 +316,7 @@ impl CreateCharge {
         .bind::<SqlUuid, _>(context.resource_id()?)
         .bind::<Text, _>(self.amount.currency().code())
         .bind::<Numeric, _>(self.amount.amount())
-        .bind::<Text, _>(self.payment_method.to_string())
+        .bind::<Text, _>(&self.payment_method)
         .get_result::<Uuid>(conn)
         .optional()?;
         Ok(found.map(ChargeId))

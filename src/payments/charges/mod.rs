@@ -320,20 +320,16 @@ impl ChargeRow {
     }
 
     /// Marks the charge as declined, and returns the error that tells the client.
-    pub fn decline(&mut self, decline: Decline) -> Error {
-        let (decline_code, error) = match decline {
-            Decline::Generic => {
-                let decline_code = "generic_decline";
-                let charge_id = self.id;
-                (decline_code, Error::CardDeclined { decline_code: decline_code.to_owned(), charge_id })
-            }
-            Decline::InsufficientFunds => {
-                ("insufficient_funds", Error::InsufficientFunds { charge_id: self.id })
-            }
+    pub fn decline(&mut self, decline: &Decline) -> Error {
+        let (charge_id, decline_code) = (self.id, decline.code().to_owned());
+        let error = if decline.is_insufficient_funds() {
+            Error::InsufficientFunds { charge_id }
+        } else {
+            Error::CardDeclined { decline_code: decline_code.clone(), charge_id }
         };
         self.set_status(ChargeStatus::Failed);
         self.failure_code = Some(error.code().as_str().to_owned());
-        self.failure_decline_code = Some(decline_code.to_owned());
+        self.failure_decline_code = Some(decline_code);
         self.failure_message = Some(error.to_string());
         error
     }
@@ -436,7 +432,7 @@ impl ChargeRow {
 }
 
 /// What the processor says later of a charge that was `processing`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// Approved and, if the charge was to be captured at once, captured.
     Approved,
@@ -469,7 +465,7 @@ pub fn settle(
     }
     let event = match settlement {
         Settlement::Declined(decline) => {
-            row.decline(decline);
+            row.decline(&decline);
             EventType::ChargeFailed
         }
         Settlement::Approved if row.capture => {

@@ -1,11 +1,11 @@
-//! Payment methods by token. Card numbers never come near this service.
+//! The payment methods of the simulator, by token.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A payment method of the sandbox.
+/// A payment method of the simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PaymentMethod {
+pub(super) enum PaymentMethod {
     /// `pm_card_visa`: approves.
     Visa,
     /// `pm_card_declined`: declines.
@@ -24,7 +24,7 @@ pub enum PaymentMethod {
 
 impl PaymentMethod {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Visa,
         Self::Declined,
         Self::InsufficientFunds,
@@ -35,7 +35,7 @@ impl PaymentMethod {
     ];
 
     /// The token.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Visa => "pm_card_visa",
             Self::Declined => "pm_card_declined",
@@ -48,10 +48,10 @@ impl PaymentMethod {
     }
 }
 
-/// The token names no payment method.
+/// A token that names no payment method.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not a known payment method; the sandbox has {}", PaymentMethod::ALL.map(PaymentMethod::as_str).join(", "))]
-pub struct UnknownPaymentMethod;
+#[error("is not a known payment method; there are {}", PaymentMethod::ALL.map(PaymentMethod::as_str).join(", "))]
+pub(super) struct UnknownPaymentMethod;
 
 impl FromStr for PaymentMethod {
     type Err = UnknownPaymentMethod;

@@ -1,16 +1,16 @@
 //! A processor on the other side of a network.
 //!
-//! A call can end in four ways: it did what it should; it was declined or refused; it certainly didn't happen (the
-//! connection was never made); or *nobody knows*, because the answer was lost. Of the last we never assume anything:
-//! the acquirer is asked what came of the key, and only if it doesn't know the key is the call sent again, under the
-//! same key, so that it's harmless even if the first one is still on its way. A later attempt of the same request
-//! begins with that question.
+//! It speaks our own protocol, that of `oncepay simulator`: `docs/processor.md` describes it. How a call goes on when its
+//! answer is lost is said at [`calls::once`].
 //!
 //! | bound | |
 //! |---|---|
 //! | to connect | [`HttpSettings::connect_timeout`] |
 //! | for each HTTP request | [`HttpSettings::request_timeout`] |
 //! | for all of an attempt's calls together | the engine's (`Timing::processor_timeout`) |
+
+mod messages;
+mod protocol;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,28 +22,28 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::metrics::Metrics;
 use crate::base::money::Money;
 
-use super::breaker::Breaker;
-use super::protocol::{AcquirerOperation, Page, Problem};
-use super::{Authorization, PaymentMethod, Processor, ProcessorCall, ProcessorError};
+use super::metrics::Metrics;
+use super::test_cards::TestCard;
+use super::{
+    Authorization, Books, Breaker, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation, calls,
+};
+use protocol::{Operation, OperationsPage, Problem};
 
-/// Times that a call is sent or asked about in one attempt.
-const TRIES_MAX: u32 = 3;
-/// Longest pause before the second try; doubles.
-const PAUSE: Duration = Duration::from_millis(100);
+pub use messages::StandardMessages;
+
 /// Connections that are kept for the next calls.
 const IDLE_CONNECTIONS_MAX: usize = 64;
-/// Which attempt of a request calls. Our own acquirer plays its faults by it; others don't know it.
+/// Which attempt of a request calls. The simulator plays its faults by it.
 const ATTEMPT: HeaderName = HeaderName::from_static("oncepay-attempt");
 
-/// How to reach the acquirer.
+/// How to reach the processor.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     /// Its address.
     pub url: Url,
-    /// What it knows us by.
+    /// The key that it knows us by.
     pub api_key: SecretString,
     /// Longest time to connect. Also for the answer about its health.
     pub connect_timeout: Duration,
@@ -53,7 +53,7 @@ pub struct HttpSettings {
     pub probe_interval: Duration,
 }
 
-/// Calls the acquirer over HTTP.
+/// Calls a processor over HTTP, in our own protocol.
 pub struct HttpProcessor {
     client: reqwest::Client,
     settings: HttpSettings,
@@ -62,11 +62,11 @@ pub struct HttpProcessor {
 }
 
 impl HttpProcessor {
-    /// One for the acquirer at `settings.url`. Doesn't connect yet. The error is a sentence.
+    /// Makes one for the processor at `settings.url`. Doesn't connect yet. The error is a sentence.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
         if settings.url.cannot_be_a_base() || settings.url.host().is_none() {
             return Err(format!(
-                "{} is no address of an acquirer, such as https://acquirer.example.",
+                "{} is no address of a processor, such as https://processor.example.",
                 settings.url
             ));
         }
@@ -77,88 +77,30 @@ impl HttpProcessor {
             // A redirect would carry our key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| format!("Can't set up the client of the acquirer: {error}."))?;
+            .map_err(|error| format!("Can't set up the client of the processor: {error}."))?;
         let breaker = Breaker::new(metrics.processor_available.clone());
         Ok(Self { client, settings, breaker, metrics })
     }
 
-    /// Asks the acquirer for its health from time to time, and holds calls back while it's down; doesn't return.
-    pub async fn watch(&self) {
-        let health = self.url(&["health"]);
-        let is_healthy = async || {
-            let asked = self.client.get(health.clone()).timeout(self.settings.connect_timeout).send().await;
-            asked.is_ok_and(|answer| answer.status().is_success())
-        };
-        self.breaker.watch(self.settings.probe_interval, is_healthy).await;
-    }
-
-    /// What came of the call with this key; `None` if the acquirer doesn't know it.
-    pub async fn find(&self, call: &ProcessorCall) -> Result<Option<AcquirerOperation>, ProcessorError> {
-        let request =
-            self.request(Method::GET, &["operations", "by-key", &call.key]).header(ATTEMPT, call.attempt);
-        match self.send("find", request).await {
-            Ok(operation) => Ok(Some(operation)),
-            Err(ProcessorError::Refused { code }) if code == "operation_not_found" => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What the acquirer did and changed after `sequence`, up to `limit` of it, and whether there is more.
-    pub async fn operations(
-        &self,
-        sequence: i64,
-        limit: usize,
-    ) -> Result<(Vec<AcquirerOperation>, bool), ProcessorError> {
-        let mut url = self.url(&["operations"]);
-        url.query_pairs_mut()
-            .append_pair("after", &sequence.to_string())
-            .append_pair("limit", &limit.to_string());
-        let page: Page = self.send("list", self.request_to(Method::GET, url)).await?;
-        Ok((page.operations, page.has_more))
-    }
-
-    /// Has the acquirer do something once, and finds out what came of it.
+    /// Has the processor do something once, and finds out what came of it.
     async fn call(
         &self,
         name: &'static str,
         call: &ProcessorCall,
         path: &[&str],
         mut body: Value,
-    ) -> Result<AcquirerOperation, ProcessorError> {
+    ) -> Result<ProcessorOperation, ProcessorError> {
         body["merchant"] = call.merchant.to_string().into();
         body["reference"] = call.reference.as_str().into();
-        // An earlier attempt may have got through.
-        let mut may_have_happened = call.attempt > 1;
-        let mut error = ProcessorError::Down;
-        for tries in 0..TRIES_MAX {
-            if tries > 0 {
-                let pause = PAUSE * 2_u32.pow(tries - 1);
-                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
-            }
-            self.breaker.check()?;
-            if may_have_happened {
-                match self.find(call).await {
-                    Ok(Some(operation)) => return Ok(operation),
-                    Ok(None) => {}
-                    Err(lost) => {
-                        error = lost;
-                        continue;
-                    }
-                }
-            }
+        let send = || {
             let request = self
                 .request(Method::POST, path)
                 .header("Idempotency-Key", &call.key)
                 .header(ATTEMPT, call.attempt)
                 .json(&body);
-            error = match self.send(name, request).await {
-                Ok(operation) => return Ok(operation),
-                Err(refused @ ProcessorError::Refused { .. }) => return Err(refused),
-                Err(lost) => lost,
-            };
-            may_have_happened |= !matches!(error, ProcessorError::Unreachable);
-        }
-        Err(error)
+            async { Ok(self.send::<Operation>(name, request).await?.into()) }
+        };
+        calls::once(call, &self.breaker, || self.find(call), send).await
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -206,7 +148,7 @@ impl HttpProcessor {
 /// Sends a request and sorts what comes back.
 async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
     let lost = |error: reqwest::Error| {
-        log::warn!("no answer from the acquirer: {:?}", error.without_url());
+        log::warn!("no answer from the processor: {:?}", error.without_url());
         ProcessorError::AnswerLost
     };
     let answer = request.send().await.map_err(|error| match error.is_connect() {
@@ -230,15 +172,20 @@ fn money(amount: Money) -> Value {
 
 #[async_trait]
 impl Processor for HttpProcessor {
+    /// Checks it against the simulator's list, which the sandbox has too.
+    fn check_payment_method(&self, token: &str) -> Result<(), String> {
+        TestCard::check(token)
+    }
+
     async fn authorize(
         &self,
         call: &ProcessorCall,
         amount: Money,
-        payment_method: &PaymentMethod,
+        payment_method: &str,
         capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
         let mut body = money(amount);
-        body["payment_method"] = payment_method.as_str().into();
+        body["payment_method"] = payment_method.into();
         if let Some(capture) = capture {
             body["capture_key"] = capture.key.as_str().into();
         }
@@ -281,7 +228,39 @@ impl Processor for HttpProcessor {
         self.call("payout", call, &["payouts"], body).await?.into_done()
     }
 
+    async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
+        let request =
+            self.request(Method::GET, &["operations", "by-key", &call.key]).header(ATTEMPT, call.attempt);
+        match self.send::<Operation>("find", request).await {
+            Ok(operation) => Ok(Some(operation.into())),
+            Err(ProcessorError::Refused { code }) if code == "operation_not_found" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn is_available(&self) -> bool {
         !self.breaker.is_open()
+    }
+
+    /// Asks the processor for its health from time to time, and holds calls back while it's down; doesn't return.
+    async fn watch(&self) {
+        let health = self.url(&["health"]);
+        let is_healthy = || {
+            let asked = self.client.get(health.clone()).timeout(self.settings.connect_timeout).send();
+            async { asked.await.is_ok_and(|answer| answer.status().is_success()) }
+        };
+        self.breaker.watch(self.settings.probe_interval, is_healthy).await;
+    }
+}
+
+#[async_trait]
+impl Books for HttpProcessor {
+    async fn operations(&self, after: i64, limit: usize) -> Result<Page, ProcessorError> {
+        let mut url = self.url(&["operations"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string())
+            .append_pair("limit", &limit.to_string());
+        let page: OperationsPage = self.send("list", self.request_to(Method::GET, url)).await?;
+        Ok(page.into())
     }
 }

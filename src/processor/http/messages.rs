@@ -1,0 +1,121 @@
+//! The processor's messages, signed as [Standard Webhooks](https://www.standardwebhooks.com) says.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+
+use crate::base::signature::{self, Refusal, Secret, Signed};
+use crate::error::FieldError;
+use crate::processor::{Change, Decline, Event, Messages, Notice};
+use crate::web::fields::{Fields, TEXT_MAX};
+
+/// Longest name of a type.
+const TYPE_LENGTH_MAX: usize = 100;
+
+/// The messages of our own protocol. The sandbox' are the same, though it sends none by itself.
+#[derive(Debug, Default)]
+pub struct StandardMessages {
+    /// What they may be signed with. Several, while the processor changes over from one to the next.
+    secrets: Vec<Secret>,
+}
+
+impl StandardMessages {
+    /// Messages that are signed with any of `secrets`. Without one, all are refused.
+    pub fn new(secrets: Vec<Secret>) -> Self {
+        Self { secrets }
+    }
+}
+
+/// The types that say something to us.
+const TYPES: [&str; 9] = [
+    "charge.succeeded",
+    "charge.failed",
+    "refund.failed",
+    "payout.paid",
+    "payout.failed",
+    "settlement.paid",
+    "dispute.opened",
+    "dispute.won",
+    "dispute.lost",
+];
+
+impl Messages for StandardMessages {
+    fn verify<'a>(
+        &self,
+        header: &dyn Fn(&str) -> Option<&'a str>,
+        body: &[u8],
+        now: DateTime<Utc>,
+    ) -> Result<String, Refusal> {
+        let sent = |name| header(name).unwrap_or_default();
+        let signed = Signed {
+            id: sent(signature::ID),
+            timestamp: sent(signature::TIMESTAMP),
+            signature: sent(signature::SIGNATURE),
+        };
+        signature::verify(&self.secrets, signed, body, now)?;
+        Ok(signed.id.to_owned())
+    }
+
+    fn read(&self, body: &Map<String, Value>) -> Result<Event, Vec<FieldError>> {
+        Fields::read_object(body, |fields| {
+            fields.allow_unknown();
+            let kind = fields.text("type", TYPE_LENGTH_MAX)?;
+            let notice = match TYPES.contains(&kind.as_str()) {
+                true => Some(fields.object("data", |data| read_notice(&kind, data))?),
+                false => None,
+            };
+            Some(Event { kind, notice })
+        })
+    }
+
+    fn types(&self) -> &'static [&'static str] {
+        &TYPES
+    }
+}
+
+/// Reads `data`. The processor calls our object by the reference that we gave it.
+fn read_notice(kind: &str, data: &mut Fields<'_>) -> Option<Notice> {
+    data.allow_unknown();
+    let merchant = data.well_formed_id("merchant", "must be the id of a merchant (mer_…)");
+    let change = match kind {
+        "settlement.paid" => {
+            let id = data.well_formed_id("id", "must be the id of a settlement (set_…)");
+            let money = data.money();
+            id.zip(money).map(|(id, money)| Change::SettlementPaid(id, money))
+        }
+        "refund.failed" => {
+            data.well_formed_id("reference", "must be the id of a refund (re_…)").map(Change::RefundFailed)
+        }
+        "payout.paid" | "payout.failed" => {
+            let id = data.well_formed_id("reference", "must be the id of a payout (po_…)");
+            id.map(if kind == "payout.paid" { Change::PayoutPaid } else { Change::PayoutFailed })
+        }
+        _ => read_change_of_charge(kind, data),
+    };
+    Some(Notice { merchant: merchant?, change: change? })
+}
+
+fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
+    let charge_id = data.well_formed_id("reference", "must be the id of a charge (ch_…)");
+    match kind {
+        "charge.succeeded" => Some(Change::ChargeSucceeded(charge_id?)),
+        "charge.failed" => {
+            let decline_code = data.object_if_any("operation", |operation| {
+                operation.allow_unknown();
+                operation.lenient_text("decline_code", TEXT_MAX)
+            });
+            let decline = decline_code.as_deref().map_or_else(Decline::generic, Decline::new);
+            Some(Change::ChargeFailed(charge_id?, decline))
+        }
+        _ => {
+            let dispute = data.text("dispute", TEXT_MAX);
+            // It explains, and decides nothing: no reason to refuse the dispute.
+            let reason = data.lenient_text("reason", TEXT_MAX);
+            let (charge_id, dispute) = (charge_id?, dispute?);
+            Some(match kind {
+                "dispute.won" => Change::DisputeWon { charge_id, dispute },
+                "dispute.lost" => Change::DisputeLost { charge_id, dispute },
+                _ => Change::DisputeOpened { charge_id, dispute, reason },
+            })
+        }
+    }
+}

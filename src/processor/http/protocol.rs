@@ -1,0 +1,79 @@
+//! What the processor says, as far as we read it.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use serde::Deserialize;
+
+use crate::processor::{Decline, OperationKind, OperationStatus, Page, ProcessorOperation};
+
+/// One thing that the processor did or declined to do.
+#[derive(Debug, Deserialize)]
+pub(super) struct Operation {
+    id: String,
+    sequence: i64,
+    kind: String,
+    idempotency_key: String,
+    status: String,
+    decline_code: Option<String>,
+    refusal: Option<Reason>,
+    authorization_id: Option<String>,
+    amount: Option<Decimal>,
+    currency: Option<String>,
+    merchant: String,
+    reference: String,
+    created_at: DateTime<Utc>,
+}
+
+impl From<Operation> for ProcessorOperation {
+    fn from(operation: Operation) -> Self {
+        let status = match (operation.status.as_str(), operation.refusal) {
+            ("pending", _) => OperationStatus::Pending,
+            ("succeeded", _) => OperationStatus::Succeeded,
+            ("declined", _) => OperationStatus::Declined(
+                operation.decline_code.as_deref().map_or_else(Decline::generic, Decline::new),
+            ),
+            ("refused", Some(refusal)) => OperationStatus::Refused(refusal.code),
+            ("paid", _) => OperationStatus::Paid,
+            ("failed", _) => OperationStatus::Failed,
+            _ => OperationStatus::Other(operation.status),
+        };
+        Self {
+            id: operation.id,
+            sequence: operation.sequence,
+            kind: OperationKind::from_word(&operation.kind),
+            idempotency_key: operation.idempotency_key,
+            status,
+            authorization_id: operation.authorization_id,
+            amount: operation.amount,
+            currency: operation.currency,
+            merchant: operation.merchant,
+            reference: operation.reference,
+            created_at: operation.created_at,
+        }
+    }
+}
+
+/// Why the processor won't do something, in snake case.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reason {
+    pub code: String,
+}
+
+/// The form of its errors.
+#[derive(Debug, Deserialize)]
+pub(super) struct Problem {
+    pub error: Reason,
+}
+
+/// A page of its operations.
+#[derive(Debug, Deserialize)]
+pub(super) struct OperationsPage {
+    operations: Vec<Operation>,
+    has_more: bool,
+}
+
+impl From<OperationsPage> for Page {
+    fn from(page: OperationsPage) -> Self {
+        Self { operations: page.operations.into_iter().map(Into::into).collect(), has_more: page.has_more }
+    }
+}

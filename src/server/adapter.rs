@@ -1,0 +1,47 @@
+//! Which processor the service uses: the one place that knows the adapters there are.
+
+use std::sync::Arc;
+
+use crate::base::metrics::Registry;
+use crate::base::signature::Secret;
+use crate::config::Config;
+use crate::processor::metrics::Metrics;
+use crate::processor::{Adapter, HttpProcessor, HttpSettings, ProcessorOptions, Sandbox, StandardMessages};
+
+/// The processor of the settings: the one at their URL, or the sandbox. The error is a sentence.
+pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, String> {
+    let secrets = config.webhook_secrets()?;
+    match config.acquirer.http_settings() {
+        Some(settings) => over_http(settings, secrets, metrics),
+        None => {
+            let sandbox = match &config.sandbox_journal {
+                None => Sandbox::new(),
+                Some(path) => Sandbox::with_journal(path)
+                    .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
+            };
+            Ok(of_sandbox(Arc::new(sandbox), secrets))
+        }
+    }
+}
+
+/// The processor at the options' URL, for commands that read its books. The error is a sentence.
+pub fn of_options(options: &ProcessorOptions) -> Result<Adapter, String> {
+    let settings = options.http_settings().ok_or(
+        "There is no acquirer to ask: set ONCEPAY_ACQUIRER_URL and ONCEPAY_ACQUIRER_API_KEY. The sandbox keeps no books.",
+    )?;
+    over_http(settings, Vec::new(), Arc::new(Metrics::new(&Registry::new())))
+}
+
+/// A sandbox, whose messages are signed with any of `secrets`.
+pub fn of_sandbox(sandbox: Arc<Sandbox>, secrets: Vec<Secret>) -> Adapter {
+    Adapter { processor: sandbox, books: None, messages: Arc::new(StandardMessages::new(secrets)) }
+}
+
+fn over_http(settings: HttpSettings, secrets: Vec<Secret>, metrics: Arc<Metrics>) -> Result<Adapter, String> {
+    let processor = Arc::new(HttpProcessor::new(settings, metrics)?);
+    Ok(Adapter {
+        processor: Arc::clone(&processor) as _,
+        books: Some(processor),
+        messages: Arc::new(StandardMessages::new(secrets)),
+    })
+}
