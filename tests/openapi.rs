@@ -78,6 +78,7 @@ fn has_example(document: &Value, schema: &Value) -> bool {
         || schema["properties"].as_object().is_some_and(|properties| {
             properties.iter().all(|(_, property)| {
                 property.get("example").is_some()
+                    || property["examples"].is_array()
                     || property["items"]["$ref"].is_string()
                     || property["$ref"].is_string()
                     || property["enum"].is_array()
