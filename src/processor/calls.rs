@@ -76,7 +76,7 @@ mod tests {
     ) -> (String, Result<u8, ProcessorError>) {
         let call = ProcessorCall {
             key: "k".to_owned(),
-            merchant: MerchantId::default(),
+            merchant: MerchantId(uuid::Uuid::nil()),
             reference: "ch_1".to_owned(),
             attempt,
         };
