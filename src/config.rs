@@ -92,7 +92,7 @@ pub struct Config {
 
     /// The acquirer
     #[command(flatten)]
-    pub acquirer: ProcessorOptions,
+    pub processor: ProcessorOptions,
 
     /// How often our books are compared with the acquirer's, in milliseconds, by one instance at a time
     #[arg(long, env = "ONCEPAY_RECONCILE_INTERVAL_MS", default_value_t = 600_000, value_parser = clap::value_parser!(u64).range(10..))]
@@ -109,14 +109,14 @@ pub struct Config {
 
     /// How its events are treated
     #[command(flatten)]
-    pub acquirer_events: inbound::Options,
+    pub processor_events: inbound::Options,
     /// How events are delivered to webhook endpoints
     #[command(flatten)]
     pub delivery: delivery::Options,
 
     /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
-    #[arg(long, env = "ONCEPAY_READY_WITHOUT_ACQUIRER")]
-    pub ready_without_acquirer: bool,
+    #[arg(long, alias = "ready-without-acquirer", env = "ONCEPAY_READY_WITHOUT_PROCESSOR")]
+    pub ready_without_processor: bool,
 
     /// Let webhook endpoints be on this host, also without TLS (`http://127.0.0.1:9000/`): for development
     #[arg(long, env = "ONCEPAY_WEBHOOK_ALLOW_LOOPBACK")]
@@ -131,8 +131,8 @@ pub struct Config {
     pub delivery_retention_days: u32,
 
     /// File to which the sandbox processor appends each call as a line of JSON
-    #[arg(long, env = "ONCEPAY_SANDBOX_JOURNAL")]
-    pub sandbox_journal: Option<PathBuf>,
+    #[arg(long, alias = "sandbox-journal", env = "ONCEPAY_SANDBOX_CALL_LOG")]
+    pub sandbox_call_log: Option<PathBuf>,
 }
 
 impl Config {
@@ -156,10 +156,10 @@ impl Config {
                 self.lease_ms, self.processor_timeout_ms
             ));
         }
-        if self.acquirer.url.is_some() && self.acquirer.request_timeout_ms > self.processor_timeout_ms {
+        if self.processor.url.is_some() && self.processor.request_timeout_ms > self.processor_timeout_ms {
             return Err(format!(
                 "One request to the acquirer ({} ms) can't take longer than all that a charge needs of it ({} ms).",
-                self.acquirer.request_timeout_ms, self.processor_timeout_ms
+                self.processor.request_timeout_ms, self.processor_timeout_ms
             ));
         }
         let kept_days = self.delivery_retention_days.min(self.event_retention_days);

@@ -71,7 +71,8 @@
 //! | [`audit`], [`idempotency_api`] | checks over all tables; the engine's tables for merchants and operators | how it's decided |
 //! | [`config`] | the settings of a service | |
 //! | [`server`] | each route and operation once, OpenAPI, middleware, health, problem pages | |
-//! | [`simulator`], [`dev`] | a payment processor with faults, as a server of its own; `oncepay dev` with a Postgres of its own | our tables and our engine (the simulator) |
+//! | [`simulator`] | a payment processor with faults, as a server of its own | our tables, our engine, our processor client |
+//! | [`dev`] | `oncepay dev`: everything with one command, with a Postgres of its own | |
 //! | [`commands`] | a file per command | |
 //!
 //! # Invariants

@@ -692,8 +692,8 @@ fn command(acquirer: &Acquirer) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
     command
         .args(["acquirer", "--listen", "127.0.0.1:0"])
-        .env("ONCEPAY_ACQUIRER_DATABASE_URL", database::exposed(&acquirer.database_url))
-        .env("ONCEPAY_ACQUIRER_API_KEY", &acquirer.api_key)
+        .env("ONCEPAY_SIMULATOR_DATABASE_URL", database::exposed(&acquirer.database_url))
+        .env("ONCEPAY_PROCESSOR_API_KEY", &acquirer.api_key)
         .env_remove("ONCEPAY_WEBHOOK_SECRET")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

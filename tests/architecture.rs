@@ -23,7 +23,8 @@ const FLOORS: &[&[&str]] = &[
     &["audit", "idempotency_api"],
     &["config"],
     &["server"],
-    &["simulator", "dev"],
+    &["simulator"],
+    &["dev"],
     &["commands"],
 ];
 
@@ -54,7 +55,7 @@ const TRANSACTIONS: &[&str] = &[
     // Workers, an event or a batch at a time.
     "inbound/reconcile.rs",
     "inbound/worker.rs",
-    "webhooks/outbox.rs",
+    "webhooks/delivery.rs",
     // Reads on one snapshot, or with another plan.
     "audit/mod.rs",
     "idempotency_api/key_list.rs",

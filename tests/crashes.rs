@@ -81,7 +81,7 @@ impl Scene {
             ("ONCEPAY_PROCESSOR_TIMEOUT_MS", "200".to_owned()),
             ("ONCEPAY_RECOVERY_INTERVAL_MS", interval.to_owned()),
             ("ONCEPAY_RECOVERY_DELAY_MS", "50".to_owned()),
-            ("ONCEPAY_SANDBOX_JOURNAL", journal.0.to_str().unwrap().to_owned()),
+            ("ONCEPAY_SANDBOX_CALL_LOG", journal.0.to_str().unwrap().to_owned()),
         ];
         let (merchant, operator_key) = (database.merchant(), database.operator_key());
         let healthy = start(&database, &settings, None);

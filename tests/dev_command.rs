@@ -278,7 +278,7 @@ fn with_an_acquirer_beside_it_it_can_be_played_with_and_reconciled() {
     let dev = Dev::start_with(&folder, &["--processor", "http"]);
     let env = env_of(&folder);
     let set_faults = |rules: &str| {
-        let request = ureq::put(format!("{}/faults", env["ONCEPAY_ACQUIRER_CONTROL_URL"]));
+        let request = ureq::put(format!("{}/faults", env["ONCEPAY_SIMULATOR_CONTROL_URL"]));
         request.header("Content-Type", "application/json").send(format!("{{\"rules\":[{rules}]}}")).unwrap();
     };
     set_faults("{\"fault\":\"error_before\"}");

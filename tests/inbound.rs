@@ -492,7 +492,7 @@ fn what_is_not_known_is_kept_acknowledged_and_counted() {
 #[test]
 fn an_end_that_comes_before_its_beginning_waits_for_it() {
     // Its beginning takes it along, so nobody has to come by.
-    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_interval_ms = 600_000);
+    let scene = Scene::with(|config| config.processor_events.processor_event_interval_ms = 600_000);
     let charge = scene.charge(&visa());
     let (won, opened) = (fresh_key(), fresh_key());
     assert_eq!(scene.deliver_as(&won, &scene.dispute("dispute.won", &charge, "d")), "parked");
@@ -547,7 +547,7 @@ fn an_event_that_overtakes_our_own_commit_waits_for_it() {
 /// A release may understand less than the one before it.
 #[test]
 fn a_waiting_event_that_can_not_be_read_is_no_reason_to_refuse_its_cause() {
-    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_interval_ms = 600_000);
+    let scene = Scene::with(|config| config.processor_events.processor_event_interval_ms = 600_000);
     let charge = scene.charge(&visa());
     assert_eq!(scene.deliver_as("won", &scene.dispute("dispute.won", &charge, "d")), "parked");
     execute(&mut scene.database.as_superuser(), "UPDATE acquirer_events SET body = '{}'");
@@ -557,7 +557,7 @@ fn a_waiting_event_that_can_not_be_read_is_no_reason_to_refuse_its_cause() {
 
 #[test]
 fn what_waits_for_too_long_is_an_alarm() {
-    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_overdue_after_s = 1);
+    let scene = Scene::with(|config| config.processor_events.processor_event_overdue_after_s = 1);
     let charge = format!("ch_{}", uuid::Uuid::now_v7().as_simple());
     assert_eq!(scene.deliver_as("e", &scene.event("charge.succeeded", &charge)), "parked");
     let gauge = |name: &str| scene.app.client.metrics().value(name, &[]);
@@ -592,7 +592,7 @@ fn what_waits_for_too_long_is_an_alarm() {
 
 #[test]
 fn an_event_that_can_not_even_be_tried_is_an_alarm_and_does_not_keep_others_waiting() {
-    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_overdue_after_s = 1);
+    let scene = Scene::with(|config| config.processor_events.processor_event_overdue_after_s = 1);
     for statement in [
         "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS \
              $$ BEGIN RAISE 'collision' USING ERRCODE = 'serialization_failure'; END $$",
@@ -637,7 +637,7 @@ fn only_what_has_come_to_no_end_can_be_dismissed() {
 
 #[test]
 fn an_operator_replays_what_has_failed_before() {
-    let scene = Scene::with(|config| config.acquirer_events.acquirer_event_interval_ms = 600_000);
+    let scene = Scene::with(|config| config.processor_events.processor_event_interval_ms = 600_000);
     scene.charge(&visa());
     let payout = scene.payout();
     // As if a release that had a bug had taken it for something else.

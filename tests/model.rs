@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use chrono::Utc;
 use diesel::PgConnection;
 use oncepay::base::ids::MerchantId;
-use oncepay::payments::charges::{self, Settlement};
+use oncepay::payments::charges::{self, Decision};
 use oncepay::payments::disputes::{self, Verdict};
-use oncepay::payments::notice::Learned;
+use oncepay::payments::notice::NoticeEffect;
 use oncepay::payments::payouts;
 use oncepay::processor::Decline;
 use proptest::prelude::*;
@@ -359,10 +359,10 @@ impl Player {
                 let Some(index) = pick(charge, self.model.charges.len()) else { return };
                 let charge = &self.model.charges[index];
                 let settlement =
-                    if approved { Settlement::Approved } else { Settlement::Declined(Decline::generic()) };
+                    if approved { Decision::Approved } else { Decision::Declined(Decline::generic()) };
                 let id = charge.id.parse().unwrap();
                 let settled = charges::settle(&mut self.conn, merchant, id, settlement, Utc::now()).unwrap()
-                    == Learned::Applied;
+                    == NoticeEffect::Applied;
                 assert_eq!(settled, charge.status == "processing");
                 match (settled, approved, charge.capture) {
                     (false, ..) => {}
@@ -374,11 +374,11 @@ impl Player {
             Step::SettlePayout { payout, paid } => {
                 let Some(index) = pick(payout, self.model.payouts.len()) else { return };
                 let (id, currency, minor, was_settled) = self.model.payouts[index].clone();
-                let settlement = if paid { payouts::Settlement::Paid } else { payouts::Settlement::Failed };
+                let settlement = if paid { payouts::Outcome::Paid } else { payouts::Outcome::Failed };
                 let settled =
                     payouts::settle(&mut self.conn, merchant, id.parse().unwrap(), settlement, Utc::now())
                         .unwrap()
-                        == Learned::Applied;
+                        == NoticeEffect::Applied;
                 assert_eq!(settled, !was_settled);
                 if settled {
                     self.model.payouts[index].3 = true;
@@ -394,7 +394,7 @@ impl Player {
                 let name = fresh_key();
                 let opened = disputes::open(&mut self.conn, merchant, id, &name, None, Utc::now()).unwrap();
                 let disputable = matches!(charge.status, "succeeded" | "partially_refunded") && left > 0;
-                assert_eq!(opened == Learned::Applied, disputable);
+                assert_eq!(opened == NoticeEffect::Applied, disputable);
                 if disputable {
                     let path = format!("/v1/disputes?limit=1&charge_id={}", charge.id);
                     let dispute = &self.client.get(&path).expect(200).json()["data"][0];
@@ -411,7 +411,7 @@ impl Player {
                 let verdict = if won { Verdict::Won } else { Verdict::Lost };
                 let closed = disputes::close(&mut self.conn, merchant, charge_id, &name, verdict, Utc::now())
                     .unwrap()
-                    == Learned::Applied;
+                    == NoticeEffect::Applied;
                 assert_eq!(closed, !was_closed);
                 self.model.disputes[number].3 = true;
                 if closed && won {

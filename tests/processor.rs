@@ -198,7 +198,7 @@ fn what_stays_unknown_is_told_and_the_retry_resumes_the_same_charge() {
 
 #[test]
 fn an_acquirer_that_never_answers_costs_a_timeout_and_is_asked() {
-    let scene = Scene::with(|config| config.acquirer.request_timeout_ms = 200);
+    let scene = Scene::with(|config| config.processor.request_timeout_ms = 200);
     scene.fault(json!({"fault": "black_hole", "kinds": ["authorize"], "times": 1}));
     let asked = Instant::now();
     scene.client.charge("k", &visa()).expect(201);
@@ -246,7 +246,7 @@ fn while_the_acquirer_is_down_nobody_waits_for_it_and_it_is_noticed_when_it_is_b
 
 #[test]
 fn an_instance_may_be_told_to_stay_ready_without_the_acquirer() {
-    let mut scene = Scene::with(|config| config.ready_without_acquirer = true);
+    let mut scene = Scene::with(|config| config.ready_without_processor = true);
     scene.acquirer.stop();
     eventually("down", || scene.app.client.metrics().value("oncepay_processor_available", &[]) == 0.0);
     scene.app.client.get("/readyz").expect(200);

@@ -245,11 +245,11 @@ fn without_an_acquirer_there_is_nothing_to_compare_with() {
     let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
         .arg("reconcile")
         .env("DATABASE_URL", exposed(&database.app_url))
-        .env_remove("ONCEPAY_ACQUIRER_URL")
+        .env_remove("ONCEPAY_PROCESSOR_URL")
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && error.contains("ONCEPAY_ACQUIRER_URL"), "{error}");
+    assert!(!output.status.success() && error.contains("ONCEPAY_PROCESSOR_URL"), "{error}");
 }
 
 #[test]

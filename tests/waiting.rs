@@ -18,7 +18,7 @@ fn start(database: &TestDatabase, sandbox: &Arc<Sandbox>) -> App {
         // Nobody else is to take connections from the pool.
         config.recovery_interval_ms = 600_000;
         config.delivery.delivery_interval_ms = 600_000;
-        config.acquirer_events.acquirer_event_interval_ms = 600_000;
+        config.processor_events.processor_event_interval_ms = 600_000;
     })
 }
 

@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 use crate::dev;
 
+use super::old_names;
+
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -35,6 +37,7 @@ impl Options {
     /// A setting of dev.env.
     pub fn setting(&self, name: &str) -> Option<String> {
         dev::setting(&self.data_dir, name)
+            .or_else(|| dev::setting(&self.data_dir, old_names::old_name(name)?))
     }
 
     /// What was given, or else the setting of dev.env. The error is a sentence.

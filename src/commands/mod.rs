@@ -8,6 +8,7 @@ mod keys;
 mod ledger;
 mod listen;
 mod migrate;
+mod old_names;
 mod openapi;
 mod policies;
 mod reconcile;
@@ -67,7 +68,9 @@ enum Command {
 /// Runs the command of this process' arguments. Asking for help, or for a command that doesn't exist, ends the process.
 /// The error is a sentence.
 pub fn run() -> Result<(), String> {
-    let command = secret_files::with_secret_files(Cli::command(), |name| std::env::var_os(name))?;
+    let variable = |name: &str| std::env::var_os(name);
+    let command = old_names::with_old_names(Cli::command(), &variable);
+    let command = secret_files::with_secret_files(command, variable)?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     let out = &mut std::io::stdout().lock();
     match cli.command {

@@ -55,13 +55,22 @@ fn read_secret_files(
 
 fn with_secrets(command: clap::Command, secrets: &BTreeMap<String, String>) -> clap::Command {
     let takes_any = command.get_arguments().any(|arg| secret_variable(arg).is_some());
-    let command = if takes_any { command.after_help(SECRET_FILES_HELP) } else { command };
+    let command = if takes_any { also_help(command, SECRET_FILES_HELP) } else { command };
     command
         .mut_args(|arg| match secret_variable(&arg).and_then(|name| secrets.get(&name)) {
             Some(secret) => arg.required(false).default_value(secret.clone()).hide_default_value(true),
             None => arg,
         })
         .mut_subcommands(|command| with_secrets(command, secrets))
+}
+
+/// Adds to what is shown at the end of the help.
+fn also_help(command: clap::Command, help: &str) -> clap::Command {
+    let help = match command.get_after_help() {
+        Some(before) => format!("{before}\n\n{help}"),
+        None => help.to_owned(),
+    };
+    command.after_help(help)
 }
 
 /// The variable of a setting that is a secret.

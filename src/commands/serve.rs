@@ -8,7 +8,7 @@ use crate::web::listener::Listener;
 pub fn run(config: &Config) -> Result<(), String> {
     let listener = Listener::new(config.listen, "--listen")?;
     let address = listener.address();
-    if config.acquirer.url.is_none() {
+    if config.processor.url.is_none() {
         log::warn!(
             "a sandbox plays the processor, and no money is moved; ONCEPAY_PROCESSOR_URL names a real one"
         );

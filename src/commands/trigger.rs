@@ -63,21 +63,21 @@ pub fn run(options: &Options) -> Result<(), String> {
     let api = ApiClient::new(&options.service)?;
     let merchant = merchant_of_key(api.api_key().expose_secret())
         .ok_or("The API key is malformed: it's sk_test_ and 64 hexadecimal digits.")?;
-    let acquirer = match options.service.setting("ONCEPAY_ACQUIRER_CONTROL_URL") {
-        Some(control) => Acquirer::Server { client: client::client()?, control },
+    let simulator = match options.service.setting("ONCEPAY_SIMULATOR_CONTROL_URL") {
+        Some(control) => Simulator::Server { client: client::client()?, control },
         None => {
             let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
             // The service takes several while one replaces another.
             let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();
-            Acquirer::Sandbox { client: client::client()?, secret: Secret::parse(secret)? }
+            Simulator::Sandbox { client: client::client()?, secret: Secret::parse(secret)? }
         }
     };
-    let trigger = Trigger { api, merchant, acquirer };
+    let trigger = Trigger { api, merchant, simulator };
     actix_web::rt::System::new().block_on(trigger.pull(options.kind))
 }
 
 /// Who sends events.
-enum Acquirer {
+enum Simulator {
     /// A server, by its control.
     Server { client: reqwest::Client, control: String },
     /// Nobody but us.
@@ -87,7 +87,7 @@ enum Acquirer {
 struct Trigger {
     api: ApiClient,
     merchant: MerchantId,
-    acquirer: Acquirer,
+    simulator: Simulator,
 }
 
 impl Trigger {
@@ -144,37 +144,37 @@ impl Trigger {
     }
 
     async fn decide(&self, kind: Kind, charge: &str) -> Result<(), String> {
-        match &self.acquirer {
-            Acquirer::Server { .. } => {
+        match &self.simulator {
+            Simulator::Server { .. } => {
                 let decision = json!({"reference": charge, "approve": kind == Kind::ChargeSucceeded});
                 self.control("decisions", &decision).await?;
-                println!("The acquirer has decided, and sends {}.", kind.name());
+                println!("The simulator has decided, and sends {}.", kind.name());
                 Ok(())
             }
-            Acquirer::Sandbox { .. } => self.send(kind, self.about(charge)).await,
+            Simulator::Sandbox { .. } => self.send(kind, self.about(charge)).await,
         }
     }
 
     async fn settle_payout(&self, kind: Kind, payout: &str) -> Result<(), String> {
-        match &self.acquirer {
-            Acquirer::Server { .. } => {
-                println!("The acquirer sends {} by itself, in a second or so.", kind.name());
+        match &self.simulator {
+            Simulator::Server { .. } => {
+                println!("The simulator sends {} by itself, in a second or so.", kind.name());
                 Ok(())
             }
-            Acquirer::Sandbox { .. } => self.send(kind, self.about(payout)).await,
+            Simulator::Sandbox { .. } => self.send(kind, self.about(payout)).await,
         }
     }
 
     async fn settle(&self, kind: Kind) -> Result<(), String> {
-        match &self.acquirer {
-            Acquirer::Server { .. } => {
+        match &self.simulator {
+            Simulator::Server { .. } => {
                 let whose = json!({"merchant": self.merchant, "currency": "USD"});
                 let settlement = self.control("settlements", &whose).await?;
                 let amount = settlement["amount"].as_str().unwrap_or_default();
-                println!("The acquirer sends {} of {amount} USD.", kind.name());
+                println!("The simulator sends {} of {amount} USD.", kind.name());
                 Ok(())
             }
-            Acquirer::Sandbox { .. } => {
+            Simulator::Sandbox { .. } => {
                 let id = format!("set_{}", Uuid::now_v7().as_simple());
                 let data = json!({"id": id, "merchant": self.merchant, "amount": "12.50", "currency": "USD"});
                 self.send(kind, data).await
@@ -185,15 +185,15 @@ impl Trigger {
     /// Has an event sent.
     async fn send(&self, kind: Kind, data: Value) -> Result<(), String> {
         let kind = kind.name();
-        match &self.acquirer {
-            Acquirer::Server { .. } => {
+        match &self.simulator {
+            Simulator::Server { .. } => {
                 let event = self.control("events", &json!({"type": kind, "data": data})).await?;
                 println!(
-                    "The acquirer sends {kind} as its event {}",
+                    "The simulator sends {kind} as its event {}",
                     event["id"].as_str().unwrap_or_default()
                 );
             }
-            Acquirer::Sandbox { client, secret } => {
+            Simulator::Sandbox { client, secret } => {
                 let now = time::now();
                 let id = format!("evt_{}", Uuid::now_v7().as_simple());
                 let body = json!({"type": kind, "timestamp": Timestamp(now), "data": data}).to_string();
@@ -216,7 +216,7 @@ impl Trigger {
     }
 
     async fn control(&self, path: &str, body: &Value) -> Result<Value, String> {
-        let Acquirer::Server { client, control } = &self.acquirer else {
+        let Simulator::Server { client, control } = &self.simulator else {
             return Err("The sandbox has no control.".to_owned());
         };
         client::answer(client.post(format!("{control}/{path}")).json(body)).await

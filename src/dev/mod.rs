@@ -36,10 +36,10 @@ use crate::web::listener::Listener;
 use self::seed::Keys;
 use self::simulator::Simulator;
 
-/// Name of the acquirer's key in dev.env.
-const ACQUIRER_API_KEY: &str = "ONCEPAY_ACQUIRER_API_KEY";
+/// Name of the processor's key in dev.env.
+const PROCESSOR_API_KEY: &str = "ONCEPAY_PROCESSOR_API_KEY";
 
-/// Name of what the acquirer signs its events with.
+/// Name of what the processor signs its events with.
 const WEBHOOK_SECRET: &str = "ONCEPAY_WEBHOOK_SECRET";
 
 /// Name of the database.
@@ -72,7 +72,7 @@ pub struct Options {
 enum ProcessorKind {
     /// Without a network, without a memory
     Sandbox,
-    /// `oncepay acquirer`, over HTTP
+    /// `oncepay simulator`, over HTTP
     Http,
 }
 
@@ -141,16 +141,16 @@ pub fn run(options: &Options) -> Result<(), String> {
     let keys = ensure_keys(&owner_url, &folder)?;
     let master_key = folder.known("ONCEPAY_MASTER_KEY").map_or_else(new_password, SecretString::from);
     let url = format!("http://{}", bound.address());
-    let acquirer_key = folder.known(ACQUIRER_API_KEY).map_or_else(new_password, SecretString::from);
+    let processor_key = folder.known(PROCESSOR_API_KEY).map_or_else(new_password, SecretString::from);
     let webhook_secret = folder
         .known(WEBHOOK_SECRET)
         .map_or_else(|| Secret::new(&rand::random::<[u8; 32]>()).reveal(), SecretString::from);
-    let acquirer = match options.processor {
+    let simulator = match options.processor {
         ProcessorKind::Sandbox => None,
         ProcessorKind::Http => {
             let url = format!("{url}/v1/webhooks/acquirer").parse().map_err(|error| format!("{error}."))?;
             let webhook = Webhook { url, secret: webhook_secret.clone() };
-            Some(Simulator::start(&owner_url, acquirer_key.clone(), webhook)?)
+            Some(Simulator::start(&owner_url, processor_key.clone(), webhook)?)
         }
     };
     let mut env = vec![
@@ -162,10 +162,10 @@ pub fn run(options: &Options) -> Result<(), String> {
         ("ONCEPAY_OWNER_DATABASE_URL", owner_url.expose_secret()),
         (WEBHOOK_SECRET, webhook_secret.expose_secret()),
     ];
-    if let Some(acquirer) = &acquirer {
-        env.push(("ONCEPAY_ACQUIRER_URL", acquirer.url.as_str()));
-        env.push((ACQUIRER_API_KEY, acquirer_key.expose_secret()));
-        env.push(("ONCEPAY_ACQUIRER_CONTROL_URL", &acquirer.control_url));
+    if let Some(simulator) = &simulator {
+        env.push(("ONCEPAY_PROCESSOR_URL", simulator.url.as_str()));
+        env.push((PROCESSOR_API_KEY, processor_key.expose_secret()));
+        env.push(("ONCEPAY_SIMULATOR_CONTROL_URL", &simulator.control_url));
     }
     folder.write_env(&env)?;
     folder.keep();
@@ -174,18 +174,18 @@ pub fn run(options: &Options) -> Result<(), String> {
     config.webhook_secret = Some(webhook_secret.clone());
     // Whoever tries the service out has the receiver on the same machine.
     config.webhook_allow_loopback = true;
-    if let Some(acquirer) = &acquirer {
-        config.acquirer = acquirer.options();
+    if let Some(simulator) = &simulator {
+        config.processor = simulator.options();
     }
     let served = server::run(bound, &config, None, || {
         println!("\nOncepay is running; Ctrl-C stops it.");
         print_first_steps(&url, &keys, &folder.path);
-        if let Some(acquirer) = &acquirer {
-            print_acquirer(acquirer);
+        if let Some(simulator) = &simulator {
+            print_simulator(simulator);
         }
     });
-    if let Some(acquirer) = acquirer {
-        acquirer.stop();
+    if let Some(simulator) = simulator {
+        simulator.stop();
     }
     if let Some(server) = server {
         println!("Stopping Postgres …");
@@ -241,15 +241,15 @@ curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Ke
     );
 }
 
-fn print_acquirer(acquirer: &Simulator) {
+fn print_simulator(simulator: &Simulator) {
     println!(
-        "The acquirer is a server of its own, at {url}. Have it lose the answers to the next three captures:
+        "The simulator is a server of its own, at {url}. Have it lose the answers to the next three captures:
 
 curl -X PUT {control}/faults -H 'Content-Type: application/json' \
          -d '{{\"rules\":[{{\"fault\":\"drop_answer\",\"kinds\":[\"capture\"],\"times\":3}}]}}'
 ",
-        url = acquirer.url,
-        control = acquirer.control_url,
+        url = simulator.url,
+        control = simulator.control_url,
     );
 }
 

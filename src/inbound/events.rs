@@ -9,7 +9,7 @@ use crate::base::ids::{ChargeId, MerchantId, PayoutId, RefundId, SettlementId};
 use crate::error::Error;
 use crate::payments::charges;
 use crate::payments::disputes::{self, Verdict};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::payments::{payouts, refunds, settlements};
 use crate::processor::{Change, Event, Messages, Notice};
 use crate::web::fields::{Fields, parse_json};
@@ -53,13 +53,13 @@ impl Outcome {
     }
 }
 
-impl From<Learned> for Outcome {
-    fn from(learned: Learned) -> Self {
+impl From<NoticeEffect> for Outcome {
+    fn from(learned: NoticeEffect) -> Self {
         match learned {
-            Learned::Applied => Self::Applied,
-            Learned::Unchanged => Self::Unchanged,
-            Learned::Contradicted(detail) => Self::Contradicted(detail),
-            Learned::TooEarly(detail) => Self::Parked(detail),
+            NoticeEffect::Applied => Self::Applied,
+            NoticeEffect::AlreadyApplied => Self::Unchanged,
+            NoticeEffect::Contradicts(detail) => Self::Contradicted(detail),
+            NoticeEffect::TooEarly(detail) => Self::Parked(detail),
         }
     }
 }
@@ -99,17 +99,15 @@ fn apply_change(
     change: &Change,
     conn: &mut PgConnection,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     match change {
-        Change::ChargeSucceeded(id) => {
-            charges::settle(conn, merchant, *id, charges::Settlement::Approved, now)
-        }
+        Change::ChargeSucceeded(id) => charges::settle(conn, merchant, *id, charges::Decision::Approved, now),
         Change::ChargeFailed(id, decline) => {
-            charges::settle(conn, merchant, *id, charges::Settlement::Declined(decline.clone()), now)
+            charges::settle(conn, merchant, *id, charges::Decision::Declined(decline.clone()), now)
         }
         Change::RefundFailed(id) => refunds::fail(conn, merchant, *id, now),
-        Change::PayoutPaid(id) => payouts::settle(conn, merchant, *id, payouts::Settlement::Paid, now),
-        Change::PayoutFailed(id) => payouts::settle(conn, merchant, *id, payouts::Settlement::Failed, now),
+        Change::PayoutPaid(id) => payouts::settle(conn, merchant, *id, payouts::Outcome::Paid, now),
+        Change::PayoutFailed(id) => payouts::settle(conn, merchant, *id, payouts::Outcome::Failed, now),
         Change::SettlementPaid(id, money) => settlements::book(conn, merchant, *id, *money, now),
         Change::DisputeOpened { charge_id, dispute, reason } => {
             disputes::open(conn, merchant, *charge_id, dispute, reason.clone(), now)

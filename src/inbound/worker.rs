@@ -31,16 +31,21 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 #[group(id = "acquirer_events")]
 pub struct Options {
     /// How often each instance looks for events that have waited for what they are about, in milliseconds
-    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
-    pub acquirer_event_interval_ms: u64,
+    #[arg(long, alias = "acquirer-event-interval-ms", env = "ONCEPAY_PROCESSOR_EVENT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
+    pub processor_event_interval_ms: u64,
 
     /// How long an event may wait before that's an alarm, in seconds. It's tried on
-    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_OVERDUE_AFTER_S", default_value_t = 600)]
-    pub acquirer_event_overdue_after_s: u32,
+    #[arg(
+        long,
+        alias = "acquirer-event-overdue-after-s",
+        env = "ONCEPAY_PROCESSOR_EVENT_OVERDUE_AFTER_S",
+        default_value_t = 600
+    )]
+    pub processor_event_overdue_after_s: u32,
 
     /// How long events are kept as they came, in days
-    #[arg(long, env = "ONCEPAY_ACQUIRER_EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
-    pub acquirer_event_retention_days: u32,
+    #[arg(long, alias = "acquirer-event-retention-days", env = "ONCEPAY_PROCESSOR_EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub processor_event_retention_days: u32,
 }
 
 impl Default for Options {
@@ -51,17 +56,17 @@ impl Default for Options {
 
 impl Options {
     fn overdue_after(&self) -> Duration {
-        Duration::from_secs(self.acquirer_event_overdue_after_s.into())
+        Duration::from_secs(self.processor_event_overdue_after_s.into())
     }
 
     fn retention(&self) -> Duration {
-        Duration::from_secs(u64::from(self.acquirer_event_retention_days) * 24 * 60 * 60)
+        Duration::from_secs(u64::from(self.processor_event_retention_days) * 24 * 60 * 60)
     }
 }
 
 /// Tries parked events; doesn't return.
 pub async fn keep_trying(db: Db, messages: Arc<dyn Messages>, options: Options, metrics: Arc<HostMetrics>) {
-    let interval = Duration::from_millis(options.acquirer_event_interval_ms);
+    let interval = Duration::from_millis(options.processor_event_interval_ms);
     loop {
         if let Err(error) = try_all(&db, &messages, options.overdue_after(), &metrics).await {
             log::warn!("parked events couldn't be tried: {}", error.detailed());

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::storage::db::Db;
 use crate::storage::schema::disputes;
 use crate::web::auth::AuthenticatedMerchant;
@@ -136,13 +136,13 @@ pub fn open(
     acquirer_id: &str,
     reason: Option<String>,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
     match DisputeRow::known_as(conn, merchant, acquirer_id)? {
         None => {}
-        Some(known) if known.charge_id == charge_id => return Ok(Learned::Unchanged),
+        Some(known) if known.charge_id == charge_id => return Ok(NoticeEffect::AlreadyApplied),
         Some(known) => {
-            return Ok(Learned::Contradicted(format!("The dispute is of charge {}.", known.charge_id)));
+            return Ok(NoticeEffect::Contradicts(format!("The dispute is of charge {}.", known.charge_id)));
         }
     }
     let status = charge.status()?;
@@ -153,13 +153,13 @@ pub fn open(
         | ChargeStatus::RequiresCapture
         | ChargeStatus::Succeeded
         | ChargeStatus::PartiallyRefunded
-        | ChargeStatus::Refunded => return Ok(Learned::too_early("charge", status.as_str())),
+        | ChargeStatus::Refunded => return Ok(NoticeEffect::too_early("charge", status.as_str())),
         // The end of the other dispute may be on its way.
         ChargeStatus::Disputed if is_any_open(conn, merchant, charge_id)? => {
-            return Ok(Learned::too_early("charge", status.as_str()));
+            return Ok(NoticeEffect::too_early("charge", status.as_str()));
         }
         ChargeStatus::Failed | ChargeStatus::Canceled | ChargeStatus::Disputed => {
-            return Ok(Learned::contradicted("charge", status.as_str()));
+            return Ok(NoticeEffect::contradicts("charge", status.as_str()));
         }
     }
     let id = DisputeId::at(now);
@@ -183,7 +183,7 @@ pub fn open(
     };
     diesel::insert_into(disputes::table).values(&row).execute(conn)?;
     row.record(conn, EventType::DisputeOpened)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }
 
 /// Whether a charge has an open dispute.
@@ -216,22 +216,22 @@ pub fn close(
     acquirer_id: &str,
     verdict: Verdict,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let (status, event, credited) = match verdict {
         Verdict::Won => ("won", EventType::DisputeWon, AccountKind::MerchantPayable),
         Verdict::Lost => ("lost", EventType::DisputeLost, AccountKind::AcquirerClearing),
     };
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
     let Some(mut row) = DisputeRow::known_as(conn, merchant, acquirer_id)? else {
-        return Ok(Learned::TooEarly("The dispute hasn't been opened.".to_owned()));
+        return Ok(NoticeEffect::TooEarly("The dispute hasn't been opened.".to_owned()));
     };
     if row.charge_id != charge_id {
-        return Ok(Learned::Contradicted(format!("The dispute is of charge {}.", row.charge_id)));
+        return Ok(NoticeEffect::Contradicts(format!("The dispute is of charge {}.", row.charge_id)));
     }
     match row.status.as_str() {
         "open" => {}
-        known if known == status => return Ok(Learned::Unchanged),
-        other => return Ok(Learned::contradicted("dispute", other)),
+        known if known == status => return Ok(NoticeEffect::AlreadyApplied),
+        other => return Ok(NoticeEffect::contradicts("dispute", other)),
     }
     let id = row.id;
     let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
@@ -249,7 +249,7 @@ pub fn close(
         .set((disputes::status.eq(&row.status), disputes::closed_at.eq(row.closed_at)))
         .execute(conn)?;
     row.record(conn, event)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }
 
 problems!(GetProblems, reading: DisputeNotFound);

@@ -1,28 +1,28 @@
-//! What comes of being told by the acquirer what has become of an object.
+//! How a notice from the processor applies to an object.
 //!
-//! Its word comes late, more than once, and in any order; so for each state of the object it's said whether the news
-//! changes it, says what is known, has come too early, or can't be true.
+//! Notices come late, more than once, and in any order. For each state of the object, the domain says whether a notice
+//! changes it, repeats what is known, has come too early, or contradicts our books.
 
-/// What came of the news.
+/// The effect of a notice on our books.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Learned {
-    /// They have changed something.
+pub enum NoticeEffect {
+    /// It changed something.
     Applied,
-    /// Things were so already.
-    Unchanged,
-    /// Our books say otherwise and can't be changed to that. For people to find out who is right.
-    Contradicted(String),
-    /// What comes before it hasn't happened here yet.
+    /// Our books said the same already.
+    AlreadyApplied,
+    /// Our books say otherwise and can't be changed to that. People have to find out who is right.
+    Contradicts(String),
+    /// What must come before it hasn't happened here yet.
     TooEarly(String),
 }
 
-impl Learned {
-    /// The `object` has a status that the news don't go with.
-    pub fn contradicted(object: &str, status: &str) -> Self {
-        Self::Contradicted(format!("The {object} is {status}."))
+impl NoticeEffect {
+    /// A contradiction: the `object` has a `status` that the notice doesn't go with.
+    pub fn contradicts(object: &str, status: &str) -> Self {
+        Self::Contradicts(format!("The {object} is {status}."))
     }
 
-    /// The `object` has a status that comes before the one that the news are about.
+    /// A notice that came too early: the `object` has a `status` that comes before the one that the notice is about.
     pub fn too_early(object: &str, status: &str) -> Self {
         Self::TooEarly(format!("The {object} is {status}."))
     }

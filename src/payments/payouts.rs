@@ -26,7 +26,7 @@ use crate::idempotency::{
     Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind, Target,
 };
 use crate::ledger::{self, AccountKind, JournalEntry};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::storage::db::Db;
 use crate::storage::schema::payouts;
 use crate::web::auth::AuthenticatedMerchant;
@@ -236,7 +236,7 @@ impl ExternalOperation for CreatePayout {
 
 /// What became of a payout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settlement {
+pub enum Outcome {
     /// It arrived.
     Paid,
     /// It came back.
@@ -252,19 +252,19 @@ pub fn settle(
     conn: &mut PgConnection,
     merchant: MerchantId,
     id: PayoutId,
-    settlement: Settlement,
+    settlement: Outcome,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let (status, event, credited) = match settlement {
-        Settlement::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
-        Settlement::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
+        Outcome::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
+        Outcome::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
     };
     let mut row = PayoutRow::lock(conn, merchant, id)?;
     match row.status.as_str() {
         "in_transit" => {}
-        "pending" => return Ok(Learned::too_early("payout", "pending")),
-        known if known == status => return Ok(Learned::Unchanged),
-        other => return Ok(Learned::contradicted("payout", other)),
+        "pending" => return Ok(NoticeEffect::too_early("payout", "pending")),
+        known if known == status => return Ok(NoticeEffect::AlreadyApplied),
+        other => return Ok(NoticeEffect::contradicts("payout", other)),
     }
     let entry = JournalEntry::new(format!("{id}:{status}"))
         .debit(AccountKind::PayoutsInTransit, row.money()?)
@@ -273,7 +273,7 @@ pub fn settle(
     row.status = status.to_owned();
     row.settled_at = Some(now);
     row.save(conn, event)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }
 
 problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, OutcomeUnknown);

@@ -30,7 +30,7 @@ use crate::idempotency::{
 };
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::storage::db::Db;
 use crate::storage::schema::refunds;
 use crate::web::auth::AuthenticatedMerchant;
@@ -277,15 +277,15 @@ pub fn fail(
     merchant: MerchantId,
     id: RefundId,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
     // Again, now that nobody else can be changing it.
     let mut row = RefundRow::find(conn, merchant, id)?;
     match row.status.as_str() {
         "succeeded" => {}
-        "pending" => return Ok(Learned::too_early("refund", "pending")),
-        _ => return Ok(Learned::Unchanged),
+        "pending" => return Ok(NoticeEffect::too_early("refund", "pending")),
+        _ => return Ok(NoticeEffect::AlreadyApplied),
     }
     let amount = charge.money(row.amount)?;
     let entry = JournalEntry::new(format!("{id}:failed"))
@@ -300,7 +300,7 @@ pub fn fail(
     row.status = "failed".to_owned();
     row.failed_at = Some(now);
     row.save(conn, EventType::RefundFailed)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }
 
 problems!(

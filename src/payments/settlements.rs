@@ -15,7 +15,7 @@ use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::ledger::{self, AccountKind, JournalEntry};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::storage::schema::merchants;
 use crate::storage::sql::statement;
 
@@ -49,7 +49,7 @@ pub fn book(
     id: SettlementId,
     money: Money,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let source = id.to_string();
     let booked = statement::<Nullable<Numeric>>(
         "SELECT (SELECT sum(p.amount) FROM postings p \
@@ -63,12 +63,12 @@ pub fn book(
     .optional()?;
     if let Some(amount) = booked {
         let is_same = amount == Some(money.amount());
-        let other = || Learned::Contradicted("It was booked with another amount.".to_owned());
-        return Ok(if is_same { Learned::Unchanged } else { other() });
+        let other = || NoticeEffect::Contradicts("It was booked with another amount.".to_owned());
+        return Ok(if is_same { NoticeEffect::AlreadyApplied } else { other() });
     }
     let merchant_row = merchants::table.find(merchant);
     if !diesel::select(diesel::dsl::exists(merchant_row)).get_result::<bool>(conn)? {
-        return Ok(Learned::Contradicted("There is no such merchant.".to_owned()));
+        return Ok(NoticeEffect::Contradicts("There is no such merchant.".to_owned()));
     }
     let entry = JournalEntry::new(source)
         .debit(AccountKind::Bank, money)
@@ -82,5 +82,5 @@ pub fn book(
         created_at: Timestamp(now),
     };
     events::record(conn, merchant, EventType::SettlementPaid, id.0, &settlement)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }

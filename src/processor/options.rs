@@ -13,28 +13,34 @@ use crate::base::defaults::defaults;
 pub struct ProcessorOptions {
     /// Address of the acquirer, as in `https://acquirer.example`. Without it a sandbox in this process plays the
     /// acquirer, and no money is moved
-    #[arg(long = "acquirer-url", env = "ONCEPAY_ACQUIRER_URL", requires = "api_key")]
+    #[arg(
+        long = "processor-url",
+        alias = "acquirer-url",
+        env = "ONCEPAY_PROCESSOR_URL",
+        requires = "api_key"
+    )]
     pub url: Option<Url>,
 
     /// What the acquirer knows us by
     #[arg(
-        long = "acquirer-api-key",
+        long = "processor-api-key",
+        alias = "acquirer-api-key",
         id = "api_key",
-        env = "ONCEPAY_ACQUIRER_API_KEY",
+        env = "ONCEPAY_PROCESSOR_API_KEY",
         hide_env_values = true
     )]
     pub api_key: Option<SecretString>,
 
     /// Longest time to connect to the acquirer, and for it to tell that it's well, in milliseconds
-    #[arg(long = "acquirer-connect-timeout-ms", env = "ONCEPAY_ACQUIRER_CONNECT_TIMEOUT_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "processor-connect-timeout-ms", alias = "acquirer-connect-timeout-ms", env = "ONCEPAY_PROCESSOR_CONNECT_TIMEOUT_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub connect_timeout_ms: u64,
 
     /// Longest time for one HTTP request to the acquirer, in milliseconds
-    #[arg(long = "acquirer-request-timeout-ms", env = "ONCEPAY_ACQUIRER_REQUEST_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "processor-request-timeout-ms", alias = "acquirer-request-timeout-ms", env = "ONCEPAY_PROCESSOR_REQUEST_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout_ms: u64,
 
     /// How often the acquirer is asked whether it's well, in milliseconds
-    #[arg(long = "acquirer-probe-interval-ms", env = "ONCEPAY_ACQUIRER_PROBE_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long = "processor-probe-interval-ms", alias = "acquirer-probe-interval-ms", env = "ONCEPAY_PROCESSOR_PROBE_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub probe_interval_ms: u64,
 }
 

@@ -59,7 +59,7 @@ impl Sandbox {
     }
 
     /// One that appends every call to a file as a line of JSON.
-    pub fn with_journal(path: &Path) -> std::io::Result<Self> {
+    pub fn with_call_log(path: &Path) -> std::io::Result<Self> {
         let file = File::options().create(true).append(true).open(path)?;
         Ok(Self::noting(Journal::File(Mutex::new(file))))
     }

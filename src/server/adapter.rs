@@ -11,12 +11,12 @@ use crate::processor::{Adapter, HttpProcessor, HttpSettings, ProcessorOptions, S
 /// The processor of the settings: the one at their URL, or the sandbox. The error is a sentence.
 pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, String> {
     let secrets = config.webhook_secrets()?;
-    match config.acquirer.http_settings() {
+    match config.processor.http_settings() {
         Some(settings) => over_http(settings, secrets, metrics),
         None => {
-            let sandbox = match &config.sandbox_journal {
+            let sandbox = match &config.sandbox_call_log {
                 None => Sandbox::new(),
-                Some(path) => Sandbox::with_journal(path)
+                Some(path) => Sandbox::with_call_log(path)
                     .map_err(|error| format!("Can't write {}: {error}.", path.display()))?,
             };
             Ok(of_sandbox(Arc::new(sandbox), secrets))
@@ -27,7 +27,7 @@ pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, Stri
 /// The processor at the options' URL, for commands that read its books. The error is a sentence.
 pub fn of_options(options: &ProcessorOptions) -> Result<Adapter, String> {
     let settings = options.http_settings().ok_or(
-        "There is no processor to ask: set ONCEPAY_ACQUIRER_URL and ONCEPAY_ACQUIRER_API_KEY. The sandbox keeps no books.",
+        "There is no processor to ask: set ONCEPAY_PROCESSOR_URL and ONCEPAY_PROCESSOR_API_KEY. The sandbox keeps no books.",
     )?;
     over_http(settings, Vec::new(), Arc::new(Metrics::new(&Registry::new())))
 }

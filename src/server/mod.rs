@@ -122,7 +122,7 @@ pub fn serve(
     let document = web::Data::new(document);
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
-    let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
+    let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_processor });
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
@@ -189,11 +189,11 @@ pub fn serve(
     actix_web::rt::spawn(inbound::keep_trying(
         roll_up_db.clone(),
         Arc::clone(&messages),
-        config.acquirer_events,
+        config.processor_events,
         Arc::clone(&host_metrics),
     ));
     actix_web::rt::spawn(inbound::keep_counting(roll_up_db.clone(), messages, inbound_metrics, host_metrics));
-    actix_web::rt::spawn(inbound::keep_pruning(roll_up_db.clone(), config.acquirer_events));
+    actix_web::rt::spawn(inbound::keep_pruning(roll_up_db.clone(), config.processor_events));
     let retention = Retention {
         events_days: config.event_retention_days,
         deliveries_days: config.delivery_retention_days,

@@ -153,24 +153,11 @@ fn method_name(method: &HttpMethod) -> &'static str {
 }
 
 /// The schemas that show a policy, or take a change of one.
-const POLICY_SCHEMAS: &[&str] = &["Policy", "OperationPolicy", "ReplacePolicy"];
+const POLICY_SCHEMAS: &[&str] = &["Policy", "ReplacePolicy"];
 
 /// Adds to the schema of a policy a setting that only one operation has.
 fn add_setting(schema: &mut Schema, operation: &str, setting: &PolicySetting) {
-    let object = match schema {
-        Schema::Object(object) => object,
-        Schema::AllOf(all) => {
-            let objects = all.items.iter_mut().filter_map(|item| match item {
-                RefOr::T(Schema::Object(object)) => Some(object),
-                _ => None,
-            });
-            match objects.last() {
-                Some(object) => object,
-                None => return,
-            }
-        }
-        _ => return,
-    };
+    let Schema::Object(object) = schema else { return };
     let property = match setting.kind {
         SettingKind::Choice(words) => {
             ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied()))

@@ -14,15 +14,15 @@ use super::{Settings, Webhook};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Connection string of the acquirer's own database, as its owner
-    #[arg(long, env = "ONCEPAY_ACQUIRER_DATABASE_URL", hide_env_values = true)]
+    #[arg(long, env = "ONCEPAY_SIMULATOR_DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
 
     /// The key that clients must send
-    #[arg(long, env = "ONCEPAY_ACQUIRER_API_KEY", hide_env_values = true)]
+    #[arg(long, env = "ONCEPAY_SIMULATOR_API_KEY", hide_env_values = true)]
     api_key: SecretString,
 
     /// Address to listen on; port 0 takes a free one
-    #[arg(long, env = "ONCEPAY_ACQUIRER_LISTEN", default_value = "127.0.0.1:8090")]
+    #[arg(long, env = "ONCEPAY_SIMULATOR_LISTEN", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
 
     /// Address of the control, which makes the acquirer misbehave. It asks for no key, so it must be one of this

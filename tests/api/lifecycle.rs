@@ -3,9 +3,9 @@
 use chrono::Utc;
 use diesel::RunQueryDsl;
 use oncepay::base::ids::ChargeId;
-use oncepay::payments::charges::{self, ChargeStatus, Settlement};
+use oncepay::payments::charges::{self, ChargeStatus, Decision};
 use oncepay::payments::disputes::{self, Verdict};
-use oncepay::payments::notice::Learned;
+use oncepay::payments::notice::NoticeEffect;
 use oncepay::payments::payouts;
 use oncepay::processor::Decline;
 use serde_json::{Value, json};
@@ -212,11 +212,11 @@ fn a_payout_moves_the_balance_and_settles_later() {
     let merchant = scene.merchant.id;
     let settle = |conn: &mut diesel::PgConnection, id: &str, settlement| {
         payouts::settle(conn, merchant, id.parse().unwrap(), settlement, Utc::now()).unwrap()
-            == Learned::Applied
+            == NoticeEffect::Applied
     };
-    assert!(settle(conn, &response.field("id"), payouts::Settlement::Paid));
-    assert!(settle(conn, &failing, payouts::Settlement::Failed));
-    for settlement in [payouts::Settlement::Paid, payouts::Settlement::Failed] {
+    assert!(settle(conn, &response.field("id"), payouts::Outcome::Paid));
+    assert!(settle(conn, &failing, payouts::Outcome::Failed));
+    for settlement in [payouts::Outcome::Paid, payouts::Outcome::Failed] {
         assert!(!settle(conn, &failing, settlement), "it's settled");
     }
     assert_eq!(scene.client.get(&path).json()["status"], "paid");
@@ -248,13 +248,13 @@ fn an_asynchronous_charge_is_processing_until_the_processor_tells() {
     assert_eq!(scene.usd()["pending"], "37.50");
     assert_eq!(scene.calls("capture"), 0);
     let settle = |conn: &mut diesel::PgConnection, id, settlement| {
-        charges::settle(conn, merchant, id, settlement, Utc::now()).unwrap() == Learned::Applied
+        charges::settle(conn, merchant, id, settlement, Utc::now()).unwrap() == NoticeEffect::Applied
     };
-    assert!(settle(conn, captured, Settlement::Approved));
-    assert!(settle(conn, held, Settlement::Approved));
-    assert!(settle(conn, declined, Settlement::Declined(Decline::insufficient_funds())));
+    assert!(settle(conn, captured, Decision::Approved));
+    assert!(settle(conn, held, Decision::Approved));
+    assert!(settle(conn, declined, Decision::Declined(Decline::insufficient_funds())));
     for id in [captured, held, declined] {
-        assert!(!settle(conn, id, Settlement::Approved), "it's settled");
+        assert!(!settle(conn, id, Decision::Approved), "it's settled");
     }
     let status = |id: ChargeId| scene.get_charge(&id.to_string())["status"].clone();
     assert_eq!(
@@ -278,10 +278,10 @@ fn a_dispute_takes_the_money_and_gives_it_back_when_won() {
         let reason = Some("fraudulent".to_owned());
         disputes::open(conn, merchant, charge.parse().unwrap(), name, reason, Utc::now()).unwrap()
     };
-    assert_eq!(open(&won, "a"), Learned::Applied);
-    assert_eq!(open(&won, "a"), Learned::Unchanged);
-    assert!(matches!(open(&won, "b"), Learned::TooEarly(_)), "it's disputed already");
-    assert_eq!(open(&lost, "c"), Learned::Applied);
+    assert_eq!(open(&won, "a"), NoticeEffect::Applied);
+    assert_eq!(open(&won, "a"), NoticeEffect::AlreadyApplied);
+    assert!(matches!(open(&won, "b"), NoticeEffect::TooEarly(_)), "it's disputed already");
+    assert_eq!(open(&lost, "c"), NoticeEffect::Applied);
     let of = |charge: &str| {
         let page = scene.client.get(&format!("/v1/disputes?charge_id={charge}")).expect(200).json();
         page["data"][0].clone()
@@ -296,13 +296,13 @@ fn a_dispute_takes_the_money_and_gives_it_back_when_won() {
     let mut close = |charge: &str, name: &str, verdict| {
         disputes::close(conn, merchant, charge.parse().unwrap(), name, verdict, Utc::now()).unwrap()
     };
-    assert!(matches!(close(&won, "unheard", Verdict::Won), Learned::TooEarly(_)));
-    assert!(matches!(close(&lost, "a", Verdict::Won), Learned::Contradicted(_)), "of another charge");
-    assert_eq!(close(&won, "a", Verdict::Won), Learned::Applied);
-    assert_eq!(close(&lost, "c", Verdict::Lost), Learned::Applied);
-    assert_eq!(close(&won, "a", Verdict::Won), Learned::Unchanged);
-    assert!(matches!(close(&won, "a", Verdict::Lost), Learned::Contradicted(_)));
-    assert!(matches!(close(&lost, "c", Verdict::Won), Learned::Contradicted(_)));
+    assert!(matches!(close(&won, "unheard", Verdict::Won), NoticeEffect::TooEarly(_)));
+    assert!(matches!(close(&lost, "a", Verdict::Won), NoticeEffect::Contradicts(_)), "of another charge");
+    assert_eq!(close(&won, "a", Verdict::Won), NoticeEffect::Applied);
+    assert_eq!(close(&lost, "c", Verdict::Lost), NoticeEffect::Applied);
+    assert_eq!(close(&won, "a", Verdict::Won), NoticeEffect::AlreadyApplied);
+    assert!(matches!(close(&won, "a", Verdict::Lost), NoticeEffect::Contradicts(_)));
+    assert!(matches!(close(&lost, "c", Verdict::Won), NoticeEffect::Contradicts(_)));
     assert_eq!(scene.get_charge(&won)["status"], "partially_refunded");
     assert_eq!(scene.get_charge(&lost)["status"], "disputed");
     assert_eq!(scene.usd()["available"], "-11.32");
@@ -392,7 +392,7 @@ fn refunds_payouts_and_disputes_make_only_the_transitions_of_their_tables() {
     let id = charge.parse().unwrap();
     let conn = &mut scene.database.as_app();
     let opened = disputes::open(conn, scene.merchant.id, id, "dispute-1", None, Utc::now()).unwrap();
-    assert_eq!(opened, Learned::Applied);
+    assert_eq!(opened, NoticeEffect::Applied);
     let tables = [
         (
             "refunds",

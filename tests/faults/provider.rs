@@ -102,7 +102,7 @@ impl Provider {
     pub fn environment(&self, url: Option<String>) -> Vec<(&'static str, String)> {
         match self {
             Self::Ours(acquirer) => {
-                let url = url.map(|url| ("ONCEPAY_ACQUIRER_URL", url));
+                let url = url.map(|url| ("ONCEPAY_PROCESSOR_URL", url));
                 acquirer.environment().into_iter().chain(url).collect()
             }
             Self::Second(crossbank) => {

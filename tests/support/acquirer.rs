@@ -113,11 +113,11 @@ impl Acquirer {
     /// The same for a service in a process of its own, with timeouts that fit a short lease.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("ONCEPAY_ACQUIRER_URL", self.url.clone()),
-            ("ONCEPAY_ACQUIRER_API_KEY", self.api_key.clone()),
-            ("ONCEPAY_ACQUIRER_CONNECT_TIMEOUT_MS", "500".to_owned()),
-            ("ONCEPAY_ACQUIRER_REQUEST_TIMEOUT_MS", "500".to_owned()),
-            ("ONCEPAY_ACQUIRER_PROBE_INTERVAL_MS", "50".to_owned()),
+            ("ONCEPAY_PROCESSOR_URL", self.url.clone()),
+            ("ONCEPAY_PROCESSOR_API_KEY", self.api_key.clone()),
+            ("ONCEPAY_PROCESSOR_CONNECT_TIMEOUT_MS", "500".to_owned()),
+            ("ONCEPAY_PROCESSOR_REQUEST_TIMEOUT_MS", "500".to_owned()),
+            ("ONCEPAY_PROCESSOR_PROBE_INTERVAL_MS", "50".to_owned()),
         ]
     }
 

@@ -55,7 +55,7 @@ impl App {
     pub fn start_at(acquirer: &Acquirer, database: &TestDatabase, adjust: impl FnOnce(&mut Config)) -> Self {
         let options = acquirer.options();
         Self::serve(database, Arc::new(Sandbox::new()), |config, _| {
-            config.acquirer = options;
+            config.processor = options;
             adjust(config);
             None
         })

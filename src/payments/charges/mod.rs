@@ -46,7 +46,7 @@ use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::idempotency::{Effects, ResourceKind};
 use crate::ledger::{self, AccountKind, JournalEntry};
-use crate::payments::notice::Learned;
+use crate::payments::notice::NoticeEffect;
 use crate::payments::pricing;
 use crate::processor::Decline;
 use crate::storage::schema::charges;
@@ -433,7 +433,7 @@ impl ChargeRow {
 
 /// What the processor says later of a charge that was `processing`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settlement {
+pub enum Decision {
     /// Approved and, if the charge was to be captured at once, captured.
     Approved,
     /// Refused for good.
@@ -449,35 +449,35 @@ pub fn settle(
     conn: &mut PgConnection,
     merchant: MerchantId,
     id: ChargeId,
-    settlement: Settlement,
+    decision: Decision,
     now: DateTime<Utc>,
-) -> Result<Learned, Error> {
+) -> Result<NoticeEffect, Error> {
     let mut row = ChargeRow::lock(conn, merchant, id)?;
     let status = row.status()?;
     if status != ChargeStatus::Processing {
         let was_declined = status == ChargeStatus::Failed;
-        let is_same = was_declined == matches!(settlement, Settlement::Declined(_));
+        let is_same = was_declined == matches!(decision, Decision::Declined(_));
         return Ok(if is_same {
-            Learned::Unchanged
+            NoticeEffect::AlreadyApplied
         } else {
-            Learned::contradicted("charge", status.as_str())
+            NoticeEffect::contradicts("charge", status.as_str())
         });
     }
-    let event = match settlement {
-        Settlement::Declined(decline) => {
+    let event = match decision {
+        Decision::Declined(decline) => {
             row.decline(&decline);
             EventType::ChargeFailed
         }
-        Settlement::Approved if row.capture => {
+        Decision::Approved if row.capture => {
             let amount = row.money(row.amount)?;
             row.capture(conn, amount, now)?;
             EventType::ChargeSucceeded
         }
-        Settlement::Approved => {
+        Decision::Approved => {
             row.set_status(ChargeStatus::RequiresCapture);
             EventType::ChargeAuthorized
         }
     };
     row.save(conn, event)?;
-    Ok(Learned::Applied)
+    Ok(NoticeEffect::Applied)
 }

@@ -195,7 +195,7 @@ fn trigger_takes_what_it_needs_from_the_environment_too() {
 fn trigger_has_the_acquirer_send_where_there_is_one() {
     let database = TestDatabase::new();
     let (acquirer, app) = App::start_with_acquirer(&database);
-    let control = format!("ONCEPAY_ACQUIRER_CONTROL_URL={}/control\n", acquirer.control_url);
+    let control = format!("ONCEPAY_SIMULATOR_CONTROL_URL={}/control\n", acquirer.control_url);
     let scene = Scene::new(database, app, &control);
     for kind in TRIGGERS {
         let before = scene.count(kind);

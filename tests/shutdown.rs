@@ -27,7 +27,7 @@ fn a_process_that_is_connecting_ends_well() {
     let database = TestDatabase::new();
     for _ in 0..20 {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "exit::a_process_that_is_connecting_ends_well"])
+            .args(["--exact", "shutdown::a_process_that_is_connecting_ends_well"])
             .env(ENDING, database::exposed(&database.app_url))
             .output()
             .unwrap();
