@@ -16,6 +16,9 @@ use super::key::IdempotencyKey;
 pub use super::store::Life;
 pub(crate) use super::store::life;
 
+/// How far the effects of a request can be, in the database and in the API.
+pub(crate) const RECOVERY_POINTS: [&str; 2] = ["started", "finished"];
+
 /// A key's row, without request and answer.
 #[derive(Clone, Debug, QueryableByName)]
 #[expect(missing_docs, reason = "the columns are described in the migrations")]

@@ -33,18 +33,26 @@ impl FromStr for KeyFilter {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Ok(match text {
-            "in_progress" => Self::InProgress,
-            "abandoned" => Self::Abandoned,
-            "parked" => Self::Parked,
-            "completed" => Self::Completed,
-            "expired" => Self::Expired,
-            _ => return Err(()),
-        })
+        Self::ALL.into_iter().find(|filter| filter.as_str() == text).ok_or(())
     }
 }
 
 impl KeyFilter {
+    /// All there are.
+    pub const ALL: [Self; 5] =
+        [Self::InProgress, Self::Abandoned, Self::Parked, Self::Completed, Self::Expired];
+
+    /// Its name in the API and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Abandoned => "abandoned",
+            Self::Parked => "parked",
+            Self::Completed => "completed",
+            Self::Expired => "expired",
+        }
+    }
+
     /// What a text must be that can be parsed.
     pub const FORMAT: &str = "must be one of in_progress, abandoned, parked, completed, expired";
 
@@ -137,4 +145,15 @@ pub fn list(
         rows.load::<KeyRow>(conn)
     })?;
     Ok(Some(page.cut(rows)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_names_all_filters() {
+        let names: Vec<_> = KeyFilter::ALL.iter().map(|filter| filter.as_str()).collect();
+        assert_eq!(KeyFilter::FORMAT, format!("must be one of {}", names.join(", ")));
+    }
 }

@@ -25,6 +25,15 @@ use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters};
 use crate::web::problems::problems;
 
+/// There is no answer yet.
+const IN_PROGRESS: &str = "in_progress";
+/// There is one, which is kept.
+const COMPLETED: &str = "completed";
+/// There was one, which isn't kept any more.
+const EXPIRED: &str = "expired";
+/// Where a key can stand in the API.
+pub(crate) const STATUSES: [&str; 3] = [IN_PROGRESS, COMPLETED, EXPIRED];
+
 /// What has become of a request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyStatus {
@@ -112,9 +121,9 @@ pub struct OperatorKeyStatus {
 impl KeyStatus {
     fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
         let status = match row.life()? {
-            Life::Running | Life::Abandoned | Life::Parked => "in_progress",
-            Life::Completed => "completed",
-            Life::Expired | Life::Forgotten => "expired",
+            Life::Running | Life::Abandoned | Life::Parked => IN_PROGRESS,
+            Life::Completed => COMPLETED,
+            Life::Expired | Life::Forgotten => EXPIRED,
         };
         Ok(Self {
             key: row.key.clone(),

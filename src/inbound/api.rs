@@ -135,7 +135,9 @@ impl KeptRow {
 /// A state to filter by.
 struct State(&'static str);
 
-const STATES: [&str; 6] = ["applied", "unchanged", "contradicted", "unknown", "parked", "dismissed"];
+/// What can have come of an event, in the database and in the API.
+pub(crate) const STATES: [&str; 6] =
+    ["applied", "unchanged", "contradicted", "unknown", "parked", "dismissed"];
 
 impl FromStr for State {
     type Err = ();

@@ -18,6 +18,16 @@ pub enum AccountKind {
 }
 
 impl AccountKind {
+    /// All there are.
+    pub const ALL: [Self; 6] = [
+        Self::AcquirerClearing,
+        Self::Bank,
+        Self::MerchantPayable,
+        Self::PayoutsInTransit,
+        Self::DisputesHeld,
+        Self::FeeRevenue,
+    ];
+
     /// Its name in the database and in the API.
     pub fn as_str(self) -> &'static str {
         match self {

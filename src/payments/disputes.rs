@@ -30,6 +30,15 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
+/// It isn't decided.
+const OPEN: &str = "open";
+/// The merchant has its money again.
+const WON: &str = "won";
+/// The customer has it.
+const LOST: &str = "lost";
+/// Where a dispute can stand, in the database and in the API.
+pub(crate) const STATUSES: [&str; 3] = [OPEN, WON, LOST];
+
 /// A contested charge.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Dispute {
@@ -173,7 +182,7 @@ pub fn open(
         merchant_id: merchant,
         id,
         charge_id,
-        status: "open".to_owned(),
+        status: OPEN.to_owned(),
         amount: amount.amount(),
         currency: amount.currency().code().to_owned(),
         reason,
@@ -191,7 +200,7 @@ fn is_any_open(conn: &mut PgConnection, merchant: MerchantId, charge_id: ChargeI
     let open = disputes::table
         .filter(disputes::merchant_id.eq(merchant))
         .filter(disputes::charge_id.eq(charge_id))
-        .filter(disputes::status.eq("open"));
+        .filter(disputes::status.eq(OPEN));
     Ok(diesel::select(diesel::dsl::exists(open)).get_result(conn)?)
 }
 
@@ -218,8 +227,8 @@ pub fn close(
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let (status, event, credited) = match verdict {
-        Verdict::Won => ("won", EventType::DisputeWon, AccountKind::MerchantPayable),
-        Verdict::Lost => ("lost", EventType::DisputeLost, AccountKind::AcquirerClearing),
+        Verdict::Won => (WON, EventType::DisputeWon, AccountKind::MerchantPayable),
+        Verdict::Lost => (LOST, EventType::DisputeLost, AccountKind::AcquirerClearing),
     };
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
     let Some(mut row) = DisputeRow::known_as(conn, merchant, acquirer_id)? else {
@@ -229,7 +238,7 @@ pub fn close(
         return Ok(NoticeEffect::Contradicts(format!("The dispute is of charge {}.", row.charge_id)));
     }
     match row.status.as_str() {
-        "open" => {}
+        OPEN => {}
         known if known == status => return Ok(NoticeEffect::AlreadyApplied),
         other => return Ok(NoticeEffect::contradicts("dispute", other)),
     }

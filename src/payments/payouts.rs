@@ -41,6 +41,17 @@ const DESTINATION_MAX: usize = 255;
 pub static PAYOUT: ResourceKind =
     ResourceKind::new("payout", PayoutId::PREFIX, "payouts", "/v1/payouts/{id}");
 
+/// The processor is being asked.
+const PENDING: &str = "pending";
+/// It's on its way.
+const IN_TRANSIT: &str = "in_transit";
+/// It arrived.
+const PAID: &str = "paid";
+/// It came back.
+const FAILED: &str = "failed";
+/// Where a payout can stand, in the database and in the API.
+pub(crate) const STATUSES: [&str; 4] = [PENDING, IN_TRANSIT, PAID, FAILED];
+
 /// Money sent to the merchant's bank.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Payout {
@@ -191,7 +202,7 @@ impl ExternalOperation for CreatePayout {
         let row = PayoutRow {
             merchant_id: merchant,
             id,
-            status: "pending".to_owned(),
+            status: PENDING.to_owned(),
             amount: self.amount.amount(),
             currency: self.amount.currency().code().to_owned(),
             destination: self.destination.clone(),
@@ -226,7 +237,7 @@ impl ExternalOperation for CreatePayout {
             .debit(AccountKind::MerchantPayable, self.amount)
             .credit(AccountKind::PayoutsInTransit, self.amount);
         ledger::post(conn, merchant, &entry)?;
-        row.status = "in_transit".to_owned();
+        row.status = IN_TRANSIT.to_owned();
         let payout = row.save(conn, EventType::PayoutCreated)?;
         Ok(Reply::json(StatusCode::CREATED, &payout)?
             .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
@@ -256,13 +267,13 @@ pub fn settle(
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let (status, event, credited) = match settlement {
-        Outcome::Paid => ("paid", EventType::PayoutPaid, AccountKind::Bank),
-        Outcome::Failed => ("failed", EventType::PayoutFailed, AccountKind::MerchantPayable),
+        Outcome::Paid => (PAID, EventType::PayoutPaid, AccountKind::Bank),
+        Outcome::Failed => (FAILED, EventType::PayoutFailed, AccountKind::MerchantPayable),
     };
     let mut row = PayoutRow::lock(conn, merchant, id)?;
     match row.status.as_str() {
-        "in_transit" => {}
-        "pending" => return Ok(NoticeEffect::too_early("payout", "pending")),
+        IN_TRANSIT => {}
+        PENDING => return Ok(NoticeEffect::too_early("payout", PENDING)),
         known if known == status => return Ok(NoticeEffect::AlreadyApplied),
         other => return Ok(NoticeEffect::contradicts("payout", other)),
     }

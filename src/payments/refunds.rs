@@ -42,6 +42,15 @@ use crate::web::problems::problems;
 pub static REFUND: ResourceKind =
     ResourceKind::new("refund", RefundId::PREFIX, "refunds", "/v1/refunds/{id}");
 
+/// The processor is being asked.
+const PENDING: &str = "pending";
+/// It was made.
+const SUCCEEDED: &str = "succeeded";
+/// It was made, and came back.
+const FAILED: &str = "failed";
+/// Where a refund can stand, in the database and in the API.
+pub(crate) const STATUSES: [&str; 3] = [PENDING, SUCCEEDED, FAILED];
+
 /// Money returned to the customer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Refund {
@@ -211,7 +220,7 @@ impl ExternalOperation for CreateRefund {
             merchant_id: merchant,
             id,
             charge_id,
-            status: "pending".to_owned(),
+            status: PENDING.to_owned(),
             amount: amount.amount(),
             currency: amount.currency().code().to_owned(),
             reason: self.reason.clone(),
@@ -259,7 +268,7 @@ impl ExternalOperation for CreateRefund {
             charge.set_captured_status();
         }
         charge.save(conn, EventType::ChargeRefunded)?;
-        row.status = "succeeded".to_owned();
+        row.status = SUCCEEDED.to_owned();
         let refund = row.save(conn, EventType::RefundSucceeded)?;
         Ok(Reply::json(StatusCode::CREATED, &refund)?
             .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
@@ -283,8 +292,8 @@ pub fn fail(
     // Again, now that nobody else can be changing it.
     let mut row = RefundRow::find(conn, merchant, id)?;
     match row.status.as_str() {
-        "succeeded" => {}
-        "pending" => return Ok(NoticeEffect::too_early("refund", "pending")),
+        SUCCEEDED => {}
+        PENDING => return Ok(NoticeEffect::too_early("refund", PENDING)),
         _ => return Ok(NoticeEffect::AlreadyApplied),
     }
     let amount = charge.money(row.amount)?;
@@ -297,7 +306,7 @@ pub fn fail(
         charge.set_captured_status();
     }
     charge.save(conn, EventType::ChargeRefundFailed)?;
-    row.status = "failed".to_owned();
+    row.status = FAILED.to_owned();
     row.failed_at = Some(now);
     row.save(conn, EventType::RefundFailed)?;
     Ok(NoticeEffect::Applied)

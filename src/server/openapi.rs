@@ -3,7 +3,13 @@
 //! Operations describe themselves next to their handlers. What is the same for all (error answers,
 //! security, the idempotency headers) is added here, once.
 
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use actix_web::http::header::{self, AcceptEncoding, ContentEncoding, Encoding, HeaderValue};
 use actix_web::{HttpResponse, web};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::json;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
@@ -302,7 +308,7 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
 }
 
 /// The problems that a response lists.
-fn codes_of(response: &Response) -> Vec<Code> {
+pub(super) fn codes_of(response: &Response) -> Vec<Code> {
     response
         .content
         .values()
@@ -326,25 +332,93 @@ fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value 
     })
 }
 
-/// The document, with the policies that hold now. Needs no key.
+/// The document as it's served.
+pub struct Served {
+    document: utoipa::openapi::OpenApi,
+    /// The last answer: policies change seldom, and writing the document out and compressing it takes a while.
+    latest: Mutex<Option<Arc<Written>>>,
+}
+
+/// The document with certain policies, as it's sent.
+struct Written {
+    /// Those of its operations, in their order in the document; `None` is the default one.
+    policies: Vec<Option<Arc<Policy>>>,
+    plain: web::Bytes,
+    compressed: OnceLock<web::Bytes>,
+}
+
+impl Served {
+    /// Serves this document.
+    pub fn new(document: utoipa::openapi::OpenApi) -> Self {
+        Self { document, latest: Mutex::default() }
+    }
+
+    /// The names of the operations that have a policy.
+    fn operations(&self) -> impl Iterator<Item = &str> {
+        let items = self.document.paths.paths.values();
+        items
+            .flat_map(|item| [&item.post, &item.put, &item.patch, &item.delete])
+            .filter_map(|operation| operation.as_ref()?.extensions.as_ref()?.get(X_IDEMPOTENCY))
+            .map(|extension| extension["operation"].as_str().unwrap_or_default())
+    }
+
+    /// The document with these policies, each of the operation in its place.
+    fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<Written>, Error> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = latest.as_ref().filter(|written| written.policies == policies) {
+            return Ok(Arc::clone(written));
+        }
+        let mut document = self.document.clone();
+        let items = document.paths.paths.values_mut();
+        let extensions = items
+            .flat_map(|item| [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete])
+            .filter_map(|operation| operation.as_mut()?.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
+        for (extension, policy) in extensions.zip(&policies) {
+            if let Some(policy) = policy {
+                extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
+            }
+        }
+        let plain = serde_json::to_vec(&document).map_err(Error::internal)?.into();
+        let written = Arc::new(Written { policies, plain, compressed: OnceLock::new() });
+        *latest = Some(Arc::clone(&written));
+        Ok(written)
+    }
+}
+
+impl Written {
+    fn compressed(&self) -> web::Bytes {
+        let compress = || {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            encoder.write_all(&self.plain).and_then(|()| encoder.finish())
+        };
+        let bytes = self.compressed.get_or_init(|| compress().expect("memory takes all that is written").into());
+        bytes.clone()
+    }
+}
+
+/// The document, with the policies that hold now; compressed for whoever takes it so. Needs no key.
 #[actix_web::get("/openapi.json")]
 pub async fn show(
-    document: web::Data<utoipa::openapi::OpenApi>,
+    served: web::Data<Served>,
     engine: web::Data<Engine>,
+    accepted: Option<web::Header<AcceptEncoding>>,
 ) -> Result<HttpResponse, Error> {
-    let mut document = document.as_ref().clone();
-    let items = document.paths.paths.values_mut();
-    let operations = items
-        .flat_map(|item| [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete])
-        .filter_map(|operation| operation.as_mut()?.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
-    for extension in operations {
-        let name = extension["operation"].as_str().unwrap_or_default().to_owned();
+    let mut policies = Vec::new();
+    for name in served.operations() {
         // The document can be read while the database can't; it then holds the default policies.
-        if let Ok(policy) = engine.policy(&name).await {
-            extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
-        }
+        policies.push(engine.policy(name).await.ok());
     }
-    Ok(HttpResponse::Ok().json(document))
+    let written = served.with_policies(policies)?;
+    let offered = [Encoding::gzip(), Encoding::identity()];
+    let encoding = accepted.and_then(|accepted| accepted.negotiate(offered.iter()));
+    let mut answer = HttpResponse::Ok();
+    answer
+        .content_type(header::ContentType::json())
+        .insert_header((header::VARY, HeaderValue::from_name(header::ACCEPT_ENCODING)));
+    if encoding == Some(Encoding::gzip()) {
+        return Ok(answer.insert_header(ContentEncoding::Gzip).body(written.compressed()));
+    }
+    Ok(answer.body(written.plain.clone()))
 }
 
 fn header_parameter(name: &str, description: &str) -> ParameterBuilder {

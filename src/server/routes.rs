@@ -14,7 +14,7 @@ use crate::tenants::{api_keys, merchants};
 use crate::webhooks::{endpoints, events_api};
 use crate::{audit, inbound};
 
-use super::openapi;
+use super::{openapi, openapi_components};
 
 /// The operations of the API, each described next to its handler.
 pub(super) fn routes(config: &mut ServiceConfig) {
@@ -111,6 +111,14 @@ pub fn resource_kinds() -> Vec<&'static ResourceKind> {
 
 /// The OpenAPI document of the API.
 pub fn document() -> OpenApi {
+    let mut document = assembled_document();
+    openapi_components::tighten(&mut document);
+    openapi_components::share(&mut document);
+    document
+}
+
+/// The same with each part in its place, as the operations describe themselves.
+pub(super) fn assembled_document() -> OpenApi {
     let (_, mut document) =
         App::new().into_utoipa_app().openapi(openapi::base()).configure(routes).split_for_parts();
     openapi::finish(&mut document, &operations());

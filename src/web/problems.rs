@@ -63,6 +63,11 @@ const CHANGE: &[Code] = &[
 /// What can happen to anybody.
 const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
 
+/// Whether many operations can be refused with this.
+pub(crate) fn is_common(code: Code) -> bool {
+    [MERCHANT, OPERATOR, ACQUIRER, QUERY, CHANGE, ANY].concat().contains(&code)
+}
+
 /// Reads of a merchant.
 pub(crate) fn reading() -> Vec<Code> {
     [MERCHANT, ANY].concat()

@@ -129,9 +129,13 @@ pub enum EndpointStatus {
 /// The state that only deleting leads to, for good.
 const DELETED: &str = "deleted";
 
+/// Where an endpoint can stand, in the database and in the API.
+pub(crate) const STATUSES: [&str; 3] =
+    [EndpointStatus::Enabled.as_str(), EndpointStatus::Disabled.as_str(), DELETED];
+
 impl EndpointStatus {
     /// Its name in the database and in the API.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enabled => "enabled",
             Self::Disabled => "disabled",

@@ -30,5 +30,5 @@ pub mod delivery;
 pub mod endpoints;
 pub mod events_api;
 pub mod metrics;
-mod outbox;
+pub(crate) mod outbox;
 pub mod retention;

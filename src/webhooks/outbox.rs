@@ -253,13 +253,27 @@ pub(super) struct Noted {
 
 /// Where a delivery stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// It will be tried again.
     Pending,
     /// It has arrived.
     Succeeded,
     /// It's given up.
     Failed,
+}
+
+impl State {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Succeeded, Self::Failed];
+
+    /// Its name in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Notes outcomes, in one statement. An attempt that has failed is followed by another one, unless the delivery has been
@@ -322,11 +336,8 @@ pub(super) fn note(
     .load::<(i64, String, bool)>(conn)?;
     let mut noted = vec![None; outcomes.len()];
     for (position, state, endpoint_is_given_up) in rows {
-        let state = match state.as_str() {
-            "succeeded" => State::Succeeded,
-            "failed" => State::Failed,
-            _ => State::Pending,
-        };
+        let known = State::ALL.into_iter().find(|known| known.as_str() == state);
+        let state = known.ok_or_else(|| Failure::internal(format!("a delivery can't be {state}")))?;
         let slot = usize::try_from(position - 1).ok().and_then(|index| noted.get_mut(index));
         *slot.ok_or_else(|| Failure::internal("an outcome that nobody asked for"))? =
             Some(Noted { state, endpoint_is_given_up });

@@ -1,0 +1,328 @@
+//! What makes the OpenAPI document exact, and short.
+//!
+//! *Exact*: the derives describe types that are read and types that are written the same way, so they take an `Option`
+//! for something that may be missing, and a text for any text. Of what we send more is known, and [`tighten`] says it.
+//!
+//! *Short*: most of an operation's answers are those of all operations. [`share`] keeps what repeats in the document's
+//! `components`, once, and has the operations refer to it.
+//!
+//! A response is called after its problems (`ChargeNotFound`), or as HTTP calls its status where those are the usual
+//! ones (`Unauthorized`). `…Kept` is one that is kept under the idempotency key, and says so in its headers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use actix_web::http::StatusCode;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::openapi::path::{Operation, Parameter, PathItem};
+use utoipa::openapi::response::Response;
+use utoipa::openapi::schema::{Object, Schema, SchemaType, Type};
+use utoipa::openapi::{OpenApi, Ref, RefOr};
+
+use super::openapi::codes_of;
+use crate::error::Code;
+use crate::idempotency::status::RECOVERY_POINTS;
+use crate::idempotency_api::key_list::KeyFilter;
+use crate::idempotency_api::keys;
+use crate::ledger::AccountKind;
+use crate::payments::{disputes, payouts, refunds};
+use crate::web::problems::is_common;
+use crate::webhooks::{endpoints, outbox};
+use crate::inbound;
+
+/// The properties that are one of a few words: schema, name, words.
+fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+    let account_kinds = || AccountKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
+    let deliveries = outbox::State::ALL.iter().map(|state| state.as_str()).collect();
+    let failures = [Code::CardDeclined, Code::InsufficientFunds].iter().map(|code| code.as_str()).collect();
+    // Only an operator dismisses an event, which the acquirer doesn't hear of.
+    let outcomes = inbound::api::STATES.into_iter().filter(|state| *state != "dismissed").collect();
+    vec![
+        ("Account", "kind", account_kinds()),
+        ("ChargeFailure", "code", failures),
+        ("Delivery", "status", deliveries),
+        ("Dispute", "status", disputes::STATUSES.to_vec()),
+        ("KeptEvent", "state", inbound::api::STATES.to_vec()),
+        ("KeyStatus", "recovery_point", RECOVERY_POINTS.to_vec()),
+        ("KeyStatus", "status", keys::STATUSES.to_vec()),
+        ("Payout", "status", payouts::STATUSES.to_vec()),
+        ("Posting", "account_kind", account_kinds()),
+        ("Receipt", "state", outcomes),
+        ("Refund", "status", refunds::STATUSES.to_vec()),
+        ("TrialBalanceLine", "kind", account_kinds()),
+        ("WebhookEndpoint", "status", endpoints::STATUSES.to_vec()),
+    ]
+}
+
+/// The query parameters that are one of a few words: operation, name, words.
+fn word_parameters() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+    let filters = KeyFilter::ALL.iter().map(|filter| filter.as_str()).collect();
+    vec![
+        ("operator.acquirer_events.list", "state", inbound::api::STATES.to_vec()),
+        ("operator.idempotency_keys.list", "status", filters),
+    ]
+}
+
+/// Says what holds of all that is sent: members that can be `null` are always there, `object` is one word, and some others
+/// are one of a few. What is only left out at times isn't `null` then, and stays optional.
+///
+/// # Panics
+///
+/// If something that is to be described isn't in the document.
+pub fn tighten(document: &mut OpenApi) {
+    let asked = request_schemas(document);
+    let components = document.components.get_or_insert_default();
+    for (name, schema) in &mut components.schemas {
+        // Clients may leave out what they like.
+        if asked.contains(name) {
+            continue;
+        }
+        for object in objects(schema) {
+            let nullable = object.properties.iter().filter(|(_, property)| is_nullable(property));
+            let missing: Vec<_> =
+                nullable.map(|(name, _)| name.clone()).filter(|name| !object.required.contains(name)).collect();
+            object.required.extend(missing);
+            object.required.sort();
+            if let Some(RefOr::T(Schema::Object(property))) = object.properties.get_mut("object") {
+                let word = property.example.clone().unwrap_or_else(|| panic!("{name}.object has no example"));
+                // utoipa has no field for it, and writes these next to its own.
+                property.extensions.get_or_insert_default().insert("const".to_owned(), word);
+            }
+        }
+    }
+    for (schema, name, words) in word_properties() {
+        let found = components.schemas.get_mut(schema).and_then(|schema| {
+            objects(schema).into_iter().find_map(|object| match object.properties.get_mut(name) {
+                Some(RefOr::T(Schema::Object(property))) => Some(property),
+                _ => None,
+            })
+        });
+        set_words(found.unwrap_or_else(|| panic!("{schema}.{name} isn't in the document")), &words);
+    }
+    for (id, name, words) in word_parameters() {
+        let found = operations(document).into_iter().find_map(|operation| {
+            let parameters = operation.parameters.as_mut().filter(|_| operation.operation_id.as_deref() == Some(id))?;
+            parameters.iter_mut().find_map(|parameter| match parameter {
+                RefOr::T(Parameter { name: known, schema: Some(RefOr::T(Schema::Object(schema))), .. })
+                    if known == name =>
+                {
+                    Some(schema)
+                }
+                _ => None,
+            })
+        });
+        set_words(found.unwrap_or_else(|| panic!("{name} of {id} isn't in the document")), &words);
+    }
+}
+
+fn set_words(text: &mut Object, words: &[&'static str]) {
+    text.enum_values = Some(words.iter().map(|word| json!(word)).collect());
+}
+
+/// The names of the schemas that are part of a request's body.
+fn request_schemas(document: &mut OpenApi) -> BTreeSet<String> {
+    let bodies: Vec<_> = document
+        .paths
+        .paths
+        .values_mut()
+        .flat_map(operations_of)
+        .filter_map(|operation| operation.request_body.as_ref())
+        .map(to_value)
+        .collect();
+    let schemas = &document.components.get_or_insert_default().schemas;
+    let (mut found, mut pending) = (BTreeSet::new(), bodies);
+    while let Some(value) = pending.pop() {
+        match value {
+            Value::Object(members) => pending.extend(members.into_values()),
+            Value::Array(items) => pending.extend(items),
+            Value::String(text) => {
+                if let Some(name) = text.strip_prefix("#/components/schemas/")
+                    && found.insert(name.to_owned())
+                {
+                    pending.extend(schemas.get(name).map(to_value));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The objects that make a schema up, each with some of the properties.
+fn objects(schema: &mut RefOr<Schema>) -> Vec<&mut Object> {
+    match schema {
+        RefOr::T(Schema::Object(object)) => vec![object],
+        RefOr::T(Schema::AllOf(all)) => all.items.iter_mut().flat_map(objects).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn is_nullable(schema: &RefOr<Schema>) -> bool {
+    let kind = match schema {
+        RefOr::T(Schema::Object(object)) => &object.schema_type,
+        RefOr::T(Schema::Array(array)) => &array.schema_type,
+        RefOr::T(Schema::OneOf(one_of)) => return one_of.items.iter().any(is_nullable),
+        _ => return false,
+    };
+    match kind {
+        SchemaType::Type(kind) => *kind == Type::Null,
+        SchemaType::Array(kinds) => kinds.contains(&Type::Null),
+        SchemaType::AnyValue => false,
+    }
+}
+
+/// Makes a component of each header, example, response and parameter that is written out more than once, and refers to it
+/// wherever it was.
+///
+/// # Panics
+///
+/// If two components would have the same name.
+pub fn share(document: &mut OpenApi) {
+    // From the inside out: a shared response refers to shared headers.
+    let headers = hoist(
+        "headers",
+        responses(document)
+            .flat_map(|(_, response)| response.headers.iter_mut().map(|(name, header)| (name.clone(), header))),
+        |name, header| {
+            let description = header.description.as_deref().unwrap_or_default();
+            [pascal(name), pascal(&format!("{name} {description}"))]
+        },
+    );
+    let examples = hoist(
+        "examples",
+        responses(document).flat_map(|(_, response)| {
+            let contents = response.content.values_mut().filter_map(|content| match content {
+                RefOr::T(content) => Some(content),
+                RefOr::Ref(_) => None,
+            });
+            contents.flat_map(|content| content.examples.iter_mut().map(|(name, example)| (name.clone(), example)))
+        }),
+        |name, example| [pascal(name), pascal(&format!("{name} {}", example.summary))],
+    );
+    let responses = hoist(
+        "responses",
+        operations(document).into_iter().flat_map(|operation| {
+            operation.responses.responses.iter_mut().map(|(status, response)| (status.clone(), response))
+        }),
+        |status, response| {
+            let name = response_name(status, response);
+            [name.clone(), format!("{name}{status}")]
+        },
+    );
+    let parameters = hoist(
+        "parameters",
+        operations(document).into_iter().flat_map(|operation| operation.parameters.iter_mut().flatten()).map(
+            |parameter| {
+                let name = match parameter {
+                    RefOr::T(parameter) => parameter.name.clone(),
+                    RefOr::Ref(_) => String::new(),
+                };
+                (name, parameter)
+            },
+        ),
+        |name, parameter| [pascal(name), pascal(parameter.description.as_deref().unwrap_or_default())],
+    );
+    let components = document.components.get_or_insert_default();
+    components.headers.extend(headers);
+    components.examples.extend(examples);
+    components.responses.extend(responses);
+    components.parameters.extend(parameters);
+}
+
+/// Puts a reference in place of each part that occurs more than once, and returns these parts by name. `names` has a brief
+/// one, and a long one for the case that several parts have the same brief one.
+fn hoist<'a, T: Serialize + Clone + 'a>(
+    section: &str,
+    places: impl Iterator<Item = (String, &'a mut RefOr<T>)>,
+    names: impl Fn(&str, &T) -> [String; 2],
+) -> BTreeMap<String, RefOr<T>> {
+    let mut parts: BTreeMap<(String, String), Vec<&'a mut RefOr<T>>> = BTreeMap::new();
+    for (key, place) in places {
+        if let RefOr::T(part) = place {
+            let text = to_value(part).to_string();
+            parts.entry((key, text)).or_default().push(place);
+        }
+    }
+    let mut repeated = Vec::new();
+    for ((key, _), places) in parts {
+        if let [RefOr::T(part), _, ..] = &places[..] {
+            repeated.push((names(&key, part), part.clone(), places));
+        }
+    }
+    let mut of_brief_name: HashMap<String, usize> = HashMap::new();
+    for ([brief, _], ..) in &repeated {
+        *of_brief_name.entry(brief.clone()).or_default() += 1;
+    }
+    let mut components = BTreeMap::new();
+    for ([brief, long], part, places) in repeated {
+        let name = if of_brief_name[&brief] == 1 { brief } else { long };
+        for place in places {
+            *place = RefOr::Ref(Ref::new(format!("#/components/{section}/{name}")));
+        }
+        let other = components.insert(name.clone(), RefOr::T(part));
+        assert!(other.is_none(), "two of the document's {section} would be called {name}: describe them differently");
+    }
+    components
+}
+
+/// What a response is called among the components.
+fn response_name(status: &str, response: &Response) -> String {
+    let codes = codes_of(response);
+    let own: Vec<_> = codes.iter().copied().filter(|code| !is_common(*code)).collect();
+    let name = match (&own[..], &codes[..]) {
+        ([], []) => {
+            let schema = response.content.values().find_map(|content| match content {
+                RefOr::T(content) => match content.schema.as_ref()? {
+                    RefOr::Ref(reference) => reference.ref_location.rsplit('/').next().map(pascal),
+                    RefOr::T(_) => None,
+                },
+                RefOr::Ref(_) => None,
+            });
+            let sentence = response.description.split('.').next().unwrap_or_default();
+            schema.unwrap_or_else(|| pascal(sentence))
+        }
+        ([], [code]) => pascal(code.as_str()),
+        ([], _) => {
+            let known = status.parse().ok().and_then(|status| StatusCode::from_u16(status).ok());
+            pascal(known.and_then(|status| status.canonical_reason()).unwrap_or(status))
+        }
+        (own, _) => own.iter().map(|code| pascal(code.as_str())).collect::<Vec<_>>().join("Or"),
+    };
+    let is_kept = response.headers.contains_key("Idempotent-Replayed");
+    if is_kept { name + "Kept" } else { name }
+}
+
+/// `some words` as `SomeWords`.
+fn pascal(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words
+        .map(|word| {
+            let (first, rest) = word.split_at(word.len().min(1));
+            first.to_ascii_uppercase() + rest
+        })
+        .collect()
+}
+
+/// Everything that can be called, ours and the merchants'.
+fn operations(document: &mut OpenApi) -> Vec<&mut Operation> {
+    let hooks = document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut());
+    document.paths.paths.values_mut().chain(hooks).flat_map(operations_of).collect()
+}
+
+fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+}
+
+/// The answers that are written out in place.
+fn responses(document: &mut OpenApi) -> impl Iterator<Item = (&String, &mut Response)> {
+    operations(document).into_iter().flat_map(|operation| operation.responses.responses.iter_mut()).filter_map(
+        |(status, response)| match response {
+            RefOr::T(response) => Some((status, response)),
+            RefOr::Ref(_) => None,
+        },
+    )
+}
+
+fn to_value(part: &impl Serialize) -> Value {
+    serde_json::to_value(part).expect("a part of the document is JSON")
+}
