@@ -15,6 +15,10 @@ trap 'rm -rf "$copy"' EXIT
 git ls-files -z | xargs -0 cp --parents -t "$copy"
 cd "$copy"
 git apply "$patch"
+document() {
+    cargo run --locked --quiet -- openapi >"$copy/openapi.json" && mv "$copy/openapi.json" openapi/openapi.json
+}
+document
 
 tests() {
     cargo test --locked --quiet --test suite -- openapi:: schema:: architecture:: migrations:: \
@@ -45,7 +49,7 @@ forget() {
     rm -rf "$copy"
     cp -a "$whole" "$copy"
     cd "$copy"
-    for file in $(git apply --numstat "$patch" | cut -f3 | grep -E "^$1"); do
+    for file in $(git apply --numstat "$patch" | cut -f3 | grep -E "^$1") $(grep -xE "$1" <<<openapi/openapi.json); do
         if [ -e "$root/$file" ]; then cp "$root/$file" "$file"; else rm "$file"; fi
     done
     if said=$(tests 2>&1); then
