@@ -591,6 +591,32 @@ fn what_waits_for_too_long_is_an_alarm() {
 }
 
 #[test]
+fn keys_of_interventions_are_listed_with_their_event_and_unknown_kinds_without() {
+    let scene = Scene::with(|_| {});
+    let charge = format!("ch_{}", uuid::Uuid::now_v7().as_simple());
+    assert_eq!(scene.deliver_as("e", &scene.event("charge.succeeded", &charge)), "parked");
+    let id = scene.kept("e")["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/operator/acquirer-events/{id}");
+    scene.operator.send("POST", &format!("{path}/replay"), "replay", &json!({})).expect(200);
+    scene
+        .operator
+        .send("POST", &format!("{path}/dismiss"), "dismiss", &json!({"reason": "known"}))
+        .expect(200);
+    let resource_of = |key: &str| {
+        let list = scene.operator.get("/v1/operator/idempotency-keys?status=completed").expect(200).json();
+        let found = list["data"].as_array().unwrap().iter().find(|listed| listed["key"] == key).cloned();
+        found.unwrap()["resource"].clone()
+    };
+    for key in ["replay", "dismiss"] {
+        assert_eq!(resource_of(key), json!({"type": "acquirer_event", "id": id, "url": path}), "{key}");
+    }
+    // A later release may have made a resource that this one doesn't know, before it was rolled back.
+    let unheard_of = "UPDATE idempotency_keys SET resource_type = 'loyalty_card' WHERE key = 'replay'";
+    execute(&mut scene.database.as_superuser(), unheard_of);
+    assert_eq!(resource_of("replay"), Value::Null);
+}
+
+#[test]
 fn an_event_that_can_not_even_be_tried_is_an_alarm_and_does_not_keep_others_waiting() {
     let scene = Scene::with(|config| config.processor_events.processor_event_overdue_after_s = 1);
     for statement in [

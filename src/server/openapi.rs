@@ -391,7 +391,8 @@ impl Written {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
             encoder.write_all(&self.plain).and_then(|()| encoder.finish())
         };
-        let bytes = self.compressed.get_or_init(|| compress().expect("memory takes all that is written").into());
+        let bytes =
+            self.compressed.get_or_init(|| compress().expect("memory takes all that is written").into());
         bytes.clone()
     }
 }
