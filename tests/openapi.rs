@@ -73,7 +73,8 @@ fn has_example(schema: &Value) -> bool {
     !schema["example"].is_null()
         || schema["properties"].as_object().is_some_and(|properties| {
             properties.iter().all(|(_, property)| {
-                property.get("example").or(property.get("examples")).is_some()
+                property.get("example").is_some()
+                    || property["examples"].is_array()
                     || property["items"]["$ref"].is_string()
                     || property["$ref"].is_string()
                     || property["enum"].is_array()
