@@ -691,9 +691,9 @@ fn a_sender_that_dies_loses_nothing_and_two_do_not_send_the_same() {
 fn command(acquirer: &Acquirer) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oncepay"));
     command
-        .args(["acquirer", "--listen", "127.0.0.1:0"])
+        .args(["simulator", "--listen", "127.0.0.1:0"])
         .env("ONCEPAY_SIMULATOR_DATABASE_URL", database::exposed(&acquirer.database_url))
-        .env("ONCEPAY_PROCESSOR_API_KEY", &acquirer.api_key)
+        .env("ONCEPAY_SIMULATOR_API_KEY", &acquirer.api_key)
         .env_remove("ONCEPAY_WEBHOOK_SECRET")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -712,7 +712,7 @@ fn the_command_serves_until_it_is_told_to_stop() {
         stdout.read_line(&mut line).unwrap();
         line.trim_end().strip_prefix(start).unwrap_or_else(|| panic!("it said {line:?}")).to_owned()
     };
-    let (url, control_url) = (said("Acquirer on "), said("Control on "));
+    let (url, control_url) = (said("Simulator on "), said("Control on "));
     for path in [format!("{url}/health"), format!("{control_url}/control/faults")] {
         assert_eq!(ureq::get(&path).call().unwrap().status(), 200, "{path}");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use oncepay::base::signature::{Secret, Signed, verify};
 
-use crate::support::acquirer::{Received, Receiver, WEBHOOK_SECRET};
+use crate::support::acquirer::{Acquirer, Received, Receiver, WEBHOOK_SECRET};
 use crate::support::*;
 
 /// A service, and the dev.env that the commands read.
@@ -194,7 +194,9 @@ fn trigger_takes_what_it_needs_from_the_environment_too() {
 #[test]
 fn trigger_has_the_acquirer_send_where_there_is_one() {
     let database = TestDatabase::new();
-    let (acquirer, app) = App::start_with_acquirer(&database);
+    // It decides some by itself, but on a busy machine not before it is told to.
+    let acquirer = Acquirer::start_with(&database, |settings| settings.decide_after = Duration::from_secs(3));
+    let (acquirer, app) = App::start_beside(acquirer, &database);
     let control = format!("ONCEPAY_SIMULATOR_CONTROL_URL={}/control\n", acquirer.control_url);
     let scene = Scene::new(database, app, &control);
     for kind in TRIGGERS {

@@ -1,4 +1,4 @@
-//! The acquirer's events as operators see them.
+//! The processor's events as operators see them.
 
 use std::str::FromStr;
 
@@ -39,7 +39,7 @@ pub static PROCESSOR_EVENT: ResourceKind = ResourceKind {
 /// Most characters of a reason.
 const REASON_MAX: usize = 500;
 
-/// An event of the acquirer.
+/// An event of the processor.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeptEvent {
     /// Our id for it, in the order in which events came.
@@ -48,7 +48,7 @@ pub struct KeptEvent {
     /// Always `acquirer_event`.
     #[schema(example = "acquirer_event")]
     object: &'static str,
-    /// The acquirer's id for it, `webhook-id`.
+    /// The processor's id for it, `webhook-id`.
     #[schema(example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     event_id: String,
     /// Its type.
@@ -61,7 +61,7 @@ pub struct KeptEvent {
     /// Why, where that isn't obvious.
     #[schema(example = json!(null))]
     detail: Option<String>,
-    /// Whose object it's about, by the acquirer's word.
+    /// Whose object it's about, by the processor's word.
     #[schema(value_type = Option<String>, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     merchant_id: Option<MerchantId>,
     /// Its body as it came.
@@ -148,7 +148,7 @@ impl FromStr for State {
 
 problems!(ListProblems, operating_listing:);
 
-/// List events of the acquirer
+/// List events of the processor
 ///
 /// The latest first; `state=parked` or `state=contradicted` shows what needs a look.
 #[utoipa::path(
@@ -157,7 +157,7 @@ problems!(ListProblems, operating_listing:);
     params(
         ("state" = Option<String>, Query, description = "Only `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed` ones"),
         ("type" = Option<String>, Query, description = "Only events of this type"),
-        ("event_id" = Option<String>, Query, description = "Only the event that the acquirer calls so"),
+        ("event_id" = Option<String>, Query, description = "Only the event that the processor calls so"),
     ),
     responses((status = 200, description = "A page of events.", body = List<KeptEvent>), ListProblems),
 )]
@@ -196,7 +196,7 @@ pub async fn list(
 
 problems!(GetProblems, operating: AcquirerEventNotFound);
 
-/// Retrieve an event of the acquirer
+/// Retrieve an event of the processor
 ///
 /// With its body as it came.
 #[utoipa::path(
@@ -252,7 +252,7 @@ impl LocalOperation for ReplayEvent {
 
 problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
 
-/// Replay an event of the acquirer
+/// Replay an event of the processor
 ///
 /// Tries it once more, as it came: when a bug is mended that made it fail, or our books were restored from a backup. What
 /// has taken effect doesn't do so again.
@@ -316,7 +316,7 @@ impl LocalOperation for DismissEvent {
 
 problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
 
-/// Dismiss an event of the acquirer
+/// Dismiss an event of the processor
 ///
 /// For an event that is parked or contradicted and about which nothing is to be done: it isn't tried any more, and is no alarm.
 /// Who has dismissed it and why is kept with it. One that has come to an end by itself stays as it is. A replay tries it again.

@@ -1,13 +1,13 @@
-//! What the acquirer tells us: `POST /v1/webhooks/acquirer`.
+//! What the processor tells us: `POST /v1/webhooks/acquirer`.
 //!
-//! An event goes through the idempotency engine like any other request, with its own id as the key and the acquirer in
+//! An event goes through the idempotency engine like any other request, with its own id as the key and the processor in
 //! the place of the merchant: so it takes effect once, however often it's delivered. Its signature is checked before
 //! anything else, so that a forged event can't use up the id of a real one.
 //!
 //! Events overtake each other, and us: a payout can be told to be paid before the request that made it has been
 //! committed. What can't take effect yet is *parked*: kept, acknowledged, and tried again until it can. Whatever
 //! an event leads to commits with the event and with the answer; if that fails, nothing is kept, and the 5xx makes the
-//! acquirer send it again.
+//! processor send it again.
 //!
 //! Promised: each event takes effect at most once, and once if it's ever delivered and what it's about comes to be; it's
 //! kept as it came for as long as the policy says, and longer while it's parked.
@@ -39,7 +39,7 @@ use crate::web::problems::problems;
 pub use events::Outcome;
 pub use worker::{Options, keep_counting, keep_pruning, keep_trying};
 
-/// What we answer the acquirer.
+/// What we answer the processor.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Receipt {
     /// The event's id.
@@ -61,7 +61,7 @@ pub struct Receipt {
     detail: Option<String>,
 }
 
-/// An event as the acquirer sends it.
+/// An event as the processor sends it.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it's here for the schema")]
 #[schema(example = json!({
@@ -76,7 +76,7 @@ struct IncomingEvent {
     #[schema(format = DateTime)]
     timestamp: Option<String>,
     /// To what: `merchant`, and `reference` with the id of the charge, refund or payout. Of a dispute also `dispute`, the
-    /// acquirer's name for it, and `reason`; of a failed charge `operation` with its `decline_code`. Of a settlement
+    /// processor's name for it, and `reason`; of a failed charge `operation` with its `decline_code`. Of a settlement
     /// `merchant`, `id` (`set_…`), `amount` and `currency`.
     #[schema(value_type = Object)]
     data: serde_json::Value,
@@ -98,7 +98,7 @@ impl Operation for ReceiveEvent {
     }
 }
 
-/// The acquirer sends an event again for days, and what differs from the first time isn't worth an alarm at its
+/// The processor sends an event again for days, and what differs from the first time isn't worth an alarm at its
 /// end: the first outcome stands.
 fn default_policy() -> Policy {
     Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
@@ -135,10 +135,10 @@ fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
     metrics.acquirer_events.with_label_values(&[counted, outcome.as_str()]).inc();
     match outcome {
         Outcome::Contradicted(detail) => {
-            log::error!(event_id, kind; "the acquirer's event contradicts our books: {detail}");
+            log::error!(event_id, kind; "the processor's event contradicts our books: {detail}");
         }
         Outcome::Unknown => {
-            log::warn!(event_id, kind; "the acquirer sends events of a type that we don't know")
+            log::warn!(event_id, kind; "the processor sends events of a type that we don't know")
         }
         _ => {}
     }
@@ -146,9 +146,9 @@ fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
 
 problems!(ReceiveProblems, receiving:);
 
-/// Receive an event of the acquirer
+/// Receive an event of the processor
 ///
-/// For the acquirer, which signs its events as [Standard Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is
+/// For the processor, which signs its events as [Standard Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is
 /// the idempotency key: a redelivery gets the first answer again, whatever its body. The signature is checked before
 /// anything is claimed, over the bytes of the body, which must be at most 64 KiB, and must be at most five minutes old.
 /// Several secrets can be valid at once.

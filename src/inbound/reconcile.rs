@@ -1,6 +1,6 @@
-//! Reconciliation: whether the acquirer did what we say it did, and nothing else.
+//! Reconciliation: whether the processor did what we say it did, and nothing else.
 //!
-//! The acquirer's list of operations is copied into a table, from where the last reading stopped; then one query
+//! The processor's list of operations is copied into a table, from where the last reading stopped; then one query
 //! (`acquirer_differences`, in the migrations) holds it against our charges, refunds and payouts. The two sides know
 //! each other's objects by the reference that every call carries. What is under way at that moment is no difference:
 //! its request is in progress, and it's finished or its absence shows the next time.
@@ -48,7 +48,7 @@ const COMPARISON_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "reconciliation")]
 pub struct Options {
-    /// How long before the reading of the acquirer's list something must have been done here to be missed there, in
+    /// How long before the reading of the processor's list something must have been done here to be missed there, in
     /// seconds: so much may the list lag
     #[arg(long, env = "ONCEPAY_RECONCILE_GRACE_S", default_value_t = 60)]
     pub reconcile_grace_s: u32,
@@ -110,10 +110,10 @@ pub struct Totals {
     /// How much, by our books.
     #[diesel(sql_type = Numeric)]
     pub our_amount: Decimal,
-    /// How often, by the acquirer's.
+    /// How often, by the processor's.
     #[diesel(sql_type = BigInt)]
     pub their_count: i64,
-    /// How much, by the acquirer's.
+    /// How much, by the processor's.
     #[diesel(sql_type = Numeric)]
     pub their_amount: Decimal,
 }
@@ -130,13 +130,13 @@ pub struct Difference {
     /// Whose, if it's anybody's.
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub merchant_id: Option<Uuid>,
-    /// Our object, or what the acquirer takes for one.
+    /// Our object, or what the processor takes for one.
     #[diesel(sql_type = Text)]
     pub reference: String,
-    /// The acquirer's operation.
+    /// The processor's operation.
     #[diesel(sql_type = Nullable<Text>)]
     pub operation_id: Option<String>,
-    /// The acquirer's authorization.
+    /// The processor's authorization.
     #[diesel(sql_type = Nullable<Text>)]
     pub authorization_id: Option<String>,
     /// ISO 4217 code; voids have none.
@@ -148,7 +148,7 @@ pub struct Difference {
     /// The amount there.
     #[diesel(sql_type = Nullable<Numeric>)]
     pub theirs: Option<Decimal>,
-    /// For how many seconds we have known the acquirer's operation.
+    /// For how many seconds we have known the processor's operation.
     #[diesel(sql_type = Nullable<Double>)]
     pub known_for_s: Option<f64>,
     /// Whether it was an orphan and has been dealt with.
@@ -156,9 +156,9 @@ pub struct Difference {
     pub is_voided: bool,
 }
 
-/// Reads what is new at the acquirer, compares, and deals with orphans.
+/// Reads what is new at the processor, compares, and deals with orphans.
 ///
-/// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the acquirer's list can't be
+/// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the processor's list can't be
 /// read. An orphan that can't be voided is logged and stays a difference.
 pub async fn run(
     db: &Db,
@@ -192,7 +192,7 @@ fn note(report: &Report, metrics: &Metrics) {
     metrics.reconciled_at.set(time::now().timestamp_millis() as f64 / 1e3);
 }
 
-/// Copies what the acquirer has done since the last reading.
+/// Copies what the processor has done since the last reading.
 pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
     let (begun, mut sequence) = db.run_retrying(begin_reading).await?;
     loop {
@@ -236,13 +236,13 @@ fn once<T>(
     let metrics = Arc::new(Metrics::new(&registry));
     actix_web::rt::System::new().block_on(async {
         let db = Db::new(database_url, 1, Duration::from_secs(5), storage::metrics::Metrics::new(&registry));
-        work(db, books, metrics)
-            .await
-            .map_err(|error| format!("Couldn't compare our books with the acquirer's: {}.", error.detailed()))
+        work(db, books, metrics).await.map_err(|error| {
+            format!("Couldn't compare our books with the processor's: {}.", error.detailed())
+        })
     })
 }
 
-/// Notes that the acquirer is asked from now on, unless it was before.
+/// Notes that the processor is asked from now on, unless it was before.
 fn remember_beginning(conn: &mut PgConnection) -> Result<(), Error> {
     statement::<()>("INSERT INTO acquirer_reads DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn)?;
     Ok(())
@@ -361,7 +361,7 @@ pub async fn keep_reconciling(
     let look = (interval / 10).max(Duration::from_millis(10));
     // What is made from now on can be missed.
     if let Err(error) = db.run_retrying(remember_beginning).await {
-        log::warn!("couldn't note since when the acquirer is asked: {}", error.detailed());
+        log::warn!("couldn't note since when the processor is asked: {}", error.detailed());
     }
     loop {
         tokio::time::sleep(time::jittered(look)).await;
@@ -375,8 +375,8 @@ pub async fn keep_reconciling(
         }
         match run(&db, &*processor, &*books, options, &metrics).await {
             Ok(report) if report.is_settled() => {}
-            Ok(report) => log::error!("our books and the acquirer's differ:\n{report}"),
-            Err(error) => log::warn!("couldn't reconcile with the acquirer: {}", error.detailed()),
+            Ok(report) => log::error!("our books and the processor's differ:\n{report}"),
+            Err(error) => log::warn!("couldn't reconcile with the processor: {}", error.detailed()),
         }
     }
 }
@@ -403,13 +403,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<8} {:<10} {:>8} {:>18}   {:>8} {:>18}",
-            "currency", "kind", "ours", "amount", "acquirer", "amount"
+            "{:<8} {:<10} {:>8} {:>18}   {:>9} {:>18}",
+            "currency", "kind", "ours", "amount", "processor", "amount"
         )?;
         for total in &self.totals {
             writeln!(
                 f,
-                "{:<8} {:<10} {:>8} {:>18}   {:>8} {:>18}",
+                "{:<8} {:<10} {:>8} {:>18}   {:>9} {:>18}",
                 total.currency,
                 total.kind,
                 total.our_count,

@@ -64,7 +64,7 @@ pub fn insert(
 pub struct Kept {
     /// Ours.
     pub id: AcquirerEventId,
-    /// The acquirer's.
+    /// The processor's.
     pub event_id: String,
     /// As it came.
     pub body: Vec<u8>,
@@ -94,7 +94,7 @@ macro_rules! kept {
 pub struct Taken {
     /// Ours.
     pub id: AcquirerEventId,
-    /// The acquirer's.
+    /// The processor's.
     pub event_id: String,
     /// Its type.
     pub kind: String,
@@ -126,7 +126,7 @@ pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Opti
     .optional()?)
 }
 
-/// The parked events about an object other than the one that the acquirer calls `event_id`, in the order in which they came.
+/// The parked events about an object other than the one that the processor calls `event_id`, in the order in which they came.
 /// What is being tried by somebody else is skipped, as whoever holds it may be waiting for what we hold.
 ///
 /// That they are parked is told by `settled_at`: for `state` the planner may read the index of all that is parked.

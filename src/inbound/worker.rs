@@ -26,7 +26,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often what is parked is counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How events of the acquirer are treated.
+/// How events of the processor are treated.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "acquirer_events")]
 pub struct Options {
@@ -104,7 +104,7 @@ pub async fn keep_pruning(db: Db, options: Options) {
             Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => started.elapsed() * 6,
             Ok(_) => PRUNE_INTERVAL,
             Err(error) => {
-                log::warn!("old events of the acquirer couldn't be deleted: {}", error.detailed());
+                log::warn!("old events of the processor couldn't be deleted: {}", error.detailed());
                 PRUNE_INTERVAL
             }
         };
@@ -133,7 +133,7 @@ async fn try_all(
         let Taken { id, event_id, kind, detail, becomes_overdue } = taken;
         if becomes_overdue {
             let detail = detail.unwrap_or_default();
-            log::error!(event_id, kind; "an event of the acquirer has waited for too long: {detail}");
+            log::error!(event_id, kind; "an event of the processor has waited for too long: {detail}");
         }
         let (messages, metrics) = (Arc::clone(messages), Arc::clone(metrics));
         let tried = db

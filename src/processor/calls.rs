@@ -56,3 +56,63 @@ where
     }
     Err(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use ProcessorError::{AnswerLost, Failed, Refused, Unreachable};
+    use prometheus::IntGauge;
+
+    use super::*;
+    use crate::base::ids::MerchantId;
+
+    /// Calls in an attempt, where the processor is asked and sent what is given, in this order. What it was asked and sent:
+    /// `f` and `s`; and how it ended.
+    fn play(
+        attempt: u32,
+        found: Vec<Result<Option<u8>, ProcessorError>>,
+        sent: Vec<Result<u8, ProcessorError>>,
+    ) -> (String, Result<u8, ProcessorError>) {
+        let call = ProcessorCall {
+            key: "k".to_owned(),
+            merchant: MerchantId(uuid::Uuid::nil()),
+            reference: "ch_1".to_owned(),
+            attempt,
+        };
+        let breaker = Breaker::new(IntGauge::new("a", "b").expect("valid"));
+        let log = RefCell::new(String::new());
+        let (found, sent) = (RefCell::new(found.into_iter()), RefCell::new(sent.into_iter()));
+        let find = || {
+            log.borrow_mut().push('f');
+            std::future::ready(found.borrow_mut().next().expect("it isn't asked so often"))
+        };
+        let send = || {
+            log.borrow_mut().push('s');
+            std::future::ready(sent.borrow_mut().next().expect("it isn't sent so often"))
+        };
+        let outcome = actix_web::rt::System::new().block_on(once(&call, &breaker, find, send));
+        (log.into_inner(), outcome)
+    }
+
+    #[test]
+    fn what_may_have_happened_is_asked_about_before_it_is_sent_again() {
+        let told = |(log, outcome): (String, Result<u8, ProcessorError>)| (log, outcome.ok());
+        let is = |log: &str, outcome| (log.to_owned(), outcome);
+        assert_eq!(told(play(1, vec![], vec![Ok(1)])), is("s", Some(1)));
+        assert_eq!(told(play(2, vec![Ok(Some(1))], vec![])), is("f", Some(1)));
+        assert_eq!(told(play(2, vec![Ok(None)], vec![Ok(1)])), is("fs", Some(1)));
+        for lost in [AnswerLost, Failed] {
+            assert_eq!(told(play(1, vec![Ok(Some(1))], vec![Err(lost)])), is("sf", Some(1)));
+        }
+        // Nobody has heard it, so there is nothing to ask.
+        assert_eq!(told(play(1, vec![], vec![Err(Unreachable), Ok(1)])), is("ss", Some(1)));
+        // Without an answer to the question it isn't sent again.
+        let (log, outcome) = play(1, vec![Err(AnswerLost), Err(Failed)], vec![Err(AnswerLost)]);
+        assert!(log == "sff" && matches!(outcome, Err(Failed)), "{log} {outcome:?}");
+        // A refusal is final.
+        let refused = || Err(Refused { code: "no".to_owned() });
+        let (log, outcome) = play(1, vec![], vec![refused()]);
+        assert!(log == "s" && matches!(outcome, Err(Refused { .. })), "{log} {outcome:?}");
+    }
+}

@@ -97,7 +97,8 @@ pub trait Processor: Send + Sync {
         destination: &str,
     ) -> Result<(), ProcessorError>;
 
-    /// Finds what came of a call by its key. `None` if the provider doesn't know the key: the call has had no effect.
+    /// Finds what came of a call by its key. `None` if the provider doesn't know the key, so that the call has had no effect,
+    /// or can't look it up, but tells the first outcome when the call is repeated.
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError>;
 
     /// Whether calls make sense at the moment. If not they fail at once, with [`ProcessorError::Down`].

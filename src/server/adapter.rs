@@ -27,7 +27,7 @@ pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, Stri
 /// The processor at the options' URL, for commands that read its books. The error is a sentence.
 pub fn of_options(options: &ProcessorOptions) -> Result<Adapter, String> {
     let settings = options.http_settings().ok_or(
-        "There is no acquirer to ask: set ONCEPAY_PROCESSOR_URL and ONCEPAY_PROCESSOR_API_KEY. The sandbox keeps no books.",
+        "There is no processor to ask: set ONCEPAY_PROCESSOR_URL and ONCEPAY_PROCESSOR_API_KEY. The sandbox keeps no books.",
     )?;
     over_http(settings, Vec::new(), Arc::new(Metrics::new(&Registry::new())))
 }

@@ -12,7 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
 use utoipa::OpenApi;
-use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
@@ -112,6 +112,15 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
             }
         }
     }
+    for operation in registered.iter().map(|registered| registered.descriptor) {
+        let item = document.paths.paths.get(operation.path);
+        let is_routed = item.is_some_and(|item| operation_of(item, operation.method).is_some());
+        assert!(
+            is_routed,
+            "{} has no route: add its handler to routes() in src/server/routes.rs",
+            operation.name
+        );
+    }
     document.webhooks = Some(event_catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
@@ -136,7 +145,9 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
                     let registered = registered
                         .iter()
                         .find(|registered| registered.descriptor.name == name)
-                        .unwrap_or_else(|| panic!("{id} of {path} must be among the server's operations"));
+                        .unwrap_or_else(|| {
+                            panic!("{id} of {path} is no operation: add it to operations() in src/server/routes.rs")
+                        });
                     let described = (registered.descriptor.method, registered.descriptor.path);
                     assert_eq!(
                         described,
@@ -147,6 +158,17 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
                 }
             }
         }
+    }
+}
+
+/// The operation of `item` with this method.
+fn operation_of<'a>(item: &'a PathItem, method: &str) -> Option<&'a Operation> {
+    match method {
+        "POST" => item.post.as_ref(),
+        "PUT" => item.put.as_ref(),
+        "PATCH" => item.patch.as_ref(),
+        "DELETE" => item.delete.as_ref(),
+        _ => None,
     }
 }
 

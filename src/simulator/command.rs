@@ -72,7 +72,7 @@ pub fn run(options: Options) -> Result<(), String> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let running = super::start(settings)?;
-        println!("Acquirer on http://{}", running.address());
+        println!("Simulator on http://{}", running.address());
         if let Some(address) = running.control_address() {
             println!("Control on http://{address}");
         }

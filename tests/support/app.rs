@@ -63,7 +63,11 @@ impl App {
 
     /// Starts one and an acquirer, each of which knows where the other is.
     pub fn start_with_acquirer(database: &TestDatabase) -> (Acquirer, Self) {
-        let mut acquirer = Acquirer::start(database);
+        Self::start_beside(Acquirer::start(database), database)
+    }
+
+    /// The same with an acquirer that runs already.
+    pub fn start_beside(mut acquirer: Acquirer, database: &TestDatabase) -> (Acquirer, Self) {
         let app = Self::start_at(&acquirer, database, |_| {});
         acquirer.stop();
         acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
