@@ -1,13 +1,12 @@
 //! The OpenAPI document: current, complete, and true to the routes.
 
+use std::collections::BTreeSet;
+use std::io::Read;
+
 use oncepay::events::EventType;
 use serde_json::{Value, json};
 
 use crate::support::*;
-
-fn document() -> Value {
-    serde_json::to_value(oncepay::server::document()).unwrap()
-}
 
 /// Every operation with its method and path.
 fn operations(document: &Value) -> Vec<(String, String, Value)> {
@@ -33,9 +32,9 @@ fn the_checked_in_document_is_current() {
 
 #[test]
 fn every_operation_is_described_in_full() {
-    let document = document();
+    let document = resolved_document();
     assert_eq!(document["openapi"], "3.1.0");
-    let operations = operations(&document);
+    let operations = operations(document);
     assert!(operations.len() >= 4);
     for (method, path, operation) in operations {
         let name = format!("{method} {path}");
@@ -53,26 +52,23 @@ fn every_operation_is_described_in_full() {
             assert!(!response["description"].as_str().unwrap().is_empty(), "{name} {status}");
             for (media_type, content) in response["content"].as_object().unwrap() {
                 let in_place = content["example"].is_object() || content["examples"].is_object();
-                let by_schema = has_example(&document, &content["schema"]);
+                let by_schema = has_example(&content["schema"]);
                 assert!(in_place || by_schema, "{name} {status} {media_type} has no example");
             }
         }
         if let Some(body) = operation.get("requestBody") {
             for (media_type, content) in body["content"].as_object().unwrap() {
-                assert!(has_example(&document, &content["schema"]), "{name} {media_type} has no example");
+                assert!(has_example(&content["schema"]), "{name} {media_type} has no example");
             }
         }
     }
 }
 
 /// Whether the referenced schema, or each of its properties, has an example.
-fn has_example(document: &Value, schema: &Value) -> bool {
-    let schema = match schema["$ref"].as_str() {
-        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
-        None => schema,
-    };
+fn has_example(schema: &Value) -> bool {
+    let schema = target(schema);
     if let Some(parts) = schema["allOf"].as_array() {
-        return parts.iter().all(|part| has_example(document, part));
+        return parts.iter().all(has_example);
     }
     !schema["example"].is_null()
         || schema["properties"].as_object().is_some_and(|properties| {
@@ -93,7 +89,7 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
     let app = App::start(&database);
     let merchant = app.client.as_merchant(&database.merchant());
     let operator = app.client.with_key(&database.operator_key());
-    for (method, path, operation) in operations(&document()) {
+    for (method, path, operation) in operations(resolved_document()) {
         let client = if path.starts_with("/v1/operator") { &operator } else { &merchant };
         if method == "get" {
             continue;
@@ -122,7 +118,7 @@ fn every_mutating_operation_takes_an_idempotency_key_and_says_so() {
 
 #[test]
 fn the_catalogue_of_events_has_an_example_of_each() {
-    let document = document();
+    let document = resolved_document();
     let webhooks = document["webhooks"].as_object().unwrap();
     assert_eq!(webhooks.len(), EventType::ALL.len());
     let names: Vec<_> = EventType::names().collect();
@@ -136,17 +132,79 @@ fn the_catalogue_of_events_has_an_example_of_each() {
         usual.retain(|name| name != "data_omitted");
         assert_eq!(members(example), usual, "{kind:?}");
         // Of the object that the schema names, with all of its members but secrets.
-        let reference = schema["data"]["anyOf"][0]["$ref"].as_str().unwrap().trim_start_matches('#');
-        let object = document.pointer(reference).unwrap();
+        assert!(schema["data"]["anyOf"][0]["$ref"].is_string(), "{kind:?}");
+        let object = target(&schema["data"]["anyOf"][0]);
         let data = members(&example["data"]);
         let known = members(&object["properties"]);
         assert!(data.iter().all(|name| known.contains(name)), "{kind:?}: {data:?}");
         let required = object["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
         for name in required {
-            assert!(!example["data"][name].is_null(), "{kind:?} has no {name}");
+            assert!(example["data"].get(name).is_some(), "{kind:?} has no {name}");
         }
+        assert_eq!(mismatch("", example, &message["schema"]), None, "{kind:?}");
+        assert_eq!(mismatch("/data", &example["data"], object), None, "{kind:?}");
         assert!(example["data"].get("secret").is_none());
     }
+}
+
+#[test]
+fn what_is_one_of_a_few_words_is_the_same_in_the_database() {
+    let database = TestDatabase::new();
+    for (schema, property, constraint) in [
+        ("Delivery", "status", "webhook_deliveries_state"),
+        ("Dispute", "status", "disputes_status"),
+        ("KeptEvent", "state", "acquirer_events_state"),
+        ("KeyStatus", "recovery_point", "idempotency_keys_recovery_point"),
+        ("Payout", "status", "payouts_status"),
+        ("Refund", "status", "refunds_status"),
+        ("WebhookEndpoint", "status", "webhook_endpoints_status"),
+    ] {
+        let rule = database.text(&format!(
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = '{constraint}' AND conparentid = 0"
+        ));
+        // The words are the texts in the list: `status = ANY (ARRAY['open'::text, …])`.
+        let list = rule.split_once("ARRAY[").unwrap().1.split_once(']').unwrap().0;
+        let stored: BTreeSet<_> = list.split('\'').skip(1).step_by(2).collect();
+        let words = document()["components"]["schemas"][schema]["properties"][property]["enum"].as_array();
+        let words: BTreeSet<_> = words.unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+        assert_eq!(words, stored, "{schema}.{property}");
+    }
+}
+
+#[test]
+fn the_document_is_compressed_for_whoever_takes_it_so() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let get = |accepted: &str| {
+        app.client.request("GET", "/openapi.json").header("Accept-Encoding", accepted).send().expect(200)
+    };
+    let plain = app.client.get("/openapi.json").expect(200);
+    for accepted in ["identity", "br", "gzip;q=0", "gzip;q=0.5, identity"] {
+        assert_eq!(get(accepted).body, plain.body, "{accepted}");
+    }
+    for accepted in ["gzip", "br;q=1.0, gzip;q=0.8, *;q=0.1"] {
+        let compressed = get(accepted);
+        assert_eq!(compressed.header("Content-Encoding"), Some("gzip"), "{accepted}");
+        assert!(compressed.body.len() * 5 < plain.body.len(), "{}", compressed.body.len());
+        let mut document = Vec::new();
+        flate2::read::GzDecoder::new(&compressed.body[..]).read_to_end(&mut document).unwrap();
+        assert!(document == plain.body, "{accepted}");
+    }
+    for answer in [&plain, &get("gzip")] {
+        assert_eq!(answer.header("Content-Type"), Some("application/json"));
+        assert_eq!(answer.header("Vary"), Some("accept-encoding"));
+    }
+    assert_eq!(plain.header("Content-Encoding"), None);
+
+    // Both are of the policies that hold now, and nothing else is compressed.
+    app.set_policy(&database, "ttl_seconds = 7200");
+    let mut document = String::new();
+    flate2::read::GzDecoder::new(&get("gzip").body[..]).read_to_string(&mut document).unwrap();
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["paths"]["/v1/charges"]["post"]["x-idempotency"]["policy"]["ttl_seconds"], 7200);
+    let merchant = app.client.as_merchant(&database.merchant());
+    let list = merchant.request("GET", "/v1/charges").header("Accept-Encoding", "gzip").send().expect(200);
+    assert_eq!((list.header("Content-Encoding"), list.header("Vary")), (None, None));
 }
 
 #[test]

@@ -68,10 +68,7 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .operation_id(Some(format!("webhooks.{}", kind.as_str())))
         .summary(Some(kind.meaning()))
         .description(Some(
-            "Sent to each webhook endpoint that wants it, at least once, in no particular order, as [Standard \
-             Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is the event's id, the same with each delivery: \
-             whoever has seen it before acknowledges the message and does nothing else. The members are those of the event under \
-             `/v1/events/{id}`, where `timestamp` is called `created_at`.",
+            "Sent to each webhook endpoint that wants it. The tag `Webhooks` says what all messages have in common.",
         ))
         .tag("Webhooks")
         .security(SecurityRequirement::new("webhook_signature", Vec::<String>::new()))

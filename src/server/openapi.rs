@@ -49,8 +49,11 @@ use crate::web::problems::string_header;
         (name = "Acquirer", description = "What the acquirer tells us."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
         (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
-        (name = "Webhooks", description = "Where the merchant wants to be told of events. Messages are signed as \
-            [Standard Webhooks](https://www.standardwebhooks.com) says, and delivered at least once."),
+        (name = "Webhooks", description = "Where the merchant wants to be told of events. A message is sent to \
+            each endpoint that wants it, at least once, in no particular order, as [Standard \
+            Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is the event's id, the same with each delivery: \
+            whoever has seen it before acknowledges the message and does nothing else. The members are those of the event \
+            under `/v1/events/{id}`, where `timestamp` is called `created_at`."),
         (name = "Events", description = "What has happened, and what has become of telling the merchant's endpoints."),
         (name = "API keys", description = "What authenticates the merchant."),
         (name = "Operators", description = "For the people who run the service; takes operator keys only."),

@@ -15,6 +15,7 @@ use actix_web::http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::openapi::path::{Operation, Parameter, PathItem};
+use utoipa::openapi::request_body::RequestBody;
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{Object, Schema, SchemaType, Type};
 use utoipa::openapi::{OpenApi, Ref, RefOr};
@@ -172,19 +173,29 @@ fn is_nullable(schema: &RefOr<Schema>) -> bool {
     }
 }
 
-/// Makes a component of each header, example, response and parameter that is written out more than once, and refers to it
-/// wherever it was.
+/// Makes a component of each header, example, response, parameter and member of a message that is written out more than
+/// once, and refers to it wherever it was.
 ///
 /// # Panics
 ///
 /// If two components would have the same name.
 pub fn share(document: &mut OpenApi) {
-    // From the inside out: a shared response refers to shared headers.
+    let shared = hoist(
+        "responses",
+        operations(document).into_iter().flat_map(|operation| {
+            operation.responses.responses.iter_mut().map(|(status, response)| (status.clone(), response))
+        }),
+        |status, response| {
+            let name = response_name(status, response);
+            [name.clone(), format!("{name}{status}")]
+        },
+    );
+    // Before their parts: what only one shared response has is written out in it.
+    document.components.get_or_insert_default().responses.extend(shared);
     let headers = hoist(
         "headers",
-        responses(document).flat_map(|(_, response)| {
-            response.headers.iter_mut().map(|(name, header)| (name.clone(), header))
-        }),
+        responses(document)
+            .flat_map(|response| response.headers.iter_mut().map(|(name, header)| (name.clone(), header))),
         |name, header| {
             let description = header.description.as_deref().unwrap_or_default();
             [pascal(name), pascal(&format!("{name} {description}"))]
@@ -192,7 +203,7 @@ pub fn share(document: &mut OpenApi) {
     );
     let examples = hoist(
         "examples",
-        responses(document).flat_map(|(_, response)| {
+        responses(document).flat_map(|response| {
             let contents = response.content.values_mut().filter_map(|content| match content {
                 RefOr::T(content) => Some(content),
                 RefOr::Ref(_) => None,
@@ -202,16 +213,6 @@ pub fn share(document: &mut OpenApi) {
             })
         }),
         |name, example| [pascal(name), pascal(&format!("{name} {}", example.summary))],
-    );
-    let responses = hoist(
-        "responses",
-        operations(document).into_iter().flat_map(|operation| {
-            operation.responses.responses.iter_mut().map(|(status, response)| (status.clone(), response))
-        }),
-        |status, response| {
-            let name = response_name(status, response);
-            [name.clone(), format!("{name}{status}")]
-        },
     );
     let parameters = hoist(
         "parameters",
@@ -226,10 +227,20 @@ pub fn share(document: &mut OpenApi) {
         ),
         |name, parameter| [pascal(name), pascal(parameter.description.as_deref().unwrap_or_default())],
     );
+    let messages =
+        document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut()).flat_map(operations_of);
+    let schemas = hoist(
+        "schemas",
+        messages.filter_map(|message| message.request_body.as_mut()).flat_map(message_members),
+        |name, schema| {
+            let about = first_reference(&to_value(schema)).unwrap_or_default();
+            [pascal(&format!("message {name}")), pascal(&format!("message {name} {about}"))]
+        },
+    );
     let components = document.components.get_or_insert_default();
+    components.schemas.extend(schemas);
     components.headers.extend(headers);
     components.examples.extend(examples);
-    components.responses.extend(responses);
     components.parameters.extend(parameters);
 }
 
@@ -270,6 +281,31 @@ fn hoist<'a, T: Serialize + Clone + 'a>(
         );
     }
     components
+}
+
+/// About as long is a reference to the schema of a message's member.
+const REFERENCE_BYTES: usize = 60;
+
+/// The members of a message, but for those whose schemas are no longer than a reference.
+fn message_members(body: &mut RefOr<RequestBody>) -> Vec<(String, &mut RefOr<Schema>)> {
+    let RefOr::T(body) = body else { return Vec::new() };
+    let schemas = body.content.values_mut().filter_map(|content| match content {
+        RefOr::T(content) => content.schema.as_mut(),
+        RefOr::Ref(_) => None,
+    });
+    let members = schemas.flat_map(objects).flat_map(|object| object.properties.iter_mut());
+    let long = members.filter(|(_, schema)| to_value(schema).to_string().len() > REFERENCE_BYTES);
+    long.map(|(name, schema)| (name.clone(), schema)).collect()
+}
+
+/// The name of the schema that is referred to first.
+fn first_reference(value: &Value) -> Option<String> {
+    match value {
+        Value::Object(members) => members.values().find_map(first_reference),
+        Value::Array(items) => items.iter().find_map(first_reference),
+        Value::String(text) => text.strip_prefix("#/components/schemas/").map(str::to_owned),
+        _ => None,
+    }
 }
 
 /// What a response is called among the components.
@@ -320,17 +356,184 @@ fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// The answers that are written out in place.
-fn responses(document: &mut OpenApi) -> impl Iterator<Item = (&String, &mut Response)> {
-    operations(document)
-        .into_iter()
-        .flat_map(|operation| operation.responses.responses.iter_mut())
-        .filter_map(|(status, response)| match response {
-            RefOr::T(response) => Some((status, response)),
-            RefOr::Ref(_) => None,
-        })
+/// The answers that are written out: in their places, or as components.
+fn responses(document: &mut OpenApi) -> impl Iterator<Item = &mut Response> {
+    let hooks = document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut());
+    let operations = document.paths.paths.values_mut().chain(hooks).flat_map(operations_of);
+    let shared = document.components.iter_mut().flat_map(|components| components.responses.values_mut());
+    let all = operations.flat_map(|operation| operation.responses.responses.values_mut()).chain(shared);
+    all.filter_map(|response| match response {
+        RefOr::T(response) => Some(response),
+        RefOr::Ref(_) => None,
+    })
 }
 
 fn to_value(part: &impl Serialize) -> Value {
     serde_json::to_value(part).expect("a part of the document is JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::routes::{assembled_document, document};
+
+    /// `value` with what it refers to in its place, other than schemas if those are to stay.
+    fn resolved(value: &Value, document: &Value, keeps_schemas: bool) -> Value {
+        match value {
+            Value::Object(members) => {
+                let reference = members.get("$ref").and_then(Value::as_str);
+                if let Some(reference) = reference.filter(|reference| {
+                    let is_schema = reference.starts_with("#/components/schemas/");
+                    !keeps_schemas || !is_schema || reference.contains("/Message")
+                }) {
+                    let target = document.pointer(reference.trim_start_matches('#'));
+                    let target = target.unwrap_or_else(|| panic!("{reference} leads nowhere"));
+                    let mut target = resolved(target, document, keeps_schemas);
+                    // A schema's reference can have a description of its own.
+                    let own = members.iter().filter(|(name, _)| *name != "$ref");
+                    let own = own.map(|(name, member)| (name.clone(), member.clone()));
+                    target.as_object_mut().expect("a part is an object").extend(own);
+                    return target;
+                }
+                let entries = members.iter();
+                entries
+                    .map(|(name, member)| (name.clone(), resolved(member, document, keeps_schemas)))
+                    .collect()
+            }
+            Value::Array(items) => items.iter().map(|item| resolved(item, document, keeps_schemas)).collect(),
+            other => other.clone(),
+        }
+    }
+
+    /// The document without components that only it has, all others in their places.
+    fn meaning(document: &OpenApi, keeps_schemas: bool) -> Value {
+        let document = to_value(document);
+        let mut meaning = resolved(&document, &document, keeps_schemas);
+        let components = meaning["components"].as_object_mut().unwrap();
+        for shared in ["headers", "examples", "responses", "parameters"] {
+            components.remove(shared);
+        }
+        components["schemas"].as_object_mut().unwrap().retain(|name, _| !name.starts_with("Message"));
+        meaning
+    }
+
+    /// What is at `path` and below in one document and isn't the same in the other, one line each.
+    fn differences(path: &str, before: &Value, after: &Value, found: &mut Vec<String>) {
+        match (before, after) {
+            (Value::Object(old), Value::Object(new)) => {
+                for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                    let at = |members: &serde_json::Map<_, _>| members.get(name).cloned().unwrap_or_default();
+                    differences(&format!("{path}/{name}"), &at(old), &at(new), found);
+                }
+            }
+            (Value::Array(old), Value::Array(new)) if path.ends_with("/required") => {
+                let added = new.iter().filter(|item| !old.contains(item));
+                found.extend(added.map(|item| format!("{path}: {item} added")));
+                let removed = old.iter().filter(|item| !new.contains(item));
+                found.extend(removed.map(|item| format!("{path}: {item} removed")));
+            }
+            (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+                for (index, (old, new)) in old.iter().zip(new).enumerate() {
+                    differences(&format!("{path}/{index}"), old, new, found);
+                }
+            }
+            (old, new) if old == new => {}
+            (Value::Null, new) => found.push(format!("{path}: {new} added")),
+            (old, new) => found.push(format!("{path}: {old} became {new}")),
+        }
+    }
+
+    #[test]
+    fn sharing_changes_nothing_for_who_resolves_references() {
+        let before = assembled_document();
+        let mut after = before.clone();
+        share(&mut after);
+        let same = meaning(&before, false) == meaning(&after, false);
+        assert!(same, "something else is meant now");
+        let pretty = |document: &OpenApi| document.to_pretty_json().unwrap().len();
+        let compact = |document: &OpenApi| document.to_json().unwrap().len();
+        assert!(pretty(&after) * 100 <= pretty(&before) * 35, "{} of {}", pretty(&after), pretty(&before));
+        assert!(
+            compact(&after) * 100 <= compact(&before) * 35,
+            "{} of {}",
+            compact(&after),
+            compact(&before)
+        );
+    }
+
+    #[test]
+    fn nothing_is_written_out_twice_that_could_be_shared() {
+        let mut document = document();
+        let before = document.clone();
+        share(&mut document);
+        assert!(document == before, "once was enough");
+        let document = to_value(&document);
+        let text = document.to_string();
+        for section in ["headers", "examples", "responses", "parameters"] {
+            for name in document["components"][section].as_object().unwrap().keys() {
+                let reference = format!("\"#/components/{section}/{name}\"");
+                assert!(text.matches(&reference).count() > 1, "{reference} is no shared one");
+                assert!(name.chars().all(|c| c.is_ascii_alphanumeric()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_answers_is_this_and_nothing_else() {
+        let before = assembled_document();
+        let mut found = Vec::new();
+        differences("", &meaning(&before, true), &meaning(&document(), true), &mut found);
+        let schemas = to_value(&before)["components"]["schemas"].clone();
+        let words: Vec<_> =
+            word_properties().iter().map(|(schema, name, _)| format!("{schema}.{name}")).collect();
+        let (mut required, mut constants, mut enums) = (0, 0, Vec::new());
+        for line in &found {
+            let (path, change) = line.split_once(": ").unwrap();
+            let parts: Vec<_> = path.split('/').skip(1).collect();
+            match parts[..] {
+                // Of an object, or of the part of one that comes to another's.
+                ["components", "schemas", name, .., "required"] => {
+                    let member = change.strip_suffix(" added").expect(line).trim_matches('"');
+                    let schema = schemas[name].to_string();
+                    assert!(schema.contains(&format!("\"{member}\":")), "{line}");
+                    required += 1;
+                }
+                ["components", "schemas", name, "properties", "object", "const"] => {
+                    let property = &schemas[name]["properties"]["object"];
+                    let word = property["example"].as_str().unwrap();
+                    assert_eq!(change, format!("\"{word}\" added"));
+                    assert_eq!(property["description"], format!("Always `{word}`."), "{line}");
+                    constants += 1;
+                }
+                ["components", "schemas", name, "properties", property, "enum"] => {
+                    enums.push(format!("{name}.{property}"));
+                }
+                ["paths", .., "get", "parameters", _, "schema", "enum"] => {}
+                _ => panic!("{line}"),
+            }
+        }
+        assert_eq!(enums, words);
+        assert!(required > 30 && constants > 10, "{required} {constants}");
+        let parameters = found.iter().filter(|line| line.starts_with("/paths/")).count();
+        assert_eq!(parameters, word_parameters().len());
+    }
+
+    #[test]
+    fn a_text_that_is_described_as_one_of_some_words_is_an_enum() {
+        let document = to_value(&document());
+        for (schema, definition) in document["components"]["schemas"].as_object().unwrap() {
+            for (name, property) in definition["properties"].as_object().into_iter().flatten() {
+                let description = property["description"].as_str().unwrap_or_default();
+                let quoted: Vec<_> = description.split('`').skip(1).step_by(2).collect();
+                let is_word = property["example"].as_str().is_some_and(|example| quoted.contains(&example));
+                let is_known = property["enum"].is_array() || property["const"].is_string();
+                assert!(!is_word || is_known, "{schema}.{name}: {description}");
+                if let Some(words) = property["enum"].as_array().filter(|_| quoted.len() > 1 && is_word) {
+                    let missing: Vec<_> =
+                        words.iter().filter(|word| !quoted.contains(&word.as_str().unwrap())).collect();
+                    assert!(missing.is_empty(), "{schema}.{name} doesn't explain {missing:?}");
+                }
+            }
+        }
+    }
 }

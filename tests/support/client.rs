@@ -1,7 +1,6 @@
 //! An HTTP client that knows the API, and holds every answer against the OpenAPI document.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use oncepay::base::signature::Secret;
 
 use super::acquirer::WEBHOOK_SECRET;
 use super::database::Merchant;
+use super::document::{mismatch, resolved_document};
 
 /// Where the acquirer sends its events.
 pub const ACQUIRER_WEBHOOK: &str = "/v1/webhooks/acquirer";
@@ -276,11 +276,6 @@ impl Response {
     }
 }
 
-fn document() -> &'static Value {
-    static DOCUMENT: OnceLock<Value> = OnceLock::new();
-    DOCUMENT.get_or_init(|| serde_json::to_value(oncepay::server::document()).unwrap())
-}
-
 /// Headers that mean something in this API.
 const OWN_HEADERS: &[&str] = &[
     "X-Request-Id",
@@ -296,7 +291,7 @@ const OWN_HEADERS: &[&str] = &[
 ];
 
 /// Panics when an operation of the document answers what the document doesn't say: so every test also
-/// tests that each operation documents every problem that it can answer.
+/// tests that each operation documents every problem that it can answer, and all that it sends.
 fn assert_documented(method: &str, path: &str, response: &Response) {
     assert!(response.header("X-Request-Id").is_some(), "{method} {path} has no X-Request-Id");
     let path = path.split('?').next().unwrap();
@@ -309,11 +304,10 @@ fn assert_documented(method: &str, path: &str, response: &Response) {
         assert!(is_documented, "{method} {path} doesn't document {header} of {} {code}", response.status);
     }
     if code.is_empty() {
-        assert!(
-            documented["content"]["application/json"].is_object(),
-            "{method} {path}: {}",
-            response.status
-        );
+        let content = &documented["content"]["application/json"];
+        assert!(content.is_object(), "{method} {path}: {}", response.status);
+        let mismatch = mismatch("", &response.json(), &content["schema"]);
+        assert_eq!(mismatch, None, "{method} {path}: {}", response.text());
     } else {
         assert!(
             documented["content"]["application/problem+json"]["examples"][&code].is_object(),
@@ -321,6 +315,8 @@ fn assert_documented(method: &str, path: &str, response: &Response) {
             response.status
         );
         let problem = response.json();
+        let schema = &documented["content"]["application/problem+json"]["schema"];
+        assert_eq!(mismatch("", &problem, schema), None, "{method} {path}: {problem}");
         assert_eq!(problem["status"], response.status);
         assert_eq!(problem["type"], format!("/problems/{}", code.replace('_', "-")));
         for member in ["title", "detail", "instance", "request_id"] {
@@ -332,7 +328,7 @@ fn assert_documented(method: &str, path: &str, response: &Response) {
 
 fn operation(method: &str, path: &str) -> Option<&'static Value> {
     let segments: Vec<_> = path.split('/').collect();
-    let (_, item) = document()["paths"].as_object().unwrap().iter().find(|(template, _)| {
+    let (_, item) = resolved_document()["paths"].as_object().unwrap().iter().find(|(template, _)| {
         let pieces: Vec<_> = template.split('/').collect();
         pieces.len() == segments.len()
             && pieces

@@ -55,7 +55,7 @@
 //!
 //! [`Response`] has `expect(status)`, `expect_problem(status, code)`, `json`, `field`, `header`, `pointers` and `is_replay`.
 //! Every answer is checked against the OpenAPI document, so a test fails when an operation answers a status, a code or a header
-//! that its documentation lacks. [`Client::metrics`] reads counters.
+//! that its documentation lacks, or a body that its schema doesn't allow. [`Client::metrics`] reads counters.
 //!
 //! # Faults
 //!
@@ -82,6 +82,7 @@ pub mod acquirer;
 pub mod app;
 pub mod client;
 pub mod database;
+pub mod document;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
@@ -92,6 +93,7 @@ use serde_json::{Value, json};
 pub use app::{App, Process};
 pub use client::{ACQUIRER_WEBHOOK, Client, Response};
 pub use database::{Merchant, TestDatabase, execute};
+pub use document::{document, mismatch, resolved_document, target};
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
