@@ -1,28 +1,29 @@
-//! What comes of being told by the acquirer what has become of an object.
+//! How a notice from the processor applies to an object.
 //!
-//! Its word comes late, more than once, and in any order; so for each state of the object it's said whether the news
-//! changes it, says what is known, has come too early, or can't be true.
+//! Notices come late, more than once, and in any order. For each state of the object, the code says whether a
+//! notice changes it, repeats what is known, has come too early, or contradicts it.
 
-/// What came of the news.
+/// Effect of a notice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Learned {
-    /// They have changed something.
+    /// The notice changed something.
     Applied,
-    /// Things were so already.
+    /// The object was in that state already.
     Unchanged,
-    /// Our books say otherwise and can't be changed to that. For people to find out who is right.
+    /// Our books contradict the notice and can't be changed to match it. People have to find out who is
+    /// right.
     Contradicted(String),
-    /// What comes before it hasn't happened here yet.
+    /// An earlier step of the object is still missing here.
     TooEarly(String),
 }
 
 impl Learned {
-    /// The `object` has a status that the news don't go with.
+    /// The `object` has a status that the notice contradicts.
     pub fn contradicted(object: &str, status: &str) -> Self {
         Self::Contradicted(format!("The {object} is {status}."))
     }
 
-    /// The `object` has a status that comes before the one that the news are about.
+    /// The `object` has a status that comes before the one the notice is about.
     pub fn too_early(object: &str, status: &str) -> Self {
         Self::TooEarly(format!("The {object} is {status}."))
     }
