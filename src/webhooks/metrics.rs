@@ -1,13 +1,13 @@
-//! What deliveries to merchants count and measure.
+//! Metrics of the deliveries to merchants.
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// Deliveries to merchants.
+/// Metrics of the deliveries to merchants.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Rows that were deleted because they are too old, by table.
+    /// Rows deleted because of their age, by table.
     pub retention_deleted: IntCounterVec,
     /// Attempts to deliver an event, by outcome.
     pub webhook_deliveries: IntCounterVec,
@@ -15,18 +15,18 @@ pub struct Metrics {
     pub webhook_attempt_seconds: Histogram,
     /// Attempts under way.
     pub webhook_in_flight: IntGauge,
-    /// Outcomes that share a statement.
+    /// Number of outcomes per statement.
     pub webhook_batch_sizes: Histogram,
-    /// Time that an outcome waits to be among them.
+    /// Time that an outcome waits for its statement.
     pub webhook_batch_wait_seconds: Histogram,
-    /// For how long the oldest delivery has been due that nobody has begun.
+    /// Time for which the oldest unclaimed delivery has been due.
     pub webhook_oldest_due_seconds: Gauge,
-    /// Endpoints that were disabled because they took nothing for too long.
+    /// Endpoints disabled because they accepted nothing for too long.
     pub webhook_endpoints_disabled: IntCounter,
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
             retention_deleted: registry.counters("oncepay_retention_deleted_total", "Rows that were deleted because they are older than they are kept, by table.", &["table"]),

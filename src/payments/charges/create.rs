@@ -54,14 +54,14 @@ const SUSPICION_SETTINGS: &[PolicySetting] = &[
         name: ON_SUSPECTED_DUPLICATE,
         kind: SettingKind::Choice(&["report", REJECT]),
         default: SettingValue::Word("report"),
-        meaning: "What happens to a charge that looks like another one under another key: with `report` it's made, and the \
+        meaning: "Treatment of a charge that looks like another one under another key: with `report` it's created, and the \
             answer names the other; with `reject` it's refused.",
     },
     PolicySetting {
         name: SUSPICION_WINDOW_SECONDS,
         kind: SettingKind::Number(0, 86_400),
         default: SettingValue::Number(10 * 60),
-        meaning: "How far back other charges are looked at; 0 turns it off.",
+        meaning: "Time over which earlier charges are compared; 0 turns the check off.",
     },
 ];
 
