@@ -74,31 +74,31 @@ const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "delivery")]
 pub struct Options {
-    /// Messages to webhook endpoints that an instance sends at the same time; to those of one merchant a quarter of that
+    /// Maximum number of concurrent messages of an instance; a quarter of that to the endpoints of one merchant
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency: u32,
 
-    /// Of these, messages to one endpoint; one while it fails
+    /// Maximum number of these to one endpoint; one while it fails
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY_PER_ENDPOINT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency_per_endpoint: u32,
 
-    /// How often an idle instance looks for events to deliver, in milliseconds
+    /// Interval at which an idle instance looks for events to deliver, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_INTERVAL_MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..))]
     pub delivery_interval_ms: u64,
 
-    /// Longest time to connect to a webhook endpoint, in milliseconds
+    /// Maximum time to connect to a webhook endpoint, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_CONNECT_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub delivery_connect_timeout_ms: u64,
 
-    /// Longest time for a webhook endpoint to take a message, connecting included, in milliseconds
+    /// Maximum time for a webhook endpoint to accept a message, including the connection, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub delivery_timeout_ms: u64,
 
-    /// Pause before a message is sent again, in milliseconds; doubles with each failure, up to six hours
+    /// Pause before a failed message is retried, in milliseconds; doubles with each failure, up to six hours
     #[arg(long, env = "ONCEPAY_DELIVERY_BACKOFF_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub delivery_backoff_ms: u64,
 
-    /// Age from which a message isn't sent again when it fails, in seconds. An endpoint that has taken nothing for that
+    /// Age from which a failed message isn't retried, in seconds. An endpoint that has accepted nothing for that
     /// long is disabled
     #[arg(long, env = "ONCEPAY_DELIVERY_GIVE_UP_AFTER_S", default_value_t = 3 * 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub delivery_give_up_after_s: u64,
