@@ -1,10 +1,10 @@
-//! What the engine counts and measures.
+//! Metrics of the engine.
 
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// The engine.
+/// Metrics of the engine.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     /// Decisions of the idempotency engine, by operation and outcome.
@@ -13,13 +13,13 @@ pub struct Metrics {
     pub claim_seconds: Histogram,
     /// Time to write an external operation's effects and its answer.
     pub finish_seconds: Histogram,
-    /// Requests that share a statement, by step.
+    /// Number of requests in a batch, by step.
     pub batch_sizes: HistogramVec,
-    /// Time that requests wait to be among them, by step.
+    /// Time that requests wait for their batch, by step.
     pub batch_wait_seconds: HistogramVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
-    /// Answers handed to those who waited, by how they were learned of.
+    /// Answers handed to waiting duplicates, by how the group learned of them.
     pub answers_awaited: IntCounterVec,
     /// Requests taken over from an attempt that died or failed.
     pub takeovers: IntCounter,
@@ -31,22 +31,22 @@ pub struct Metrics {
     pub parkings: IntCounter,
     /// Keys that the reaper has expired and forgotten, by stage.
     pub reaped: IntCounterVec,
-    /// For how long the oldest key had been due that the reaper dealt with last.
+    /// Time for which the oldest key of the reaper's last batch had been due.
     pub reaper_lag_seconds: Gauge,
     /// Requests in progress.
     pub in_progress: IntGauge,
-    /// Age of the oldest of them.
+    /// Age of the oldest request in progress.
     pub oldest_in_progress_seconds: Gauge,
     /// Requests in progress that are parked.
     pub parked: IntGauge,
-    /// Size of the table of keys with its indexes.
+    /// Size of the key table with its indexes.
     pub table_bytes: IntGauge,
-    /// Rows in it, as the planner estimates them.
+    /// Rows of the key table, as the planner estimates them.
     pub table_rows: IntGauge,
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
             requests: registry.counters("oncepay_idempotency_requests_total", "Decisions on mutating requests, by operation and outcome.", &["operation", "outcome"]),
