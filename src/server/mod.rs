@@ -1,4 +1,4 @@
-//! The HTTP server: what is served, and with what.
+//! The HTTP server: its routes and its parts.
 
 mod event_catalogue;
 pub mod health;
@@ -37,11 +37,11 @@ use routes::routes;
 
 pub use routes::{document, operations, resource_kinds};
 
-/// How long a stopping server waits for requests that are being handled.
+/// Time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
-/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. Calls `on_ready` once
-/// requests are accepted. An error is a sentence.
+/// Serves until SIGINT or SIGTERM, then finishes the requests under way. Calls `on_ready` as soon as it
+/// accepts requests. The error is a sentence.
 pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
 
@@ -65,7 +65,7 @@ pub fn run(listener: Listener, config: &Config, on_ready: impl FnOnce()) -> Resu
     })
 }
 
-/// Starts serving. Must be called inside an actix system. `processor` is the sandbox unless given.
+/// Starts serving. Must be called inside an actix system. Uses the sandbox unless `processor` is given.
 pub fn serve(
     listener: Listener,
     config: &Config,
@@ -124,9 +124,9 @@ pub fn serve(
     let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_acquirer });
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
-    // find a thread, also when one worker happens to have all the permits, and others wait for lost connections.
-    // Idle threads end by themselves.
+    // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
+    // find a thread, even if one worker has all the permits and other permits wait for lost connections. Idle
+    // threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize;
     let server = HttpServer::new(move || {
         let methods = Arc::clone(&methods);
@@ -160,7 +160,7 @@ pub fn serve(
     .worker_max_blocking_threads(blocking_threads)
     .client_request_timeout(Duration::from_secs(10))
     .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
-    // Signals are the commands' business: `dev` has more to stop than this server.
+    // The commands handle signals: `dev` has more to stop than this server.
     .disable_signals()
     .listen(listener.into_listener())
     .map_err(|error| format!("Can't start the server: {error}."))?
@@ -205,7 +205,7 @@ pub fn serve(
     Ok((server, handle))
 }
 
-/// The processor in our own process.
+/// Makes the sandbox processor.
 fn sandbox(config: &Config) -> Result<Sandbox, String> {
     match &config.sandbox_journal {
         None => Ok(Sandbox::new()),
@@ -215,7 +215,7 @@ fn sandbox(config: &Config) -> Result<Sandbox, String> {
     }
 }
 
-/// Path templates and the methods that each has, as `GET, POST`.
+/// Lists path templates with their methods, as `GET, POST`.
 fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
     document
         .paths
@@ -236,7 +236,7 @@ fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Why no route matched: the path is unknown, or it has other methods.
+/// The error for an unmatched route: the path is unknown, or it has other methods.
 fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
     let matches = |template: &str| {
         let mut path = req.path().split('/');
