@@ -190,7 +190,7 @@ impl Trigger {
             Acquirer::Server { .. } => {
                 let event = self.control("events", &json!({"type": kind, "data": data})).await?;
                 println!(
-                    "The acquirer sends {kind} as its event {}",
+                    "The simulator sends {kind} as its event {}",
                     event["id"].as_str().unwrap_or_default()
                 );
             }
@@ -208,7 +208,7 @@ impl Trigger {
                     .body(body);
                 let receipt = client::answer(request).await?;
                 println!(
-                    "Sent {kind} as the acquirer's event {id}: {}",
+                    "Sent {kind} as the processor's event {id}: {}",
                     receipt["state"].as_str().unwrap_or_default()
                 );
             }

@@ -42,7 +42,7 @@ impl Simulator {
             decide_after: DECIDE_AFTER,
         };
         let thread = Thread::start(settings)?;
-        let control = thread.control_address.ok_or("The acquirer has no control.")?;
+        let control = thread.control_address.ok_or("The simulator has no control port.")?;
         let url = Url::parse(&format!("http://{}", thread.address)).map_err(|error| error.to_string())?;
         Ok(Self { url, control_url: format!("http://{control}/control"), api_key, thread })
     }

@@ -1,4 +1,4 @@
-//! How a notice from the processor applies to an object.
+//! The effect of a notice from the processor on an object.
 //!
 //! Notices come late, more than once, and in any order. For each state of the object, the code says whether a
 //! notice changes it, repeats what is known, has come too early, or contradicts it.

@@ -338,7 +338,7 @@ impl<H: Host> Engine<H> {
         Ok(claim)
     }
 
-    /// Hands the answer of an executed request to its waiters.
+    /// Hands the answer of an executed request to its waiters, and counts the execution.
     fn executed<O: Operation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
