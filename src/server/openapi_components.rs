@@ -24,18 +24,18 @@ use crate::error::Code;
 use crate::idempotency::status::RECOVERY_POINTS;
 use crate::idempotency_api::key_list::KeyFilter;
 use crate::idempotency_api::keys;
+use crate::inbound;
 use crate::ledger::AccountKind;
 use crate::payments::{disputes, payouts, refunds};
 use crate::web::problems::is_common;
 use crate::webhooks::{endpoints, outbox};
-use crate::inbound;
 
 /// The properties that are one of a few words: schema, name, words.
 fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let account_kinds = || AccountKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
     let deliveries = outbox::State::ALL.iter().map(|state| state.as_str()).collect();
     let failures = [Code::CardDeclined, Code::InsufficientFunds].iter().map(|code| code.as_str()).collect();
-    // Only an operator dismisses an event, which the acquirer doesn't hear of.
+    // Only an operator dismisses an event, which the processor doesn't hear of.
     let outcomes = inbound::api::STATES.into_iter().filter(|state| *state != "dismissed").collect();
     vec![
         ("Account", "kind", account_kinds()),
@@ -79,8 +79,10 @@ pub fn tighten(document: &mut OpenApi) {
         }
         for object in objects(schema) {
             let nullable = object.properties.iter().filter(|(_, property)| is_nullable(property));
-            let missing: Vec<_> =
-                nullable.map(|(name, _)| name.clone()).filter(|name| !object.required.contains(name)).collect();
+            let missing: Vec<_> = nullable
+                .map(|(name, _)| name.clone())
+                .filter(|name| !object.required.contains(name))
+                .collect();
             object.required.extend(missing);
             object.required.sort();
             if let Some(RefOr::T(Schema::Object(property))) = object.properties.get_mut("object") {
@@ -101,13 +103,12 @@ pub fn tighten(document: &mut OpenApi) {
     }
     for (id, name, words) in word_parameters() {
         let found = operations(document).into_iter().find_map(|operation| {
-            let parameters = operation.parameters.as_mut().filter(|_| operation.operation_id.as_deref() == Some(id))?;
+            let parameters =
+                operation.parameters.as_mut().filter(|_| operation.operation_id.as_deref() == Some(id))?;
             parameters.iter_mut().find_map(|parameter| match parameter {
-                RefOr::T(Parameter { name: known, schema: Some(RefOr::T(Schema::Object(schema))), .. })
-                    if known == name =>
-                {
-                    Some(schema)
-                }
+                RefOr::T(Parameter {
+                    name: known, schema: Some(RefOr::T(Schema::Object(schema))), ..
+                }) if known == name => Some(schema),
                 _ => None,
             })
         });
@@ -181,8 +182,9 @@ pub fn share(document: &mut OpenApi) {
     // From the inside out: a shared response refers to shared headers.
     let headers = hoist(
         "headers",
-        responses(document)
-            .flat_map(|(_, response)| response.headers.iter_mut().map(|(name, header)| (name.clone(), header))),
+        responses(document).flat_map(|(_, response)| {
+            response.headers.iter_mut().map(|(name, header)| (name.clone(), header))
+        }),
         |name, header| {
             let description = header.description.as_deref().unwrap_or_default();
             [pascal(name), pascal(&format!("{name} {description}"))]
@@ -195,7 +197,9 @@ pub fn share(document: &mut OpenApi) {
                 RefOr::T(content) => Some(content),
                 RefOr::Ref(_) => None,
             });
-            contents.flat_map(|content| content.examples.iter_mut().map(|(name, example)| (name.clone(), example)))
+            contents.flat_map(|content| {
+                content.examples.iter_mut().map(|(name, example)| (name.clone(), example))
+            })
         }),
         |name, example| [pascal(name), pascal(&format!("{name} {}", example.summary))],
     );
@@ -260,7 +264,10 @@ fn hoist<'a, T: Serialize + Clone + 'a>(
             *place = RefOr::Ref(Ref::new(format!("#/components/{section}/{name}")));
         }
         let other = components.insert(name.clone(), RefOr::T(part));
-        assert!(other.is_none(), "two of the document's {section} would be called {name}: describe them differently");
+        assert!(
+            other.is_none(),
+            "two of the document's {section} would be called {name}: describe them differently"
+        );
     }
     components
 }
@@ -315,12 +322,13 @@ fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
 
 /// The answers that are written out in place.
 fn responses(document: &mut OpenApi) -> impl Iterator<Item = (&String, &mut Response)> {
-    operations(document).into_iter().flat_map(|operation| operation.responses.responses.iter_mut()).filter_map(
-        |(status, response)| match response {
+    operations(document)
+        .into_iter()
+        .flat_map(|operation| operation.responses.responses.iter_mut())
+        .filter_map(|(status, response)| match response {
             RefOr::T(response) => Some((status, response)),
             RefOr::Ref(_) => None,
-        },
-    )
+        })
 }
 
 fn to_value(part: &impl Serialize) -> Value {
