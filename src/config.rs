@@ -15,7 +15,7 @@ use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
 use crate::webhooks::delivery;
 
-/// What an attempt needs beside the processor's time: for the transaction that finishes it.
+/// Time that a lease adds to the processor's: for the transaction that finishes the attempt.
 const LEASE_MARGIN_MS: u64 = 500;
 
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
@@ -25,108 +25,109 @@ pub struct Config {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: SecretString,
 
-    /// Master key from which secrets that are handed out are derived: at least 32 characters, the same on all
-    /// instances, kept for good. Changing it leaves API keys valid, but not what webhook messages are signed with: every
-    /// endpoint's secret is another one then
+    /// Master key from which the service derives the secrets that it hands out: at least 32 characters, the
+    /// same on all instances, kept for good. Changing it leaves API keys valid, but changes every webhook
+    /// endpoint's signing secret
     #[arg(long, env = "ONCEPAY_MASTER_KEY", hide_env_values = true)]
     pub master_key: SecretString,
 
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on; port 0 picks a free one
     #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// Database connections, and threads that use them
+    /// Number of database connections, and of threads that use them
     #[arg(long, env = "ONCEPAY_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pool_size: u32,
 
-    /// Longest wait for a database connection, in milliseconds; then 503
+    /// Maximum wait for a database connection, in milliseconds; after that the request gets 503
     #[arg(long, env = "ONCEPAY_POOL_TIMEOUT_MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub pool_timeout_ms: u64,
 
-    /// Requests that may share statements when many come at once; with 1 each has its own
+    /// Maximum number of concurrent requests that share database statements; with 1 each has its own
     #[arg(long, env = "ONCEPAY_BATCH_SIZE_MAX", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_size_max: u32,
 
-    /// How long an attempt has a request to itself, in milliseconds. After that another attempt may
-    /// take over, so it must be longer than the wait for the processor
+    /// Time for which an attempt owns a request, in milliseconds. After that another attempt may take over,
+    /// so it must be longer than the processor's timeout
     #[arg(long, env = "ONCEPAY_LEASE_MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub lease_ms: u64,
 
-    /// Longest wait for an answer of the payment processor, in milliseconds
+    /// Maximum wait for the payment processor's answer, in milliseconds
     #[arg(long, env = "ONCEPAY_PROCESSOR_TIMEOUT_MS", default_value_t = 8_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub processor_timeout_ms: u64,
 
-    /// How often each instance looks for requests that died, in milliseconds
+    /// Interval at which each instance looks for abandoned requests, in milliseconds
     #[arg(long, env = "ONCEPAY_RECOVERY_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub recovery_interval_ms: u64,
 
-    /// How long a request whose attempt has failed is left to its client before the service finishes it by
-    /// itself, in milliseconds; doubles with each failure of its own
+    /// Time for which a request with a failed attempt is left to its client before the service finishes it by
+    /// itself, in milliseconds; doubles with each failure of the service
     #[arg(long, env = "ONCEPAY_RECOVERY_DELAY_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub recovery_delay_ms: u64,
 
-    /// Attempts of the service's own to finish a request before it's parked for an operator
+    /// Maximum number of the service's own attempts to finish a request before it's parked for an operator
     #[arg(long, env = "ONCEPAY_RECOVERY_ATTEMPTS_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub recovery_attempts_max: u32,
 
-    /// Requests that an instance finishes by itself at the same time
+    /// Maximum number of requests that an instance finishes by itself at the same time
     #[arg(long, env = "ONCEPAY_RECOVERY_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub recovery_concurrency: u32,
 
-    /// How often expired idempotency keys are cleaned up, in milliseconds
+    /// Interval of the cleanup of expired idempotency keys, in milliseconds
     #[arg(long, env = "ONCEPAY_REAPER_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub reaper_interval_ms: u64,
 
-    /// How often the idempotency keys and the deliveries that wait are measured for the metrics, in milliseconds
+    /// Interval at which waiting idempotency keys and deliveries are measured for the metrics, in
+    /// milliseconds
     #[arg(long, env = "ONCEPAY_METRICS_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub metrics_interval_ms: u64,
 
-    /// How often the ledger's checkpoints are moved up, in milliseconds
+    /// Interval at which the ledger's checkpoints are advanced, in milliseconds
     #[arg(long, env = "ONCEPAY_ROLL_UP_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub roll_up_interval_ms: u64,
 
-    /// Longest time to answer a request once it has arrived, in milliseconds; then 503. What it began goes on, and its
-    /// retry gets the answer. `Prefer: wait` adds to it
+    /// Maximum time to answer a request after its arrival, in milliseconds; after that it gets 503. Its work
+    /// goes on, and its retry gets the answer. `Prefer: wait` adds to the time
     #[arg(long, env = "ONCEPAY_REQUEST_DEADLINE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub request_deadline_ms: u64,
 
-    /// The acquirer
+    /// Settings of the payment processor
     #[command(flatten)]
     pub processor: ProcessorOptions,
 
-    /// How often our books are compared with the acquirer's, in milliseconds, by one instance at a time
+    /// Interval at which one instance compares our books with the processor's, in milliseconds
     #[arg(long, env = "ONCEPAY_RECONCILE_INTERVAL_MS", default_value_t = 600_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub reconcile_interval_ms: u64,
 
-    /// How they are compared
+    /// Settings of that comparison
     #[command(flatten)]
     pub reconcile: reconcile::Options,
 
-    /// What the acquirer signs its events with: whsec_ and base64. Several, separated by commas, while it changes over
-    /// from one to the next. Without, its events are refused
+    /// Secret that signs the processor's events: whsec_ and base64. Several, separated by commas, while the
+    /// processor switches from one to the next. Without a secret, the service refuses events
     #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
     pub webhook_secret: Option<SecretString>,
 
-    /// How its events are treated
+    /// Settings for the processor's events
     #[command(flatten)]
     pub processor_events: inbound::Options,
-    /// How events are delivered to webhook endpoints
+    /// Settings for deliveries to webhook endpoints
     #[command(flatten)]
     pub delivery: delivery::Options,
 
-    /// Report ready (/readyz) while the acquirer is down: reads and replays still work then
+    /// Report ready (/readyz) while the processor is down: reads and replays still work then
     #[arg(long, alias = "ready-without-acquirer", env = "ONCEPAY_READY_WITHOUT_PROCESSOR")]
     pub ready_without_processor: bool,
 
-    /// Let webhook endpoints be on this host, also without TLS (`http://127.0.0.1:9000/`): for development
+    /// Allow webhook endpoints on this host, also without TLS (`http://127.0.0.1:9000/`): for development
     #[arg(long, env = "ONCEPAY_WEBHOOK_ALLOW_LOOPBACK")]
     pub webhook_allow_loopback: bool,
 
-    /// For how many days events are kept
+    /// Retention of events, in days
     #[arg(long, env = "ONCEPAY_EVENT_RETENTION_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub event_retention_days: u32,
 
-    /// For how many days it's kept how events were delivered; at most as long as the events
+    /// Retention of deliveries, in days; at most that of the events
     #[arg(long, env = "ONCEPAY_DELIVERY_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub delivery_retention_days: u32,
 
@@ -136,15 +137,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// The settings of a service on `database_url` with everything else as by default, on a free port.
+    /// Returns the settings of a service on `database_url`, with defaults for everything else, on a free
+    /// port.
     pub fn for_database(database_url: SecretString, master_key: SecretString) -> Self {
-        // Secrets don't go through the parser, whose errors quote what they refuse.
+        // Secrets bypass the parser, whose errors quote the refused value.
         let needed = ["--database-url=", "--master-key="];
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         Self { database_url, master_key, listen, ..defaults_with(needed) }
     }
 
-    /// Refuses settings that don't go together. The error is a sentence.
+    /// Refuses combinations of settings that don't fit together. The error is a sentence.
     pub fn validate(&self) -> Result<(), String> {
         if self.master_key.expose_secret().len() < MASTER_KEY_LENGTH_MIN {
             return Err(format!("The master key must have at least {MASTER_KEY_LENGTH_MIN} characters."));
@@ -158,7 +160,7 @@ impl Config {
         }
         if self.processor.url.is_some() && self.processor.request_timeout_ms > self.processor_timeout_ms {
             return Err(format!(
-                "One request to the acquirer ({} ms) can't take longer than all that a charge needs of it ({} ms).",
+                "One request to the processor ({} ms) can't take longer than all that a charge needs of it ({} ms).",
                 self.processor.request_timeout_ms, self.processor_timeout_ms
             ));
         }
@@ -172,7 +174,7 @@ impl Config {
         self.webhook_secrets().map(|_| ())
     }
 
-    /// What the acquirer may sign with. The error is a sentence.
+    /// The secrets that the processor may sign with. The error is a sentence.
     pub fn webhook_secrets(&self) -> Result<Vec<Secret>, String> {
         let secrets = self.webhook_secret.as_ref().map(ExposeSecret::expose_secret).unwrap_or_default();
         secrets.split(',').map(str::trim).filter(|secret| !secret.is_empty()).map(Secret::parse).collect()
@@ -183,10 +185,10 @@ impl Config {
         Duration::from_millis(self.pool_timeout_ms)
     }
 
-    /// How long things last in the idempotency engine.
+    /// Durations for the idempotency engine.
     pub fn timing(&self) -> Timing {
         Timing {
-            // Who gives up at the last moment is late.
+            // An answer that gives up at the last moment is late.
             request_deadline: Duration::from_millis(self.request_deadline_ms).mul_f64(0.95),
             lease: Duration::from_millis(self.lease_ms),
             processor_timeout: Duration::from_millis(self.processor_timeout_ms),

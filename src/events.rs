@@ -1,7 +1,7 @@
-//! What happened, recorded in the transaction in which it happened.
+//! Events, recorded in the transaction of the change that they tell of.
 //!
-//! An event is written with the change that it tells of, so that both are there or neither is. The same statement makes
-//! a row for each endpoint that is to be told (see [`webhooks`](crate::webhooks)).
+//! An event is written with its change, so that both are there or neither is. The same statement creates a
+//! row for each endpoint that receives it (see [`webhooks`](crate::webhooks)).
 
 use diesel::prelude::*;
 use diesel::sql_types::{Jsonb, Text, Uuid as SqlUuid};
@@ -18,17 +18,17 @@ use crate::storage::sql::statement;
 
 macro_rules! event_types {
     ($($name:ident: $wire:literal, $object:literal, $meaning:literal;)*) => {
-        /// What an event tells of. Names are part of the API and never change meaning; there can be new ones.
+        /// Types of events. Names are part of the API and never change meaning; new ones can be added.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
         pub enum EventType {
             $(#[doc = $meaning] #[serde(rename = $wire)] $name,)*
         }
 
         impl EventType {
-            /// All there are.
+            /// All types.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// As it's stored and sent.
+            /// Name that is stored and sent.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $wire,)* }
             }
@@ -38,7 +38,7 @@ macro_rules! event_types {
                 match self { $(Self::$name => $object,)* }
             }
 
-            /// What has happened, in a sentence.
+            /// Meaning of the event, in a sentence.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$name => $meaning,)* }
             }
@@ -47,27 +47,27 @@ macro_rules! event_types {
 }
 
 event_types! {
-    ChargeAuthorized: "charge.authorized", "Charge", "A charge was authorized and waits to be captured.";
+    ChargeAuthorized: "charge.authorized", "Charge", "A charge was authorized and can now be captured.";
     ChargeSucceeded: "charge.succeeded", "Charge", "A charge was authorized and captured in one go.";
-    ChargeProcessing: "charge.processing", "Charge", "A charge was made whose outcome the processor will tell later.";
+    ChargeProcessing: "charge.processing", "Charge", "A charge was created, and the processor will decide on it later.";
     ChargeFailed: "charge.failed", "Charge", "A charge was declined.";
     ChargeCaptured: "charge.captured", "Charge", "An authorized charge was captured.";
     ChargeCanceled: "charge.canceled", "Charge", "The authorization of a charge was voided.";
-    ChargeUpdated: "charge.updated", "Charge", "Description or metadata of a charge were changed.";
+    ChargeUpdated: "charge.updated", "Charge", "The description or metadata of a charge changed.";
     ChargeRefunded: "charge.refunded", "Charge", "A charge was refunded, in part or in full.";
-    ChargeRefundFailed: "charge.refund_failed", "Charge", "A refund of a charge came back, so that less of it is refunded.";
+    ChargeRefundFailed: "charge.refund_failed", "Charge", "A refund of a charge came back, so the refunded amount is lower again.";
     ChargeDisputed: "charge.disputed", "Charge", "The customer contests a charge.";
-    ChargeDisputeWon: "charge.dispute_won", "Charge", "A dispute of a charge was won: the charge is again what it was.";
+    ChargeDisputeWon: "charge.dispute_won", "Charge", "A dispute of a charge was won, and the charge returned to its earlier status.";
     RefundSucceeded: "refund.succeeded", "Refund", "A refund was made.";
-    RefundFailed: "refund.failed", "Refund", "A refund that was made came back from the customer's bank.";
+    RefundFailed: "refund.failed", "Refund", "A successful refund came back from the customer's bank.";
     PayoutCreated: "payout.created", "Payout", "A payout is on its way.";
     PayoutPaid: "payout.paid", "Payout", "A payout arrived.";
     PayoutFailed: "payout.failed", "Payout", "A payout came back.";
-    SettlementPaid: "settlement.paid", "Settlement", "The acquirer paid what was captured and not refunded.";
-    DisputeOpened: "dispute.opened", "Dispute", "A dispute was opened; its amount is held.";
-    DisputeWon: "dispute.won", "Dispute", "A dispute was won; its amount is available again.";
-    DisputeLost: "dispute.lost", "Dispute", "A dispute was lost; its amount went to the customer, and the charge stays `disputed`.";
-    WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it hasn't taken anything for too long.";
+    SettlementPaid: "settlement.paid", "Settlement", "The processor paid the captured amounts that weren't refunded.";
+    DisputeOpened: "dispute.opened", "Dispute", "A dispute was opened, and its amount is held.";
+    DisputeWon: "dispute.won", "Dispute", "A dispute was won, and its amount is available again.";
+    DisputeLost: "dispute.lost", "Dispute", "A dispute was lost. Its amount went to the customer, and the charge stays `disputed`.";
+    WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it accepted nothing for too long.";
 }
 
 impl std::str::FromStr for EventType {
@@ -82,13 +82,13 @@ impl std::str::FromStr for EventType {
 }
 
 impl EventType {
-    /// The names of all.
+    /// The names of all types.
     pub fn names() -> impl Iterator<Item = &'static str> {
         Self::ALL.iter().map(|kind| kind.as_str())
     }
 }
 
-// By hand, since the derive doesn't see names that a macro puts in.
+// Written by hand, since the derive doesn't see names that a macro inserts.
 impl PartialSchema for EventType {
     fn schema() -> RefOr<Schema> {
         let meaning = "What an event tells of. Names are part of the API and never change meaning; there can be new ones.";
@@ -98,13 +98,13 @@ impl PartialSchema for EventType {
 
 impl ToSchema for EventType {}
 
-/// The schema of a text that is one of these.
+/// The schema of a text that is one of these names.
 pub fn one_of(names: impl Iterator<Item = &'static str>, meaning: &str) -> RefOr<Schema> {
     let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names));
     schema.description(Some(meaning)).into()
 }
 
-/// Records an event about the object `object_id`, which now is as `object` says.
+/// Records an event about the object `object_id`, which is `object` after the change.
 pub fn record(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -124,7 +124,7 @@ pub fn record(
     Ok(())
 }
 
-/// The same, as the columns of `events` that there are values for: for a statement that records many.
+/// Makes the event's columns of `events`, for a statement that records many.
 pub fn to_json(kind: EventType, object_id: Uuid, object: &impl Serialize) -> Result<Value, Error> {
     let data = serde_json::to_value(object).map_err(Error::internal)?;
     Ok(json!({"type": kind.as_str(), "object_id": object_id, "data": data}))

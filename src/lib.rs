@@ -4,11 +4,11 @@
 //!
 //! # The problem
 //!
-//! A client sends a charge and gets no answer. Was the card charged? It can't know, so it sends the
+//! A client sends a charge and gets no answer. Was the card charged? The client can't know, so it sends the
 //! request again. Networks time out, load balancers retry, processes die between two writes, providers
-//! deliver a webhook twice; without help, each of these charges a customer twice or makes the books
-//! drift. Oncepay's answer: every request that changes something carries an *idempotency key*, and the
-//! service executes it at most once per key and answers every retry with the first answer's bytes.
+//! deliver a webhook twice. Without help, each of these charges a customer twice or makes the books drift.
+//! Oncepay's answer: every request that changes something carries an *idempotency key*. The service executes
+//! it at most once per key and answers every retry with the first answer's bytes.
 //!
 //! # A charge, from the socket to the commit
 //!
@@ -27,31 +27,31 @@
 //!     store::complete_all           writes all of it in one statement, if the claim is still ours (the fence)
 //! ```
 //!
-//! Concurrent charges share each of the three statements (see [`storage::batch`]): the more there is to do, the less a charge
-//! costs.
+//! Concurrent charges share each of the three statements (see [`storage::batch`]): the higher the load, the
+//! less a charge costs.
 //!
-//! Where completing has to read and lock more, it's a transaction instead: `store::lock` (`SELECT … FOR UPDATE` on the
-//! key, the same fence), the operation's statements, the answer.
+//! A completion that has to read and lock more is a transaction instead: `store::lock` (`SELECT … FOR UPDATE`
+//! on the key, the same fence), the operation's statements, the answer.
 //!
-//! What if we die …
+//! If the service dies …
 //! * … before the claim commits: nothing has happened, the retry is a first request.
-//! * … after it: the key is in progress. When the lease has run out, the client's retry or, without one, the
-//!   [recovery worker](idempotency::workers::recovery) takes over: same charge id, same processor keys, so whatever the
-//!   processor has done is found rather than repeated.
-//! * … inside the completing transaction: it's rolled back, and the same goes on as above.
+//! * … after it: the key is in progress. When the lease has expired, the client's retry or, without one, the
+//!   [recovery worker](idempotency::workers::recovery) takes over with the same charge id and the same
+//!   processor keys. So it finds what the processor has done, and doesn't repeat it.
+//! * … inside the completing transaction: it's rolled back, and the request goes on as above.
 //! * … after it: the answer is stored, and the retry gets it.
 //!
-//! Captures, cancellations, refunds and payouts also *reserve*, in the transaction of the claim: they check what
-//! can be refused for good, and set aside what they need (a hold in the ledger, the charge itself), so that two of
-//! them can't both be let through to the processor where there is room for one.
+//! Captures, cancellations, refunds and payouts also *reserve*, in the transaction of the claim. They check
+//! what can be refused for good, and set aside what they need (a hold in the ledger, the charge itself). So
+//! of two that compete for the same thing, only one gets through to the processor.
 //!
 //! A `PATCH` of a charge changes only our own database, so claim, work and answer are one transaction
 //! ([`LocalOperation`](idempotency::LocalOperation)), and a crash leaves nothing to clean up.
 //!
-//! # Where things are
+//! # Layout
 //!
-//! From the ground up: each folder imports only those above it in this table. A test reads the sources and fails on any other
-//! import, and on a circle of files.
+//! From the ground up: each folder imports only those above it in this table. A test reads the sources and
+//! fails on any other import, and on a circle of files.
 //!
 //! | folder | what it holds | what it knows nothing of |
 //! |---|---|---|
@@ -80,19 +80,23 @@
 //! * **Mutating handlers get their body only through
 //!   [`IdempotentRequest`](idempotency::IdempotentRequest).** A test asks every mutating operation of the
 //!   OpenAPI document for its key.
-//! * **The engine can be lifted out**: a test holds the short list of what it may import, and an example guards a toy domain with it.
-//! * **No network call inside a transaction.** Domain functions take a `&mut PgConnection` and never begin, commit, spawn,
-//!   sleep or call out. Transactions begin in the engine, in workers' loops, and in reads that need one snapshot; a test lists the files.
+//! * **The engine can be lifted out**: a test holds the short list of its allowed imports, and an example
+//!   guards a toy domain with it.
+//! * **No network call inside a transaction.** Domain functions take a `&mut PgConnection` and never begin,
+//!   commit, spawn, sleep or call out. Transactions begin in the engine, in workers' loops, and in reads that
+//!   need one snapshot; a test lists the files.
 //! * **No connection is held while waiting** for anything but the database.
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
-//! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Money coming in
-//!   locks no account at all. A parked event of the processor is locked before the object that it's about; whoever comes
-//!   to it the other way round skips it.
-//! * **A request is stored with its claim**, and reading it ([`Operation::read`](idempotency::Operation::read)) depends
-//!   on nothing else but settings, so that it can be finished without its client.
-//! * **Times that matter come from the database's clock**, so that instances needn't agree. The one exception is the age of a
-//!   message of the processor, which the instance's clock decides before the database is asked.
+//! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Incoming
+//!   money locks no account at all. A parked event of the processor is locked before its object; code that
+//!   reaches the event from the object skips a locked event.
+//! * **A request is stored with its claim**, and reading it
+//!   ([`Operation::read`](idempotency::Operation::read)) depends on nothing else but settings, so that it can
+//!   be finished without its client.
+//! * **Times that matter come from the database's clock**, so that instances needn't agree. The one exception
+//!   is the age of a message from the processor: the instance's clock decides on it before the database is
+//!   asked.
 //! * **Every key of a merchant's table starts with `merchant_id`**, so that the database can be
 //!   distributed by it. A test reads the catalog.
 //! * **Floats never touch an amount.**
@@ -102,9 +106,9 @@
 //!
 //! # Adding an operation
 //!
-//! CONTRIBUTING.md lists the files, and a check applies that list to a copy. An operation says all that others need to know of it
-//! in its [`Descriptor`](idempotency::Descriptor); [`server::operations`] lists it, and from there the recovery worker, the
-//! policies, the key status, the audit and the OpenAPI document know it.
+//! CONTRIBUTING.md lists the files, and a check applies that list to a copy. An operation describes itself in
+//! its [`Descriptor`](idempotency::Descriptor), and [`server::operations`] lists it. From there the recovery
+//! worker, the policies, the key status, the audit and the OpenAPI document know it.
 
 pub mod audit;
 pub mod base;

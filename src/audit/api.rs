@@ -1,4 +1,4 @@
-//! What operators do beside managing merchants.
+//! The audit, for operators.
 
 use actix_web::{HttpResponse, get, web};
 
@@ -13,13 +13,13 @@ problems!(AuditProblems, operating:);
 
 /// Audit the books
 ///
-/// Checks, on one snapshot, that everything that must agree does: ledger, charges, refunds, payouts, keys and
-/// events of all merchants. Reads everything, so it takes its time on a large database; the command
-/// `oncepay audit` does the same without the bounds of a request.
+/// Checks on one snapshot that the ledger, charges, refunds, payouts, keys and events of all merchants agree.
+/// An audit reads everything, so it takes a while on a large database. The command `oncepay audit` does the
+/// same without the time limits of a request.
 #[utoipa::path(
     operation_id = "operator.audit",
     tag = "Operators",
-    responses((status = 200, description = "What was found; `clean` tells whether that is nothing.", body = AuditReport), AuditProblems),
+    responses((status = 200, description = "The findings. `clean` tells whether there are none.", body = AuditReport), AuditProblems),
 )]
 #[get("/v1/operator/audit")]
 pub async fn audit_books(

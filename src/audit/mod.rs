@@ -1,9 +1,9 @@
-//! The audit: whether everything that must agree does.
+//! The audit: checks that all tables agree.
 //!
-//! Each check is a query that finds what violates it; all must find nothing. They run on one snapshot, so
-//! that requests being handled meanwhile don't disturb, and they only read, so that anybody may run
-//! them at any time. Most of what they look for can't be written at all, since the database refuses it; that
-//! is why an audit is worth having: it tells when a guard has failed.
+//! Each check is a query that finds violations; every check must find none. All run on one snapshot, so that
+//! concurrent requests don't disturb them, and they only read, so that anybody may run them at any time. The
+//! database itself refuses most of the violations. That is why an audit is worth having: it tells when a
+//! guard has failed.
 
 pub mod api;
 
@@ -16,48 +16,48 @@ use crate::error::Error;
 use crate::idempotency::ResourceKind;
 use crate::storage::db::plan_freely;
 
-/// Most sample ids per check.
+/// Maximum number of sample ids per check.
 const SAMPLES_MAX: usize = 5;
 
-/// What an audit found.
+/// Result of an audit.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AuditReport {
-    /// Whether no check found anything.
+    /// Whether no check found a violation.
     #[schema(example = true)]
     pub clean: bool,
-    /// All checks.
+    /// Results of all checks.
     pub checks: Vec<CheckResult>,
 }
 
-/// What one check found.
+/// Result of one check.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckResult {
-    /// Its name.
+    /// Name of the check.
     #[schema(example = "unbalanced_entries")]
     pub name: &'static str,
-    /// What it looks for.
+    /// Violation that the check looks for.
     #[schema(example = "journal entries whose postings don't sum to zero per currency")]
     pub description: &'static str,
-    /// How many it found.
+    /// Number of violations.
     #[schema(example = 0)]
     pub violations: i64,
-    /// Up to five of them.
+    /// Up to five violations.
     #[schema(example = json!([]))]
     pub samples: Vec<String>,
 }
 
 /// The query of a check.
 enum Query {
-    /// This one.
+    /// A fixed query.
     Fixed(&'static str),
-    /// One that depends on the kinds of resources that there are.
+    /// A query that depends on the resource kinds.
     OfKinds(fn(&[&'static ResourceKind]) -> String),
 }
 
 struct Check {
     name: &'static str,
     description: &'static str,
-    /// Gives one text per violation.
+    /// Returns one text per violation.
     query: Query,
 }
 
@@ -218,7 +218,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "processor_operations",
-        description: "operations of the acquirer that don't match ours, as of the last look at its list",
+        description: "operations of the processor that don't match ours, as of the last reading of its list",
         query: Query::Fixed(
             "SELECT difference || ' ' || reference FROM acquirer_differences(interval '1 hour')",
         ),
@@ -233,14 +233,14 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "overdue_events",
-        description: "events of the acquirer that have waited for too long for what they are about",
+        description: "events from the processor that have waited too long for their objects",
         query: Query::Fixed(
             "SELECT event_id || ' ' || type FROM acquirer_events WHERE overdue_at IS NOT NULL",
         ),
     },
-    // Events are deleted when they are old, so what is missing proves something only where it would still be there: of an
-    // object that was made since, or that was changed since, which the events tell that are left. An older object that
-    // nothing has happened to for so long has no events, and needs none.
+    // Old events are deleted, so a missing event proves something only if it would still be kept: for an
+    // object that was created or changed since the oldest kept events. An older object without any change
+    // since then has no events, and needs none.
     Check {
         name: "missing_events",
         description: "charges, refunds, payouts and disputes without an event that tells their state, as far back as events are kept",
@@ -267,8 +267,8 @@ struct Found {
     samples: Vec<String>,
 }
 
-/// Runs all checks on one snapshot. Reads everything, so it takes its time on a large database: its
-/// statements may run for ten minutes. Locks nothing.
+/// Runs all checks on one snapshot. Reads everything, so it takes a while on a large database: its statements
+/// may run for ten minutes. Takes no locks.
 pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
@@ -298,7 +298,7 @@ pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<A
     })
 }
 
-/// Only kinds whose rows stay for good: of the others a missing row proves nothing.
+/// Covers only kinds whose rows stay for good: for the others, a missing row proves nothing.
 fn keys_without_resource(kinds: &[&'static ResourceKind]) -> String {
     let kept = kinds.iter().filter(|kind| kind.is_kept);
     let cases: String = kept
@@ -313,7 +313,7 @@ fn keys_without_resource(kinds: &[&'static ResourceKind]) -> String {
 }
 
 impl std::fmt::Display for AuditReport {
-    /// A table for people.
+    /// Prints a table for people.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for check in &self.checks {
             let mark = if check.violations == 0 { "ok" } else { "FAILED" };

@@ -1,27 +1,27 @@
-//! Settings as they are when nobody sets any. A default stands once, where the command line declares it, and whoever
-//! makes settings in code takes it from there.
+//! Default settings. The command line declares each default once, and code that makes settings takes it from
+//! there.
 
 use std::ffi::OsString;
 
 use clap::{Args, Command};
 
-/// `T` as the command line gives it without flags, whatever the environment holds.
+/// Makes a `T` as the command line does without flags, whatever the environment holds.
 ///
 /// # Panics
 ///
-/// If a setting of `T` has no default and isn't optional: [`defaults_with`] takes those.
+/// If a setting of `T` has no default and isn't optional: use [`defaults_with`] for those.
 pub fn defaults<T: Args>() -> T {
     defaults_with([] as [OsString; 0])
 }
 
-/// The same with a few flags, for settings that have no default.
+/// Makes a `T` with a few flags, for settings that have no default.
 ///
 /// # Panics
 ///
-/// If the command line wouldn't take these flags alone.
+/// If the command line would refuse these flags alone.
 pub fn defaults_with<T: Args>(flags: impl IntoIterator<Item: Into<OsString> + Clone>) -> T {
     T::augment_args(Command::new("defaults").no_binary_name(true))
-        // What a developer's shell or a container sets is for the program, not for its defaults.
+        // Variables of a developer's shell or a container are for the program, not for its defaults.
         .mut_args(|arg| arg.env(None::<&str>))
         .try_get_matches_from(flags)
         .and_then(|matches| T::from_arg_matches(&matches))

@@ -1,9 +1,9 @@
-//! Secrets that we hand out, derived rather than stored.
+//! Secrets that the service hands out, derived rather than stored.
 //!
 //! A secret is shown once, in the answer that created it. A retry of that request must get the same bytes, so
-//! the stored answer would have to hold the secret, which nobody who reads the database should find. So it
-//! holds a placeholder, and the secret is computed anew each time from the service's master key and the id of
-//! what it belongs to (HMAC-SHA-256, RFC 2104). What we sign webhooks with isn't stored either.
+//! the stored answer would have to hold the secret, which readers of the database must not find. So it holds
+//! a placeholder, and the service computes the secret each time from its master key and the id of the
+//! secret's object (HMAC-SHA-256, RFC 2104). The secrets that sign webhooks aren't stored either.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,17 +16,17 @@ use uuid::Uuid;
 use crate::base::ids::WebhookEndpointId;
 use crate::base::signature::Secret;
 
-/// Fewest characters of a master key.
+/// Minimum number of characters in a master key.
 pub const MASTER_KEY_LENGTH_MIN: usize = 32;
 
-/// What a secret is for: each has others.
+/// Purpose of a secret. Each purpose has its own secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The secret part of an API key.
     ApiKey,
-    /// What messages to a webhook endpoint are signed with.
+    /// The secret that signs messages to a webhook endpoint.
     WebhookSecret {
-        /// Counts from 1; replacing the secret makes the next one.
+        /// Version, from 1. Each replacement of the secret increments it.
         version: i32,
     },
 }
@@ -62,12 +62,12 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// A vault with this master key.
+    /// Makes a vault with this master key.
     pub fn new(master_key: SecretString) -> Self {
         Self { master_key }
     }
 
-    /// The secret for `purpose` of the object `id`, as it's shown. The same each time.
+    /// Returns the secret for `purpose` of the object `id`, as it's shown. Always the same.
     pub fn derive(&self, purpose: Purpose, id: Uuid) -> SecretString {
         match purpose {
             // 128 bits.
@@ -76,7 +76,7 @@ impl Vault {
         }
     }
 
-    /// What messages to an endpoint are signed with.
+    /// Returns the secret that signs messages to an endpoint.
     pub fn webhook_secret(&self, id: WebhookEndpointId, version: i32) -> Secret {
         Secret::new(&self.derive_bytes(Purpose::WebhookSecret { version }, id.0))
     }

@@ -1,9 +1,9 @@
-//! Named points at which a test lets the process die or stop, to see what the others make of it.
+//! Named points at which a test lets the process die or stop, to see how the others react.
 //!
-//! They exist in debug builds only: a release build compiles each into nothing, so that no setting can
-//! turn them on in production.
+//! They exist in debug builds only: a release build compiles each into nothing, so that no setting can turn
+//! them on in production.
 //!
-//! | point | what has just happened |
+//! | point | state |
 //! |---|---|
 //! | `after_conflict` | another request was found to have claimed the key, or taken it over |
 //! | `before_takeover` | a request was found abandoned; it's taken over next |
@@ -18,13 +18,13 @@
 //! | `delivery_before_send` | a delivery is claimed; it's sent next |
 //! | `delivery_after_send` | the endpoint has answered, or not; its outcome is noted next |
 //!
-//! And promises that can be broken, to see that whoever checks them notices:
+//! A test can also break promises, to see that its checks notice:
 //!
 //! | promise | broken |
 //! |---|---|
-//! | `claim` | a duplicate of what is still running is executed, too, under a key of its own |
+//! | `claim` | a duplicate of a running request is executed, too, under a key of its own |
 //!
-//! And the clock of the host can be off, by as many seconds as `ONCEPAY_CLOCK_OFFSET_S` says.
+//! It can also set the host's clock off, by `ONCEPAY_CLOCK_OFFSET_S` seconds.
 
 use chrono::TimeDelta;
 
@@ -42,9 +42,9 @@ fn fault() -> Option<(&'static str, &'static str)> {
     FAULT.get_or_init(|| std::env::var("ONCEPAY_FAULT").ok()).as_deref()?.split_once(':')
 }
 
-/// A point in the code. With `ONCEPAY_FAULT=kill:name` in the environment, a debug build kills itself here with
-/// SIGKILL, which no destructor and no handler survives. With `stop:name` it stops itself here once, with
-/// SIGSTOP, until somebody sends SIGCONT.
+/// A point in the code. With `ONCEPAY_FAULT=kill:name` in the environment, a debug build kills itself here
+/// with SIGKILL, which no destructor and no handler survives. With `stop:name` it stops itself here once,
+/// with SIGSTOP, until it gets SIGCONT.
 #[cfg(debug_assertions)]
 pub fn reach(point: &str) {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,19 +67,19 @@ pub fn reach(point: &str) {
     }
 }
 
-/// Whether the process is to die or stop at `point`.
+/// Whether the process should die or stop at `point`.
 #[cfg(debug_assertions)]
 pub fn is_set(point: &str) -> bool {
     fault().is_some_and(|(_, name)| name == point)
 }
 
-/// Whether a promise is to be broken: in a debug build with `ONCEPAY_FAULT=break:name` in the environment.
+/// Whether to break a promise: in a debug build with `ONCEPAY_FAULT=break:name` in the environment.
 #[cfg(debug_assertions)]
 pub fn breaks(promise: &str) -> bool {
     fault() == Some(("break", promise))
 }
 
-/// How far the host's clock is off: in a debug build with `ONCEPAY_CLOCK_OFFSET_S=seconds` in the environment.
+/// Offset of the host's clock: in a debug build with `ONCEPAY_CLOCK_OFFSET_S=seconds` in the environment.
 #[cfg(debug_assertions)]
 pub fn clock_offset() -> TimeDelta {
     static OFFSET: std::sync::OnceLock<TimeDelta> = std::sync::OnceLock::new();
@@ -89,7 +89,7 @@ pub fn clock_offset() -> TimeDelta {
     })
 }
 
-/// Nothing, in a release build.
+/// Does nothing, in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn reach(_point: &str) {}
@@ -108,7 +108,7 @@ pub fn breaks(_promise: &str) -> bool {
     false
 }
 
-/// Not at all, in a release build.
+/// Zero, in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn clock_offset() -> TimeDelta {

@@ -1,8 +1,8 @@
-//! Identifiers: a prefix that says what kind of object it is, and a time-ordered UUID (RFC 9562,
-//! version 7) in 32 hexadecimal digits, as in `ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b`.
+//! Identifiers: a prefix that names the kind of object, and a time-ordered UUID (RFC 9562, version 7) in 32
+//! hexadecimal digits, as in `ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b`.
 //!
-//! Each kind is a type of its own, so that a refund's id can't be passed where a charge's is wanted.
-//! In the database they are plain `uuid` columns.
+//! Each kind is a type of its own, so that a refund's id can't be passed for a charge's. In the database they
+//! are plain `uuid` columns.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,14 +10,14 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-/// The text isn't an identifier of the wanted kind.
+/// The text isn't an identifier of the expected kind.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an identifier of this kind")]
 pub struct ParseIdError;
 
 fn parse(prefix: &str, text: &str) -> Result<Uuid, ParseIdError> {
     let digits = text.strip_prefix(prefix).ok_or(ParseIdError)?;
-    // One spelling per id: the uuid parser alone would also take hyphens, braces and upper case.
+    // One spelling per id: the uuid parser alone would also accept hyphens, braces and upper case.
     if digits.len() != 32 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(ParseIdError);
     }
@@ -30,11 +30,12 @@ pub fn parse_any(text: &str) -> Result<Uuid, ParseIdError> {
     parse(&text[..=prefix.len()], text)
 }
 
-/// A new identifier of a time, in order after those of earlier microseconds: the 12 bits after the milliseconds hold their
-/// fraction in 4096ths (RFC 9562, section 6.2, method 3).
+/// Makes an identifier of a time, in order after those of earlier microseconds: the 12 bits after the
+/// milliseconds hold their fraction in 4096ths (RFC 9562, section 6.2, method 3).
 ///
-/// Where ids are in lists, it must be the database's time: lists by id are lists by time, whichever instance made the
-/// rows, and whatever its clock shows. What is made by a statement has SQL's `uuid_v7()` for that.
+/// For ids in lists, it must be the database's time: then lists by id are lists by time, whichever instance
+/// made the rows, and whatever its clock shows. Rows that a statement creates get their ids from SQL's
+/// `uuid_v7()`.
 pub fn v7(time: DateTime<Utc>) -> Uuid {
     let fraction = time.timestamp_subsec_nanos() % 1_000_000 * 4096 / 1_000_000;
     let mut after_the_time: [u8; 10] = rand::random();
@@ -54,10 +55,11 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// What each identifier of this kind starts with.
+            /// Prefix of this kind's identifiers.
             pub const PREFIX: &'static str = $prefix;
 
-            /// A new one of a time: in order after those of earlier microseconds, before those of later ones.
+            /// Makes an identifier of a time: in order after those of earlier microseconds, before those of
+            /// later ones.
             pub fn at(time: DateTime<Utc>) -> Self {
                 Self(v7(time))
             }
@@ -117,7 +119,7 @@ id!(
     PayoutId, "po_"
 );
 id!(
-    /// A payment of the acquirer to us; the acquirer makes it.
+    /// A payment from the processor to us. The processor makes the id.
     SettlementId, "set_"
 );
 id!(
@@ -145,7 +147,7 @@ id!(
     EventId, "evt_"
 );
 id!(
-    /// An event that the acquirer has told us of.
+    /// An event from the processor.
     AcquirerEventId, "ae_"
 );
 id!(

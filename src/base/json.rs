@@ -1,12 +1,12 @@
-//! JSON texts, read strictly.
+//! Strict parsing of JSON.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Parses a JSON text. Beside what the grammar forbids, repeated member names are refused (which of the two would have
-/// been meant?), and so is nesting deeper than 128 levels. The error says where and why, for the client.
+/// Parses a JSON text. Besides syntax errors, it refuses repeated member names, whose meaning is ambiguous,
+/// and nesting deeper than 128 levels. The error gives position and reason, for the client.
 pub fn parse(bytes: &[u8]) -> Result<Value, String> {
     if bytes.is_empty() {
         return Err("it is empty".to_owned());
@@ -15,7 +15,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, String> {
     serde_json::from_slice::<Strict>(bytes).map(|strict| strict.0).map_err(|error| error.to_string())
 }
 
-/// A [`Value`] that was read with repeated member names refused.
+/// A [`Value`] without repeated member names.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

@@ -1,7 +1,8 @@
-//! The registry of metrics, in Prometheus' text format.
+//! The registry of metrics, in Prometheus's text format.
 //!
-//! Each area registers its own metrics here (`storage::metrics`, `idempotency::metrics` …), so that none has to know
-//! the others'. Labels have few values: operations, outcomes, route patterns. Never keys, ids or merchants.
+//! Each area registers its own metrics here (`storage::metrics`, `idempotency::metrics` …), so that no area
+//! has to know another's. Labels have few values: operations, outcomes, route patterns. Never keys, ids or
+//! merchants.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -9,7 +10,7 @@ use prometheus::{
     Opts, TextEncoder, exponential_buckets,
 };
 
-/// All metrics of one server. Several servers can live in one process, each with a registry of its own. Cheap to
+/// All metrics of one server. Several servers can live in one process, each with its own registry. Cheap to
 /// clone.
 #[derive(Clone, Debug, Default)]
 pub struct Registry(prometheus::Registry);
@@ -25,7 +26,7 @@ fn sizes(buckets: usize) -> Vec<f64> {
 }
 
 impl Registry {
-    /// An empty registry, but for what the operating system says of this process.
+    /// Makes a registry with the operating system's metrics of this process.
     pub fn new() -> Self {
         let registry = Self::default();
         #[cfg(target_os = "linux")]
@@ -42,52 +43,52 @@ impl Registry {
         metric
     }
 
-    /// A counter.
+    /// Registers a counter.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::new(name, help))
     }
 
-    /// A counter per combination of `labels`.
+    /// Registers a counter per combination of `labels`.
     pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.register(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
-    /// A gauge of fractions.
+    /// Registers a gauge of fractions.
     pub fn gauge(&self, name: &str, help: &str) -> Gauge {
         self.register(Gauge::new(name, help))
     }
 
-    /// A gauge of whole numbers.
+    /// Registers a gauge of whole numbers.
     pub fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
         self.register(IntGauge::new(name, help))
     }
 
-    /// A gauge of whole numbers per combination of `labels`.
+    /// Registers a gauge of whole numbers per combination of `labels`.
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
-    /// A histogram of seconds.
+    /// Registers a histogram of seconds.
     pub fn durations(&self, name: &str, help: &str) -> Histogram {
         self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(seconds())))
     }
 
-    /// A histogram of seconds per combination of `labels`.
+    /// Registers a histogram of seconds per combination of `labels`.
     pub fn durations_by(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(seconds()), labels))
     }
 
-    /// A histogram of whole numbers from 1 to 2 to the power of `buckets` less 1.
+    /// Registers a histogram of whole numbers from 1 to 2 to the power of `buckets` less 1.
     pub fn sizes(&self, name: &str, help: &str, buckets: usize) -> Histogram {
         self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(sizes(buckets))))
     }
 
-    /// The same per combination of `labels`.
+    /// Registers such a histogram per combination of `labels`.
     pub fn sizes_by(&self, name: &str, help: &str, labels: &[&str], buckets: usize) -> HistogramVec {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(sizes(buckets)), labels))
     }
 
-    /// All metrics in Prometheus' text format.
+    /// All metrics in Prometheus's text format.
     pub fn render(&self) -> prometheus::Result<String> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.0.gather(), &mut text)?;
@@ -95,12 +96,12 @@ impl Registry {
     }
 }
 
-/// Counts one more in a gauge, for as long as it lives.
+/// Adds one to a gauge while it lives.
 #[derive(Debug)]
 pub struct Counted(IntGauge);
 
 impl Counted {
-    /// Counts one more in `gauge`.
+    /// Adds one to `gauge`.
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

@@ -1,19 +1,19 @@
 //! Amounts of money: a decimal number together with its currency.
 //!
-//! Floats never touch an amount. Inside it is a [`Decimal`] with checked arithmetic, in the database
-//! a `numeric`, and on the wire a decimal *string* at exactly the currency's ISO 4217 scale
-//! (`"12.50"` USD, `"1250"` JPY, `"12.500"` KWD).
+//! Floats never touch an amount. In memory it is a [`Decimal`] with checked arithmetic, in the database a
+//! `numeric`, and on the wire a decimal *string* at exactly the currency's ISO 4217 scale (`"12.50"` USD,
+//! `"1250"` JPY, `"12.500"` KWD).
 
 use std::fmt;
 use std::str::FromStr;
 
 use rust_decimal::{Decimal, RoundingStrategy};
 
-/// Most integer digits that an amount may have: just under a trillion units.
+/// Maximum number of integer digits in an amount: just under a trillion units.
 pub const INTEGER_DIGITS_MAX: usize = 12;
 
-/// An ISO 4217 currency that has a minor unit, such as `USD`. Precious metals, funds without a
-/// scale and test codes are no currencies to be paid in.
+/// An ISO 4217 currency with a minor unit, such as `USD`. Precious metals, funds without a scale and test
+/// codes can't be used for payments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Currency(iso_currency::Currency);
 
@@ -28,21 +28,21 @@ impl Currency {
         self.0.code()
     }
 
-    /// The one with the most decimals: what is wrong in it is wrong in any.
+    /// The currency with the most decimals: an amount that is invalid in it is invalid in any.
     pub fn finest() -> Self {
         Self(iso_currency::Currency::CLF)
     }
 
     /// `amount` as text at this currency's scale.
     pub fn format(self, amount: Decimal) -> String {
-        // Negating zero leaves a sign behind, which nobody wants to read.
+        // Negating zero leaves a sign, which nobody wants to read.
         let mut amount = if amount.is_zero() { Decimal::ZERO } else { amount };
         amount.rescale(self.scale());
         amount.to_string()
     }
 }
 
-/// The code names no currency that can be paid in.
+/// The code doesn't name a currency for payments.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be an ISO 4217 currency code in upper case, such as USD, EUR, GBP, JPY, KWD or BHD")]
 pub struct UnknownCurrency;
@@ -76,7 +76,7 @@ pub struct Money {
     currency: Currency,
 }
 
-/// Why a text is no amount. The sentence is meant for the client.
+/// The reason why a text isn't an amount. `Display` is a sentence for the client.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmountError {
     /// Sign, exponent, white space, separators, or no digits at all.
@@ -90,7 +90,7 @@ pub enum AmountError {
     TooManyDecimals {
         /// Decimals of the currency.
         scale: u32,
-        /// Its code.
+        /// Code of the currency.
         currency: &'static str,
     },
     /// Zero.
@@ -124,7 +124,7 @@ impl Money {
         Ok(Self { amount, currency })
     }
 
-    /// An amount that the database holds; it was checked on its way in.
+    /// Makes an amount from the database, which was checked before it was stored.
     pub fn from_stored(amount: Decimal, currency: Currency) -> Self {
         Self { amount, currency }
     }
@@ -146,13 +146,13 @@ impl fmt::Display for Money {
     }
 }
 
-/// An amount as a client wrote it where the currency is that of an object not looked up yet: right for some
-/// currency, to be checked against the object's with [`in_currency`](Self::in_currency).
+/// An amount as a client wrote it, while the object with its currency isn't looked up yet. It's valid in some
+/// currency; [`in_currency`](Self::in_currency) checks it against the object's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlainAmount(String);
 
 impl PlainAmount {
-    /// Parses what can be an amount in some currency. Errors as with [`Money::parse`].
+    /// Parses an amount that is valid in some currency. Errors as with [`Money::parse`].
     pub fn parse(amount: &str) -> Result<Self, AmountError> {
         Money::parse(amount, Currency::finest()).map(|_| Self(amount.to_owned()))
     }
@@ -163,19 +163,19 @@ impl PlainAmount {
     }
 }
 
-/// What a merchant pays per capture.
+/// A merchant's price per capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pricing {
     /// Share of the captured amount, 0 to 1.
     pub rate: Decimal,
-    /// Added to that, in the currency of the charge, at least 0.
+    /// Fixed amount added to that share, in the currency of the charge, at least 0.
     pub fixed: Decimal,
 }
 
 impl Pricing {
-    /// The fee for capturing `captured`: rate × amount + fixed, rounded half-even to the currency's
-    /// scale (so that the roundings of many charges don't add up in anybody's favor), and never more
-    /// than the amount. May be zero.
+    /// The fee for a capture of `captured`: rate × amount + fixed, rounded half-even to the currency's scale
+    /// (so that the roundings of many charges don't add up in anybody's favor), and never more than the
+    /// amount. May be zero.
     pub fn fee(self, captured: Money) -> Decimal {
         // At most 16 + 5 digits, far from the 28 that a Decimal holds.
         (self.rate * captured.amount + self.fixed)

@@ -1,7 +1,8 @@
 //! Signatures of [Standard Webhooks](https://www.standardwebhooks.com), symmetric (`v1`).
 //!
-//! What is signed is `{webhook-id}.{webhook-timestamp}.{body}`, with HMAC-SHA-256 (RFC 2104). A message can have several
-//! signatures, and a receiver several secrets, so that a secret can be replaced without losing a message.
+//! The signature covers `{webhook-id}.{webhook-timestamp}.{body}`, with HMAC-SHA-256 (RFC 2104). A message
+//! can have several signatures, and a receiver several secrets, so that a secret can be replaced without
+//! losing a message.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,38 +11,38 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use sha2::Sha256;
 
-/// Header that names the message: the same with every delivery of it.
+/// Header with the id of the message, the same with every delivery.
 pub const ID: &str = "webhook-id";
-/// Header that tells when this delivery was signed, in seconds since 1970.
+/// Header with the time at which this delivery was signed, in seconds since 1970.
 pub const TIMESTAMP: &str = "webhook-timestamp";
 /// Header with the signatures, separated by spaces.
 pub const SIGNATURE: &str = "webhook-signature";
 
-/// How far the time of a signature may be from ours, either way.
+/// Maximum difference between the time of a signature and ours, in either direction.
 pub const TOLERANCE_S: i64 = 5 * 60;
 
-/// What is said of a message without them.
+/// The refusal of a message whose headers are missing or malformed.
 const MALFORMED: Refusal =
     Refusal::Malformed("has no `webhook-id`, `webhook-timestamp` and `webhook-signature` that can be read");
 
-/// What a secret starts with.
+/// Prefix of a secret.
 const SECRET_PREFIX: &str = "whsec_";
-/// What a symmetric signature starts with.
+/// Prefix of a symmetric signature.
 const VERSION: &str = "v1,";
-/// Fewest and most bytes of a secret, as the specification says.
+/// Minimum and maximum size of a secret in bytes, according to the specification.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// What messages are signed with.
+/// A secret that signs messages.
 #[derive(Debug)]
 pub struct Secret(SecretBox<[u8]>);
 
 impl Secret {
-    /// A secret of these bytes.
+    /// Makes a secret from these bytes.
     pub fn new(bytes: &[u8]) -> Self {
         Self(SecretBox::new(bytes.into()))
     }
 
-    /// Reads `whsec_` and base64. The error is a sentence, without the secret.
+    /// Parses `whsec_` and base64. The error is a sentence, without the secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.strip_prefix(SECRET_PREFIX)
             .and_then(|encoded| STANDARD.decode(encoded).ok())
@@ -53,12 +54,12 @@ impl Secret {
             })
     }
 
-    /// As it's shown to who has to know it.
+    /// Text of the secret, for its rightful holder.
     pub fn reveal(&self) -> SecretString {
         format!("{SECRET_PREFIX}{}", STANDARD.encode(self.0.expose_secret())).into()
     }
 
-    /// The signature of a message that is sent at `timestamp` (seconds since 1970).
+    /// Signs a message that is sent at `timestamp` (seconds since 1970).
     pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let mac = self.mac(id, &timestamp.to_string(), body);
         format!("{VERSION}{}", STANDARD.encode(mac.finalize().into_bytes()))
@@ -74,22 +75,23 @@ impl Secret {
     }
 }
 
-/// Why a message isn't taken.
+/// The reason why a message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Something that a signature consists of is missing or can't be read: what, as the rest of a sentence about the message.
+    /// A part of the signature is missing or malformed. The text says which, as the predicate of a sentence about
+    /// the message.
     Malformed(&'static str),
-    /// Its time is too far from ours.
+    /// The time of the message is too far from ours.
     OutOfTime,
     /// No signature is by one of our secrets.
     Forged,
 }
 
 impl Refusal {
-    /// Each of them, as it's counted.
+    /// All reasons, as metrics count them.
     pub const NAMES: [&str; 3] = ["malformed", "out_of_time", "forged"];
 
-    /// The same for who has sent it: what the message is or does.
+    /// The reason for the sender, as the predicate of a sentence about the message.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Malformed(reason) => reason,
@@ -98,7 +100,7 @@ impl Refusal {
         }
     }
 
-    /// As it's counted.
+    /// Label in the metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
@@ -119,8 +121,8 @@ pub struct Signed<'a> {
     pub signature: &'a str,
 }
 
-/// Checks that one of the signatures is by one of `secrets`, and that it was made around `now`. Signatures are compared in
-/// constant time; those of other versions are passed over.
+/// Checks that one of the signatures is by one of `secrets`, and that it was made around `now`. Compares
+/// signatures in constant time, and ignores those of other versions.
 ///
 /// Errors, in the order checked: malformed, out of time, forged.
 pub fn verify(
@@ -137,7 +139,8 @@ pub fn verify(
     if now.timestamp().abs_diff(timestamp) > TOLERANCE_S.unsigned_abs() {
         return Err(Refusal::OutOfTime);
     }
-    // Once for all signatures: anybody can send thousands of them, and each would have the whole body hashed again.
+    // Computed once for all signatures: anybody can send thousands of them, and each would hash the whole
+    // body again.
     let macs: Vec<_> = secrets.iter().map(|secret| secret.mac(signed.id, signed.timestamp, body)).collect();
     let mut signatures = signed
         .signature

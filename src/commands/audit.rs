@@ -11,10 +11,10 @@ use super::shared::Database;
 /// Options of the `audit` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Where
+    /// Database to audit
     #[command(flatten)]
     database: Database,
-    /// The processor, if its operations are to be read first
+    /// Processor whose operations are read first, if given
     #[command(flatten)]
     processor: ProcessorOptions,
 }

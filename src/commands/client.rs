@@ -1,4 +1,4 @@
-//! What the commands for developers share: how they find a service and talk to it.
+//! Access to the service, for the developers' commands.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,34 +13,34 @@ use crate::dev;
 
 use super::old_names;
 
-/// Longest wait for an answer.
+/// Maximum wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where a service is and who asks.
+/// The service, and the credentials of its client.
 #[derive(Debug, clap::Args)]
 #[group(id = "service")]
 pub struct Options {
-    /// Address of the service; by default, what dev.env says
+    /// Address of the service; default: the one in dev.env
     #[arg(long, env = "ONCEPAY_URL")]
     url: Option<String>,
 
-    /// An API key of the merchant; by default, what dev.env says
+    /// An API key of the merchant; default: the one in dev.env
     #[arg(long, env = "ONCEPAY_API_KEY", hide_env_values = true)]
     api_key: Option<SecretString>,
 
-    /// Folder in which `oncepay dev` has left dev.env
+    /// Folder in which `oncepay dev` stores dev.env
     #[arg(long, env = "ONCEPAY_DATA_DIR", default_value = ".oncepay")]
     data_dir: PathBuf,
 }
 
 impl Options {
-    /// A setting of dev.env.
+    /// Reads a setting of dev.env.
     pub fn setting(&self, name: &str) -> Option<String> {
         dev::setting(&self.data_dir, name)
             .or_else(|| dev::setting(&self.data_dir, old_names::old_name(name)?))
     }
 
-    /// What was given, or else the setting of dev.env. The error is a sentence.
+    /// Returns the given value, or else the setting of dev.env. The error is a sentence.
     pub fn required<T: Clone + From<String>>(&self, given: &Option<T>, name: &str) -> Result<T, String> {
         given.clone().or_else(|| self.setting(name).map(T::from)).ok_or_else(|| {
             format!(
@@ -52,7 +52,7 @@ impl Options {
     }
 }
 
-/// Talks to a service as a merchant.
+/// A client of the service, as a merchant.
 pub struct ApiClient {
     client: reqwest::Client,
     url: Url,
@@ -60,10 +60,11 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// The error is a sentence.
+    /// Makes a client. The error is a sentence.
     pub fn new(options: &Options) -> Result<Self, String> {
         let url = options.required(&options.url, "ONCEPAY_URL")?;
-        let url = Url::parse(&url).map_err(|error| format!("{url} is no address of a service: {error}."))?;
+        let url =
+            Url::parse(&url).map_err(|error| format!("{url} isn't the address of a service: {error}."))?;
         let api_key = options.required(&options.api_key, "ONCEPAY_API_KEY")?;
         Ok(Self { client: client()?, url, api_key })
     }
@@ -73,7 +74,7 @@ impl ApiClient {
         &self.api_key
     }
 
-    /// Address of a path of the service.
+    /// URL of a path of the service.
     pub fn at(&self, path: &str) -> String {
         format!("{}{path}", self.url.as_str().trim_end_matches('/'))
     }
@@ -83,7 +84,7 @@ impl ApiClient {
         answer(self.request(Method::GET, path)).await
     }
 
-    /// Makes something, under a key of its own. The error is a sentence.
+    /// Creates an object, with a new idempotency key. The error is a sentence.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
         let key = Uuid::new_v4().to_string();
         answer(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
@@ -94,7 +95,7 @@ impl ApiClient {
     }
 }
 
-/// An HTTP client that follows nothing. The error is a sentence.
+/// Makes an HTTP client that follows no redirects. The error is a sentence.
 pub fn client() -> Result<reqwest::Client, String> {
     reqwest::Client::builder()
         .timeout(TIMEOUT)
@@ -107,7 +108,8 @@ pub fn client() -> Result<reqwest::Client, String> {
 pub async fn answer(request: RequestBuilder) -> Result<Value, String> {
     let answer = request.send().await.map_err(|error| format!("{}.", cause(&error)))?;
     let (status, url) = (answer.status(), answer.url().clone());
-    let body = answer.json::<Value>().await.map_err(|error| format!("{url} answers no JSON: {error}."))?;
+    let body =
+        answer.json::<Value>().await.map_err(|error| format!("The answer of {url} isn't JSON: {error}."))?;
     if status.is_success() {
         return Ok(body);
     }
@@ -115,7 +117,7 @@ pub async fn answer(request: RequestBuilder) -> Result<Value, String> {
     Err(format!("{url} answers {status}: {detail}"))
 }
 
-/// What is at the bottom of an error, with the address.
+/// The root cause of an error, with the address.
 pub fn cause(error: &reqwest::Error) -> String {
     let mut source: &dyn std::error::Error = error;
     while let Some(deeper) = source.source() {

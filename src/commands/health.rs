@@ -1,28 +1,28 @@
-//! `oncepay health`: whether the service on this machine lives.
+//! `oncepay health`: checks the service on this machine.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long [`ask`] waits for the service, at each step.
+/// Maximum time that [`ask`] waits for the service, at each step.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options of the `health` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Address that the service listens on
+    /// Address on which the service listens
     #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// Ask also whether it can serve (/readyz instead of /healthz)
+    /// Check also whether it can serve (/readyz instead of /healthz)
     #[arg(long = "ready")]
     can_serve: bool,
 }
 
-/// Asks the service on this machine, so that an image needs no HTTP client. The error is a sentence.
+/// Checks the service on this machine, so that an image needs no HTTP client. The error is a sentence.
 pub fn ask(options: &Options) -> Result<(), String> {
     let path = if options.can_serve { "/readyz" } else { "/healthz" };
-    // Who listens on all addresses is reached on the local one.
+    // A service that listens on all addresses is reachable at the local one.
     let mut address = options.listen;
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),

@@ -1,5 +1,5 @@
-//! `oncepay keys`: what operators do with idempotency keys from a shell, with the database at hand instead of the API; the
-//! same as under `/v1/operator/idempotency-keys`.
+//! `oncepay keys`: the operators' commands for idempotency keys, which use the database instead of the API.
+//! They do the same as `/v1/operator/idempotency-keys`.
 
 use std::io::Write;
 
@@ -15,7 +15,7 @@ use crate::web::lists::{Cursor, Page};
 
 use super::shared::{Database, sentence, time_text, write_line};
 
-/// Most keys of one listing.
+/// Maximum number of keys in one list.
 const KEYS_MAX: i64 = 1_000;
 
 /// `oncepay keys …`
@@ -26,7 +26,7 @@ pub enum Command {
         /// in_progress, abandoned, parked, completed or expired
         #[arg(long, default_value = "in_progress")]
         status: String,
-        /// Least age: seconds, or with a unit as in 5m, 2h, 1d; or an RFC 3339 time
+        /// Minimum age: in seconds, or with a unit as in 5m, 2h, 1d; or an RFC 3339 time
         #[arg(long)]
         older_than: Option<String>,
         /// Name of an operation
@@ -35,10 +35,10 @@ pub enum Command {
         /// Id of a merchant
         #[arg(long)]
         merchant: Option<String>,
-        /// Most keys
+        /// Maximum number of keys
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=KEYS_MAX))]
         limit: i64,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
@@ -46,27 +46,27 @@ pub enum Command {
     Show {
         /// mer_…/key
         id: String,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
-    /// Have the service finish a request now, however often that has failed
+    /// Make the service finish a request now, however often that has failed
     Retry {
         /// mer_…/key
         #[arg(required_unless_present = "all_parked")]
         id: Option<String>,
-        /// All that are parked, as after an outage
+        /// All parked keys, as after an outage
         #[arg(long, conflicts_with = "id")]
         all_parked: bool,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
-    /// Give the lease of a request up, so that its client's next retry executes it
+    /// End the lease of a request, so that its client's next retry executes it
     Release {
         /// mer_…/key
         id: String,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
@@ -143,7 +143,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                 let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
                 for row in parked {
                     match status::retry(conn, row.merchant_id, &row.key) {
-                        // Finished or retried by somebody else meanwhile.
+                        // Another operator or attempt has finished or retried it meanwhile.
                         Ok(_)
                         | Err(Failure::IdempotencyKeyNotInProgress | Failure::IdempotencyKeyNotFound) => {
                             retried += 1

@@ -1,5 +1,5 @@
-//! `oncepay ledger`: the journal as an accountant writes it: each entry with its debits and credits in two columns, debits
-//! first, credits indented, and the columns' totals at the end.
+//! `oncepay ledger`: the journal in accounting format. Each entry has its debits and credits in two columns,
+//! debits first, credits indented; the columns' totals are at the end.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use crate::web::lists::{Cursor, Page};
 /// Options of the `ledger` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Id of the merchant (mer_…); by default, that of the API key in ONCEPAY_API_KEY
+    /// Id of the merchant (mer_…); default: the owner of the API key in ONCEPAY_API_KEY
     #[arg(long)]
     merchant: Option<String>,
     /// An API key of the merchant
@@ -41,18 +41,18 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
     print(&mut db::connect(&options.database_url)?, merchant, out).map_err(|error| error.to_string())
 }
 
-/// Width of the column of accounts.
+/// Width of the account column.
 const ACCOUNT_WIDTH: usize = 34;
-/// Width of a column of amounts: 12 digits before the point and 4 after it fit.
+/// Width of an amount column: fits 12 digits before the point and 4 after it.
 const AMOUNT_WIDTH: usize = 18;
 
-/// Why a journal couldn't be printed.
+/// The reason why a journal couldn't be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrintError {
-    /// It couldn't be read.
+    /// The journal couldn't be read.
     #[error("the journal can't be read: {0}")]
     Read(#[from] Error),
-    /// It couldn't be written.
+    /// The journal couldn't be written.
     #[error("the journal can't be written: {0}")]
     Write(#[from] io::Error),
 }
@@ -66,7 +66,7 @@ pub fn print(conn: &mut PgConnection, merchant: MerchantId, out: &mut impl Write
     loop {
         let page = Page { limit: 100, cursor: Cursor::Before(last) };
         let list = api::entries(conn, merchant, page, None)?;
-        // A page comes newest first.
+        // A page lists its entries newest first.
         for entry in list.data.iter().rev() {
             print_entry(entry, &mut totals, out)?;
             last = entry.id;

@@ -1,8 +1,9 @@
-//! `oncepay listen`: shows a merchant's events as they come and forwards them to a server on the developer's machine,
-//! signed as the service would sign them.
+//! `oncepay listen`: shows a merchant's events as they happen and forwards them to a server on the
+//! developer's machine, signed as the service would sign them.
 //!
-//! It asks the service for new events, so it needs no endpoint, no open port and no address that the service can reach. What
-//! it forwards and isn't taken isn't sent again: that is for real endpoints. `oncepay trigger` makes events to listen to.
+//! It polls the service for new events, so it needs no endpoint, no open port and no address that the service
+//! can reach. It doesn't retry a failed forward: that is for real endpoints. `oncepay trigger` creates events
+//! to listen to.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,10 +22,10 @@ use crate::base::signature::{self, Secret};
 use crate::base::time;
 use crate::events::EventType;
 
-/// How often it's asked for events.
+/// Interval of the polls.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How far back it's asked each time: events are listed by when they were recorded, and one whose transaction took long
-/// turns up behind others.
+/// How far back each poll reaches: events are listed by the time of their recording, and an event from a long
+/// transaction shows up behind others.
 const OVERLAP: TimeDelta = TimeDelta::seconds(15);
 
 /// Options of the `listen` command.
@@ -33,15 +34,17 @@ pub struct Options {
     #[command(flatten)]
     service: client::Options,
 
-    /// Where to post events to, such as `http://localhost:3000/hook`. Without, they are only shown
+    /// URL to which events are posted, such as `http://localhost:3000/hook`. Without it, events are only
+    /// shown
     #[arg(long, value_parser = http_url)]
     forward_to: Option<Url>,
 
-    /// Only events of these types, separated by commas
+    /// Event types to show, separated by commas; default: all
     #[arg(long, value_delimiter = ',')]
     events: Vec<EventType>,
 
-    /// What they are signed with: `whsec_` and base64. By default a secret that stays the same for the API key
+    /// Secret that signs the messages: `whsec_` and base64. Default: a secret that stays the same for the API
+    /// key
     #[arg(long, env = "ONCEPAY_LISTEN_SECRET", hide_env_values = true)]
     secret: Option<SecretString>,
 }
@@ -74,7 +77,8 @@ pub fn run(options: Options) -> Result<(), String> {
     })
 }
 
-/// A secret that is always the same for an API key, so that the receiver's settings needn't change with each start.
+/// Derives a secret from an API key. It never changes, so the receiver keeps its settings from start to
+/// start.
 fn secret_for(api_key: &SecretString) -> Secret {
     let mut mac = Hmac::<Sha256>::new_from_slice(api_key.expose_secret().as_bytes())
         .expect("HMAC takes keys of any length");
@@ -90,14 +94,14 @@ async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventTyp
             receiver.url,
             receiver.secret.reveal().expose_secret()
         ),
-        None => println!("Listening. --forward-to URL would pass events on."),
+        None => println!("Listening. To forward events, use --forward-to URL."),
     }
     let mut complaint = String::new();
     loop {
         match feed.next(api).await {
             Ok(events) => {
                 if !std::mem::take(&mut complaint).is_empty() {
-                    eprintln!("It answers again.");
+                    eprintln!("The service answers again.");
                 }
                 let is_wanted = |event: &&Value| {
                     wanted.is_empty() || wanted.iter().any(|kind| event["type"] == kind.as_str())
@@ -106,7 +110,7 @@ async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventTyp
                     show(event, receiver).await;
                 }
             }
-            // The service may be restarted while somebody works on it.
+            // The service may restart while a developer works on it.
             Err(error) if error == complaint => {}
             Err(error) => {
                 eprintln!("{error}");
@@ -126,15 +130,15 @@ async fn show(event: &Value, receiver: Option<&Receiver>) {
     }
 }
 
-/// The events of a merchant that it hasn't seen yet.
+/// The new events of a merchant.
 struct Feed {
     since: DateTime<Utc>,
-    /// By id, when it was recorded.
+    /// Time of recording, by event id.
     seen: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl Feed {
-    /// One that has seen what is there now.
+    /// Opens a feed that skips all present events.
     async fn open(api: &ApiClient) -> Result<Self, String> {
         let latest = api.get("/v1/events?limit=1").await?;
         let since = latest["data"][0]["created_at"].as_str().and_then(time::parse);
@@ -143,7 +147,7 @@ impl Feed {
         Ok(feed)
     }
 
-    /// What is new, in its order.
+    /// Reads the new events, in order.
     async fn next(&mut self, api: &ApiClient) -> Result<Vec<Value>, String> {
         let from = self.since - OVERLAP;
         let after = from.to_rfc3339_opts(SecondsFormat::Millis, true);
@@ -181,7 +185,7 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Posts an event, and says what came of it.
+    /// Posts an event and describes the outcome.
     async fn send(&self, event: &Value) -> String {
         let (id, timestamp) = (id_of(event), time::now().timestamp());
         let body = serde_json::json!({

@@ -1,4 +1,4 @@
-//! The commands, one file each, named as they are typed.
+//! The commands, one file each, named as on the command line.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a command writes is its result")]
 
 mod audit;
@@ -32,40 +32,40 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start everything for development: a Postgres, the schema, a merchant, the API
+    /// Start a development environment: Postgres, schema, a merchant, the API
     Dev(dev::Options),
     /// Serve the API
     Serve(Box<Config>),
-    /// Play the payment processor: a stand-in for development and tests, with its own database
+    /// Run the simulator: a payment processor for development and tests, with its own database
     #[command(alias = "acquirer")]
     Simulator(Box<simulator::Options>),
-    /// Bring the database's schema up to date
+    /// Migrate the database's schema
     Migrate(migrate::Options),
-    /// Make sure that there are a merchant and keys to try the service with, and write them to dev.env
+    /// Create a merchant and keys to try the service with, unless they exist, and write them to dev.env
     Seed(dev::SeedOptions),
-    /// Ask the service on this machine whether it lives; exit status 1 if not
+    /// Check that the service on this machine is running; exit status 1 if not
     Health(health::Options),
-    /// Check that everything that must agree does; exit status 1 if not
+    /// Check that ledger, charges, refunds, payouts, keys and events agree; exit status 1 if not
     Audit(audit::Options),
     /// Compare our books with the processor's; exit status 1 if they differ
     Reconcile(reconcile::Options),
     /// Print a merchant's journal with debits, credits and totals
     Ledger(ledger::Options),
-    /// Show events as they come, and forward them to a server of yours
+    /// Show events as they happen, and forward them to your server
     Listen(listen::Options),
-    /// Have the simulator send an event, such as that a dispute was opened
+    /// Make the simulator send an event, such as the opening of a dispute
     Trigger(trigger::Options),
-    /// List idempotency keys, and set going what is stuck
+    /// List idempotency keys, and resolve stuck requests
     #[command(subcommand)]
     Keys(keys::Command),
-    /// List and change how operations treat their idempotency keys
+    /// List and change the idempotency policies of operations
     #[command(subcommand)]
     Policies(policies::Command),
     /// Print the OpenAPI document
     Openapi,
 }
 
-/// Runs the command of this process' arguments. Asking for help, or for a command that doesn't exist, ends the process.
+/// Runs the command in this process's arguments. A request for help, or an unknown command, ends the process.
 /// The error is a sentence.
 pub fn run() -> Result<(), String> {
     let variable = |name: &str| std::env::var_os(name);

@@ -1,4 +1,4 @@
-//! `oncepay policies`: the rules of idempotency keys from a shell; the same as under
+//! `oncepay policies`: the idempotency policies on the command line. The commands do the same as
 //! `/v1/operator/idempotency-policies`.
 
 use std::io::Write;
@@ -21,32 +21,32 @@ use super::shared::{Database, sentence, time_text, write_line};
 pub enum Command {
     /// List the policies
     List {
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
-    /// Change a policy; what isn't named stays
+    /// Change a policy; settings that aren't named stay
     Set {
         /// Name of the operation
         operation: String,
-        /// As name=value, such as enforcement=observe or rollout_percent=10
+        /// Settings as name=value, such as enforcement=observe or rollout_percent=10
         #[arg(required = true, value_parser = parse_change)]
         changes: Vec<(String, Value)>,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
-    /// List who changed what, newest first
+    /// List the changes with their authors, newest first
     History {
-        /// Name of the operation; by default, all
+        /// Name of the operation; default: all
         operation: Option<String>,
-        /// Where
+        /// Database of the service
         #[command(flatten)]
         database: Database,
     },
 }
 
-/// Reads `name=value`, where the value is a number if it looks like one.
+/// Parses `name=value`. A value that looks like a number is one.
 fn parse_change(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("must be name=value")?;
     let value = value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from);
@@ -106,7 +106,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
     }
 }
 
-/// All policies, with the rows that were missing.
+/// Reads all policies, after adding missing rows.
 fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
     let defaults = defaults();
     policies::add_missing(conn, &defaults)
@@ -125,7 +125,7 @@ fn settings_of(operation: &str) -> &'static [PolicySetting] {
     found.map(|registered| registered.descriptor.policy_settings).unwrap_or_default()
 }
 
-/// What a policy says, as it can be set.
+/// The settings of a policy, as `set` takes them.
 fn settings(policy: &Policy) -> String {
     let Ok(Value::Object(members)) = serde_json::to_value(policy) else { return String::new() };
     let words: Vec<_> = members.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();

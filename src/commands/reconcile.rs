@@ -10,13 +10,13 @@ use super::shared::Database;
 #[derive(Debug, clap::Args)]
 #[group(id = "reconcile_command")]
 pub struct Options {
-    /// Where
+    /// Database of the service
     #[command(flatten)]
     database: Database,
-    /// The processor
+    /// Processor to reconcile with
     #[command(flatten)]
     processor: ProcessorOptions,
-    /// How
+    /// Settings of the comparison
     #[command(flatten)]
     options: reconcile::Options,
 }

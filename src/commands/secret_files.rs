@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Shown in the help of each command that takes a secret.
-const SECRET_FILES_HELP: &str = "A secret can also be in a file. Name it with the variable and _FILE: \
+/// Text in the help of each command that takes a secret.
+const SECRET_FILES_HELP: &str = "A secret can also be in a file. Name the file in the variable with _FILE: \
                                  DATABASE_URL_FILE=/run/secrets/database_url";
 
-/// Lets every secret of `command` and its subcommands be given in a file, which is how containers get theirs: if
-/// `DATABASE_URL_FILE` is set, what is in that file counts as `DATABASE_URL`. Secrets are the settings whose values
-/// the help hides. Line breaks at the end of a file don't belong to the secret.
+/// Reads the secrets of `command` and its subcommands from files, as containers provide them: if
+/// `DATABASE_URL_FILE` is set, the content of that file counts as `DATABASE_URL`. Secrets are the settings
+/// whose values the help hides. Line breaks at the end of a file don't belong to the secret.
 ///
-/// Files rather than variables, since variables are handed down to child processes and shown by the tools that
-/// inspect containers; so the secret doesn't become a variable here either. A flag goes before a file.
+/// Files are safer than variables, which child processes inherit and container tools show. So the secret
+/// doesn't become a variable here either. A flag takes precedence over a file.
 ///
-/// Errors are sentences: both variables are set, the file can't be read or isn't UTF-8, it's empty.
+/// Errors are sentences: both variables are set, the file can't be read or isn't UTF-8, or it's empty.
 pub fn with_secret_files(
     command: clap::Command,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<clap::Command, String> {
-    // Several commands take the same secret, and what is named may be a pipe: each is read once.
+    // Several commands take the same secret, and its file may be a pipe: each file is read once.
     let mut secrets = BTreeMap::new();
     read_secret_files(&command, &variable, &mut secrets)?;
     Ok(with_secrets(command, &secrets))
@@ -64,7 +64,7 @@ fn with_secrets(command: clap::Command, secrets: &BTreeMap<String, String>) -> c
         .mut_subcommands(|command| with_secrets(command, secrets))
 }
 
-/// Adds to what is shown at the end of the help.
+/// Appends to the end of the help.
 fn also_help(command: clap::Command, help: &str) -> clap::Command {
     let help = match command.get_after_help() {
         Some(before) => format!("{before}\n\n{help}"),
@@ -73,7 +73,7 @@ fn also_help(command: clap::Command, help: &str) -> clap::Command {
     command.after_help(help)
 }
 
-/// The variable of a setting that is a secret.
+/// The variable of a secret setting.
 fn secret_variable(arg: &clap::Arg) -> Option<String> {
     let name = arg.get_env().filter(|_| arg.is_hide_env_values_set())?;
     name.to_str().map(str::to_owned)

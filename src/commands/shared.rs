@@ -1,4 +1,4 @@
-//! What several commands share.
+//! Parts that several commands share.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::base::time::Timestamp;
 use crate::error::Error;
 
-/// The database to work on.
+/// The database of the service.
 #[derive(Debug, Args)]
 pub struct Database {
     /// Connection string of the database, as the role `oncepay_app`
@@ -17,7 +17,7 @@ pub struct Database {
     pub database_url: SecretString,
 }
 
-/// The sentence that an error is for somebody in a shell.
+/// An error as a sentence for the command line.
 pub fn sentence(error: impl Into<Error>) -> String {
     match &error.into() {
         Error::ValidationFailed(errors) => {
@@ -34,7 +34,7 @@ pub fn sentence(error: impl Into<Error>) -> String {
     }
 }
 
-/// Writes to `out`; a reader that has seen enough isn't an error.
+/// Writes a line to `out`. A reader that has closed it isn't an error.
 pub fn write_line(out: &mut impl Write, line: &str) {
     let _ = writeln!(out, "{line}");
 }

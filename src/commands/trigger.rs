@@ -1,7 +1,7 @@
-//! `oncepay trigger`: has the acquirer tell something, about objects that are made for it.
+//! `oncepay trigger`: creates the objects that an event needs, and has the processor send the event.
 //!
-//! With `oncepay dev --processor http` it's the acquirer beside the service that sends the event. With the sandbox, which
-//! sends nothing, the command signs and sends it itself, with the secret that dev.env holds.
+//! With `oncepay dev --processor http`, the simulator next to the service sends the event. The sandbox sends
+//! nothing, so the command signs and sends the event itself, with the secret in dev.env.
 
 use clap::ValueEnum;
 use secrecy::{ExposeSecret, SecretString};
@@ -14,7 +14,7 @@ use crate::base::signature::{self, Secret};
 use crate::base::time::{self, Timestamp};
 use crate::web::auth::merchant_of_key;
 
-/// What the acquirer can tell.
+/// The events that the processor can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     #[value(name = "charge.succeeded")]
@@ -38,7 +38,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As it's sent.
+    /// Name of the event.
     fn name(self) -> String {
         self.to_possible_value().expect("none is hidden").get_name().to_owned()
     }
@@ -47,18 +47,19 @@ impl Kind {
 /// Options of the `trigger` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// What happens
+    /// Event to send
     kind: Kind,
 
     #[command(flatten)]
     service: client::Options,
 
-    /// What the service knows the acquirer by, where no acquirer sends the event; by default, what dev.env says
+    /// Secret that the service expects from the processor, used if no simulator sends the event; default: the
+    /// one in dev.env
     #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
     webhook_secret: Option<SecretString>,
 }
 
-/// Makes what the event is about, and has it sent. The error is a sentence.
+/// Creates the objects of the event, and has it sent. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
     let api = ApiClient::new(&options.service)?;
     let merchant = merchant_of_key(api.api_key().expose_secret())
@@ -67,7 +68,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         Some(control) => Simulator::Server { client: client::client()?, control },
         None => {
             let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
-            // The service takes several while one replaces another.
+            // The service accepts several secrets while one replaces another.
             let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();
             Simulator::Sandbox { client: client::client()?, secret: Secret::parse(secret)? }
         }
@@ -76,11 +77,11 @@ pub fn run(options: &Options) -> Result<(), String> {
     actix_web::rt::System::new().block_on(trigger.pull(options.kind))
 }
 
-/// Who sends events.
+/// The sender of events.
 enum Simulator {
-    /// A server, by its control.
+    /// The simulator, through its control port.
     Server { client: reqwest::Client, control: String },
-    /// Nobody but us.
+    /// This command itself.
     Sandbox { client: reqwest::Client, secret: Secret },
 }
 
@@ -105,7 +106,7 @@ impl Trigger {
             }
             Kind::PayoutPaid | Kind::PayoutFailed => {
                 self.charge("pm_card_visa").await?;
-                // The account to which the acquirer's payouts fail.
+                // The simulator fails payouts to this account.
                 let destination = if kind == Kind::PayoutFailed { "ba_fail" } else { "ba_main" };
                 let body = json!({"amount": "5.00", "currency": "USD", "destination": destination});
                 let payout = self.make("/v1/payouts", &body).await?;
@@ -131,11 +132,11 @@ impl Trigger {
         self.make("/v1/charges", &body).await
     }
 
-    /// Makes an object and returns its id.
+    /// Creates an object and returns its id.
     async fn make(&self, path: &str, body: &Value) -> Result<String, String> {
         let made = self.api.post(path, body).await?;
-        let id = made["id"].as_str().ok_or("The service has made something without an id.")?;
-        println!("Made {id}");
+        let id = made["id"].as_str().ok_or("The service created an object without an id.")?;
+        println!("Created {id}");
         Ok(id.to_owned())
     }
 
@@ -182,7 +183,7 @@ impl Trigger {
         }
     }
 
-    /// Has an event sent.
+    /// Sends an event, or has the simulator send it.
     async fn send(&self, kind: Kind, data: Value) -> Result<(), String> {
         let kind = kind.name();
         match &self.simulator {
@@ -207,7 +208,7 @@ impl Trigger {
                     .body(body);
                 let receipt = client::answer(request).await?;
                 println!(
-                    "Sent {kind} as the acquirer's event {id}: {}",
+                    "Sent {kind} as the processor's event {id}: {}",
                     receipt["state"].as_str().unwrap_or_default()
                 );
             }

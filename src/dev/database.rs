@@ -1,4 +1,4 @@
-//! Makes a database with its two roles: the owner, who migrates, and the role of the service, which may
+//! Creates a database with its two roles: the owner, who migrates, and the role of the service, which may
 //! only do what the migrations grant.
 
 use diesel::sql_types::{Bool, Text};
@@ -69,19 +69,19 @@ pub fn ensure_schema(conn: &mut PgConnection, name: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// Takes from everybody but the owner the right to create objects in a database's schema public, which
-/// they have by default before Postgres 15. `conn` must be a superuser in that database.
+/// Revokes from everybody but the owner the right to create objects in a database's schema public, which they
+/// have by default before Postgres 15. `conn` must be a superuser in that database.
 pub fn close_public_schema(conn: &mut PgConnection) -> Result<(), String> {
     execute(conn, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")?;
     execute(conn, &format!("GRANT CREATE ON SCHEMA public TO {OWNER}"))
 }
 
-/// Brings the database that `owner_url` names up to date. Returns what was run.
+/// Migrates the database of `owner_url`. Returns the migrations that it ran.
 pub fn migrate(owner_url: &SecretString) -> Result<Vec<String>, String> {
     db::migrate(&mut db::connect(owner_url)?)
 }
 
-/// `url` with another role, password and database.
+/// Returns `url` with another role, password and database.
 pub fn url_as(
     url: &str,
     role: &str,
@@ -98,12 +98,12 @@ pub fn url_as(
     })
 }
 
-/// `url`, whose sessions change to another role as soon as they are connected.
+/// Returns `url` with sessions that change to another role as soon as they are connected.
 pub fn url_changing_to(url: &SecretString, role: &str) -> Result<SecretString, String> {
     url_setting(url, "role", role)
 }
 
-/// `url`, whose sessions find and make tables in one schema only.
+/// Returns `url` with sessions that find and create tables in one schema only.
 pub fn url_in_schema(url: &SecretString, schema: &str) -> Result<SecretString, String> {
     url_setting(url, "search_path", schema)
 }
@@ -118,7 +118,7 @@ fn url_setting(url: &SecretString, name: &str, value: &str) -> Result<SecretStri
     })
 }
 
-/// Stands for what a URL can't have, and libpq's can: several hosts.
+/// Stands for several hosts, which libpq's URLs can have and others can't.
 const HOSTS: &str = "hosts.invalid";
 
 fn changed(url: &str, change: impl FnOnce(&mut Url) -> Result<(), String>) -> Result<SecretString, String> {
@@ -130,7 +130,7 @@ fn changed(url: &str, change: impl FnOnce(&mut Url) -> Result<(), String>) -> Re
     Ok(hosts.map_or_else(|| text.clone(), |hosts| text.replacen(HOSTS, hosts, 1)).into())
 }
 
-/// `h1:1,h2:2` of `postgres://user:password@h1:1,h2:2/database`.
+/// Returns `h1:1,h2:2` of `postgres://user:password@h1:1,h2:2/database`.
 fn several_hosts(url: &str) -> Option<&str> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;

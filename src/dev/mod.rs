@@ -1,13 +1,14 @@
-//! `oncepay dev`: everything that it takes to try the service, with one command.
+//! `oncepay dev`: a development environment with one command.
 //!
-//! Starts a Postgres of its own in a data folder, with the settings that production would have, makes
-//! the two roles, migrates, seeds a merchant, and serves. Every step can be repeated, so whenever it's
-//! killed, the next start goes on from there.
+//! Starts a Postgres of its own in a data folder, with the settings of production, creates the two roles,
+//! migrates, seeds a merchant, and serves. Every step can be repeated, so after a kill at any time the next
+//! start continues.
 //!
-//! `oncepay seed` is the part of it for a service that is started otherwise: the merchant and its keys.
+//! `oncepay seed` does one of these steps for a service that is started otherwise: it creates the merchant
+//! and its keys.
 //!
-//! Order of `dev`: the port is taken first, since that is what most likely fails and leaves nothing behind; then
-//! the folder, Postgres, the rest.
+//! `dev` takes the port first, since that fails most often and leaves nothing behind; then the folder,
+//! Postgres, the rest.
 #![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
 pub mod database;
@@ -36,10 +37,10 @@ use crate::web::listener::Listener;
 use self::seed::Keys;
 use self::simulator::Simulator;
 
-/// Name of the processor's key in dev.env.
+/// Name of the processor's API key in dev.env.
 const PROCESSOR_API_KEY: &str = "ONCEPAY_PROCESSOR_API_KEY";
 
-/// Name of what the processor signs its events with.
+/// Name of the processor's webhook secret in dev.env.
 const WEBHOOK_SECRET: &str = "ONCEPAY_WEBHOOK_SECRET";
 
 /// Name of the database.
@@ -54,23 +55,24 @@ pub struct Options {
     #[arg(long, env = "ONCEPAY_PORT", default_value_t = 8080)]
     port: u16,
 
-    /// Folder for the database and for dev.env
+    /// Folder for the database and dev.env
     #[arg(long, env = "ONCEPAY_DATA_DIR", default_value = ".oncepay")]
     data_dir: PathBuf,
 
-    /// Who plays the payment processor: a sandbox in this process, or a server beside it that can be made to fail
+    /// Payment processor: a sandbox in this process, or a simulator next to it, a server that can be made to
+    /// fail
     #[arg(long, env = "ONCEPAY_PROCESSOR", default_value = "sandbox")]
     processor: ProcessorKind,
 
-    /// Use this database instead of starting a Postgres: a URL of its owner, who may create roles
+    /// Database to use instead of starting a Postgres: a URL of its owner, who may create roles
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<SecretString>,
 }
 
-/// Who plays the payment processor.
+/// The payment processor of the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ProcessorKind {
-    /// Without a network, without a memory
+    /// Sandbox in this process, without network and memory
     Sandbox,
     /// `oncepay simulator`, over HTTP
     Http,
@@ -83,16 +85,17 @@ pub struct SeedOptions {
     #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
     owner_database_url: SecretString,
 
-    /// Address under which the service is reached
+    /// Address at which clients reach the service
     #[arg(long, env = "ONCEPAY_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
 
-    /// Folder for dev.env. Keys that are there already are kept if they work
+    /// Folder for dev.env. Keys that work are kept
     #[arg(long, env = "ONCEPAY_DATA_DIR")]
     data_dir: PathBuf,
 }
 
-/// Makes sure that there are a merchant and keys, writes dev.env, and tells how to use them. An error is a sentence.
+/// Makes sure that there are a merchant and keys, writes dev.env, and prints how to use them. The error is a
+/// sentence.
 pub fn seed(options: &SeedOptions) -> Result<(), String> {
     let folder = DataFolder::open(&options.data_dir)?;
     let keys = ensure_keys(&options.owner_database_url, &folder)?;
@@ -106,7 +109,7 @@ pub fn seed(options: &SeedOptions) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs until SIGINT or SIGTERM. An error is a sentence or two that say what to do.
+/// Runs until SIGINT or SIGTERM. The error is a sentence or two that say what to do.
 pub fn run(options: &Options) -> Result<(), String> {
     let bound = Listener::new(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)), "--port")?;
     let folder = DataFolder::open(&options.data_dir)?;
@@ -172,7 +175,7 @@ pub fn run(options: &Options) -> Result<(), String> {
 
     let mut config = Config::for_database(app_url.clone(), master_key.clone());
     config.webhook_secret = Some(webhook_secret.clone());
-    // Whoever tries the service out has the receiver on the same machine.
+    // A developer has the webhook receiver on the same machine.
     config.webhook_allow_loopback = true;
     if let Some(simulator) = &simulator {
         config.processor = simulator.options();
@@ -194,8 +197,8 @@ pub fn run(options: &Options) -> Result<(), String> {
     served
 }
 
-/// Makes roles and database on a server of our own. Passwords are drawn anew at each start, so none has
-/// to be kept but in dev.env.
+/// Creates the roles and the database on our own server. Each start draws new passwords, so only dev.env
+/// keeps them.
 fn prepare_own(server: &postgres::Server) -> Result<(SecretString, SecretString), String> {
     let (owner_password, app_password) = (new_password(), new_password());
     let superuser = server.superuser_url("postgres");
@@ -209,8 +212,8 @@ fn prepare_own(server: &postgres::Server) -> Result<(SecretString, SecretString)
     ))
 }
 
-/// Makes the service's role on a server that the user runs, unless it's there. Its password isn't touched,
-/// since a service may be using it: we log in as the owner and change to the role.
+/// Creates the service's role on a server that the user runs, unless it exists. Doesn't touch the role's
+/// password, since a service may be using it: the connection logs in as the owner and changes to the role.
 fn prepare_given(owner_url: &SecretString) -> Result<(SecretString, SecretString), String> {
     database::ensure_role_to_change_to(&mut db::connect(owner_url)?, database::APP).map_err(|error| {
         format!("{error} DATABASE_URL must name a role that owns the database and may create roles.")
@@ -230,7 +233,7 @@ fn print_first_steps(url: &str, keys: &Keys, folder: &Path) {
   API docs  {url}/docs
   Settings  {env}
 
-Make a charge. Then paste the same line again, and see that it isn't charged twice:
+Create a charge. Then paste the same line again: there is no second charge.
 
 curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Key: {key}' \
          -H 'Content-Type: application/json' -d '{{\"amount\":\"12.50\",\"currency\":\"USD\",\"payment_method\":\"pm_card_visa\"}}'
@@ -243,7 +246,7 @@ curl -i {url}/v1/charges -H 'Authorization: Bearer {api_key}' -H 'Idempotency-Ke
 
 fn print_simulator(simulator: &Simulator) {
     println!(
-        "The simulator is a server of its own, at {url}. Have it lose the answers to the next three captures:
+        "The simulator is a server of its own, at {url}. Make it lose the answers to the next three captures:
 
 curl -X PUT {control}/faults -H 'Content-Type: application/json' \
          -d '{{\"rules\":[{{\"fault\":\"drop_answer\",\"kinds\":[\"capture\"],\"times\":3}}]}}'
@@ -253,7 +256,7 @@ curl -X PUT {control}/faults -H 'Content-Type: application/json' \
     );
 }
 
-/// A setting of the dev.env in a data folder.
+/// Reads a setting from the dev.env of a data folder.
 pub fn setting(data_dir: &Path, name: &str) -> Option<String> {
     let text = fs::read_to_string(data_dir.join("dev.env")).ok()?;
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
@@ -262,7 +265,7 @@ pub fn setting(data_dir: &Path, name: &str) -> Option<String> {
 /// The folder of one development environment. Postgres locks its part of it against a second `dev`.
 struct DataFolder {
     path: PathBuf,
-    /// Folders that this start made, innermost first, so that a failing one can remove them again.
+    /// Folders that this start created, innermost first, so that a failed start can remove them again.
     made: RefCell<Vec<PathBuf>>,
 }
 
@@ -285,17 +288,17 @@ impl DataFolder {
         self.path.join("postgres")
     }
 
-    /// From now on the folder stays, whatever happens.
+    /// Keeps the folder from now on, whatever happens.
     fn keep(&self) {
         self.made.borrow_mut().clear();
     }
 
-    /// A setting that an earlier start wrote.
+    /// Reads a setting that an earlier start wrote.
     fn known(&self, name: &str) -> Option<String> {
         setting(&self.path, name)
     }
 
-    /// Keys that an earlier start wrote.
+    /// Reads the keys that an earlier start wrote.
     fn known_keys(&self) -> Option<Keys> {
         Some(Keys {
             api_key: self.known("ONCEPAY_API_KEY")?,
@@ -303,7 +306,7 @@ impl DataFolder {
         })
     }
 
-    /// Writes dev.env, readable by us only. Whole or not at all: it's renamed into place.
+    /// Writes dev.env, readable only by the user. The file is complete or absent: it's renamed into place.
     fn write_env(&self, settings: &[(&str, &str)]) -> Result<(), String> {
         let write = || {
             let new = self.path.join("dev.env.new");
@@ -326,7 +329,7 @@ impl DataFolder {
 
 impl Drop for DataFolder {
     fn drop(&mut self) {
-        // Postgres' own start removes what it has left half-made. What is complete may stay: then the
+        // A failed start of Postgres removes its own incomplete files. Complete files may stay: then the
         // folder isn't empty and isn't removed.
         for folder in self.made.borrow().iter() {
             let _ = fs::remove_dir(folder);

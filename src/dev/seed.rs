@@ -1,4 +1,4 @@
-//! A merchant and keys to begin with.
+//! A merchant and keys to start with.
 
 use diesel::prelude::*;
 use rust_decimal::Decimal;
@@ -8,12 +8,12 @@ use crate::base::time;
 use crate::storage::schema::{api_keys, merchant_pricing, merchants, operator_keys};
 use crate::web::auth::{key_sha256, new_api_key, new_operator_key};
 
-/// Keys as their holders know them.
+/// The secret keys of a merchant and an operator.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    /// Of the merchant.
+    /// API key of the merchant.
     pub api_key: String,
-    /// Of the operator.
+    /// Key of the operator.
     pub operator_key: String,
 }
 
@@ -39,7 +39,7 @@ pub fn create_merchant(conn: &mut PgConnection, name: &str) -> QueryResult<(Merc
 }
 
 /// Makes sure that there are a merchant named `merchant_name` and valid keys. `known` are the keys of an
-/// earlier start, kept if they still work; else new ones are made, for the same merchant.
+/// earlier start, which are kept if they still work; otherwise the merchant gets new ones.
 pub fn ensure(conn: &mut PgConnection, merchant_name: &str, known: Option<Keys>) -> QueryResult<Keys> {
     conn.transaction(|conn| {
         let (known_api, known_operator) = known.map(|keys| (keys.api_key, keys.operator_key)).unzip();

@@ -1,4 +1,4 @@
-//! The acquirer of `oncepay dev --processor http`, beside the API in the same process.
+//! The simulator of `oncepay dev --processor http`, next to the API in the same process.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,23 +12,24 @@ use crate::storage::db;
 
 use super::database;
 
-/// The schema that holds its tables, in the same database.
+/// Schema of the simulator's tables, in the same database.
 const SCHEMA: &str = "acquirer";
-/// How long its issuers and banks take to decide.
+/// Time that its issuers and banks take to decide.
 const DECIDE_AFTER: Duration = Duration::from_secs(1);
 
-/// A running acquirer.
+/// A running simulator.
 pub struct Simulator {
-    /// Its address.
+    /// Address of the simulator.
     pub url: Url,
-    /// Where it's told to misbehave.
+    /// Address of its control port.
     pub control_url: String,
     api_key: SecretString,
     thread: Thread,
 }
 
 impl Simulator {
-    /// Makes its schema and starts it on free ports; it sends its events to `webhook`. The error is a sentence.
+    /// Creates the schema and starts the simulator on free ports. It sends its events to `webhook`. The error
+    /// is a sentence.
     pub fn start(owner_url: &SecretString, api_key: SecretString, webhook: Webhook) -> Result<Self, String> {
         database::ensure_schema(&mut db::connect(owner_url)?, SCHEMA)?;
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -41,17 +42,17 @@ impl Simulator {
             decide_after: DECIDE_AFTER,
         };
         let thread = Thread::start(settings)?;
-        let control = thread.control_address.ok_or("The acquirer has no control.")?;
+        let control = thread.control_address.ok_or("The simulator has no control port.")?;
         let url = Url::parse(&format!("http://{}", thread.address)).map_err(|error| error.to_string())?;
         Ok(Self { url, control_url: format!("http://{control}/control"), api_key, thread })
     }
 
-    /// How the API reaches it.
+    /// Settings with which the API reaches the simulator.
     pub fn options(&self) -> ProcessorOptions {
         ProcessorOptions::at(self.url.clone(), self.api_key.clone())
     }
 
-    /// Ends it.
+    /// Stops the simulator.
     pub fn stop(self) {
         self.thread.stop();
     }

@@ -1,9 +1,9 @@
-//! The catalogue of error codes: what each means, and what to do about it.
+//! The catalogue of error codes: the meaning of each code, and the client's remedy.
 
 macro_rules! codes {
     ($($name:ident: $code:literal, $status:literal, $retryable:literal, $final:literal, $title:literal,
         $meaning:literal, $remedy:literal;)*) => {
-        /// The causes of error answers. Names and codes are part of the API and never change meaning.
+        /// Causes of error answers. Names and codes are part of the API and never change meaning.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code {
             $(#[doc = $meaning] $name,)*
@@ -13,7 +13,7 @@ macro_rules! codes {
             /// Every code, for the catalogue's index and its tests.
             pub const ALL: &[Code] = &[$(Code::$name,)*];
 
-            /// The entry of this code in the catalogue.
+            /// The catalogue entry of this code.
             pub const fn entry(self) -> &'static CatalogueEntry {
                 match self {
                     $(Code::$name => &CatalogueEntry {
@@ -31,27 +31,27 @@ macro_rules! codes {
     };
 }
 
-/// What the catalogue says of a code.
+/// Entry of the catalogue for one code.
 #[derive(Debug)]
 pub struct CatalogueEntry {
     /// Snake_case name, as in the field `code`.
     pub code: &'static str,
     /// HTTP status of the answer.
     pub status: u16,
-    /// Whether sending the very same request with the same idempotency key again can succeed.
+    /// Whether the same request can succeed when sent again with the same idempotency key.
     pub retryable: bool,
     /// Whether the answer settles the request: it is stored, and every retry gets the same bytes.
     pub is_final: bool,
-    /// A few words, the same for every occurrence.
+    /// Short title, the same for every occurrence.
     pub title: &'static str,
-    /// What has happened, for the page.
+    /// Explanation of the error, for its page.
     pub meaning: &'static str,
-    /// What to do about it, for the page.
+    /// Remedy for the client, for its page.
     pub remedy: &'static str,
 }
 
 impl CatalogueEntry {
-    /// Path of the page that explains this code: the code with dashes, under `/problems/`.
+    /// Path of the page that explains this code: `/problems/` and the code with dashes.
     pub fn path(&self) -> String {
         format!("/problems/{}", self.code.replace('_', "-"))
     }
@@ -63,73 +63,73 @@ codes! {
         "Send your secret API key as `Authorization: Bearer sk_test_…`.";
     ApiKeyInvalid: "api_key_invalid", 401, false, false, "API key invalid",
         "The key in the `Authorization` header is malformed or unknown.",
-        "Check that the whole key was copied and that it belongs to this environment.";
+        "Check that you copied the whole key and that it belongs to this environment.";
     ApiKeyRevoked: "api_key_revoked", 401, false, false, "API key revoked",
-        "The key was valid once and has been revoked. This holds for replays too: a stored answer is never shown to a revoked key.",
-        "Create a new key and use that one. Retrying a payment with the new key and the same idempotency key is safe.";
+        "The API key was valid and has been revoked. A revoked key gets no replays either: the service never shows it a stored answer.",
+        "Create a new API key and use it. Retrying a payment with the new API key and the same idempotency key is safe.";
     OperatorKeyNotAllowed: "operator_key_not_allowed", 403, false, false, "Operator key not allowed here",
-        "Operator keys (`ok_…`) reach `/v1/operator/*` and nothing else, so that running the service never means acting for a merchant.",
+        "Operator keys (`ok_…`) reach only `/v1/operator/*`, so an operator can't act for a merchant.",
         "Use an API key of the merchant (`sk_test_…`).";
     OperatorKeyRequired: "operator_key_required", 403, false, false, "Operator key required",
-        "Only operators reach `/v1/operator/*`; a merchant's key doesn't.",
+        "Only operator keys reach `/v1/operator/*`. A merchant's API key doesn't.",
         "Use an operator key (`ok_…`).";
     WebhookSignatureInvalid: "webhook_signature_invalid", 401, false, false, "Webhook signature invalid",
-        "The message isn't signed as Standard Webhooks says, not by one of the secrets that we share, or its timestamp is more than five minutes from our clock. Nothing was stored.",
-        "Sign the bytes of the body, at the time of sending, with the current secret, and send `webhook-id`, `webhook-timestamp` and `webhook-signature` once each.";
+        "The message isn't signed according to Standard Webhooks, is signed with a secret that the service doesn't know, or has a timestamp more than five minutes from the service's clock. Nothing was stored.",
+        "When sending, sign the bytes of the body with the current secret, and send `webhook-id`, `webhook-timestamp` and `webhook-signature` once each.";
     RouteNotFound: "route_not_found", 404, false, false, "No such route",
-        "Nothing is served under this path.",
+        "The service has no route at this path.",
         "Check the path against the API reference at `/docs`.";
     MethodNotAllowed: "method_not_allowed", 405, false, false, "Method not allowed",
-        "The path exists, but not with this method. The header `Allow` lists those that it has.",
+        "The path exists, but doesn't take this method. The `Allow` header lists the methods that it takes.",
         "Check the method against the API reference at `/docs`.";
     BodyTooLarge: "body_too_large", 413, false, false, "Body too large",
         "The body is larger than 64 KiB.",
-        "Send less: no request of this API needs that much. Large free-form data belongs into a store of your own, with its id in `metadata`.";
+        "Send a smaller body; no request of this API needs 64 KiB. Keep large free-form data in your own store and put its id in `metadata`.";
     MediaTypeUnsupported: "media_type_unsupported", 415, false, false, "Media type unsupported",
         "The body isn't declared as JSON, or it is compressed.",
         "Send `Content-Type: application/json` (on `PATCH` also `application/merge-patch+json`) and no `Content-Encoding`.";
     BodyTimeout: "body_timeout", 408, true, false, "Body took too long",
-        "The body didn't arrive in time. Nothing was done.",
+        "The body didn't arrive in time. Nothing was executed.",
         "Send the request again with the same idempotency key.";
     IdempotencyKeyMissing: "idempotency_key_missing", 400, false, false, "Idempotency key missing",
-        "Requests that change something need an `Idempotency-Key`, so that a retry can't do it twice.",
-        "Make a random UUID per intended operation, store it with your order, and send it as `Idempotency-Key` with every attempt of that operation.";
+        "A request that changes something needs an `Idempotency-Key`, so that a retry can't execute it twice.",
+        "Generate a random UUID for each intended operation, store it with your order, and send it as `Idempotency-Key` with every attempt of that operation.";
     IdempotencyKeyInvalid: "idempotency_key_invalid", 400, false, false, "Idempotency key invalid",
-        "A key is 1 to 255 visible ASCII characters, bare or as a quoted structured-field string, in a single header without parameters.",
+        "The `Idempotency-Key` must be 1 to 255 visible ASCII characters, bare or as a quoted structured-field string, in a single header without parameters.",
         "Send a UUID, bare or in double quotes.";
     JsonMalformed: "json_malformed", 400, false, false, "Malformed JSON",
-        "The body isn't a JSON text in UTF-8, is cut off, is nested too deeply, or repeats a member name.",
-        "Serialize the body with a JSON library; `detail` gives line and column.";
+        "The body isn't JSON text in UTF-8, is cut off, is nested too deeply, or repeats a member name.",
+        "Serialize the body with a JSON library. `detail` gives the line and column.";
     ValidationFailed: "validation_failed", 422, false, false, "Validation failed",
-        "The body is JSON, but fields are missing, unknown or have values that aren't allowed. `errors` lists all of them, each with a JSON pointer. Nothing was stored, so the idempotency key is still unused.",
-        "Correct the fields and send the request again; the same idempotency key may be used.";
+        "The body is JSON, but some fields are missing, unknown or invalid. `errors` lists all of them, each with a JSON pointer. Nothing was stored, so the idempotency key is still unused.",
+        "Correct the fields and send the request again. You may use the same idempotency key.";
     IdempotencyKeyReused: "idempotency_key_reused", 422, false, false, "Idempotency key reused for another request",
-        "This key was used before with another method, path, query or body. The first request stands, and this one was not executed.",
-        "For a new operation use a new key. To retry the first one, send it exactly as before.";
+        "This idempotency key was used before with another method, path, query or body. The first request stands; this one was not executed.",
+        "Use a new key for a new operation. To retry the first request, send it exactly as before.";
     IdempotencyKeyExpired: "idempotency_key_expired", 422, false, false, "Idempotency key expired",
-        "This key was used before, so long ago that its answer isn't kept any more. It is still remembered, so that a late retry can't execute the request a second time.",
-        "If this is a late retry, look up what became of it: `GET /v1/idempotency-keys/{key}` names the resource. For a new operation use a new key.";
+        "This idempotency key was used so long ago that its answer is no longer kept. The service still remembers the key, so a late retry can't execute the request a second time.",
+        "If this is a late retry, look up the outcome: `GET /v1/idempotency-keys/{key}` names the resource. Use a new key for a new operation.";
     IdempotencyRequestInProgress: "idempotency_request_in_progress", 409, true, false, "The first request is still running",
-        "A request with this key is being executed at this moment, or waits to be. This one was not executed.",
-        "Wait as long as `Retry-After` says and send the same request again: it gets the first one's answer. With `Prefer: wait=N` it waits for that up to N seconds.";
+        "A request with this idempotency key is being executed, or is waiting to be. This one was not executed.",
+        "Wait as long as `Retry-After` says and send the same request again: it gets the first request's answer. With `Prefer: wait=N`, the service waits up to N seconds for that answer.";
     IdempotencyKeyNotFound: "idempotency_key_not_found", 404, false, true, "No such idempotency key",
-        "This key was never used, or so long ago that it is forgotten.",
-        "Check the key. If a request was sent under it, it never arrived: send it again.";
+        "This idempotency key was never used, or was used so long ago that the service has forgotten it.",
+        "Check the key. If you sent a request with it, that request never arrived: send it again.";
     IdempotencyKeyNotInProgress: "idempotency_key_not_in_progress", 409, false, true, "The request is finished",
-        "The request under this key has been answered, so there is nothing to retry or release.",
-        "Look at the key again.";
+        "The request with this idempotency key has been answered. There is nothing to retry or release.",
+        "Retrieve the key again to see its state.";
     OperationNotFound: "operation_not_found", 404, false, true, "No such operation",
-        "There is no operation of this name.",
-        "Use one of those that `GET /v1/idempotency-policies` lists.";
+        "There is no operation with this name.",
+        "Use one of the operations that `GET /v1/idempotency-policies` lists.";
     DuplicateSuspected: "duplicate_suspected", 409, false, true, "Suspected duplicate",
-        "Another charge of the same amount, currency, payment method and reference was made a short time ago under another idempotency key, and the policy is to refuse that.",
-        "If the first charge is the one that you want, you have it: its id is in `charge_id`. If you want both, send this one with another `reference` and a new key.";
+        "Another charge with the same amount, currency, payment method and reference was created a short time ago with another idempotency key, and the policy refuses such duplicates.",
+        "If the first charge is the one you want, keep it: its id is in `charge_id`. If you want both, send this request with another `reference` and a new key.";
     DuplicateInProgress: "duplicate_in_progress", 409, true, false, "A similar charge is being made",
-        "Another charge of the same amount, currency, payment method and reference is being made at this moment under another idempotency key, and the policy is to refuse duplicates. This one was not executed.",
-        "If that was meant to be the same payment, use its key for all attempts. Otherwise send this request again after `Retry-After`: it's made if the other one fails, and refused if it succeeds.";
+        "Another charge with the same amount, currency, payment method and reference is being created right now with another idempotency key, and the policy refuses duplicates. This one was not executed.",
+        "If both are the same payment, use one key for all its attempts. Otherwise send this request again after `Retry-After`: the service creates the charge if the other one fails, and refuses it if the other one succeeds.";
     OutcomeUnknown: "outcome_unknown", 503, false, false, "Outcome unknown",
-        "The request was begun without the protection of an idempotency key, because the policy of its operation gives keys no effect at the moment, and its outcome isn't known. The service finishes it by itself.",
-        "Don't send it again: that would be another payment. Look for its outcome in the list of what it makes.";
+        "The request began without the protection of an idempotency key, because the policy of its operation currently gives keys no effect, and its outcome isn't known. The service finishes it by itself.",
+        "Don't send the request again: that would be another payment. Look for its outcome in the list of the resources it creates.";
     DatabaseUnavailable: "database_unavailable", 503, true, false, "Database unavailable",
         "The service couldn't reach its database in time.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
@@ -138,49 +138,49 @@ codes! {
         "Send the same request with the same idempotency key again after `Retry-After`.";
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
         "The payment processor failed or didn't answer in time, so the outcome isn't known yet.",
-        "Send the same request with the same idempotency key again after `Retry-After`: it resumes the same payment and can't charge twice. A *new* key would be a new payment.";
+        "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
     Internal: "internal", 500, true, false, "Internal error",
-        "We have a bug. What the request did was rolled back.",
-        "Send the same request with the same idempotency key again. If it persists, tell us the `request_id`.";
+        "The service hit a bug of its own. It rolled back the request's changes.",
+        "Send the same request with the same idempotency key again. If the error persists, report the `request_id`.";
     CardDeclined: "card_declined", 402, false, true, "Card declined",
-        "The issuer declined. `decline_code` says why as far as it tells, `charge_id` names the failed charge. This is final for the idempotency key.",
+        "The issuer declined the card. `decline_code` gives the issuer's reason, as far as the issuer tells it; `charge_id` names the failed charge. The decline is final for this idempotency key.",
         "Ask the customer for another payment method and send a new request with a new idempotency key.";
     InsufficientFunds: "insufficient_funds", 402, false, true, "Insufficient funds",
-        "The customer's account doesn't hold enough. `charge_id` names the failed charge. This is final for the idempotency key.",
-        "Ask the customer for another payment method or try again later, with a new idempotency key.";
+        "The customer's account doesn't hold enough. `charge_id` names the failed charge. The decline is final for this idempotency key.",
+        "Ask the customer for another payment method, or try again later, with a new idempotency key.";
     ChargeNotCapturable: "charge_not_capturable", 409, false, true, "Charge can't be captured",
-        "Only an authorized charge (`requires_capture`) can be captured, once, and not while a capture or cancellation of it is under way.",
-        "Retrieve the charge to see where it stands.";
+        "Only an authorized charge (`requires_capture`) can be captured, only once, and not while a capture or cancellation of it is under way.",
+        "Retrieve the charge to see its status.";
     CaptureExceedsAuthorization: "capture_exceeds_authorization", 422, false, true, "Capture exceeds the authorization",
-        "At most what was authorized can be captured.",
-        "Capture the authorized amount or less, with a new idempotency key; for more, make another charge.";
+        "A capture can't exceed the authorized amount.",
+        "Capture the authorized amount or less, with a new idempotency key. To collect more, create another charge.";
     ChargeNotCancelable: "charge_not_cancelable", 409, false, true, "Charge can't be canceled",
         "Only an authorized charge (`requires_capture`) can be canceled, and not while a capture or cancellation of it is under way.",
-        "Retrieve the charge to see where it stands. What was captured can be refunded.";
+        "Retrieve the charge to see its status. A captured charge can be refunded instead.";
     ChargeNotRefundable: "charge_not_refundable", 409, false, true, "Charge can't be refunded",
         "Only a captured charge that isn't fully refunded and isn't disputed can be refunded.",
-        "Retrieve the charge to see where it stands.";
+        "Retrieve the charge to see its status.";
     RefundExceedsCaptured: "refund_exceeds_captured", 422, false, true, "Refund exceeds what was captured",
-        "All refunds of a charge together, those under way included, can't exceed what was captured.",
-        "Retrieve the charge: `amount_captured` less `amount_refunded` is left, less what is under way. Use a new idempotency key.";
+        "The refunds of a charge together, including those under way, can't exceed the captured amount.",
+        "Retrieve the charge. You can refund `amount_captured` less `amount_refunded`, less the refunds under way. Use a new idempotency key.";
     InsufficientBalance: "insufficient_balance", 422, false, true, "Insufficient balance",
         "The merchant's available balance in this currency doesn't cover the amount.",
-        "Retrieve the balance; try again with a new idempotency key when it covers the amount.";
+        "Retrieve the balance. When it covers the amount, send the request again with a new idempotency key.";
     RefundNotFound: "refund_not_found", 404, false, true, "No such refund",
         "There is no refund with this id, or it belongs to another merchant.",
-        "Check the id, and that the API key is the one of the merchant that made the refund.";
+        "Check the id, and use an API key of the merchant that created the refund.";
     PayoutNotFound: "payout_not_found", 404, false, true, "No such payout",
         "There is no payout with this id, or it belongs to another merchant.",
-        "Check the id, and that the API key is the one of the merchant that made the payout.";
+        "Check the id, and use an API key of the merchant that created the payout.";
     DisputeNotFound: "dispute_not_found", 404, false, true, "No such dispute",
         "There is no dispute with this id, or it belongs to another merchant.",
-        "Check the id, and that the API key is the one of the merchant whose charge is disputed.";
-    AcquirerEventNotFound: "acquirer_event_not_found", 404, false, true, "No such event of the acquirer",
-        "There is no event with this id, or it came so long ago that it isn't kept any more.",
-        "Check the id (`ae_…`): the list finds it by the acquirer's own id with `event_id=`.";
+        "Check the id, and use an API key of the merchant whose charge is disputed.";
+    AcquirerEventNotFound: "acquirer_event_not_found", 404, false, true, "No such event of the processor",
+        "There is no processor event with this id, or it was received so long ago that it is no longer kept.",
+        "Check the id (`ae_…`). To find an event by the processor's own id, list with `event_id=`.";
     AccountNotFound: "account_not_found", 404, false, true, "No such ledger account",
         "There is no ledger account with this id, or it belongs to another merchant.",
-        "List the accounts; they are made when something is first posted to them.";
+        "List the accounts. The service creates an account with the first posting to it.";
     JournalEntryNotFound: "journal_entry_not_found", 404, false, true, "No such journal entry",
         "There is no journal entry with this id, or it belongs to another merchant.",
         "Check the id, or look the entry up by its source.";
@@ -194,20 +194,20 @@ codes! {
         "There is no webhook endpoint with this id, it was deleted, or it belongs to another merchant.",
         "Check the id against the list of webhook endpoints.";
     WebhookEndpointLimitReached: "webhook_endpoint_limit_reached", 409, false, true, "Too many webhook endpoints",
-        "A merchant has at most 16 webhook endpoints, disabled ones included.",
-        "Delete one that isn't needed any more, and send this request again with a new idempotency key; or let one endpoint take more types of events.";
+        "A merchant can have at most 16 webhook endpoints, including disabled ones.",
+        "Delete an endpoint that you no longer need and send this request again with a new idempotency key, or subscribe an existing endpoint to more event types.";
     WebhookEndpointDisabled: "webhook_endpoint_disabled", 409, false, true, "Webhook endpoint disabled",
-        "The endpoint is disabled, by the merchant or because it has failed for too long, so nothing is delivered to it.",
-        "Enable it (`PATCH` with `{\"status\": \"enabled\"}`) and try again with a new idempotency key.";
+        "The endpoint is disabled, by the merchant or because its deliveries failed for too long. Nothing is delivered to it.",
+        "Enable the endpoint (`PATCH` with `{\"status\": \"enabled\"}`) and send the request again with a new idempotency key.";
     EventNotFound: "event_not_found", 404, false, true, "No such event",
-        "There is no event with this id, it belongs to another merchant, or it is so old that it was deleted.",
-        "Check the id, and that the API key is the one of the merchant whom the event is about.";
+        "There is no event with this id, it belongs to another merchant, or it was deleted because of its age.",
+        "Check the id, and use an API key of the merchant that the event belongs to.";
     MetadataTooLarge: "metadata_too_large", 422, false, true, "Too many metadata entries",
-        "With this change the object would have more than 50 entries in `metadata`.",
-        "Remove entries with `null` in the same request, with a new idempotency key.";
+        "With this change, the object would have more than 50 entries in `metadata`.",
+        "Remove entries by setting them to `null` in the same request, and use a new idempotency key.";
     ChargeNotFound: "charge_not_found", 404, false, true, "No such charge",
         "There is no charge with this id, or it belongs to another merchant.",
-        "Check the id, and that the API key is the one of the merchant that created the charge.";
+        "Check the id, and use an API key of the merchant that created the charge.";
 }
 
 impl Code {

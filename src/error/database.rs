@@ -1,13 +1,13 @@
-//! What an error of the database means for a request: nothing was done, try again, or a bug of ours.
+//! The meaning of a database error for a request: nothing was done, try again, or our bug.
 
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind};
 
 use super::{Error, Failure};
 
 impl From<diesel::result::Error> for Failure {
-    /// Sorts a database error: gone (nothing was done), collided (the whole transaction may be tried
-    /// again), or a bug of ours. Business rules that the database enforces are recognized by the name
-    /// of their constraint where they are expected, before this is asked.
+    /// Sorts a database error: unavailable (nothing was done), collided (the whole transaction may be
+    /// retried), or our bug. Business rules that the database enforces never get here: the caller that
+    /// expects one recognizes it by its constraint's name first.
     fn from(error: diesel::result::Error) -> Self {
         use diesel::result::Error as Diesel;
         match &error {
@@ -38,17 +38,17 @@ impl From<diesel::result::Error> for Error {
     }
 }
 
-/// Deadlock (40P01) and lock timeout (55P03). Diesel doesn't hand out the SQLSTATE, so the message has
-/// to do; the service needs a server with `lc_messages` in English.
+/// Deadlock (40P01) and lock timeout (55P03). Diesel doesn't expose the SQLSTATE, so this matches the
+/// message; the server must have `lc_messages` in English.
 fn collided(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     ["deadlock detected", "canceling statement due to lock timeout", "could not obtain lock"]
         .iter()
         .any(|message| information.message().starts_with(message))
 }
 
-/// The server is there but can't serve: shutting down, starting up, read-only, out of time, of disk or of memory. What it
-/// couldn't do with a file (53100, 58030, 58P01) rolls the transaction back, and is over when an operator has seen to
-/// the disk.
+/// The server is there but can't serve: it is shutting down, starting up or read-only, or out of time, disk
+/// or memory. A failed file operation (53100, 58030, 58P01) rolls the transaction back; it works again when
+/// an operator has repaired the disk.
 fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     [
         "terminating connection",
@@ -76,7 +76,7 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
         || information.message().ends_with("No space left on device")
 }
 
-/// Name of the constraint that a statement violated, if that is why it failed.
+/// Name of the constraint that a statement violated, if that is why the statement failed.
 pub fn violated_constraint(error: &diesel::result::Error) -> Option<&str> {
     match error {
         diesel::result::Error::DatabaseError(_, information) => information.constraint_name(),

@@ -1,14 +1,14 @@
-//! The engine's half of the errors: why a request couldn't be executed, whatever it asked for.
+//! The engine's half of the errors: failures that don't depend on the operation.
 //!
-//! Storage and the idempotency engine know these and nothing of the domain. A domain's own error type holds a
-//! [`Failure`] as one of its variants, and says so by implementing [`Failing`].
+//! Storage and the idempotency engine know these errors and nothing of the domain. A domain's own error type
+//! holds a [`Failure`] in one of its variants and implements [`Failing`].
 
 use super::catalogue::Code;
 
-/// The technical cause of an error. The log gets to see it, and the client doesn't.
+/// The technical cause of an error. It goes to the log, never to the client.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a request couldn't be executed. `Display` is one sentence for the client.
+/// A reason why any request can fail. `Display` is one sentence for the client.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the catalogue explains each variant")]
 pub enum Failure {
@@ -38,7 +38,7 @@ pub enum Failure {
         "A request with this idempotency key is still running."
     })]
     IdempotencyRequestInProgress {
-        /// How long this one has waited.
+        /// How long this request has waited.
         waited_s: Option<u64>,
         is_parked: bool,
     },
@@ -60,14 +60,14 @@ pub enum Failure {
     ProcessorUnavailable(Cause),
     #[error("Something went wrong on our side.")]
     Internal(Cause),
-    /// Another claim of the same key has taken over, so what this one did was rolled back. The engine
-    /// answers with the winner's outcome; a client never sees this.
+    /// Another claim of the same key has taken over, and this claim's changes were rolled back. The engine
+    /// answers with the winner's outcome; a client never sees this error.
     #[error("A later attempt of this request has taken over.")]
     ClaimLost,
 }
 
 impl Failure {
-    /// A bug of ours, with the technical cause.
+    /// Makes a failure for our own bug, with the technical cause.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())
     }
@@ -109,7 +109,7 @@ impl Failure {
         }
     }
 
-    /// Code and cause, for the log. Of what a client sent only names are in it, no values.
+    /// Code and cause, for the log. Contains names from the client's request, but no values.
     pub fn detailed(&self) -> String {
         let code = self.code().as_str();
         match (self, self.cause()) {
@@ -119,7 +119,7 @@ impl Failure {
         }
     }
 
-    /// Writes the technical cause to the log, at the level that it deserves.
+    /// Writes the technical cause to the log, at the level that fits.
     pub fn log(&self, request_id: &str) {
         match (self, self.cause()) {
             (Self::Internal(_), Some(cause)) => log::error!(request_id; "internal error: {cause}"),
@@ -131,7 +131,7 @@ impl Failure {
 
 /// An error that may be a [`Failure`].
 pub trait Failing: From<Failure> {
-    /// The failure that it is, if it is one.
+    /// The [`Failure`] in this error, if it is one.
     fn failure(&self) -> Option<&Failure>;
 }
 

@@ -1,10 +1,9 @@
-//! Everything that can go wrong with a request, without HTTP in it, and the one place that turns it
-//! into an answer.
+//! The errors of a request, without HTTP, and the one place that turns an error into an answer.
 //!
-//! * [`Code`] is the catalogue: one snake_case code per cause, each with its status, whether a retry
-//!   of the very same request can succeed, and the text of its page under `/problems/`.
-//! * [`Error`] is a code with its particulars. What the client may read is its `Display`; what only
-//!   the log may hold is its [`cause`](Error::cause).
+//! * [`Code`] is the catalogue: one snake_case code per cause, with its status, whether a retry of the same
+//!   request can succeed, and the text of its page under `/problems/`.
+//! * [`Error`] is a code with its particulars. The client reads its `Display`; only the log gets its
+//!   [`cause`](Error::cause).
 //! * [`Problem`] is the body of an error answer (RFC 9457, `application/problem+json`).
 //!
 //! Invariant: text from a library, the database or the operating system never reaches a client.
@@ -26,22 +25,22 @@ pub use database::violated_constraint;
 pub use failure::{Cause, Failing, Failure};
 pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
 
-/// One field that isn't as it should be.
+/// One invalid field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Where: a JSON pointer (RFC 6901) into the body.
+    /// Location of the field: a JSON pointer (RFC 6901) into the body.
     #[schema(example = "/amount")]
     pub pointer: String,
-    /// What is wrong with it.
+    /// Description of the problem.
     #[schema(example = "must have at most 2 decimals in USD")]
     pub detail: String,
 }
 
-/// Why a request failed. `Display` is one sentence for the client.
+/// The reason why a request failed. `Display` is one sentence for the client.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the catalogue above explains each variant")]
 pub enum Error {
-    /// The request couldn't be executed, whatever it asked for.
+    /// A failure that doesn't depend on the operation.
     #[error(transparent)]
     Failure(#[from] Failure),
     #[error("Authenticate with `Authorization: Bearer sk_test_…`.")]
@@ -94,7 +93,7 @@ pub enum Error {
     PayoutNotFound,
     #[error("There is no such dispute.")]
     DisputeNotFound,
-    #[error("There is no such event of the acquirer.")]
+    #[error("There is no such event of the processor.")]
     AcquirerEventNotFound,
     #[error("The message {}.", .0.reason())]
     WebhookSignatureInvalid(Refusal),
@@ -117,12 +116,12 @@ fn while_in_flight(in_flight: bool) -> &'static str {
 }
 
 impl Error {
-    /// Our own bug, with the technical cause.
+    /// Makes an error for our own bug, with the technical cause.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Failure::internal(cause).into()
     }
 
-    /// One field that isn't valid in a way that only shows once its object is known.
+    /// Makes an error for one field whose value only proves invalid once its object is known.
     pub fn field(pointer: &str, detail: impl Into<String>) -> Self {
         Self::ValidationFailed(vec![FieldError { pointer: pointer.to_owned(), detail: detail.into() }])
     }
@@ -166,12 +165,12 @@ impl Error {
         }
     }
 
-    /// Whether this settles the request, so that it is kept and replayed.
+    /// Whether this error settles the request, so that it is stored and replayed.
     pub fn is_final(&self) -> bool {
         self.code().entry().is_final
     }
 
-    /// Code and cause, for the log. Of what a client sent only names are in it, no values.
+    /// Code and cause, for the log. Contains names from the client's request, but no values.
     pub fn detailed(&self) -> String {
         match self {
             Self::Failure(failure) => failure.detailed(),
@@ -183,7 +182,7 @@ impl Error {
         }
     }
 
-    /// Writes the technical cause to the log, at the level that it deserves.
+    /// Writes the technical cause to the log, at the level that fits.
     pub fn log(&self, request_id: &str) {
         if let Self::Failure(failure) = self {
             failure.log(request_id);

@@ -23,26 +23,26 @@ pub struct Problem {
     #[serde(rename = "type")]
     #[schema(example = "/problems/validation-failed")]
     pub kind: String,
-    /// A few words, the same for every occurrence of the code.
+    /// Short title, the same for every occurrence of the code.
     #[schema(example = "Validation failed")]
     pub title: &'static str,
-    /// The HTTP status again.
+    /// The HTTP status, repeated.
     #[schema(example = 422)]
     pub status: u16,
-    /// A sentence on this occurrence.
+    /// One sentence about this occurrence.
     pub detail: String,
     /// Path of the request.
     #[schema(example = "/v1/charges")]
     pub instance: String,
-    /// The cause, for programs: one code per cause.
+    /// Machine-readable cause: one code per cause.
     #[schema(example = "validation_failed")]
     pub code: &'static str,
-    /// Whether the very same request with the same idempotency key can succeed if sent again.
+    /// Whether the same request can succeed when sent again with the same idempotency key.
     pub retryable: bool,
-    /// The request that this answer was made for; on a replay that is the first one.
+    /// Id of the request that this answer was made for. A replay has the first request's id.
     #[schema(example = "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub request_id: String,
-    /// With `validation_failed`: all fields to correct.
+    /// With `validation_failed`: all invalid fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub errors: Option<Vec<FieldError>>,
@@ -50,14 +50,15 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "generic_decline")]
     pub decline_code: Option<String>,
-    /// With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the other one.
+    /// With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the
+    /// earlier charge.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub charge_id: Option<ChargeId>,
 }
 
 impl Problem {
-    /// The body for an error with this code and sentence, answering the request `request_id` for `path`.
+    /// Makes the body for an error with this code and sentence, in answer to request `request_id` for `path`.
     fn of(code: Code, detail: String, request_id: &str, path: &str) -> Self {
         let entry = code.entry();
         Self {
@@ -75,7 +76,7 @@ impl Problem {
         }
     }
 
-    /// The body for `error`, answering the request `request_id` for `path`.
+    /// Makes the body for `error`, in answer to request `request_id` for `path`.
     pub fn new(error: &Error, request_id: &str, path: &str) -> Self {
         let mut problem = Self::of(error.code(), error.to_string(), request_id, path);
         match error {
@@ -95,32 +96,32 @@ impl Problem {
     }
 }
 
-/// How long a client should wait before it retries.
+/// Seconds that a client should wait before it retries.
 const RETRY_AFTER_S: &str = "1";
-/// The same where an operator has to do something first.
+/// The same, when an operator has to act first.
 const RETRY_AFTER_PARKED_S: &str = "60";
 
-/// Name of the header that tells which charge another looks like.
+/// Name of the header that names the charge of which this one looks like a duplicate.
 pub const SUSPECTED_DUPLICATE_OF: &str = "Suspected-Duplicate-Of";
 
-/// Header that names the page of a problem.
+/// The header that links to the page of a problem.
 fn described_by(code: Code) -> Vec<(&'static str, String)> {
     vec![("Link", format!("<{}>; rel=\"describedby\"", code.entry().path()))]
 }
 
-/// Header that says when to send the same request again, if that makes sense.
+/// The header that says when to send the same request again, if a retry can help.
 fn retry_after(code: Code) -> Vec<(&'static str, String)> {
     let is_worth_it = code.entry().retryable && code.entry().status != 500;
     is_worth_it.then(|| ("Retry-After", RETRY_AFTER_S.to_owned())).into_iter().collect()
 }
 
-/// Header that says how to authenticate.
+/// The header that says how to authenticate.
 fn authenticate() -> Vec<(&'static str, String)> {
     vec![("WWW-Authenticate", "Bearer realm=\"oncepay\"".to_owned())]
 }
 
 impl Failure {
-    /// Headers that go with this failure beside the content type.
+    /// Headers of an answer with this failure, besides the content type.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::ApiKeyInvalid | Self::ApiKeyRevoked => authenticate(),
@@ -138,14 +139,14 @@ impl Failure {
         }
     }
 
-    /// The body of an answer to the request `request_id` for `path`.
+    /// Makes the body in answer to request `request_id` for `path`.
     pub fn problem(&self, request_id: &str, path: &str) -> Problem {
         Problem::of(self.code(), self.to_string(), request_id, path)
     }
 }
 
 impl Error {
-    /// Headers that go with this error beside the content type.
+    /// Headers of an answer with this error, besides the content type.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Failure(failure) => failure.headers(),
@@ -156,7 +157,7 @@ impl Error {
         }
     }
 
-    /// The whole answer for the request `request_id` for `path`.
+    /// Makes the whole answer to request `request_id` for `path`.
     pub fn to_response(&self, request_id: &str, path: &str) -> HttpResponse {
         let mut response = HttpResponse::build(self.code().status());
         for header in self.headers() {
@@ -171,8 +172,8 @@ impl ResponseError for Error {
         self.code().status()
     }
 
-    /// Without the request at hand the id and the path are unknown; the middleware
-    /// of the server builds the answer that the client sees.
+    /// Without the request, neither its id nor its path is known. The server's middleware builds the answer
+    /// that the client sees.
     fn error_response(&self) -> HttpResponse {
         self.to_response("", "")
     }

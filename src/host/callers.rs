@@ -15,21 +15,21 @@ use crate::web::request_id::RequestId;
 
 use super::Oncepay;
 
-/// Who may ask for an operation.
+/// The kinds of callers of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A merchant. Idempotency keys are unique per merchant.
     Merchant,
     /// An operator. All operators share one space of idempotency keys, under the nil merchant.
     Operator,
-    /// The processor, by a signature. Its message ids are the keys, in a space of their own.
+    /// The processor, authenticated by a signature. Its message ids are the keys, in a space of their own.
     Acquirer,
 }
 
-/// In whose name operators' keys are kept.
+/// The merchant in whose name operators' keys are kept.
 pub const OPERATORS: MerchantId = MerchantId(Uuid::nil());
 
-/// In whose name the ids of the processor's messages are kept.
+/// The merchant in whose name the ids of the processor's messages are kept.
 pub const ACQUIRER: MerchantId = MerchantId(Uuid::max());
 
 impl HttpHost for Oncepay {
@@ -85,7 +85,7 @@ impl HttpHost for Oncepay {
     }
 }
 
-/// A header that is sent exactly once.
+/// Returns a header that is sent exactly once.
 fn only_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     let mut values = request.headers().get_all(name);
     match (values.next(), values.next()) {

@@ -1,5 +1,5 @@
-//! What the engine is handed of this service: who its callers are, how they prove it, which errors it has, and what
-//! operations get at.
+//! The engine's view of this service: its callers and their proofs, its errors, and the resources of its
+//! operations.
 
 mod callers;
 pub mod metrics;
@@ -21,28 +21,28 @@ pub use callers::{ACQUIRER, Caller, OPERATORS};
 
 /// The engine of this service.
 pub type Engine = idempotency::Engine<Oncepay>;
-/// An execution of one of its operations.
+/// An execution of one of this service's operations.
 pub type Context<'a> = idempotency::Context<'a, Oncepay>;
-/// What one of its operations is read from.
+/// The input of one of this service's operations.
 pub type Input<'a> = idempotency::Input<'a, Oncepay>;
-/// One of its operations.
+/// A registered operation of this service.
 pub type Registered = idempotency::Registered<Oncepay>;
-/// What there is to know of one of its operations.
+/// The description of one of this service's operations.
 pub type Descriptor = idempotency::Descriptor<Caller>;
 
 /// This service, as the engine and its operations see it.
 pub struct Oncepay {
-    /// The pool.
+    /// The connection pool.
     pub db: Db,
     /// The payment processor.
     pub processor: Arc<dyn Processor>,
-    /// Where secrets that are handed out come from.
+    /// The source of secrets that the service hands out.
     pub vault: Vault,
-    /// How the processor's messages are checked and read.
+    /// Verifies and reads the processor's messages.
     pub messages: Arc<dyn Messages>,
-    /// The API keys that were valid when they were first presented to this instance.
+    /// The API keys that were valid when this instance first saw them.
     pub known_keys: Arc<KnownKeys>,
-    /// What operations and their callers count.
+    /// Metrics of operations and their callers.
     pub metrics: Arc<metrics::Metrics>,
     /// Whether webhooks may be delivered to the service's own host.
     pub allows_loopback: bool,
@@ -51,24 +51,24 @@ pub struct Oncepay {
 }
 
 impl Oncepay {
-    /// The kinds of resources that operations are about.
+    /// The kinds of resources of the operations.
     pub fn resource_kinds(&self) -> Vec<&'static ResourceKind> {
         resource_kinds(&self.operations)
     }
 
-    /// The kind of resource that is called `name`, if an operation is about it.
+    /// Finds the resource kind `name` among those of the operations.
     pub fn resource_kind(&self, name: &str) -> Option<&'static ResourceKind> {
         let mut kinds = self.operations.iter().filter_map(|operation| operation.target.kind());
         kinds.find(|kind| kind.name == name)
     }
 
-    /// The settings of a policy that only `operation` has.
+    /// The policy settings that only `operation` has.
     pub fn policy_settings(&self, operation: &str) -> &'static [PolicySetting] {
         let found = self.operations.iter().find(|known| known.name == operation);
         found.map(|operation| operation.policy_settings).unwrap_or_default()
     }
 
-    /// The policies of all operations until an operator says otherwise.
+    /// The default policies of all operations.
     pub fn policy_defaults(&self) -> Vec<Defaults> {
         self.operations.iter().map(Defaults::of).collect()
     }
@@ -91,7 +91,7 @@ impl Host for Oncepay {
     }
 }
 
-/// The kinds of resources that `operations` are about, each once.
+/// The kinds of resources of `operations`, each once.
 pub fn resource_kinds(operations: &[Descriptor]) -> Vec<&'static ResourceKind> {
     let mut kinds: Vec<_> = operations.iter().filter_map(|operation| operation.target.kind()).collect();
     kinds.sort_by_key(|kind| kind.name);
@@ -99,12 +99,12 @@ pub fn resource_kinds(operations: &[Descriptor]) -> Vec<&'static ResourceKind> {
     kinds
 }
 
-/// Names the secret that belongs into a sealed reply: the one for `purpose` of the object `id`.
+/// Name of the secret in a sealed reply: the one for `purpose` of the object `id`.
 pub fn seal(purpose: Purpose, id: Uuid) -> String {
     format!("{purpose}/{id}")
 }
 
-/// Names the processor call for one step of a request. `reference` is our id of the object that the call is for.
+/// Identifies the processor call for one step of a request. `reference` is our id of the call's object.
 pub fn processor_call(context: &Context<'_>, step: &str, reference: impl ToString) -> ProcessorCall {
     ProcessorCall {
         key: context.derived_key(step),

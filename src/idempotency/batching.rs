@@ -1,4 +1,4 @@
-//! Claims and completions of many requests for one operation at a time.
+//! Batched claims and completions of one operation's requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,25 +15,27 @@ use super::descriptor::Batching;
 use super::envelope::Envelope;
 use super::store::{self, Answer, Claim, Claimant, Completion};
 
-/// The end of a look-up of a key that is claimed if it is new.
+/// Result of a look-up of a key that is claimed if it is new.
 pub enum ClaimResult {
-    /// It has claimed its key, and this was read with it.
+    /// The request has claimed its key; this was read with it.
     Claimed(Claim, Option<serde_json::Value>),
-    /// The key isn't new, and this is to be done.
+    /// The key isn't new; this is the decision on it.
     Found(Decision),
-    /// Somebody else is claiming it at this moment.
+    /// Another request is claiming the key right now.
     Contended,
 }
 
 /// The batchers of one operation.
 pub struct Batchers {
     pub claims: Arc<Batcher<Claimant, Result<ClaimResult, Failure>>>,
-    /// Return `None` for a request that has to find out by itself why it wasn't completed.
+    /// Batcher of completions. Returns `None` for a request that has to find out by itself why it wasn't
+    /// completed.
     pub completions: Arc<Batcher<Completion, Option<Arc<Answer>>>>,
 }
 
 impl Batchers {
-    /// For an operation whose claims have a `lease`; `size_max` requests at a time.
+    /// Makes the batchers of an operation whose claims have a `lease`, for up to `size_max` requests at a
+    /// time.
     pub fn new(
         db: &Db,
         batching: Batching,
@@ -64,7 +66,7 @@ impl Batchers {
     }
 }
 
-/// Looks all keys up, and claims those that are new: one round trip, or two.
+/// Looks all keys up, and claims the new ones, in one or two round trips.
 fn look_up(
     conn: &mut PgConnection,
     requests: &[Claimant],

@@ -1,4 +1,4 @@
-//! What an operation gets to know about its execution.
+//! The context of an operation's execution.
 
 use std::time::Duration;
 
@@ -32,17 +32,17 @@ impl<'a, H: Host> Context<'a, H> {
         self.host
     }
 
-    /// Whose request it is.
+    /// The merchant whose request it is.
     pub fn merchant(&self) -> MerchantId {
         self.envelope.merchant
     }
 
-    /// When the key was first claimed: the same in every attempt.
+    /// Time of the key's first claim: the same in every attempt.
     pub fn claimed_at(&self) -> DateTime<Utc> {
         self.claim.created_at
     }
 
-    /// Which attempt of the request this is, from 1.
+    /// Number of the attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.claim.attempt
     }
@@ -63,22 +63,22 @@ impl<'a, H: Host> Context<'a, H> {
         self.policy
     }
 
-    /// Name of the operator who asks.
+    /// Name of the operator who sent the request.
     pub fn actor(&self) -> &str {
         self.envelope.actor.as_deref().unwrap_or("unknown")
     }
 
-    /// Id of the message that the request is.
+    /// Id of the message, if the request is one.
     pub fn message_id(&self) -> Result<&'a str, Failure> {
         self.envelope.message_id.as_deref().ok_or_else(|| Failure::internal("the request is no message"))
     }
 
-    /// The body as it came.
+    /// The body as received.
     pub fn raw_body(&self) -> &[u8] {
         &self.envelope.content.raw_body
     }
 
-    /// Canonical bodies of the latest requests of this merchant for `operation` that are being executed and were begun
+    /// Canonical bodies of the merchant's latest requests for `operation` that are being executed and began
     /// within `window`, except this one.
     pub fn others_in_progress(
         &self,
@@ -94,17 +94,17 @@ impl<'a, H: Host> Context<'a, H> {
         self.envelope.merchant == merchant && self.envelope.key == *key
     }
 
-    /// `error` as an answer to this request.
+    /// Makes `error` the answer to this request.
     pub fn problem(&self, error: &H::Error) -> Result<Reply, Failure> {
         error.reply(&self.envelope.request_id, &self.envelope.content.path)
     }
 
-    /// The idempotency key for one step of this request towards the processor: the same in every attempt, another for
-    /// every other request.
+    /// The idempotency key for one step of this request at the processor: the same in every attempt, and
+    /// different for every other request.
     ///
-    /// Derived rather than passed through, so that two merchants with the same key stay apart. The time of the first
-    /// claim is part of it: when a key is used again after it has been forgotten, that is a new payment for the
-    /// processor too.
+    /// The key is derived rather than passed through, so that two merchants with the same key stay apart. It
+    /// includes the time of the first claim: when a key is used again after it was forgotten, that is a new
+    /// payment for the processor, too.
     pub fn derived_key(&self, step: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(self.claim.merchant.0.as_bytes());

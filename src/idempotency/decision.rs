@@ -1,4 +1,4 @@
-//! What to do about a key, by what is found under it.
+//! The engine's decision on a key, by the row that is found for it.
 
 use std::sync::Arc;
 
@@ -7,29 +7,29 @@ use chrono::{DateTime, Utc};
 use super::policy::{Enforcement, OnExpired, OnMismatch, Policy};
 use super::store::{Answer, Life, Stored};
 
-/// What to do about a key.
+/// The decision on a key.
 #[derive(Debug)]
 pub enum Decision {
-    /// It's new: claim it.
+    /// The key is new: claim it.
     Claim,
-    /// It's free again: delete what is left, and claim it.
+    /// The key is free again: delete its row, and claim it.
     ClaimAfresh,
-    /// It's answered, with this.
+    /// The request was answered: replay this.
     Replay(Arc<Answer>),
-    /// It's another request's, but the policy says to replay that one's answer.
+    /// The key is another request's, but the policy says to replay that answer.
     ReplayDespiteMismatch(Arc<Answer>),
-    /// It's another request's.
+    /// The key is another request's.
     Mismatch,
-    /// It was answered too long ago.
+    /// The key has expired.
     Expired,
-    /// It's being worked on, or waits for an operator.
+    /// The request is being executed, or waits for an operator.
     Running { is_parked: bool },
-    /// Nobody works on it any more: take it over, in the life that began at this time.
+    /// The request is abandoned: take it over, in the life of the key that began at this time.
     TakeOver(DateTime<Utc>),
 }
 
-/// Decides what is to be done about a key for which `stored` was found. Checked in this order: free, other
-/// request, expired, running.
+/// Decides on a key for which `stored` was found. Checks in this order: free, other request, expired,
+/// running.
 pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
     let Some(stored) = stored else { return Decision::Claim };
     let is_free = match stored.life {
@@ -41,7 +41,7 @@ pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
         return Decision::ClaimAfresh;
     }
     let is_same = stored.is_same_request;
-    // The answer for one charge is never given for another.
+    // The answer for one charge never goes to another.
     let is_forgiven = policy.on_mismatch == OnMismatch::Replay && stored.is_same_path;
     if !is_same && !is_forgiven {
         return Decision::Mismatch;
@@ -50,32 +50,32 @@ pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
         (Life::Expired, _) => Decision::Expired,
         (_, Some(answer)) if is_same => Decision::Replay(answer),
         (_, Some(answer)) => Decision::ReplayDespiteMismatch(answer),
-        // What was begun is finished as it was begun, so not by another request.
+        // Only the same request may finish what was begun.
         (Life::Abandoned, None) if is_same => Decision::TakeOver(stored.created_at),
         (life, None) => Decision::Running { is_parked: life == Life::Parked },
     }
 }
 
-/// The end of one attempt at a request.
+/// Result of one attempt at a request.
 pub enum Attempt {
-    /// It was executed just now.
+    /// The request was executed just now.
     Executed(Arc<Answer>),
-    /// It was executed before.
+    /// The request was executed before.
     Replayed(Arc<Answer>),
-    /// Another one was executed before, whose answer has to do.
+    /// Another request was executed before, whose answer is replayed.
     ReplayedDespiteMismatch(Arc<Answer>),
-    /// Another one was executed before.
+    /// Another request was executed before.
     Mismatch,
-    /// It was executed too long ago.
+    /// The key has expired.
     Expired,
-    /// It's being executed.
+    /// The request is being executed.
     Running { is_parked: bool },
-    /// Any of the above, if the policy weren't just to observe.
+    /// The decision that the policy only observes.
     Observed(&'static str),
 }
 
 impl Attempt {
-    /// What a key that isn't ours to claim or take over leads to.
+    /// The result for a key that can be neither claimed nor taken over.
     pub fn of(decision: Decision, enforcement: Enforcement) -> Self {
         if enforcement != Enforcement::Enforce {
             return Self::Observed(match decision {
@@ -98,18 +98,18 @@ impl Attempt {
     }
 }
 
-/// The end of one look-up of a key.
+/// Result of one look-up of a key.
 pub enum Lookup<T> {
-    /// It's ours, and this was done with it.
+    /// The request owns the key, with this result.
     Ours(T),
-    /// It's not.
+    /// The request doesn't own the key.
     NotOurs(Decision),
-    /// Somebody else was faster, or hasn't committed yet: look again.
+    /// Another request was faster, or hasn't committed yet: look again.
     Again,
 }
 
 impl<T> Lookup<T> {
-    /// The same with what was done as `convert` makes it.
+    /// Converts the result with `convert`.
     pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Lookup<U> {
         match self {
             Self::Ours(done) => Lookup::Ours(convert(done)),

@@ -1,7 +1,7 @@
-//! What there is to know of an operation and of a resource, as data.
+//! The description of an operation and of a resource, as data.
 //!
-//! Said once, in the operation's own file. The engine, the recovery worker, the key status, the audit, the OpenAPI
-//! document and the tests read it.
+//! It is written once, in the operation's own file. The engine, the recovery worker, the key status, the
+//! audit, the OpenAPI document and the tests read it.
 
 use std::borrow::Cow;
 
@@ -14,28 +14,28 @@ use super::policy::{Policy, PolicySetting};
 /// An operation. `C` is the host's [`Caller`](super::Host::Caller).
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptor<C> {
-    /// Its name, such as `charges.create`: in stored rows, metrics and logs.
+    /// Name, such as `charges.create`, in stored rows, metrics and logs.
     pub name: &'static str,
     /// HTTP method.
     pub method: &'static str,
     /// Path pattern with named parameters, such as `/v1/charges/{id}/capture`.
     pub path: &'static str,
-    /// Who may ask for it.
+    /// The kind of caller that may request it.
     pub caller: C,
     /// Whether an empty body stands for `{}`.
     pub body_optional: bool,
-    /// The resource that it makes or changes.
+    /// The resource that the operation creates or changes.
     pub target: Target,
-    /// How it treats its keys until an operator says otherwise, without its own settings.
+    /// Default policy, without the operation's own settings.
     pub default_policy: fn() -> Policy,
     /// Settings of its policy that only this operation has.
     pub policy_settings: &'static [PolicySetting],
-    /// SQL that lets its requests share statements, if they can.
+    /// SQL for batches, if its requests can share statements.
     pub batching: Option<Batching>,
 }
 
 impl<C: Copy> Descriptor<C> {
-    /// An operation that needs a body, is about no resource, and treats its keys as by default.
+    /// Describes an operation that needs a body, has no resource, and has the default policy.
     pub const fn new(name: &'static str, method: &'static str, path: &'static str, caller: C) -> Self {
         Self {
             name,
@@ -50,44 +50,46 @@ impl<C: Copy> Descriptor<C> {
         }
     }
 
-    /// The same for the resource `target`.
+    /// Sets the resource to `target`.
     pub const fn about(self, target: Target) -> Self {
         Self { target, ..self }
     }
 
-    /// The same with another default policy.
+    /// Sets the default policy.
     pub const fn with_default_policy(self, default_policy: fn() -> Policy) -> Self {
         Self { default_policy, ..self }
     }
 
-    /// The same with settings that only this operation has.
+    /// Sets the policy settings that only this operation has.
     pub const fn with_policy_settings(self, policy_settings: &'static [PolicySetting]) -> Self {
         Self { policy_settings, ..self }
     }
 
-    /// The same where requests can share statements.
+    /// Sets the SQL for batches.
     pub const fn with_batching(self, batching: Batching) -> Self {
         Self { batching: Some(batching), ..self }
     }
 
-    /// The same where an empty body stands for `{}`.
+    /// Lets an empty body stand for `{}`.
     pub const fn with_optional_body(self) -> Self {
         Self { body_optional: true, ..self }
     }
 
-    /// How it treats its keys until an operator says otherwise.
+    /// The default policy, with the operation's own settings.
     pub fn policy(&self) -> Policy {
         let mut policy = (self.default_policy)();
         policy.own.extend(self.policy_settings.iter().map(|setting| (setting.name, setting.default)));
         policy
     }
 
-    /// The parameter `name` of a concrete path, percent-decoded; empty if the pattern has no such parameter.
+    /// Returns the parameter `name` of a concrete path, percent-decoded. Empty if the pattern has no such
+    /// parameter.
     pub fn parameter<'a>(&self, path: &'a str, name: &str) -> Cow<'a, str> {
         parameter(self.path, path, name)
     }
 
-    /// The resource that a request for `path` is about. [`Resource::None`] if what the path holds is no id of that kind.
+    /// The resource of a request for `path`. [`Resource::None`] if the path's parameter isn't an id of that
+    /// kind.
     pub(super) fn resource(&self, path: &str) -> Resource {
         match self.target {
             Target::None => Resource::None,
@@ -100,8 +102,8 @@ impl<C: Copy> Descriptor<C> {
     }
 }
 
-/// The parameter `name` that `path` has by `pattern`, percent-decoded after splitting, so that a slash that was encoded
-/// belongs to it.
+/// Returns the parameter `name` of `path` according to `pattern`. It's decoded after splitting, so that an
+/// encoded slash belongs to it.
 pub fn parameter<'a>(pattern: &str, path: &'a str, name: &str) -> Cow<'a, str> {
     let is_it = |piece: &str| piece.strip_prefix('{').and_then(|piece| piece.strip_suffix('}')) == Some(name);
     match pattern.split('/').skip(1).position(is_it) {
@@ -110,22 +112,22 @@ pub fn parameter<'a>(pattern: &str, path: &'a str, name: &str) -> Cow<'a, str> {
     }
 }
 
-/// SQL that lets requests of one operation be claimed and completed many at a time, where they need nothing else of the
+/// SQL that claims and completes requests of one operation in batches, if they need nothing else of the
 /// database.
 #[derive(Clone, Copy, Debug)]
 pub struct Batching {
-    /// What the reservation is made from: an expression of type `jsonb` over the claim's new row (`idempotency_keys`).
+    /// Input of the reservation: an expression of type `jsonb` over the claim's new row (`idempotency_keys`).
     pub select_sql: &'static str,
-    /// What writes the effects: further parts of a `WITH` (see `store::complete_all`).
+    /// The writing of the effects: further parts of a `WITH` (see `store::complete_all`).
     pub write_sql: &'static str,
 }
 
-/// The resource that an operation makes or changes.
+/// The resource that an operation creates or changes.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// Nothing that has an id.
+    /// No resource with an id.
     None,
-    /// A new resource of this kind; the claim allocates its id.
+    /// A new resource of this kind. The claim allocates its id.
     New(&'static ResourceKind),
     /// The resource of this kind whose id is this parameter of the path.
     Named(&'static ResourceKind, &'static str),
@@ -144,35 +146,35 @@ impl Target {
 /// A kind of resource.
 #[derive(Debug)]
 pub struct ResourceKind {
-    /// Its name in stored rows and in the key status.
+    /// Name in stored rows and in the key status.
     pub name: &'static str,
-    /// What its ids start with.
+    /// Prefix of the ids.
     pub prefix: &'static str,
-    /// Its table, whose key is (`merchant_id`, `id`) unless `scope` says otherwise.
+    /// Table, whose key is (`merchant_id`, `id`) unless `scope` says otherwise.
     pub table: &'static str,
-    /// Its path, with `{id}`, and with `{column}` for each of `parents`.
+    /// Path, with `{id}`, and with `{column}` for each of `parents`.
     pub path: &'static str,
-    /// The columns that hold the ids of the resources that it belongs to, and the kinds of those.
+    /// Columns with the ids of the parent resources, and the kinds of those.
     pub parents: &'static [(&'static str, &'static ResourceKind)],
-    /// By what its rows are found.
+    /// Columns that find its rows.
     pub scope: Scope,
-    /// SQL: which of its rows still exist for the API.
+    /// SQL condition for the rows that still exist for the API.
     pub condition: &'static str,
-    /// Whether its rows stay for good. What is deleted when it's old proves nothing by being absent.
+    /// Whether its rows stay for good. If old rows are deleted, a missing row proves nothing.
     pub is_kept: bool,
 }
 
-/// By what the rows of a resource are found.
+/// Columns that find the rows of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// By merchant and id.
+    /// Merchant and id.
     Merchant,
-    /// By this column alone, which holds the id: the resource belongs to no merchant.
+    /// This column alone, which holds the id: the resource belongs to no merchant.
     Service(&'static str),
 }
 
 impl ResourceKind {
-    /// A resource of a merchant that stays for good, directly under `path`.
+    /// Describes a merchant's resource that stays for good, directly under `path`.
     pub const fn new(
         name: &'static str,
         prefix: &'static str,
@@ -191,19 +193,19 @@ impl ResourceKind {
         }
     }
 
-    /// The id of a resource of this kind as the API shows it.
+    /// The id of a resource of this kind, as the API shows it.
     pub fn format(&self, id: Uuid) -> String {
         format!("{}{}", self.prefix, id.as_simple())
     }
 
-    /// The id that `text` is, if it's one of this kind.
+    /// Parses an id of this kind.
     pub fn parse(&self, text: &str) -> Option<Uuid> {
         let digits = text.strip_prefix(self.prefix)?;
         let is_simple = digits.len() == 32 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         Uuid::parse_str(digits).ok().filter(|_| is_simple)
     }
 
-    /// The path of a resource with this id, whose parents have `parent_ids`.
+    /// The path of the resource with this id and these `parent_ids`.
     pub fn url(&self, id: Uuid, parent_ids: &[Uuid]) -> String {
         let mut url = self.path.replace("{id}", &self.format(id));
         for ((column, kind), parent_id) in self.parents.iter().zip(parent_ids) {
@@ -212,7 +214,7 @@ impl ResourceKind {
         url
     }
 
-    /// SQL: whether the row of (`merchant`, `id`) exists, whatever the API shows of it.
+    /// SQL: whether the row of (`merchant`, `id`) exists, even if the API hides it.
     pub fn exists_sql(&self, merchant: &str, id: &str) -> String {
         let table = self.table;
         match self.scope {
@@ -224,12 +226,12 @@ impl ResourceKind {
     }
 }
 
-/// What a request is about.
+/// The resource of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
-    /// Nothing that has an id.
+    /// No resource with an id.
     None,
-    /// A resource of this kind that will be made.
+    /// A resource of this kind that will be created.
     New(&'static str),
     /// The resource of this kind and id.
     Existing(&'static str, Uuid),

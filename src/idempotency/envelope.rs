@@ -1,11 +1,11 @@
-//! Everything about a request but its parsed operation.
+//! The parts of a request besides its parsed operation.
 
 use crate::base::ids::MerchantId;
 
 use super::fingerprint::RequestContent;
 use super::key::IdempotencyKey;
 
-/// Who asks, under which key, and exactly what.
+/// Caller, key and exact content of a request.
 #[derive(Clone, Debug)]
 pub struct Envelope {
     /// The merchant in whose name the key is kept.
@@ -14,13 +14,14 @@ pub struct Envelope {
     pub key: IdempotencyKey,
     /// Id of the request of this attempt.
     pub request_id: String,
-    /// The content for which alone the key may be used.
+    /// The content that the key belongs to.
     pub content: RequestContent,
-    /// SHA-256 of the caller's secret, which the look-up of the key finds valid or not (see
-    /// [`Host::PROOF_SQL`](super::Host::PROOF_SQL)). `None` where the caller is authenticated already or needn't be.
+    /// SHA-256 of the caller's secret, which the look-up of the key checks (see
+    /// [`Host::PROOF_SQL`](super::Host::PROOF_SQL)). `None` if the caller is authenticated already or needs
+    /// no authentication.
     pub proof: Option<Vec<u8>>,
-    /// Name of the operator who asks, if one does.
+    /// Name of the operator, if one sent the request.
     pub actor: Option<String>,
-    /// Id of the message that is the request, if it is one.
+    /// Id of the message, if the request is one.
     pub message_id: Option<String>,
 }

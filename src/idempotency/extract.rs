@@ -1,4 +1,4 @@
-//! Mutating requests over HTTP: the only file of the engine that knows actix.
+//! Extraction of mutating requests from HTTP: the only file of the engine that knows actix.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,10 @@ use super::key::{IDEMPOTENCY_KEY, IdempotencyKey};
 use super::operation::{BatchedOperation, ErrorOf, ExternalOperation, LocalOperation, Operation};
 use super::request::{IdempotentRequest, Treatment, read};
 
-/// Most bytes of a body.
+/// Maximum size of a body in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Longest wait for a body.
+/// Maximum wait for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const BAD_MESSAGE_ID: &str = "must be 1 to 255 visible ASCII characters, in `webhook-id`";
@@ -35,7 +35,7 @@ const BAD_MESSAGE_ID: &str = "must be 1 to 255 visible ASCII characters, in `web
 /// The caller of a request.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// In whose name the key is kept.
+    /// The merchant in whose name the key is kept.
     pub merchant: MerchantId,
     /// See [`Envelope::proof`].
     pub proof: Option<Vec<u8>>,
@@ -43,24 +43,24 @@ pub struct Identity {
     pub actor: Option<String>,
 }
 
-/// A host that takes requests over HTTP.
+/// A host that receives requests over HTTP.
 pub trait HttpHost: Host<Error: ResponseError> {
-    /// Finds out who sends `request`, by its head.
+    /// Identifies the sender of `request`, by its head.
     fn identify(
         &self,
         request: &HttpRequest,
         caller: Self::Caller,
     ) -> LocalBoxFuture<'static, Result<Identity, Self::Error>>;
 
-    /// Makes sure that the caller, who was identified, may be told what is wrong with the request.
+    /// Makes sure that the identified caller may learn what is wrong with the request.
     fn confirm(
         &self,
         request: &HttpRequest,
         caller: Self::Caller,
     ) -> LocalBoxFuture<'static, Result<(), Self::Error>>;
 
-    /// Verifies a request that is a signed message, and returns the message's id, which is its key. `None` where the key
-    /// comes in `Idempotency-Key`.
+    /// Verifies a request that is a signed message, and returns the message's id, which is its key. `None` if
+    /// the key comes in `Idempotency-Key`.
     fn verify(
         &self,
         _request: &HttpRequest,
@@ -70,7 +70,7 @@ pub trait HttpHost: Host<Error: ResponseError> {
         Ok(None)
     }
 
-    /// Is told of a verified message that can't be read.
+    /// Receives a verified message that can't be read.
     fn note_unreadable(&self, _message_id: &str, _error: &Self::Error) {}
 
     /// Id of the request, for answers and the log.
@@ -78,8 +78,8 @@ pub trait HttpHost: Host<Error: ResponseError> {
 }
 
 /// Errors, in the order checked: authentication, `body_too_large`, `media_type_unsupported`,
-/// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of
-/// them is kept, since the operation never began. A message is authenticated by a signature over the body, so for it
+/// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of them
+/// is stored, since the operation never began. A signature over the body authenticates a message, so for it
 /// `body_too_large` comes first.
 impl<O: Operation<Host: HttpHost>> FromRequest for IdempotentRequest<O> {
     type Error = ErrorOf<O>;
@@ -95,7 +95,7 @@ impl<O: Operation<Host: HttpHost>> FromRequest for IdempotentRequest<O> {
             match from_parts(&req, payload, engine, identity).await {
                 Ok(request) => Ok(request),
                 Err(error) => {
-                    // Whoever has no valid key any more isn't told what else is wrong.
+                    // A caller without a valid key doesn't learn what else is wrong.
                     host.confirm(&req, caller).await?;
                     Err(error)
                 }
@@ -114,7 +114,7 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload))
         .await
         .map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
-    // What the client took to send it was the client's time.
+    // The time that the client took to send the body doesn't count.
     deadline::restart(engine.request_deadline());
     let message_id = host.verify(req, descriptor.caller, &raw_body)?;
     let is_empty = descriptor.body_optional && raw_body.is_empty();
@@ -171,7 +171,7 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
 }
 
 impl<H: HttpHost> Engine<H> {
-    /// [`execute_local`](Self::execute_local), as an HTTP response.
+    /// Runs [`execute_local`](Self::execute_local) and returns an HTTP response.
     pub async fn run_local<O: LocalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -179,7 +179,7 @@ impl<H: HttpHost> Engine<H> {
         self.execute_local(request).await.map(into_http)
     }
 
-    /// [`execute_external`](Self::execute_external), as an HTTP response.
+    /// Runs [`execute_external`](Self::execute_external) and returns an HTTP response.
     pub async fn run_external<O: ExternalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -187,7 +187,7 @@ impl<H: HttpHost> Engine<H> {
         self.execute_external(request).await.map(into_http)
     }
 
-    /// [`execute_batched`](Self::execute_batched), as an HTTP response.
+    /// Runs [`execute_batched`](Self::execute_batched) and returns an HTTP response.
     pub async fn run_batched<O: BatchedOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -205,7 +205,7 @@ fn into_http(response: Response) -> HttpResponse {
     built.body(response.body)
 }
 
-/// The `wait` preference of RFC 7240, section 4.3. What can't be understood is ignored, as section 2 demands.
+/// The `wait` preference of RFC 7240, section 4.3. Ignores what it can't parse, as section 2 demands.
 fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     headers
         .get_all("prefer")
@@ -213,10 +213,10 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         .flat_map(|value| value.split(','))
         .find_map(|preference| {
             let (name, value) = preference.split(';').next()?.split_once('=')?;
-            // The first occurrence counts, even if it makes no sense.
+            // The first occurrence counts, even if it is invalid.
             let value = value.trim().trim_matches('"');
             let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-            // More than fits is more than is ever granted.
+            // A larger number is more than any policy grants.
             let seconds = is_number.then(|| value.parse().unwrap_or(u32::MAX));
             name.trim().eq_ignore_ascii_case("wait").then_some(seconds)
         })

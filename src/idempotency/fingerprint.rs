@@ -1,14 +1,14 @@
-//! What makes two requests the same request.
+//! The fingerprint that tells whether two requests are the same.
 
 use sha2::{Digest, Sha256};
 
-/// How a fingerprint is made. The numbers are stored; a recipe's meaning never changes, a new one gets a
+/// The recipe of a fingerprint. Its number is stored. A recipe never changes its meaning; a new one gets a
 /// new number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// Over the canonical JSON body (RFC 8785): the order of members and white space don't matter.
+    /// Covers the canonical JSON body (RFC 8785): the order of members and white space don't matter.
     CanonicalJson = 1,
-    /// Over the body's bytes as they were sent.
+    /// Covers the body's bytes as sent.
     RawBody = 2,
 }
 
@@ -18,14 +18,14 @@ impl Recipe {
     }
 }
 
-/// What a fingerprint is taken of. Nothing that the server makes up takes part.
+/// The parts of a request that its fingerprint covers. None of them comes from the server.
 #[derive(Clone, Debug)]
 pub struct RequestContent {
     /// `POST`, `PATCH`, …
     pub method: String,
     /// Concrete path: a key that captured one charge can't stand for capturing another.
     pub path: String,
-    /// As sent. The order of its parameters doesn't matter.
+    /// Query as sent. The order of its parameters doesn't matter.
     pub query: String,
     /// The body as canonical JSON.
     pub body: Vec<u8>,
@@ -33,19 +33,19 @@ pub struct RequestContent {
     pub raw_body: Vec<u8>,
 }
 
-/// SHA-256 over method, path, query and body. Kept with the key, so that a key that comes back with
-/// another request is noticed.
+/// SHA-256 over method, path, query and body. It's stored with the key, to detect a key that comes back with
+/// another request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Number of the recipe. A stored fingerprint is compared by its own recipe, so that neither a new
-    /// release nor another policy refuses the retries of requests from before.
+    /// release nor a changed policy refuses the retries of earlier requests.
     pub version: i16,
     /// The 32 bytes.
     pub sha256: Vec<u8>,
 }
 
 impl Fingerprint {
-    /// Of a request, by `recipe`.
+    /// Computes the fingerprint of a request by `recipe`.
     pub fn of(recipe: Recipe, request: &RequestContent) -> Self {
         let mut parameters: Vec<&str> = request.query.split('&').filter(|p| !p.is_empty()).collect();
         parameters.sort_unstable();

@@ -12,13 +12,13 @@ use crate::error::failure::Failure;
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// Most characters of a key.
+/// Maximum number of characters in a key.
 pub const KEY_LENGTH_MAX: usize = 255;
 
-/// What names an intended operation of a merchant: 1 to 255 visible ASCII characters.
+/// Name of an intended operation of a merchant: 1 to 255 visible ASCII characters.
 ///
-/// A client may send it bare (`8e03978e-…`), as is common, or as a structured-field string
-/// (`"8e03978e-…"`), as the IETF draft has it (RFC 9651). Both are the same key.
+/// A client may send it bare (`8e03978e-…`), as is common, or as a structured-field string (`"8e03978e-…"`),
+/// as in the IETF draft (RFC 9651). Both are the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(String);
 
@@ -61,13 +61,13 @@ impl IdempotencyKey {
         }
     }
 
-    /// A key from a place where it stands as it is: a path, a command line, the database.
+    /// Reads a key from a place where it stands unquoted: a path, a command line, the database.
     pub fn bare(text: &str) -> Option<Self> {
         let is_key = (1..=KEY_LENGTH_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
         is_key.then(|| Self(text.to_owned()))
     }
 
-    /// A key that no client has, for a request that is executed as if it had none.
+    /// Makes a key that no client has, for a request that executes as if it had none.
     pub fn unkeyed() -> Self {
         Self(format!("unkeyed-{}", Uuid::new_v4()))
     }
@@ -77,16 +77,16 @@ impl IdempotencyKey {
         &self.0
     }
 
-    /// Stands for a merchant's key where the key itself doesn't belong, as in logs: clients put order numbers
-    /// and addresses into keys.
+    /// Digest that stands for a merchant's key where the key itself doesn't belong, such as in logs: clients
+    /// put order numbers and addresses into keys.
     pub fn digest_for(&self, merchant: MerchantId) -> String {
         let hash = Sha256::new().chain_update(merchant.0.as_bytes()).chain_update(&self.0).finalize();
         hex::encode(&hash[..16])
     }
 }
 
-/// Whether a bare key ends in what a structured-field parser would take for a parameter (`;name` or
-/// `;name=…`). A semicolon that starts no parameter is an ordinary character of a bare key.
+/// Whether the end of a bare key looks like a parameter to a structured-field parser (`;name` or `;name=…`).
+/// A semicolon that starts no parameter is an ordinary character of a bare key.
 fn looks_parametrised(text: &str) -> bool {
     text.match_indices(';')
         .any(|(at, _)| text[at + 1..].trim_start().starts_with(|c: char| c.is_ascii_lowercase() || c == '*'))

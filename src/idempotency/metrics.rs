@@ -1,10 +1,10 @@
-//! What the engine counts and measures.
+//! Metrics of the engine.
 
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// The engine.
+/// Metrics of the engine.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     /// Decisions of the idempotency engine, by operation and outcome.
@@ -13,13 +13,13 @@ pub struct Metrics {
     pub claim_seconds: Histogram,
     /// Time to write an external operation's effects and its answer.
     pub finish_seconds: Histogram,
-    /// Requests that share a statement, by step.
+    /// Number of requests in a batch, by step.
     pub batch_sizes: HistogramVec,
-    /// Time that requests wait to be among them, by step.
+    /// Time that requests wait for their batch, by step.
     pub batch_wait_seconds: HistogramVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
-    /// Answers handed to those who waited, by how they were learned of.
+    /// Answers handed to waiting duplicates, by how the group learned of them.
     pub answers_awaited: IntCounterVec,
     /// Requests taken over from an attempt that died or failed.
     pub takeovers: IntCounter,
@@ -31,43 +31,43 @@ pub struct Metrics {
     pub parkings: IntCounter,
     /// Keys that the reaper has expired and forgotten, by stage.
     pub reaped: IntCounterVec,
-    /// For how long the oldest key had been due that the reaper dealt with last.
+    /// Time for which the oldest key of the reaper's last batch had been due.
     pub reaper_lag_seconds: Gauge,
     /// Requests in progress.
     pub in_progress: IntGauge,
-    /// Age of the oldest of them.
+    /// Age of the oldest request in progress.
     pub oldest_in_progress_seconds: Gauge,
     /// Requests in progress that are parked.
     pub parked: IntGauge,
-    /// Size of the table of keys with its indexes.
+    /// Size of the key table with its indexes.
     pub table_bytes: IntGauge,
-    /// Rows in it, as the planner estimates them.
+    /// Rows of the key table, as the planner estimates them.
     pub table_rows: IntGauge,
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
             requests: registry.counters("oncepay_idempotency_requests_total", "Decisions on mutating requests, by operation and outcome.", &["operation", "outcome"]),
             claim_seconds: registry.durations("oncepay_idempotency_claim_duration_seconds", "Time to look a key up and, if it is new, to claim it."),
             finish_seconds: registry.durations("oncepay_idempotency_finish_duration_seconds", "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."),
-            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests that were looked up and claimed, or finished, together, by step (claim, finish).", &["step"], 7),
-            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for the others under way, by step (claim, finish).", &["step"]),
+            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch of look-ups and claims, or of finishes, by step (claim, finish).", &["step"], 7),
+            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish).", &["step"]),
             waiters: registry.int_gauge("oncepay_idempotency_waiters", "Duplicates that wait for an answer (Prefer: wait)."),
-            answers_awaited: registry.counters("oncepay_idempotency_answers_awaited_total", "Answers handed to duplicates that waited, by how they were learned of: made on this instance \
-                    (here), told by another (notification), or found in the database without being told (look).", &["learned_by"]),
+            answers_awaited: registry.counters("oncepay_idempotency_answers_awaited_total", "Answers handed to waiting duplicates, by their source: made on this instance \
+                    (here), announced by another (notification), or found in the database without an announcement (look).", &["learned_by"]),
             takeovers: registry.counter("oncepay_idempotency_takeovers_total", "Requests taken over from an attempt that died or failed, by clients and by the recovery worker."),
             fenced_commits: registry.counter("oncepay_idempotency_fenced_commits_total", "Commits that were refused because a later attempt had taken over."),
             recoveries: registry.counters("oncepay_idempotency_recoveries_total", "Attempts of the recovery worker, by operation and outcome.", &["operation", "outcome"]),
             parkings: registry.counter("oncepay_idempotency_parkings_total", "Requests that the recovery worker has given up and parked."),
             reaped: registry.counters("oncepay_idempotency_reaped_total", "Keys that were shrunk to a tombstone (expired) and deleted (forgotten).", &["stage"]),
-            reaper_lag_seconds: registry.gauge("oncepay_idempotency_reaper_lag_seconds", "For how long the oldest key had been due that was expired or forgotten last."),
-            in_progress: registry.int_gauge("oncepay_idempotency_in_progress", "Requests in progress on all instances, at the last look."),
-            oldest_in_progress_seconds: registry.gauge("oncepay_idempotency_oldest_in_progress_age_seconds", "Age of the oldest request in progress that is not parked, at the last look."),
-            parked: registry.int_gauge("oncepay_idempotency_parked", "Requests that wait for an operator, at the last look."),
-            table_bytes: registry.int_gauge("oncepay_idempotency_table_bytes", "Size of the table of keys with its indexes, at the last look."),
-            table_rows: registry.int_gauge("oncepay_idempotency_table_rows_estimate", "Rows of the table of keys, as the planner estimates them."),
+            reaper_lag_seconds: registry.gauge("oncepay_idempotency_reaper_lag_seconds", "Time for which the oldest key of the last reaped batch had been due."),
+            in_progress: registry.int_gauge("oncepay_idempotency_in_progress", "Requests in progress on all instances, at the last sample."),
+            oldest_in_progress_seconds: registry.gauge("oncepay_idempotency_oldest_in_progress_age_seconds", "Age of the oldest request in progress that is not parked, at the last sample."),
+            parked: registry.int_gauge("oncepay_idempotency_parked", "Requests that wait for an operator, at the last sample."),
+            table_bytes: registry.int_gauge("oncepay_idempotency_table_bytes", "Size of the key table with its indexes, at the last sample."),
+            table_rows: registry.int_gauge("oncepay_idempotency_table_rows_estimate", "Rows of the key table, as the planner estimates them."),
         }
     }
 }

@@ -1,20 +1,19 @@
-//! Runs a mutating request at most once per (merchant, idempotency key), and answers every retry with
-//! the first answer's bytes.
+//! Runs a mutating request at most once per (merchant, idempotency key), and answers every retry with the
+//! first answer's bytes.
 //!
-//! # What a request goes through
+//! # The stages of a request
 //!
-//! 1. [`IdempotentRequest`] reads it at the door: who, which key, what to do, and how its operation treats keys
-//!    (its [`Policy`]). It's the only way for a mutating handler to get its body, so that idempotency can't be
-//!    forgotten.
-//! 2. [`Engine`] decides: replay, refuse, wait, take over or execute. It claims a key with an insert that the
-//!    primary key `(merchant_id, key)` arbitrates.
+//! 1. [`IdempotentRequest`] reads the request: the caller, the key, the operation, and the [`Policy`] of that
+//!    operation. A mutating handler gets its body only from it, so idempotency can't be forgotten.
+//! 2. [`Engine`] decides: replay, refuse, wait, take over or execute. It claims a key with an insert; the
+//!    primary key `(merchant_id, key)` decides between concurrent claims.
 //! 3. The operation runs in one of two shapes:
-//!    * [`LocalOperation`]: changes only our own database. Claim, work and answer are one transaction;
-//!      a crash leaves nothing behind.
-//!    * [`ExternalOperation`]: also calls the payment processor, which must not happen inside a
-//!      transaction. The claim is committed first, together with a reservation of what the operation needs, then
-//!      the processor is called with a key derived from ours, then one transaction checks that the claim is still
-//!      ours (the *fence*), writes everything and stores the answer.
+//!    * [`LocalOperation`] changes only our own database. Claim, work and answer are one transaction; a crash
+//!      leaves nothing behind.
+//!    * [`ExternalOperation`] also calls the payment processor, which must not happen inside a transaction.
+//!      The claim commits first, together with a reservation of what the operation needs. Then the engine
+//!      calls the processor with a key derived from ours. Then one transaction checks that the claim still
+//!      owns the key (the *fence*), writes everything and stores the answer.
 //!
 //! # The life of a key
 //!
@@ -32,54 +31,54 @@
 //!      └───────────────────────────────────────────────────────────────┘ forgotten: the key is free
 //! ```
 //!
-//! Times in the row decide, not whether the [reaper](workers::reaper) has come by: it only makes the table smaller. With the policy
-//! `on_expired: execute` an expired key is free at once.
+//! The times in the row decide, whether or not the [reaper](workers::reaper) has processed it: the reaper
+//! only makes the table smaller. With the policy `on_expired: execute`, an expired key is free at once.
 //!
-//! A request in progress never expires. Who finishes it, in the order in which they may come: its owner while the
-//! lease lives; its client's retry when it has run out or was given up; the [recovery](workers::recovery) worker of any instance;
-//! an operator, who has it [retried](status::retry) or [released](status::release).
+//! A request in progress never expires. These may finish it, in this order: its owner while the lease lives;
+//! its client's retry when the lease has expired or was released; the [recovery](workers::recovery) worker of
+//! any instance; an operator's [retry](status::retry) or [release](status::release).
 //!
-//! # Duplicates of what is still running
+//! # Duplicates of a running request
 //!
-//! They're refused with 409, or wait if they ask for it (`Prefer: wait=N`): in async code, without a connection,
-//! woken by the commit itself on the same instance and by a notification on others (see the module `waiting`). A claim
-//! in a transaction that is still open can't be seen, so a request that has waited is compared with what was answered
-//! before it gets that.
+//! The engine refuses them with 409, or lets them wait if they ask for it (`Prefer: wait=N`). They wait in
+//! async code, without a connection; the commit itself wakes those on the same instance, and a notification
+//! those on others (see the module `waiting`). A claim in an open transaction is invisible, so a request that
+//! has waited is compared with the answered one before it gets that answer.
 //!
-//! # Many at a time
+//! # Batches
 //!
-//! Requests that need nothing of the database but their claim and the writing of what follows share statements when
-//! many come at once (an operation says how, with [`Batching`]). Each still claims its own key and is fenced by its own
-//! token: a request that loses is left out of the statement, not the cause of its failure. Whatever fails for all of
-//! them is tried again by each alone, as are requests that find more to do than to claim: a takeover, a key to be used
-//! again, a row that somebody else has locked.
+//! Concurrent requests share statements if they need the database only for their claims and for writing their
+//! effects (an operation's [`Batching`] has the SQL). Each still claims its own key and is fenced by its own
+//! token: a request that loses is left out of the statement and doesn't make it fail. If a statement fails
+//! for all of them, each is retried alone. So is a request that needs more than a claim: a takeover, a key
+//! that is free again, a row that another request has locked.
 //!
 //! # Staged rollout
 //!
-//! A policy's `enforcement` goes from `off` over `observe` to `enforce`, and `rollout_percent` says for how many
-//! merchants. While observing, each request is executed as if it had no key, and what the engine would have done
-//! is counted; the first request of each key claims it all the same, so that keys are protected from the moment
-//! at which that is enforced, and the retry of a request that was interrupted resumes it. Where keys have no effect, a
-//! request is executed under a key of its own that nobody else has: it survives crashes too, and is finished by the
-//! recovery worker, so that its client is told not to send it again.
+//! A policy's `enforcement` goes from `off` through `observe` to `enforce`, and `rollout_percent` says for
+//! how many merchants. With `observe`, the engine executes each request as if it had no key, and counts what
+//! it would have done. The first request of each key claims it all the same, so keys are protected from the
+//! moment of enforcement, and the retry of an interrupted request resumes it. Where keys have no effect, the
+//! engine executes a request under a unique key of its own. That request survives crashes, too, and the
+//! recovery worker finishes it, so its client is told not to send it again.
 //!
 //! # Promised
 //!
-//! * At most one execution's effects per (merchant, key) while the key is remembered, whatever is killed whenever:
-//!   effects and answer commit in one transaction, under a lock on the key's row, by the holder of the claim token.
+//! * At most one execution's effects per (merchant, key) while the key is remembered, whatever is killed at
+//!   any time: effects and answer commit in one transaction, under a lock on the key's row, by the holder of
+//!   the claim token.
 //! * An answer that a client got is durable, and every retry gets the same status, body bytes and
 //!   allow-listed headers, until `Idempotency-Expires`. The database refuses to change it before.
 //! * A request that is refused or waits for its turn holds no database connection.
-//! * A request that died is finished, with its client or without, within a bounded time while processor and
+//! * An abandoned request is finished, with its client or without, within a bounded time while processor and
 //!   database work.
 //!
-//! `tests/protocol.rs` checks the first two on a model of this protocol, in every order of its steps, and says for
-//! each step of the model which function here it stands for.
+//! `tests/protocol.rs` checks the first two on a model of this protocol, in every order of its steps. It
+//! names the function here for each step of the model.
 //!
 //! # Not promised
 //!
-//! * That a key is unique to one operation: it's unique per merchant, and reuse for anything else is
-//!   refused.
+//! * That a key is unique to one operation: it's unique per merchant, and any other use of it is refused.
 //! * That the processor is *called* once. It may be called again after a crash or a lost answer; its own
 //!   idempotency, under our derived key, makes that harmless.
 //!

@@ -1,4 +1,4 @@
-//! What an operation is to the engine: what it gets, and what it must do.
+//! Operations as the engine sees them: their input and their duties.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -13,23 +13,23 @@ use super::host::Host;
 use super::policy::Policy;
 use super::reply::Reply;
 
-/// Why a request for the operation `O` can fail.
+/// The error type of the operation `O`.
 pub type ErrorOf<O> = <<O as Operation>::Host as Host>::Error;
 
-/// Something that a mutating request asks for.
+/// A mutating operation.
 pub trait Operation: Sized + Send + Sync + 'static {
-    /// The service that it's an operation of.
+    /// The service that the operation belongs to.
     type Host: Host;
 
-    /// What there is to know of it.
+    /// Description of the operation.
     const DESCRIPTOR: Descriptor<<Self::Host as Host>::Caller>;
 
-    /// Reads it from a request. Depends on nothing but the input, so that a stored request can be read again without its
-    /// client.
+    /// Reads the operation from a request. Depends only on the input, so that a stored request can be read
+    /// again without its client.
     fn read(input: &Input<'_, Self::Host>) -> Result<Self, ErrorOf<Self>>;
 }
 
-/// What an operation is read from.
+/// The input from which an operation is read.
 pub struct Input<'a, H> {
     /// Path pattern of the operation.
     pub pattern: &'static str,
@@ -37,17 +37,17 @@ pub struct Input<'a, H> {
     pub path: &'a str,
     /// The body.
     pub body: &'a Value,
-    /// The service, for settings that reading depends on.
+    /// The service, for settings that affect reading.
     pub host: &'a H,
 }
 
 impl<'a, H> Input<'a, H> {
-    /// A parameter of the path, percent-decoded.
+    /// Returns a parameter of the path, percent-decoded.
     pub fn parameter(&self, name: &str) -> Cow<'a, str> {
         super::descriptor::parameter(self.pattern, self.path, name)
     }
 
-    /// The same as an id; `None` if it isn't one, so that nothing can be found by it.
+    /// Returns a parameter of the path as an id. `None` if it isn't one, so that it finds nothing.
     pub fn id<T: FromStr>(&self, name: &str) -> Option<T> {
         self.parameter(name).parse().ok()
     }
@@ -55,8 +55,8 @@ impl<'a, H> Input<'a, H> {
 
 /// An operation that changes only our own database.
 pub trait LocalOperation: Operation {
-    /// Does the work, inside the engine's transaction, which any error undoes. A final one (see
-    /// [`HostError::is_final`](super::HostError::is_final)) is then kept as the answer.
+    /// Does the work, inside the engine's transaction. Any error rolls it back. A final one (see
+    /// [`HostError::is_final`](super::HostError::is_final)) is then stored as the answer.
     fn execute(
         &self,
         conn: &mut PgConnection,
@@ -74,40 +74,41 @@ pub trait LocalOperation: Operation {
 /// ```
 #[async_trait]
 pub trait ExternalOperation: Operation {
-    /// What calling and committing need to know of the reservation.
+    /// The part of the reservation that the call and the commit need.
     type Reservation: Send + Sync + 'static;
 
-    /// What the processor said, as far as committing needs it.
+    /// The part of the processor's answer that the commit needs.
     type Outcome: Send + Sync + 'static;
 
     /// Checks whether the operation is allowed and reserves what it needs (money, the right to change an
-    /// object), in the transaction of the first claim: so that two requests can't both be let through to
-    /// the processor where there is room for one. A final error is kept as the answer, and the
-    /// processor is never called; any other undoes the claim.
+    /// object), in the transaction of the first claim. So of two requests that compete for the same thing,
+    /// only one gets through to the processor. A final error is stored as the answer, and the processor is
+    /// never called; any other error rolls the claim back.
     fn reserve(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_, Self::Host>,
     ) -> Result<Self::Reservation, ErrorOf<Self>>;
 
-    /// Finds the reservation of an earlier attempt again, in a transaction after a takeover.
+    /// Reads the reservation of an earlier attempt, in a transaction after a takeover.
     fn resume(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_, Self::Host>,
     ) -> Result<Self::Reservation, ErrorOf<Self>>;
 
-    /// Calls the processor, with no transaction open. May run again after a crash, so each call must go
-    /// out under a key from [`Context::derived_key`]. A decline is an outcome; an error means that
-    /// there is none yet.
+    /// Calls the processor, without an open transaction. May run again after a crash, so each call must use a
+    /// key from [`Context::derived_key`]. A decline is an outcome; an error means that there is no outcome
+    /// yet.
     async fn call_processor(
         &self,
         context: &Context<'_, Self::Host>,
         reservation: &Self::Reservation,
     ) -> Result<Self::Outcome, ErrorOf<Self>>;
 
-    /// Writes what follows from the outcome or says what is to be written, inside the engine's transaction, which
-    /// holds a lock on the key's row. Errors as with [`LocalOperation::execute`], except that the claim stays.
+    /// Writes the effects of the outcome, or returns them to be written, inside the engine's transaction,
+    /// which holds a lock on the key's row. Errors as with [`LocalOperation::execute`], except that the claim
+    /// stays.
     fn commit(
         &self,
         conn: &mut PgConnection,
@@ -117,18 +118,19 @@ pub trait ExternalOperation: Operation {
     ) -> Result<Commit, ErrorOf<Self>>;
 }
 
-/// An external operation whose requests can be claimed and completed many at a time, by the SQL of its descriptor's
-/// [`Batching`](super::Batching), where they need nothing else of the database.
+/// An external operation whose requests can be claimed and completed in batches, by the SQL of its
+/// descriptor's [`Batching`](super::Batching), if they need nothing else of the database.
 pub trait BatchedOperation: ExternalOperation {
-    /// Whether [`reserve`](ExternalOperation::reserve) does more for this request than to read what
-    /// [`reservation_from`](Self::reservation_from) takes. Without that requests are claimed together.
+    /// Whether [`reserve`](ExternalOperation::reserve) does more for this request than read the input of
+    /// [`reservation_from`](Self::reservation_from). If not, requests are claimed in batches.
     fn needs_reservation(&self, policy: &Policy) -> bool;
 
-    /// What [`reserve`](ExternalOperation::reserve) would return, from what the batching's `select_sql` has read.
+    /// Makes the result of [`reserve`](ExternalOperation::reserve) from what the batching's `select_sql` has
+    /// read.
     fn reservation_from(&self, read: Option<Value>) -> Result<Self::Reservation, ErrorOf<Self>>;
 
-    /// What follows from the outcome, if that takes no look at the database: then requests are completed together.
-    /// `None`: [`commit`](ExternalOperation::commit) has to find out.
+    /// Returns the effects of the outcome, if they don't depend on the database: then requests are completed
+    /// in batches. `None` if [`commit`](ExternalOperation::commit) has to find them.
     fn effects(
         &self,
         context: &Context<'_, Self::Host>,
@@ -137,14 +139,14 @@ pub trait BatchedOperation: ExternalOperation {
     ) -> Result<Option<(Effects, Reply)>, ErrorOf<Self>>;
 }
 
-/// What is to be written for a request, beside its answer: a document that the batching's `write_sql` takes apart.
+/// The effects of a request, without its answer: a document for the batching's `write_sql`.
 pub type Effects = Value;
 
-/// What an external operation has come to.
+/// Result of an external operation's commit.
 pub enum Commit {
-    /// Everything is written.
+    /// All effects are written.
     Written(Reply),
-    /// This is to be written, by the batching's `write_sql`, together with the answer.
+    /// The batching's `write_sql` must write these effects, together with the answer.
     Effects(Effects, Reply),
 }
 

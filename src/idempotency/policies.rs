@@ -1,8 +1,8 @@
 //! The policies, one row per operation.
 //!
-//! They are data, in the table `idempotency_policies`. Each instance keeps a copy in memory, so that no
-//! request pays for a query, and reads them anew when it's notified of a change, and once a second in
-//! case the notification was lost.
+//! Policies are data, in the table `idempotency_policies`. Each instance keeps a copy in memory, so that no
+//! request pays for a query. It reads them again when it's notified of a change, and once a second in case
+//! the notification was lost.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -20,28 +20,28 @@ use crate::storage::db::Db;
 use super::descriptor::Descriptor;
 use super::policy::{Policy, PolicySetting};
 
-/// What the policies need to know of an operation.
+/// The parts of an operation that the policies need.
 #[derive(Clone, Debug)]
 pub struct Defaults {
-    /// Its name.
+    /// Name of the operation.
     pub operation: &'static str,
-    /// Its policy until an operator says otherwise.
+    /// Default policy.
     pub policy: Policy,
-    /// The settings that only it has.
+    /// Settings that only this operation has.
     pub settings: &'static [PolicySetting],
 }
 
-/// The columns that every operation's policy has.
+/// The columns that all operations share.
 const COLUMNS: &str = "enforcement, rollout_percent, ttl_seconds, tombstone_seconds, on_mismatch, fingerprint, on_expired, \
                        wait_max_seconds";
 
-/// The columns of this policy, its own among them.
+/// The columns of this policy, including its own settings.
 fn columns(policy: &Policy) -> String {
     let own: String = policy.own.iter().map(|(name, _)| format!(", {name}")).collect();
     format!("{COLUMNS}{own}")
 }
 
-/// Reads a policy from a row as JSON. Fails on what the table's constraints exclude.
+/// Reads a policy from a row as JSON. Fails on values that the table's constraints exclude.
 fn from_row(row: &Value, defaults: Option<&Defaults>) -> Result<Policy, Failure> {
     fn word<T: std::str::FromStr>(row: &Value, name: &str) -> Result<T, Failure> {
         let word = row[name].as_str().and_then(|word| word.parse().ok());
@@ -71,7 +71,7 @@ fn from_row(row: &Value, defaults: Option<&Defaults>) -> Result<Policy, Failure>
     Ok(policy)
 }
 
-/// Adds the rows that are missing, with the defaults.
+/// Adds missing rows, with the defaults.
 pub fn add_missing(conn: &mut PgConnection, operations: &[Defaults]) -> Result<(), Failure> {
     for defaults in operations {
         let columns = columns(&defaults.policy);
@@ -95,7 +95,7 @@ struct Row {
     policy: Value,
 }
 
-/// The policy of `operation` as it is in the database, or `None` if there is none.
+/// Reads the policy of `operation` from the database and locks it. `None` if there is none.
 ///
 /// Locks: the policy's row.
 pub fn lock(
@@ -112,8 +112,8 @@ pub fn lock(
     row.map(|row| from_row(&row.policy, defaults_of(operation, operations))).transpose()
 }
 
-/// Replaces the policy of `operation`, in the name of `changed_by`. The database keeps the change, and tells
-/// all instances when the transaction commits.
+/// Replaces the policy of `operation`, in the name of `changed_by`. The database records the change, and
+/// notifies all instances when the transaction commits.
 ///
 /// Locks: the policy's row.
 pub fn change(
@@ -138,7 +138,7 @@ pub fn change(
 /// Policies by the name of their operation.
 pub type ByOperation = HashMap<String, Arc<Policy>>;
 
-/// All policies, by operation.
+/// Reads all policies, by operation.
 pub fn load(conn: &mut PgConnection, operations: &[Defaults]) -> Result<ByOperation, Failure> {
     let rows =
         sql_query("SELECT operation, to_jsonb(p) AS policy FROM idempotency_policies p").load::<Row>(conn)?;
@@ -154,7 +154,7 @@ fn defaults_of<'a>(operation: &str, operations: &'a [Defaults]) -> Option<&'a De
     operations.iter().find(|defaults| defaults.operation == operation)
 }
 
-/// How often an instance reads the policies if nobody tells it of a change.
+/// Interval at which an instance reads the policies without a notification.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An instance's copy of the policies.
@@ -165,13 +165,13 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// A copy for `operations` that isn't there yet.
+    /// Makes an empty copy for `operations`.
     pub fn new(operations: Vec<Defaults>) -> Self {
         let operations = Arc::new(operations);
         Self { operations, current: RwLock::new(None), changed: Notify::new() }
     }
 
-    /// The copy. Waits for the first one, with which every operation has its row.
+    /// Returns the copy. Waits for the first one, which has a row for every operation.
     pub async fn current(&self, db: &Db) -> Result<Arc<ByOperation>, Failure> {
         let current = self.current.read().expect("no holder panics").clone();
         match current {
@@ -180,7 +180,7 @@ impl Policies {
         }
     }
 
-    /// The policy of `operation`.
+    /// Returns the policy of `operation`.
     pub async fn of(&self, operation: &str, db: &Db) -> Result<Arc<Policy>, Failure> {
         self.current(db)
             .await?
@@ -194,7 +194,7 @@ impl Policies {
         self.changed.notify_one();
     }
 
-    /// Keeps the copy up to date; doesn't return. While the database can't be read, the copy stays as it is.
+    /// Keeps the copy up to date. Doesn't return. While the database can't be read, the copy stays as it is.
     pub async fn keep_fresh(&self, db: &Db) {
         loop {
             if let Err(error) = self.refresh(db).await {
@@ -223,7 +223,7 @@ impl Policies {
 }
 
 impl Defaults {
-    /// Those of an operation.
+    /// Takes these parts from an operation's descriptor.
     pub fn of<C: Copy>(operation: &Descriptor<C>) -> Self {
         Self { operation: operation.name, policy: operation.policy(), settings: operation.policy_settings }
     }

@@ -21,7 +21,7 @@ macro_rules! choices {
             /// All words.
             pub const WORDS: &[&str] = &[$($word,)*];
 
-            /// As it's stored.
+            /// Word that is stored.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
             }
@@ -45,23 +45,24 @@ choices! {
     Enforcement {
         /// Keys are required, and each executes once.
         Enforce = "enforce",
-        /// Every request is executed as if it had no key. What the engine would have done is counted.
+        /// Every request is executed as if it had no key. The service counts what the engine would have done.
         Observe = "observe",
         /// Every request is executed as if it had no key.
         Off = "off",
     }
 }
 choices! {
-    /// What happens to a key that comes back with another request.
+    /// Treatment of a key that comes back with another request.
     OnMismatch {
-        /// It's refused.
+        /// The request is refused.
         Reject = "reject",
-        /// It gets the answer of the first request, if that was for the same method and path; a warning is logged.
+        /// The request gets the answer of the first one, if that had the same method and path. A warning is
+        /// logged.
         Replay = "replay",
     }
 }
 choices! {
-    /// What of the body is compared.
+    /// The form of the body that is compared.
     FingerprintKind {
         /// Its canonical JSON.
         CanonicalJson = "canonical_json",
@@ -70,16 +71,16 @@ choices! {
     }
 }
 choices! {
-    /// What happens to a key that comes back after its lifetime.
+    /// Treatment of a key that comes back after its lifetime.
     OnExpired {
-        /// It's refused until it's forgotten.
+        /// The key is refused until it's forgotten.
         Reject = "reject",
-        /// It's free at once.
+        /// The key is free at once.
         Execute = "execute",
     }
 }
 impl FingerprintKind {
-    /// How fingerprints are made.
+    /// The recipe of the fingerprint.
     pub fn recipe(self) -> Recipe {
         match self {
             Self::CanonicalJson => Recipe::CanonicalJson,
@@ -88,28 +89,29 @@ impl FingerprintKind {
     }
 }
 
-/// How an operation treats its idempotency keys.
+/// The rules by which an operation treats its idempotency keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Policy {
     /// Whether keys have effect.
     pub enforcement: Enforcement,
-    /// For how many of a hundred merchants `enforcement` holds; for the others, the next weaker one does
-    /// (`observe` instead of `enforce`, `off` instead of `observe`). Raising it never drops a merchant.
+    /// Percentage of merchants for which `enforcement` holds. For the others the next weaker one holds
+    /// (`observe` instead of `enforce`, `off` instead of `observe`). Raising the percentage never drops a
+    /// merchant.
     #[schema(minimum = 0, maximum = 100, example = 100)]
     pub rollout_percent: u8,
-    /// How long an answer is kept and replayed.
+    /// Time for which an answer is kept and replayed.
     #[schema(minimum = 60, maximum = 2_592_000, example = 86_400)]
     pub ttl_seconds: u32,
-    /// How long after that the key is refused rather than free.
+    /// Time after that for which the key is refused rather than free.
     #[schema(minimum = 0, maximum = 31_536_000, example = 2_592_000)]
     pub tombstone_seconds: u32,
-    /// What happens to a key that comes back with another request.
+    /// Treatment of a key that comes back with another request.
     pub on_mismatch: OnMismatch,
-    /// What of the body is compared.
+    /// The form of the body that is compared.
     pub fingerprint: FingerprintKind,
-    /// What happens to a key that comes back after its lifetime.
+    /// Treatment of a key that comes back after its lifetime.
     pub on_expired: OnExpired,
-    /// Longest wait that a duplicate can ask for with `Prefer: wait=N`.
+    /// Maximum wait that a duplicate can ask for with `Prefer: wait=N`.
     #[schema(minimum = 0, maximum = 30, example = 30)]
     pub wait_max_seconds: u8,
     /// Settings that only this operation has.
@@ -119,7 +121,7 @@ pub struct Policy {
 }
 
 impl Default for Policy {
-    /// Keys are required, live for a day and are refused for another thirty.
+    /// Keys are required, live for a day and are refused for another thirty days.
     fn default() -> Self {
         Self {
             enforcement: Enforcement::Enforce,
@@ -136,12 +138,12 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The default, as a function.
+    /// Returns the default.
     pub fn default_policy() -> Self {
         Self::default()
     }
 
-    /// Whether keys of `merchant` have effect: `enforcement`, or the next weaker one outside the rollout.
+    /// The enforcement for keys of `merchant`: `enforcement`, or the next weaker one outside the rollout.
     pub fn enforcement_for(&self, merchant: MerchantId) -> Enforcement {
         if rollout_bucket(merchant) < self.rollout_percent {
             return self.enforcement;
@@ -153,21 +155,21 @@ impl Policy {
     }
 }
 
-/// A setting that only one operation has: what it's called, what it may be, and what it is unless somebody says otherwise.
-/// It's a column of `idempotency_policies`.
+/// A setting that only one operation has: its name, its possible values and its default. It's a column of
+/// `idempotency_policies`.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicySetting {
-    /// Its name, in the API and as a column.
+    /// Name in the API and of the column.
     pub name: &'static str,
-    /// What it may be.
+    /// Possible values.
     pub kind: SettingKind,
-    /// What it is unless somebody says otherwise.
+    /// Default value.
     pub default: SettingValue,
-    /// What it means, for the OpenAPI document.
+    /// Meaning, for the OpenAPI document.
     pub meaning: &'static str,
 }
 
-/// What a setting may be.
+/// The possible values of a setting.
 #[derive(Clone, Copy, Debug)]
 pub enum SettingKind {
     /// One of these words.
@@ -186,7 +188,7 @@ pub enum SettingValue {
 }
 
 impl PolicySetting {
-    /// The value that `value` is, if it's one that the setting may have.
+    /// Converts `value`, if it's a possible value of the setting.
     pub fn parse(&self, value: &serde_json::Value) -> Option<SettingValue> {
         match self.kind {
             SettingKind::Choice(words) => {
@@ -210,12 +212,12 @@ impl Serialize for SettingValue {
     }
 }
 
-/// The values of settings that only one operation has, by name.
+/// The values of the settings that only one operation has, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnSettings(Vec<(&'static str, SettingValue)>);
 
 impl OwnSettings {
-    /// Each of them.
+    /// Iterates over the values.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, SettingValue)> {
         self.0.iter().copied()
     }
@@ -238,7 +240,7 @@ impl OwnSettings {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
-    /// The word that the setting `name` is; none if there is no such setting.
+    /// The word that the setting `name` has. Empty if there is no such setting.
     pub fn word(&self, name: &str) -> &'static str {
         match self.get(name) {
             Some(SettingValue::Word(word)) => word,
@@ -246,7 +248,7 @@ impl OwnSettings {
         }
     }
 
-    /// The number that the setting `name` is; 0 if there is no such setting.
+    /// The number that the setting `name` has. 0 if there is no such setting.
     pub fn number(&self, name: &str) -> u32 {
         match self.get(name) {
             Some(SettingValue::Number(number)) => number,
@@ -265,8 +267,8 @@ impl Serialize for OwnSettings {
     }
 }
 
-/// Where in a rollout a merchant comes, 0 to 99: the same on every instance and for every operation, and
-/// independent of when the merchant was created.
+/// Position of a merchant in a rollout, 0 to 99: the same on every instance and for every operation, and
+/// independent of the merchant's creation time.
 fn rollout_bucket(merchant: MerchantId) -> u8 {
     let hash = Sha256::digest(merchant.0.as_bytes());
     let number = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);

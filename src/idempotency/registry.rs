@@ -1,5 +1,4 @@
-//! The operations that there are, for those who meet them by name: the recovery worker, the policies, the
-//! OpenAPI document.
+//! All operations by name, for the recovery worker, the policies and the OpenAPI document.
 
 use futures_util::future::BoxFuture;
 
@@ -13,7 +12,7 @@ type Recover<H> = fn(Engine<H>, Due) -> BoxFuture<'static, RecoveryResult>;
 /// An operation of the host `H`.
 #[derive(Debug)]
 pub struct Registered<H: Host> {
-    /// What there is to know of it.
+    /// Description of the operation.
     pub descriptor: Descriptor<H::Caller>,
     recover: Option<Recover<H>>,
 }
@@ -27,18 +26,18 @@ impl<H: Host> Clone for Registered<H> {
 impl<H: Host> Copy for Registered<H> {}
 
 impl<H: Host> Registered<H> {
-    /// An operation that changes only our own database. There is nothing to recover of it: if it dies, it has
+    /// Registers an operation that changes only our own database. It needs no recovery: if it dies, it has
     /// never begun.
     pub fn local<O: LocalOperation<Host = H>>() -> Self {
         Self::new::<O>(None)
     }
 
-    /// An operation that calls the processor.
+    /// Registers an operation that calls the processor.
     pub fn external<O: ExternalOperation<Host = H>>() -> Self {
         Self::new::<O>(Some(|engine, due| Box::pin(async move { engine.recover::<O>(due).await })))
     }
 
-    /// An operation that calls the processor and whose requests may share statements.
+    /// Registers an operation that calls the processor and whose requests may share statements.
     pub fn batched<O: BatchedOperation<Host = H>>() -> Self {
         assert!(O::DESCRIPTOR.batching.is_some(), "{} has no SQL to share", O::DESCRIPTOR.name);
         Self::external::<O>()
@@ -48,15 +47,16 @@ impl<H: Host> Registered<H> {
         Self { descriptor: O::DESCRIPTOR, recover }
     }
 
-    /// Whether it calls the processor.
+    /// Whether the operation calls the processor.
     pub fn is_external(&self) -> bool {
         self.recover.is_some()
     }
 
-    /// Finishes a request that died.
+    /// Finishes an abandoned request.
     pub(super) async fn recover(&self, engine: Engine<H>, due: Due) -> RecoveryResult {
         let Some(recover) = self.recover else { return RecoveryResult::Lost };
-        // A task of its own, so that a panic ends this attempt and not the worker. Its lease has to run out then.
+        // Runs in a task of its own, so that a panic ends this attempt and not the worker. Its lease has to
+        // expire then.
         tokio::spawn(recover(engine, due)).await.unwrap_or(RecoveryResult::Failed)
     }
 }

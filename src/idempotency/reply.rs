@@ -1,12 +1,12 @@
-//! Answers in the form in which they are kept.
+//! Answers in their stored form.
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use crate::error::failure::Failure;
 
-/// The headers that belong to an answer and are replayed with it. All others belong to a single
-/// exchange: a stored `Date`, `Set-Cookie` or request id would be wrong the second time.
+/// The headers that belong to an answer and are replayed with it. All others belong to a single exchange: a
+/// stored `Date`, `Set-Cookie` or request id would be wrong the second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeptHeader {
     /// `Content-Type`
@@ -30,37 +30,37 @@ impl KeptHeader {
     }
 }
 
-/// Stands in a stored body for the secret that belongs there.
+/// Placeholder for a secret in a stored body.
 pub const SEALED: &str = "{sealed}";
 
-/// Name under which a seal is stored among the headers; never sent.
+/// Name under which a seal is stored among the headers. Never sent.
 const SEAL_HEADER: &str = "Oncepay-Seal";
 
-/// A final answer: what is stored with the key, and sent.
+/// A final answer, stored with the key and sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// 200 to 499.
+    /// Status, 200 to 499.
     pub status: u16,
-    /// Only what [`KeptHeader`] lists.
+    /// Headers, all of them listed in [`KeptHeader`].
     pub headers: Vec<(String, String)>,
-    /// As it goes over the wire.
+    /// Body as sent.
     pub body: Vec<u8>,
     /// Headers of this one exchange, which aren't stored.
     pub notes: Vec<(&'static str, String)>,
 }
 
 impl Reply {
-    /// `value` as JSON.
+    /// Makes a reply with `value` as JSON.
     pub fn json(status: impl Into<u16>, value: &impl Serialize) -> Result<Self, Failure> {
         Self::of(status.into(), "application/json", value)
     }
 
-    /// `problem` as problem details (RFC 9457).
+    /// Makes a reply with `problem` as problem details (RFC 9457).
     pub fn problem(status: u16, problem: &impl Serialize) -> Result<Self, Failure> {
         Self::of(status, "application/problem+json", problem)
     }
 
-    /// The same with headers that aren't stored: a replay doesn't have them.
+    /// Adds headers that aren't stored: a replay doesn't have them.
     pub fn with_notes(self, notes: Vec<(&'static str, String)>) -> Self {
         Self { notes, ..self }
     }
@@ -71,16 +71,17 @@ impl Reply {
             .header(KeptHeader::ContentType, content_type))
     }
 
-    /// Marks the body as one that holds the placeholder [`SEALED`] for the secret that the host [reveals](super::Host::reveal) for
-    /// `seal`. The secret takes its place each time that the reply is sent, and isn't stored.
+    /// Marks the body as one with the placeholder [`SEALED`] for the secret that the host
+    /// [reveals](super::Host::reveal) for `seal`. The secret replaces it each time that the reply is sent,
+    /// and isn't stored.
     ///
-    /// It takes the last place that looks so: what a client has written, and may look the same, must come before it.
+    /// It replaces the last occurrence: a client's own text, which may look the same, must come before it.
     pub fn seal(mut self, seal: impl Into<String>) -> Self {
         self.headers.push((SEAL_HEADER.to_owned(), seal.into()));
         self
     }
 
-    /// Headers and body as they are sent.
+    /// Returns headers and body as sent.
     pub(super) fn unseal(
         &self,
         reveal: impl Fn(&str) -> Option<SecretString>,

@@ -13,30 +13,30 @@ use super::key::IdempotencyKey;
 use super::operation::{ErrorOf, Input, Operation};
 use super::policy::{Enforcement, Policy};
 
-/// How a request is to be treated.
+/// The rules for a request.
 #[derive(Clone, Debug)]
 pub(super) struct Treatment {
     /// The policy of its operation.
     pub policy: Arc<Policy>,
-    /// Whether keys have effect for it.
+    /// The enforcement that applies to it.
     pub enforcement: Enforcement,
-    /// How long it's ready to wait for another's answer: what the client asked for, at most what the policy
-    /// allows.
+    /// Time that it can wait for another request's answer: what the client asked for, up to the policy's
+    /// maximum.
     pub wait: Option<Duration>,
 }
 
-/// A mutating request: the only way for a handler to get its body, so that idempotency can't be forgotten.
+/// A mutating request. A handler gets its body only from here, so that idempotency can't be forgotten.
 pub struct IdempotentRequest<O> {
-    /// Who asks, under which key.
+    /// The caller, the key and the content.
     pub(super) envelope: Arc<Envelope>,
-    /// What is asked for.
+    /// The operation that is requested.
     pub(super) operation: Arc<O>,
-    /// How it's to be treated.
+    /// The rules for it.
     pub(super) treatment: Treatment,
 }
 
 impl<O: Operation> IdempotentRequest<O> {
-    /// Reads a stored request again. Fails if this release wouldn't take it.
+    /// Reads a stored request again. Fails if this release would refuse it.
     pub(super) fn restore(
         envelope: Envelope,
         treatment: Treatment,
@@ -47,11 +47,11 @@ impl<O: Operation> IdempotentRequest<O> {
         Ok(Self { envelope: Arc::new(envelope), operation: Arc::new(operation), treatment })
     }
 
-    /// The same without its key: to be executed, whatever was executed under that.
+    /// Gives the request a key of its own, so that it executes regardless of its client's key.
     pub(super) fn unkeyed(mut self) -> Self {
         Arc::make_mut(&mut self.envelope).key = IdempotencyKey::unkeyed();
         self.treatment.enforcement = Enforcement::Off;
-        // Nobody will ask for it again.
+        // No client will ask for it again.
         let policy = Arc::make_mut(&mut self.treatment.policy);
         (policy.ttl_seconds, policy.tombstone_seconds) = (60, 0);
         self

@@ -1,46 +1,46 @@
-//! What an engine can be told. Unlike [policies](super::Policy), the same for all operations.
+//! Settings of an engine. Unlike [policies](super::Policy), they are the same for all operations.
 
 use std::time::Duration;
 
 use crate::base::time;
 
-/// Longest pause between two attempts of the recovery worker.
+/// Maximum pause between two attempts of the recovery worker.
 const BACKOFF_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How long things last.
+    /// Durations.
     pub timing: Timing,
-    /// How many requests may share a statement, where they can.
+    /// Maximum number of requests in a batch.
     pub batch_size_max: usize,
 }
 
-/// How long things last.
+/// Durations of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
+    /// Time after its arrival at which an unanswered request is given up, without the wait that it asked for.
     pub request_deadline: Duration,
-    /// How long an attempt has the request to itself.
+    /// Time for which an attempt owns the request.
     pub lease: Duration,
-    /// Longest time for the calls to the processor in one attempt. Below the lease, so that an attempt
+    /// Maximum time for the calls to the processor in one attempt. Shorter than the lease, so that an attempt
     /// that is merely slow gives up before another takes over.
     pub processor_timeout: Duration,
-    /// How requests are finished whose clients don't come back.
+    /// Settings of the recovery worker.
     pub recovery: Recovery,
 }
 
-/// How the recovery worker goes about it.
+/// Settings of the recovery worker, which finishes requests without their clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Recovery {
-    /// How often it looks for work.
+    /// Interval at which it looks for work.
     pub interval: Duration,
-    /// How long a request is left to its client after an attempt that failed, and the worker's first pause.
-    /// It doubles with each of the worker's attempts.
+    /// Time for which a request is left to its client after a failed attempt, and the worker's first pause.
+    /// The pause doubles with each of the worker's attempts.
     pub delay: Duration,
-    /// Attempts of the worker before it parks a request.
+    /// Maximum number of the worker's attempts before it parks a request.
     pub attempts_max: u32,
-    /// Requests that it works on at the same time.
+    /// Maximum number of requests that it works on at the same time.
     pub concurrency: u32,
 }
 

@@ -62,7 +62,7 @@ pub struct KeyRow {
 }
 
 impl KeyRow {
-    /// Where it is in its life.
+    /// The key's state.
     pub fn life(&self) -> Result<Life, Failure> {
         self.life.parse()
     }
@@ -87,10 +87,10 @@ macro_rules! key_columns {
 
 pub(crate) use key_columns;
 
-/// Names a key among those of all merchants: `mer_…/key`.
+/// Name of a key among those of all merchants: `mer_…/key`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyId {
-    /// Whose.
+    /// The merchant.
     pub merchant: MerchantId,
     /// The key.
     pub key: String,
@@ -112,7 +112,7 @@ impl FromStr for KeyId {
     }
 }
 
-/// The row of a key; `None` if it was never used or has been forgotten.
+/// Finds the row of a key. `None` if the key was never used or has been forgotten.
 pub fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<Option<KeyRow>, Failure> {
     let row = sql_query(concat!(
         "SELECT ",
@@ -129,8 +129,8 @@ pub fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<
     }
 }
 
-/// Has the recovery worker take an unanswered request on now, however often that has failed before. Nothing
-/// happens to an attempt that is at work: the worker comes after its lease.
+/// Makes the recovery worker take an unanswered request over now, however often that has failed before. A
+/// live attempt isn't disturbed: the worker takes over after its lease.
 ///
 /// Errors, in the order checked: `idempotency_key_not_found`, `idempotency_key_not_in_progress`.
 ///
@@ -139,9 +139,9 @@ pub fn retry(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result
     change(conn, merchant, key, "parked_at = NULL, recoveries = 0, recover_at = clock_timestamp()")
 }
 
-/// Gives the lease of an unanswered request up, whoever holds it, and lets it go if it's parked: the client's
-/// next retry executes it. An attempt that is at work after all commits nothing. The recovery worker leaves it
-/// alone for `recover_in_s`.
+/// Ends the lease of an unanswered request, whoever holds it, and unparks the request, so that the client's
+/// next retry executes it. An attempt that is still running commits nothing. The recovery worker leaves the
+/// request alone for `recover_in_s`.
 ///
 /// Errors and locks as with [`retry`].
 pub fn release(

@@ -1,13 +1,14 @@
 //! Duplicates that wait for the first request's answer (`Prefer: wait=N`, RFC 7240), without a connection.
 //!
-//! All that wait for one key on this instance form a group. A group looks at the database once for all of
-//! them: when the answer is made here, it's handed to them without a look; when another instance makes it,
-//! that instance sends a notification, because the group has asked for one in the key's row; and every now
-//! and then, in case the owner has died, which notifies nobody. When an attempt has ended without an answer, one of
-//! the group tries to execute the request itself, while the others go on waiting.
+//! All duplicates of one key that wait on this instance form a group. A group looks at the database once for
+//! all of them. When this instance makes the answer, it hands it to the group without a look. When another
+//! instance makes it, that instance sends a notification, because the group has asked for one in the key's
+//! row. The group also looks every now and then, in case the owner has died, since that notifies nobody. When
+//! an attempt has ended without an answer, one of the group tries to execute the request itself, while the
+//! others go on waiting.
 //!
-//! Promised: a wait holds no connection, and ends within a second after an answer was committed, whatever
-//! got lost; as a rule at once.
+//! Promised: a wait holds no connection, and ends within a second after an answer is committed, whatever gets
+//! lost; as a rule it ends at once.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -28,27 +29,27 @@ use super::store::{self, Answer, AnswerState};
 
 /// Half of the pause after a group's first look. It doubles with each look.
 const PAUSE_MIN: Duration = Duration::from_millis(12);
-/// Longest pause between two looks.
+/// Maximum pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// The same while the key is being claimed in a transaction that hasn't ended: no row asks for a notification then.
+/// The same while a transaction that hasn't ended is claiming the key: no row asks for a notification then.
 const PAUSE_MAX_CLAIMING: Duration = Duration::from_millis(100);
-/// Shortest time between two of a group that try to execute the request themselves. However many wait, what fails is
-/// tried at this rate and no faster.
+/// Minimum time between two members of a group that try to execute the request themselves. However many wait,
+/// a failing request is retried at this rate and no faster.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How a wait ended.
+/// Result of a wait.
 #[derive(Clone, Debug)]
 pub enum WaitResult {
-    /// With an answer. Whether it's that of the same request is for the waiter to check.
+    /// An answer. The waiter must check whether it's that of the same request.
     Answered(Arc<Answer>),
-    /// Nobody works on the request any more: try again, to execute it.
+    /// No attempt works on the request any more: try again, to execute it.
     Free,
 }
 
 type Key = (MerchantId, String);
 type Groups = Arc<Mutex<HashMap<Key, Arc<Group>>>>;
 
-/// All who wait on this instance.
+/// All waiting duplicates of this instance.
 pub struct Waiters {
     groups: Groups,
     gauge: IntGauge,
@@ -58,23 +59,24 @@ pub struct Waiters {
 struct Group {
     merchant: MerchantId,
     key: IdempotencyKey,
-    /// Under which the notification comes.
+    /// Digest of the key, which the notification carries.
     digest: String,
     /// Makes the group look now.
     look: Notify,
-    /// The answer, for all of them.
+    /// The answer, for all members.
     answered: watch::Sender<Option<Arc<Answer>>>,
-    /// Sends one of them off to execute the request.
+    /// Sends one member off to execute the request.
     free: Notify,
 }
 
 impl Waiters {
-    /// Nobody waits yet. `gauge` counts those who do, and `answers` what they got, by how a group learned of it.
+    /// Makes an empty set. `gauge` counts the waiters, and `answers` what they got, by how the group learned
+    /// of it.
     pub fn new(gauge: IntGauge, answers: IntCounterVec) -> Self {
         Self { groups: Arc::default(), gauge, answers }
     }
 
-    /// Waits for the answer to a key's request, until `deadline`: then `None`.
+    /// Waits for the answer to a key's request, until `deadline`. `None` after that.
     pub async fn wait(
         &self,
         db: &Db,
@@ -88,7 +90,7 @@ impl Waiters {
         let free = pin!(group.free.notified());
         match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {
             Ok(Either::Left((Ok(answer), _))) => answer.clone().map(WaitResult::Answered),
-            // The group ended without a word: the server stops.
+            // The group ended without a result: the server is stopping.
             Ok(Either::Left((Err(_), _))) => None,
             Ok(Either::Right(_)) => Some(WaitResult::Free),
             Err(_) => None,
@@ -122,7 +124,7 @@ impl Waiters {
         }
     }
 
-    /// Hands an answer that was made on this instance to those who wait for it.
+    /// Hands an answer that was made on this instance to its waiters.
     pub fn answered(&self, merchant: MerchantId, key: &IdempotencyKey, answer: &Arc<Answer>) {
         let mut groups = self.groups.lock().expect("no holder panics");
         if groups.is_empty() {
@@ -135,8 +137,8 @@ impl Waiters {
         }
     }
 
-    /// Makes the group look whose key has this digest, or all groups. Called when a notification comes, or
-    /// may have been missed.
+    /// Makes the group of the key with this digest look, or all groups. Called when a notification arrives,
+    /// or may have been missed.
     pub fn look(&self, digest: Option<&str>) {
         for group in self.groups.lock().expect("no holder panics").values() {
             if digest.is_none_or(|digest| group.digest == digest) {
@@ -145,7 +147,7 @@ impl Waiters {
         }
     }
 
-    /// The same for the group of a key, whose attempt has just ended without an answer.
+    /// Makes the group of a key look, whose attempt has just ended without an answer.
     pub fn freed(&self, merchant: MerchantId, key: &IdempotencyKey) {
         let groups = self.groups.lock().expect("no holder panics");
         if !groups.is_empty()
@@ -191,8 +193,8 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
     }
 }
 
-/// Ends a group if there is an answer, which is counted unless the group has got one meanwhile, or nobody is left.
-/// Nobody can join meanwhile.
+/// Ends a group if there is an answer or nobody is left. Counts the answer, unless the group has got one
+/// meanwhile. Nobody can join meanwhile.
 fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, found_by: &IntCounter) -> bool {
     let mut groups = groups.lock().expect("no holder panics");
     if answer.is_none() && group.answered.receiver_count() > 0 {

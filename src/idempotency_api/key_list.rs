@@ -13,13 +13,13 @@ use crate::idempotency::status::{KeyId, KeyRow, key_columns};
 use crate::storage::db::plan_freely;
 use crate::web::lists::{Cursor, List, Page};
 
-/// KeyFilter keys are wanted.
+/// A filter of keys by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyFilter {
     /// Not answered.
     #[default]
     InProgress,
-    /// Not answered, and nobody works on it.
+    /// Not answered, and without a live attempt.
     Abandoned,
     /// Not answered, and waiting for an operator.
     Parked,
@@ -38,11 +38,11 @@ impl FromStr for KeyFilter {
 }
 
 impl KeyFilter {
-    /// All there are.
+    /// All filters.
     pub const ALL: [Self; 5] =
         [Self::InProgress, Self::Abandoned, Self::Parked, Self::Completed, Self::Expired];
 
-    /// Its name in the API and on the command line.
+    /// Name in the API and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InProgress => "in_progress",
@@ -53,10 +53,10 @@ impl KeyFilter {
         }
     }
 
-    /// What a text must be that can be parsed.
+    /// Format of a filter's text.
     pub const FORMAT: &str = "must be one of in_progress, abandoned, parked, completed, expired";
 
-    /// The condition, and the column of the index by which it's found: the list goes by that.
+    /// The condition, and the indexed column that finds the keys; the list is in its order.
     fn sql(self) -> (&'static str, &'static str) {
         match self {
             Self::InProgress => ("state = 'in_progress'", "created_at"),
@@ -66,7 +66,7 @@ impl KeyFilter {
             ),
             Self::Parked => ("state = 'in_progress' AND parked_at IS NOT NULL", "created_at"),
             Self::Completed => ("state = 'completed' AND expires_at > statement_timestamp()", "expires_at"),
-            // Those whose answers the reaper hasn't dropped yet aren't shown.
+            // Keys whose answers the reaper hasn't dropped yet aren't shown.
             Self::Expired => ("state = 'expired' AND forget_at > statement_timestamp()", "forget_at"),
         }
     }
@@ -75,19 +75,19 @@ impl KeyFilter {
 /// A query for keys.
 #[derive(Clone, Debug, Default)]
 pub struct KeyQuery {
-    /// By where they are in their life.
+    /// State of the keys.
     pub filter: KeyFilter,
-    /// Claimed at this time or before.
+    /// Only keys claimed at this time or before.
     pub created_until: Option<DateTime<Utc>>,
-    /// Claimed at least this long ago, by the database's clock.
+    /// Only keys claimed at least this long ago, by the database's clock.
     pub older_than_s: Option<i64>,
-    /// Of this operation.
+    /// Only keys of this operation.
     pub operation: Option<String>,
-    /// Of this merchant.
+    /// Only keys of this merchant.
     pub merchant: Option<MerchantId>,
 }
 
-/// A page of keys, newest first; `None` if the page's cursor is no key that exists.
+/// Lists a page of keys, newest first. `None` if the page's cursor names no existing key.
 pub fn list(
     conn: &mut PgConnection,
     query: &KeyQuery,
@@ -104,8 +104,8 @@ pub fn list(
         #[diesel(sql_type = Timestamptz)]
         position: DateTime<Utc>,
     }
-    // A key may have moved on in its life since it was listed: an unanswered one has been answered. So the
-    // position is that of the key, wherever it is now.
+    // A key may have changed its state since it was listed: an unanswered one may have been answered. So the
+    // position is the key's current one.
     let position = match cursor {
         None => None,
         Some(id) => {

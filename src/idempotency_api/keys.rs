@@ -1,5 +1,5 @@
-//! What has become of a request, by its idempotency key: for the merchant that lost the answer, and for
-//! operators, who see all that is stuck and can set it going.
+//! The outcome of a request, by its idempotency key: for the merchant that lost the answer, and for
+//! operators, who see all stuck requests and can set them going.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -25,16 +25,16 @@ use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters};
 use crate::web::problems::problems;
 
-/// There is no answer yet.
+/// The request has no answer yet.
 const IN_PROGRESS: &str = "in_progress";
-/// There is one, which is kept.
+/// The answer is stored.
 const COMPLETED: &str = "completed";
-/// There was one, which isn't kept any more.
+/// The answer is no longer stored.
 const EXPIRED: &str = "expired";
-/// Where a key can stand in the API.
+/// All statuses of a key in the API.
 pub(crate) const STATUSES: [&str; 3] = [IN_PROGRESS, COMPLETED, EXPIRED];
 
-/// What has become of a request.
+/// Status of the request with an idempotency key.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyStatus {
     /// The key, without quotes.
@@ -43,14 +43,14 @@ pub struct KeyStatus {
     /// Always `idempotency_key`.
     #[schema(example = "idempotency_key")]
     object: &'static str,
-    /// `in_progress`: there is no answer yet. `completed`: sending the request again replays it. `expired`: it
-    /// isn't kept any more, and the key is refused.
+    /// `in_progress`: there is no answer yet. `completed`: sending the request again replays the answer.
+    /// `expired`: the answer is no longer kept, and the key is refused.
     #[schema(example = "completed")]
     status: &'static str,
-    /// What was asked for.
+    /// Name of the requested operation.
     #[schema(example = "charges.create")]
     operation: String,
-    /// How often it was tried, without replays and refusals.
+    /// Number of attempts, without replays and refusals.
     #[schema(example = 1)]
     attempts: i32,
     /// `started`: nothing is final yet. `finished`: effects and answer are durable.
@@ -59,30 +59,30 @@ pub struct KeyStatus {
     /// HTTP status of the answer.
     #[schema(example = 201)]
     response_status: Option<i16>,
-    /// What it has made or changed, if that exists.
+    /// Resource that the request created or changed, if it exists.
     resource: Option<KeyResource>,
-    /// When the key was first claimed.
+    /// Time of the key's first claim.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it was answered.
+    /// Time of the answer.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     completed_at: Option<Timestamp>,
-    /// Until when the answer is kept.
+    /// Time until which the answer is kept.
     #[schema(value_type = String, format = DateTime, example = "2026-02-01T09:30:00.000Z")]
     expires_at: Timestamp,
 }
 
-/// What a request has made or changed.
+/// The resource that a request created or changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyResource {
-    /// Its type.
+    /// Type of the resource.
     #[serde(rename = "type")]
     #[schema(example = "charge")]
     kind: String,
-    /// Its id.
+    /// Id of the resource.
     #[schema(example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     id: String,
-    /// Its path.
+    /// Path of the resource.
     #[schema(example = "/v1/charges/ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     url: String,
 }
@@ -90,30 +90,30 @@ pub struct KeyResource {
 /// A key as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct OperatorKeyStatus {
-    /// Names the key among those of all merchants, as a cursor of lists.
+    /// Id of the key among those of all merchants, used as a cursor of lists.
     #[schema(example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b/8e03978e-40d5-43dd-bc93-6894a57f9324")]
     id: String,
-    /// Whose it is; all zeros for operators, all `f` for the acquirer.
+    /// Owner of the key. All zeros for operators, all `f` for the processor.
     #[schema(value_type = String, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     merchant_id: MerchantId,
     #[serde(flatten)]
     key: KeyStatus,
-    /// The request of the last attempt, as in the log.
+    /// Request id of the last attempt, as in the log.
     #[schema(example = "req_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     request_id: String,
-    /// How many attempts were the service's own, since it was last told to retry.
+    /// Number of attempts by the service itself since an operator last asked for a retry.
     #[schema(example = 0)]
     recoveries: i32,
-    /// Code of the error of the last attempt that failed.
+    /// Error code of the last failed attempt.
     #[schema(example = "processor_unavailable")]
     last_error: Option<String>,
-    /// In progress: until when the current attempt has it to itself.
+    /// If in progress: end of the current attempt's lease.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:30.000Z")]
     lease_expires_at: Option<Timestamp>,
-    /// In progress: when the service takes it on by itself.
+    /// If in progress: time at which the service takes the request over by itself.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:30.000Z")]
     recover_at: Option<Timestamp>,
-    /// Since when it has waited for an operator.
+    /// Time since which the request has waited for an operator.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T10:30:00.000Z")]
     parked_at: Option<Timestamp>,
 }
@@ -166,8 +166,9 @@ struct Parents {
     parents: Vec<Uuid>,
 }
 
-/// A resource with its path, if it exists: a claim names it before it's made, and a refusal never makes it. `None`, too, for a
-/// kind that this release doesn't know, since a later one may have made it before it was rolled back.
+/// Finds a resource and its path, if it exists: a claim names the resource before it's created, and a refusal
+/// never creates it. `None`, too, for a kind that this release doesn't know, since a later release may have
+/// created it before it was rolled back.
 fn resource(
     conn: &mut PgConnection,
     host: &Oncepay,
@@ -203,15 +204,15 @@ fn resource(
 
 problems!(GetProblems, reading: IdempotencyKeyNotFound);
 
-/// Look an idempotency key up
+/// Look up an idempotency key
 ///
 /// For a client that lost the answer and doesn't want to send the request again. Sending it again is just as
-/// safe, and gets the answer itself. Percent-encode the key where a path needs it.
+/// safe, and gets the answer itself. Percent-encode the key if the path requires it.
 #[utoipa::path(
     operation_id = "idempotency_keys.get",
     tag = "Idempotency",
     params(("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324")),
-    responses((status = 200, description = "What has become of the request.", body = KeyStatus), GetProblems),
+    responses((status = 200, description = "The status of the request.", body = KeyStatus), GetProblems),
 )]
 #[get("/v1/idempotency-keys/{key}")]
 pub async fn get(
@@ -230,7 +231,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(status))
 }
 
-/// The row of what may be a key.
+/// Finds the row for a text that may be a key.
 fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyRow, Failure> {
     let key = IdempotencyKey::bare(key).ok_or(Failure::IdempotencyKeyNotFound)?;
     status::find(conn, merchant, key.as_str())?.ok_or(Failure::IdempotencyKeyNotFound)
@@ -238,16 +239,16 @@ fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyR
 
 // ---- Operators -------------------------------------------------------------------------------------
 
-/// What an `older_than` must be.
+/// Format of `older_than`.
 const OLDER_THAN: &str =
     "must be a number of seconds, a number with one of the units s, m, h, d, or an RFC 3339 time";
 
-/// How old a key must be: an age in seconds, or a time.
+/// A lower bound for a key's age: seconds, or a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OlderThan {
-    /// At least this old.
+    /// Claimed at least this many seconds ago.
     Seconds(i64),
-    /// At least from this time.
+    /// Claimed at this time or before.
     Time(DateTime<Utc>),
 }
 
@@ -265,7 +266,7 @@ impl std::str::FromStr for OlderThan {
             Some((at, 'd')) => (&text[..at], 24 * 60 * 60),
             _ => (text, 1),
         };
-        // Ten digits are three hundred years: what is longer is a mistake.
+        // Ten digits of seconds are three hundred years: a longer number is a mistake.
         let is_number = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
         let seconds = number.parse::<i64>().ok().filter(|_| is_number);
         seconds.and_then(|n| n.checked_mul(unit_s)).map(Self::Seconds).ok_or(OLDER_THAN)
@@ -273,7 +274,7 @@ impl std::str::FromStr for OlderThan {
 }
 
 impl OlderThan {
-    /// Narrows `query` down to what is as old.
+    /// Restricts `query` to keys of this age.
     pub fn apply(self, query: &mut KeyQuery) {
         match self {
             Self::Seconds(seconds) => query.older_than_s = Some(seconds),
@@ -286,14 +287,15 @@ problems!(ListProblems, operating_listing:);
 
 /// List idempotency keys
 ///
-/// Of all merchants, newest first; by default those that are in progress, of which each one that is older than a
-/// minute deserves a look. Completed and expired ones are in the order of their expiry.
+/// Lists the keys of all merchants, newest first; by default those in progress. A key that has been in
+/// progress for more than a minute deserves a look. Completed and expired keys are in the order of their
+/// expiry.
 #[utoipa::path(
     operation_id = "operator.idempotency_keys.list",
     tag = "Operators",
     params(
-        ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, and nobody works on it), `parked`, `completed` or `expired`", example = "parked"),
-        ("older_than" = Option<String>, Query, description = "Least age: seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time", example = "5m"),
+        ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, without a live attempt), `parked`, `completed` or `expired`", example = "parked"),
+        ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time", example = "5m"),
         ("operation" = Option<String>, Query, description = "Name of an operation", example = "charges.create"),
         ("merchant_id" = Option<String>, Query, description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
     ),
@@ -333,9 +335,9 @@ pub async fn list(
 
 problems!(GetAnyProblems, operating: IdempotencyKeyNotFound);
 
-/// Look any merchant's idempotency key up
+/// Look up any merchant's idempotency key
 ///
-/// With what operators need beside what the merchant sees: who works on it until when, and what went wrong last.
+/// Includes data that merchants don't see: the current lease, and the last error.
 #[utoipa::path(
     operation_id = "operator.idempotency_keys.get",
     tag = "Operators",
@@ -365,10 +367,10 @@ pub async fn get_any(
     Ok(HttpResponse::Ok().json(status))
 }
 
-/// How long the recovery worker leaves a released request to its client.
+/// Time for which the recovery worker leaves a released request to its client.
 pub const RELEASED_FOR_S: u32 = 60;
 
-/// Declares what an operator can do to an unanswered request.
+/// Declares an operator's intervention in an unanswered request.
 macro_rules! intervention {
     ($(#[$doc:meta])* $name:ident, $operation:literal, $path:literal, $act:expr) => {
         $(#[$doc])*
@@ -393,12 +395,12 @@ macro_rules! intervention {
         }
 
         impl LocalOperation for $name {
-            /// Locks the row of the other key.
+            /// Locks: the row of the other key.
             fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
                 let merchant = self.merchant.ok_or(Failure::IdempotencyKeyNotFound)?;
                 let key = IdempotencyKey::bare(&self.key).ok_or(Failure::IdempotencyKeyNotFound)?;
                 if context.is_of_key(merchant, &key) {
-                    // Its own, which was only claimed for this.
+                    // The intervention's own key, which was only claimed for this request.
                     return Err(Failure::IdempotencyKeyNotFound.into());
                 }
                 let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Failure> = $act;
@@ -410,11 +412,11 @@ macro_rules! intervention {
 }
 
 intervention!(
-    /// Has the service take a request on now.
+    /// Makes the service take a request over now.
     RetryKey, "idempotency_keys.retry", "/v1/operator/idempotency-keys/{merchant_id}/{key}/retry", status::retry
 );
 intervention!(
-    /// Gives the lease of a request up.
+    /// Ends the lease of a request.
     ReleaseKey, "idempotency_keys.release", "/v1/operator/idempotency-keys/{merchant_id}/{key}/release",
     |conn, merchant, key| status::release(conn, merchant, key, RELEASED_FOR_S)
 );
@@ -423,8 +425,8 @@ problems!(InterventionProblems, operating_mutating: IdempotencyKeyNotFound, Idem
 
 /// Retry a stuck request
 ///
-/// Has the service try to finish it now, however often that has failed before; a parked request is parked no
-/// more. An attempt that is at work isn't disturbed: the service comes after its lease.
+/// Makes the service try to finish the request now, however often that has failed before. A parked request is
+/// no longer parked. A live attempt isn't disturbed: the service takes over after its lease.
 #[utoipa::path(
     operation_id = "operator.idempotency_keys.retry",
     tag = "Operators",
@@ -444,8 +446,9 @@ pub async fn retry(
 
 /// Release a stuck request
 ///
-/// Gives its lease up, whoever holds it, so that the client's next retry executes it at once; an attempt that is
-/// at work after all commits nothing. The service itself leaves the request alone for a minute.
+/// Ends the request's lease, whoever holds it, so that the client's next retry executes the request at once.
+/// An attempt that is still running commits nothing. The service itself leaves the request alone for a
+/// minute.
 #[utoipa::path(
     operation_id = "operator.idempotency_keys.release",
     tag = "Operators",

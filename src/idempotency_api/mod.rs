@@ -1,4 +1,4 @@
-//! The engine's tables as merchants and operators see them.
+//! The engine's tables, as merchants and operators see them.
 
 pub mod key_list;
 pub mod keys;

@@ -25,7 +25,7 @@ use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// How an operation treats its idempotency keys.
+/// The idempotency policy of an operation.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct OperationPolicy {
     /// Name of the operation.
@@ -35,8 +35,8 @@ pub struct OperationPolicy {
     policy: Policy,
 }
 
-/// All policies as they are in the database, by the name of the operation. The engine must have read them before:
-/// it adds the rows that are missing.
+/// Reads all policies from the database, sorted by the name of the operation. The engine must have read them
+/// before: it adds missing rows.
 fn load_all(conn: &mut PgConnection, defaults: &[Defaults]) -> Result<List<OperationPolicy>, Error> {
     let mut data: Vec<_> = policies::load(conn, defaults)?
         .into_iter()
@@ -50,7 +50,7 @@ problems!(ListProblems, reading:);
 
 /// List the idempotency policies
 ///
-/// One per operation: whether keys have effect, how long answers are kept, what conflicts lead to.
+/// One policy per operation: whether keys have effect, how long answers are kept, how conflicts are resolved.
 #[utoipa::path(
     operation_id = "idempotency_policies.all",
     tag = "Idempotency",
@@ -71,7 +71,7 @@ problems!(OperatorListProblems, operating:);
 
 /// List the idempotency policies as an operator
 ///
-/// The same list as merchants see.
+/// The same list that merchants see.
 #[utoipa::path(
     operation_id = "operator.idempotency_policies.all",
     tag = "Operators",
@@ -92,7 +92,7 @@ problems!(GetProblems, operating: OperationNotFound);
 
 /// Retrieve an idempotency policy
 ///
-/// As it is in the database; instances follow it within two seconds.
+/// Returns the policy in the database. Instances adopt it within two seconds.
 #[utoipa::path(
     operation_id = "operator.idempotency_policies.get",
     tag = "Operators",
@@ -120,36 +120,36 @@ pub async fn get(
 
 // ---- Change ----------------------------------------------------------------------------------------
 
-/// What is to be changed of a policy; what is left out stays as it is.
+/// A change of a policy. Omitted fields stay as they are.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"enforcement": "observe", "rollout_percent": 10}))]
 #[serde(deny_unknown_fields)]
 pub struct ReplacePolicy {
-    /// May be repeated from the path.
+    /// Name of the operation. Optional, since the path has it.
     #[schema(value_type = Option<String>, nullable = false, example = "charges.create")]
     operation: String,
     /// Whether keys have effect.
     #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
-    /// For how many of a hundred merchants.
+    /// Percentage of merchants that it applies to.
     #[schema(minimum = 0, maximum = 100, nullable = false)]
     rollout_percent: Option<u8>,
-    /// How long an answer is kept. Keys that are claimed already keep their lifetime.
+    /// Time for which an answer is kept. Claimed keys keep their lifetime.
     #[schema(minimum = 60, maximum = 2_592_000, nullable = false)]
     ttl_seconds: Option<u32>,
-    /// How long after that the key is refused.
+    /// Time after that for which the key is refused.
     #[schema(minimum = 0, maximum = 31_536_000, nullable = false)]
     tombstone_seconds: Option<u32>,
-    /// What happens to a key that comes back with another request.
+    /// Treatment of a key that comes back with another request.
     #[schema(nullable = false)]
     on_mismatch: Option<OnMismatch>,
-    /// What of the body is compared. Keys that are claimed already are compared as they were.
+    /// The form of the body that is compared. Claimed keys keep theirs.
     #[schema(nullable = false)]
     fingerprint: Option<FingerprintKind>,
-    /// What happens to a key that comes back after its lifetime.
+    /// Treatment of a key that comes back after its lifetime.
     #[schema(nullable = false)]
     on_expired: Option<OnExpired>,
-    /// Longest wait that a duplicate can ask for.
+    /// Maximum wait that a duplicate can ask for.
     #[schema(minimum = 0, maximum = 30, nullable = false)]
     wait_max_seconds: Option<u8>,
     #[schema(ignore)]
@@ -253,14 +253,15 @@ problems!(ReplaceProblems, operating_mutating: OperationNotFound);
 
 /// Change an idempotency policy
 ///
-/// All of it or, if any value isn't allowed, nothing. Members that are left out stay as they are. Every instance
-/// follows the new policy within two seconds, without a restart, and the change is kept with who and when.
+/// Changes all given members or, if any value is invalid, none. Omitted members stay as they are. Every
+/// instance adopts the new policy within two seconds, without a restart. The service records the change with
+/// its author and time.
 #[utoipa::path(
     operation_id = "operator.idempotency_policies.replace",
     tag = "Operators",
     params(("operation" = String, Path, description = "Name of the operation", example = "charges.create")),
     request_body = ReplacePolicy,
-    responses((status = 200, description = "The policy after the change.", body = OperationPolicy), ReplaceProblems),
+    responses((status = 200, description = "The changed policy.", body = OperationPolicy), ReplaceProblems),
 )]
 #[put("/v1/operator/idempotency-policies/{operation}")]
 pub async fn replace(
@@ -284,16 +285,16 @@ pub struct PolicyChange {
     /// Name of the operation.
     #[schema(example = "charges.create")]
     operation: String,
-    /// When.
+    /// Time of the change.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     changed_at: Timestamp,
-    /// Who: name and id of the operator's key, or who used the command line.
+    /// Author of the change: name and id of the operator's key, or the user of the command line.
     #[schema(example = "first key (0193b2f0c1d87a3e9a4b5c6d7e8f9a0b)")]
     changed_by: String,
-    /// The policy before.
+    /// Policy before the change.
     #[schema(value_type = Policy)]
     before: serde_json::Value,
-    /// The policy after.
+    /// Policy after the change.
     #[schema(value_type = Policy)]
     after: serde_json::Value,
 }
@@ -318,7 +319,7 @@ problems!(ListChangesProblems, operating_listing: OperationNotFound);
 
 /// List the changes of an idempotency policy
 ///
-/// Newest first: who changed what, and when. Changes made with `psql` are among them.
+/// Newest first, with author, time and content of each change. Includes changes made with `psql`.
 #[utoipa::path(
     operation_id = "operator.idempotency_policies.changes.list",
     tag = "Operators",

@@ -1,4 +1,4 @@
-//! The processor's events as operators see them.
+//! The processor's events, as operators see them.
 
 use std::str::FromStr;
 
@@ -24,7 +24,7 @@ use crate::web::problems::problems;
 use super::events::Outcome;
 use super::{store, worker};
 
-/// The processor's events, as a kind of resource.
+/// The processor's events, as a resource kind.
 pub static PROCESSOR_EVENT: ResourceKind = ResourceKind {
     scope: Scope::Service("id"),
     is_kept: false,
@@ -36,50 +36,50 @@ pub static PROCESSOR_EVENT: ResourceKind = ResourceKind {
     )
 };
 
-/// Most characters of a reason.
+/// Maximum number of characters in a reason.
 const REASON_MAX: usize = 500;
 
-/// An event of the processor.
+/// An event from the processor.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeptEvent {
-    /// Our id for it, in the order in which events came.
+    /// Our id for the event, in the order of receipt.
     #[schema(value_type = String, example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     id: AcquirerEventId,
     /// Always `acquirer_event`.
     #[schema(example = "acquirer_event")]
     object: &'static str,
-    /// The processor's id for it, `webhook-id`.
+    /// The processor's id for the event, `webhook-id`.
     #[schema(example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     event_id: String,
-    /// Its type.
+    /// Type of the event.
     #[serde(rename = "type")]
     #[schema(example = "payout.paid")]
     kind: String,
-    /// What has come of it: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`.
+    /// Effect of the event: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`.
     #[schema(example = "applied")]
     state: String,
-    /// Why, where that isn't obvious.
+    /// Reason for the state, if it isn't obvious.
     #[schema(example = json!(null))]
     detail: Option<String>,
-    /// Whose object it's about, by the processor's word.
+    /// Id of the merchant whose object the event is about, according to the processor.
     #[schema(value_type = Option<String>, example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     merchant_id: Option<MerchantId>,
-    /// Its body as it came.
+    /// Body as received.
     #[schema(example = "{\"type\":\"payout.paid\",\"timestamp\":\"2026-01-31T09:30:00.000Z\",\"data\":{}}")]
     body: String,
-    /// How often it was tried.
+    /// Number of attempts to apply the event.
     #[schema(example = 1)]
     attempts: i32,
-    /// When it came.
+    /// Time of receipt.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     received_at: Timestamp,
-    /// When it's tried again, if it's parked.
+    /// Time of the next attempt, if the event is parked.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     next_attempt_at: Option<Timestamp>,
-    /// Since when it has been parked for too long.
+    /// Time since which the event has been parked for too long.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     overdue_at: Option<Timestamp>,
-    /// When it got the state that it has, unless it's parked.
+    /// Time at which the event got its current state, unless it's parked.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     settled_at: Option<Timestamp>,
 }
@@ -121,7 +121,7 @@ impl KeptRow {
             state: self.state,
             detail: self.detail,
             merchant_id: self.merchant_id,
-            // It was parsed as JSON, so it's UTF-8.
+            // The body was parsed as JSON, so it's UTF-8.
             body: String::from_utf8_lossy(&self.body).into_owned(),
             attempts: self.attempts,
             received_at: Timestamp(self.received_at),
@@ -135,7 +135,7 @@ impl KeptRow {
 /// A state to filter by.
 struct State(&'static str);
 
-/// What can have come of an event, in the database and in the API.
+/// All states of an event, in the database and in the API.
 pub(crate) const STATES: [&str; 6] =
     ["applied", "unchanged", "contradicted", "unknown", "parked", "dismissed"];
 
@@ -148,16 +148,16 @@ impl FromStr for State {
 
 problems!(ListProblems, operating_listing:);
 
-/// List events of the processor
+/// List processor events
 ///
-/// The latest first; `state=parked` or `state=contradicted` shows what needs a look.
+/// Newest first. `state=parked` or `state=contradicted` shows the events that need attention.
 #[utoipa::path(
     operation_id = "operator.acquirer_events.list",
     tag = "Operators",
     params(
-        ("state" = Option<String>, Query, description = "Only `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed` ones"),
+        ("state" = Option<String>, Query, description = "Only events in this state: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`"),
         ("type" = Option<String>, Query, description = "Only events of this type"),
-        ("event_id" = Option<String>, Query, description = "Only the event that the processor calls so"),
+        ("event_id" = Option<String>, Query, description = "Only the event with this id of the processor"),
     ),
     responses((status = 200, description = "A page of events.", body = List<KeptEvent>), ListProblems),
 )]
@@ -196,9 +196,9 @@ pub async fn list(
 
 problems!(GetProblems, operating: AcquirerEventNotFound);
 
-/// Retrieve an event of the processor
+/// Retrieve a processor event
 ///
-/// With its body as it came.
+/// Includes the body as received.
 #[utoipa::path(
     operation_id = "operator.acquirer_events.get",
     tag = "Operators",
@@ -216,7 +216,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(event))
 }
 
-/// Has an event tried again.
+/// Replays an event.
 #[derive(Debug)]
 pub struct ReplayEvent {
     id: Option<AcquirerEventId>,
@@ -240,7 +240,7 @@ impl Operation for ReplayEvent {
 }
 
 impl LocalOperation for ReplayEvent {
-    /// Locks the event, then what it's about.
+    /// Locks: the event, then its object.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
@@ -252,15 +252,15 @@ impl LocalOperation for ReplayEvent {
 
 problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
 
-/// Replay an event of the processor
+/// Replay a processor event
 ///
-/// Tries it once more, as it came: when a bug is mended that made it fail, or our books were restored from a backup. What
-/// has taken effect doesn't do so again.
+/// Applies the event once more, as received: after the fix of a bug that made it fail, or after a restore of
+/// our books from a backup. An event that has taken effect doesn't take effect again.
 #[utoipa::path(
     operation_id = "operator.acquirer_events.replay",
     tag = "Operators",
     params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The event, with what has come of it.", body = KeptEvent), ReplayProblems),
+    responses((status = 200, description = "The event, with its new state.", body = KeptEvent), ReplayProblems),
 )]
 #[post("/v1/operator/acquirer-events/{id}/replay")]
 pub async fn replay(
@@ -275,7 +275,7 @@ pub async fn replay(
 #[schema(as = DismissAcquirerEvent, example = json!({"reason": "It's about a charge of the test environment."}))]
 #[serde(deny_unknown_fields)]
 pub struct DismissEvent {
-    /// Why nothing is to be done about the event.
+    /// Reason why the event needs no action.
     #[schema(min_length = 1, max_length = 500)]
     reason: String,
     #[schema(ignore)]
@@ -302,7 +302,7 @@ impl Operation for DismissEvent {
 }
 
 impl LocalOperation for DismissEvent {
-    /// Locks the event.
+    /// Locks: the event.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::AcquirerEventNotFound)?;
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
@@ -316,10 +316,11 @@ impl LocalOperation for DismissEvent {
 
 problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
 
-/// Dismiss an event of the processor
+/// Dismiss a processor event
 ///
-/// For an event that is parked or contradicted and about which nothing is to be done: it isn't tried any more, and is no alarm.
-/// Who has dismissed it and why is kept with it. One that has come to an end by itself stays as it is. A replay tries it again.
+/// For an event that is parked or contradicted and needs no action. The service retries it no more and raises
+/// no alarm for it. It stores who dismissed the event and why. An event that has reached its end by itself
+/// stays as it is. A replay tries a dismissed event again.
 #[utoipa::path(
     operation_id = "operator.acquirer_events.dismiss",
     tag = "Operators",

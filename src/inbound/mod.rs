@@ -1,19 +1,20 @@
-//! What the processor tells us: `POST /v1/webhooks/acquirer`.
+//! Events from the processor: `POST /v1/webhooks/acquirer`.
 //!
-//! An event goes through the idempotency engine like any other request, with its own id as the key and the processor in
-//! the place of the merchant: so it takes effect once, however often it's delivered. Its signature is checked before
-//! anything else, so that a forged event can't use up the id of a real one.
+//! An event goes through the idempotency engine like any other request, with its own id as the key and the
+//! processor in place of the merchant. So it takes effect once, however often it's delivered. The engine
+//! verifies its signature before anything else, so a forged event can't use up the id of a real one.
 //!
-//! Events overtake each other, and us: a payout can be told to be paid before the request that made it has been
-//! committed. What can't take effect yet is *parked*: kept, acknowledged, and tried again until it can. Whatever
-//! an event leads to commits with the event and with the answer; if that fails, nothing is kept, and the 5xx makes the
-//! processor send it again.
+//! Events overtake each other, and us: the processor can report a payout as paid before the request that
+//! created it has committed. An event that can't take effect yet is *parked*: stored, acknowledged, and
+//! retried until it can. The effects of an event commit with the event and with the answer. If that fails,
+//! nothing is stored, and the 5xx makes the processor send the event again.
 //!
-//! Promised: each event takes effect at most once, and once if it's ever delivered and what it's about comes to be; it's
-//! kept as it came for as long as the policy says, and longer while it's parked.
+//! Promised: each event takes effect at most once, and exactly once if it's ever delivered and its object
+//! comes to exist. The service keeps it as received for as long as the policy says, and longer while it's
+//! parked.
 //!
-//! Not promised: an order. What can't be true after what has happened already (`charge.failed` of a charge that is
-//! captured) changes nothing, and is kept as *contradicted*, for people to look at.
+//! Not promised: an order. An event that contradicts earlier ones (`charge.failed` of a captured charge)
+//! changes nothing, and is kept as *contradicted*, for people to look at.
 
 pub mod api;
 mod events;
@@ -39,24 +40,25 @@ use crate::web::problems::problems;
 pub use events::Outcome;
 pub use worker::{Options, keep_counting, keep_pruning, keep_trying};
 
-/// What we answer the processor.
+/// The service's answer to the processor.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Receipt {
-    /// The event's id.
+    /// Id of the event.
     #[schema(example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     id: String,
     /// Always `acquirer_event`.
     #[schema(example = "acquirer_event")]
     object: &'static str,
-    /// Its type.
+    /// Type of the event.
     #[serde(rename = "type")]
     #[schema(example = "payout.paid")]
     kind: String,
-    /// What has come of it: `applied`, `unchanged` (things were so already), `contradicted` (they can't be), `unknown` (a
-    /// type that we don't know) or `parked` (it's tried again when what it's about is there).
+    /// Effect of the event: `applied`, `unchanged` (the object was in that state already), `contradicted`
+    /// (our books rule it out), `unknown` (the service doesn't know the type) or `parked` (the service
+    /// retries it when the object is there).
     #[schema(example = "applied")]
     state: &'static str,
-    /// Why, where that isn't obvious.
+    /// Reason for the state, if it isn't obvious.
     #[schema(example = json!(null))]
     detail: Option<String>,
 }
@@ -69,20 +71,21 @@ pub struct Receipt {
     "data": {"merchant": "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "reference": "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"}
 }))]
 struct IncomingEvent {
-    /// What has happened: `charge.succeeded`, `charge.failed`, `refund.failed`, `payout.paid`, `payout.failed`,
-    /// `settlement.paid`, `dispute.opened`, `dispute.won` or `dispute.lost`. Other types are kept and acknowledged.
+    /// Type of the event: `charge.succeeded`, `charge.failed`, `refund.failed`, `payout.paid`,
+    /// `payout.failed`, `settlement.paid`, `dispute.opened`, `dispute.won` or `dispute.lost`. Other types are
+    /// stored and acknowledged.
     r#type: String,
-    /// When.
+    /// Time of the event.
     #[schema(format = DateTime)]
     timestamp: Option<String>,
-    /// To what: `merchant`, and `reference` with the id of the charge, refund or payout. Of a dispute also `dispute`, the
-    /// processor's name for it, and `reason`; of a failed charge `operation` with its `decline_code`. Of a settlement
-    /// `merchant`, `id` (`set_…`), `amount` and `currency`.
+    /// The object of the event: `merchant`, and `reference` with the id of the charge, refund or payout. A
+    /// dispute also has `dispute`, the processor's id for it, and `reason`. A failed charge has `operation`
+    /// with its `decline_code`. A settlement has `merchant`, `id` (`set_…`), `amount` and `currency`.
     #[schema(value_type = Object)]
     data: serde_json::Value,
 }
 
-/// Takes an event in.
+/// Receives an event.
 #[derive(Debug)]
 pub struct ReceiveEvent(Event);
 
@@ -98,16 +101,16 @@ impl Operation for ReceiveEvent {
     }
 }
 
-/// The processor sends an event again for days, and what differs from the first time isn't worth an alarm at its
-/// end: the first outcome stands.
+/// The processor sends an event again for days, and a difference from the first body isn't worth an alarm on
+/// its side: the first outcome stands.
 fn default_policy() -> Policy {
     Policy { ttl_seconds: 7 * 24 * 60 * 60, on_mismatch: OnMismatch::Replay, ..Policy::default() }
 }
 
 impl LocalOperation for ReceiveEvent {
-    /// Applies the event and keeps it.
+    /// Applies the event and stores it.
     ///
-    /// Locks: what it's about, then events that waited for it, unless somebody else is trying them.
+    /// Locks: its object, then events that waited for that object, unless another process is trying them.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let (Self(event), now) = (self, context.now());
         let event_id = context.message_id()?;
@@ -127,8 +130,8 @@ impl LocalOperation for ReceiveEvent {
     }
 }
 
-/// Counts what has come of an event, and writes to the log what people have to know. Types that we don't know are counted
-/// as one: anybody could make up others.
+/// Counts the outcome of an event, and logs what people have to know. All unknown types count as one, since
+/// anybody could make up others.
 fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
     let kind = event.kind.as_str();
     let counted = if event.notice.is_some() { kind } else { "unknown" };
@@ -146,20 +149,21 @@ fn report(metrics: &Metrics, event_id: &str, event: &Event, outcome: &Outcome) {
 
 problems!(ReceiveProblems, receiving:);
 
-/// Receive an event of the processor
+/// Receive an event from the processor
 ///
-/// For the processor, which signs its events as [Standard Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is
-/// the idempotency key: a redelivery gets the first answer again, whatever its body. The signature is checked before
-/// anything is claimed, over the bytes of the body, which must be at most 64 KiB, and must be at most five minutes old.
-/// Several secrets can be valid at once.
+/// For the processor, which signs its events as defined by [Standard
+/// Webhooks](https://www.standardwebhooks.com). `webhook-id` is the idempotency key: a redelivery gets the
+/// first answer again, whatever its body. Before anything is claimed, the service verifies the signature over
+/// the bytes of the body. The body must be at most 64 KiB, and the message at most five minutes old. Several
+/// secrets can be valid at once.
 ///
-/// An event that comes before what it's about (`dispute.won` before `dispute.opened`) is acknowledged as `parked` and
-/// applied later. After a 5xx, send it again. Fields that we don't know are passed over.
+/// An event that arrives before its object (`dispute.won` before `dispute.opened`) is acknowledged as
+/// `parked` and applied later. After a 5xx, send it again. Unknown fields are ignored.
 #[utoipa::path(
     operation_id = "webhooks.acquirer",
     tag = "Acquirer",
     request_body = IncomingEvent,
-    responses((status = 200, description = "The event was kept.", body = Receipt), ReceiveProblems),
+    responses((status = 200, description = "The event was stored.", body = Receipt), ReceiveProblems),
 )]
 #[post("/v1/webhooks/acquirer")]
 pub async fn receive(

@@ -1,13 +1,14 @@
-//! Reconciliation: whether the processor did what we say it did, and nothing else.
+//! Reconciliation: checks that the processor did what our books say, and nothing else.
 //!
-//! The processor's list of operations is copied into a table, from where the last reading stopped; then one query
-//! (`acquirer_differences`, in the migrations) holds it against our charges, refunds and payouts. The two sides know
-//! each other's objects by the reference that every call carries. What is under way at that moment is no difference:
-//! its request is in progress, and it's finished or its absence shows the next time.
+//! A table holds a copy of the processor's list of operations, continued from the end of the last reading.
+//! One query (`acquirer_differences`, in the migrations) then compares it with our charges, refunds and
+//! payouts. The two sides know each other's objects by the reference in every call. An operation that is
+//! under way at that moment is no difference: its request is in progress, and either it finishes or its
+//! absence shows the next time.
 //!
-//! Of what is found only one kind is dealt with: an authorization that no charge knows (an *orphan*, such as after a
-//! backup was restored) holds a customer's money for nothing and is voided, by policy and after a while. All else
-//! takes a person to judge.
+//! Reconciliation repairs only one kind of difference: an authorization without a charge (an *orphan*, for
+//! example after a restore from a backup) holds a customer's money for nothing. The policy decides whether
+//! and when it's voided. All other differences take a person to judge.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,26 +35,26 @@ use crate::storage;
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::sql::statement;
 
-/// Operations that are asked for at a time.
+/// Number of operations requested at a time.
 const PAGE: usize = 1_000;
-/// What is said where a processor keeps no books.
+/// The error if the processor keeps no books.
 const NO_BOOKS: &str = "The processor keeps no books that could be compared with ours.";
-/// What the comparison can find.
+/// Differences that the comparison can find.
 const DIFFERENCES: [&str; 5] =
     ["missing_at_acquirer", "missing_here", "orphaned_authorization", "amount_differs", "duplicate"];
-/// Longest time for the comparison, which reads everything.
+/// Maximum time for the comparison, which reads everything.
 const COMPARISON_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How to go about it.
+/// Settings of the reconciliation.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "reconciliation")]
 pub struct Options {
-    /// How long before the reading of the processor's list something must have been done here to be missed there, in
-    /// seconds: so much may the list lag
+    /// Minimum age of our operations that are reported as missing in the processor's list when it's read, in
+    /// seconds: the list may lag by so much
     #[arg(long, env = "ONCEPAY_RECONCILE_GRACE_S", default_value_t = 60)]
     pub reconcile_grace_s: u32,
 
-    /// Age from which an authorization is voided that belongs to no charge, in seconds; or `never`
+    /// Age at which an authorization without a charge is voided, in seconds; or `never`
     #[arg(long, env = "ONCEPAY_VOID_ORPHANS_AFTER_S", default_value = "86400")]
     pub void_orphans_after_s: VoidAfter,
 }
@@ -64,7 +65,7 @@ impl Default for Options {
     }
 }
 
-/// When orphans are voided, if at all.
+/// Age at which orphans are voided, if at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VoidAfter(pub Option<Duration>);
 
@@ -79,23 +80,23 @@ impl FromStr for VoidAfter {
     }
 }
 
-/// What was compared, and where the two sides disagree.
+/// Result of a comparison.
 #[derive(Debug)]
 pub struct Report {
-    /// Per currency and kind of operation.
+    /// Totals per currency and kind of operation.
     pub totals: Vec<Totals>,
-    /// The disagreements.
+    /// All differences.
     pub differences: Vec<Difference>,
 }
 
 impl Report {
-    /// Whether nothing is left to be done.
+    /// Whether every difference has been dealt with.
     pub fn is_settled(&self) -> bool {
         self.differences.iter().all(|difference| difference.is_voided)
     }
 }
 
-/// What was done in one currency.
+/// Totals of one kind of operation in one currency.
 #[derive(Debug, QueryableByName)]
 pub struct Totals {
     /// ISO 4217 code.
@@ -104,21 +105,21 @@ pub struct Totals {
     /// `authorize`, `capture`, `refund` or `payout`.
     #[diesel(sql_type = Text)]
     pub kind: String,
-    /// How often, by our books.
+    /// Number of operations in our books.
     #[diesel(sql_type = BigInt)]
     pub our_count: i64,
-    /// How much, by our books.
+    /// Total amount in our books.
     #[diesel(sql_type = Numeric)]
     pub our_amount: Decimal,
-    /// How often, by the processor's.
+    /// Number of operations in the processor's books.
     #[diesel(sql_type = BigInt)]
     pub their_count: i64,
-    /// How much, by the processor's.
+    /// Total amount in the processor's books.
     #[diesel(sql_type = Numeric)]
     pub their_amount: Decimal,
 }
 
-/// One disagreement.
+/// One difference.
 #[derive(Clone, Debug, QueryableByName)]
 pub struct Difference {
     /// `missing_at_acquirer`, `missing_here`, `orphaned_authorization`, `amount_differs` or `duplicate`.
@@ -127,39 +128,39 @@ pub struct Difference {
     /// `authorize`, `capture`, `void`, `refund` or `payout`.
     #[diesel(sql_type = Text)]
     pub kind: String,
-    /// Whose, if it's anybody's.
+    /// Id of the merchant, if there is one.
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub merchant_id: Option<Uuid>,
-    /// Our object, or what the processor takes for one.
+    /// Id of our object, or the processor's reference to one.
     #[diesel(sql_type = Text)]
     pub reference: String,
-    /// The processor's operation.
+    /// Id of the processor's operation.
     #[diesel(sql_type = Nullable<Text>)]
     pub operation_id: Option<String>,
-    /// The processor's authorization.
+    /// Id of the processor's authorization.
     #[diesel(sql_type = Nullable<Text>)]
     pub authorization_id: Option<String>,
     /// ISO 4217 code; voids have none.
     #[diesel(sql_type = Nullable<Text>)]
     pub currency: Option<String>,
-    /// The amount here.
+    /// Amount in our books.
     #[diesel(sql_type = Nullable<Numeric>)]
     pub ours: Option<Decimal>,
-    /// The amount there.
+    /// Amount in the processor's books.
     #[diesel(sql_type = Nullable<Numeric>)]
     pub theirs: Option<Decimal>,
-    /// For how many seconds we have known the processor's operation.
+    /// Seconds since we learned of the processor's operation.
     #[diesel(sql_type = Nullable<Double>)]
     pub known_for_s: Option<f64>,
-    /// Whether it was an orphan and has been dealt with.
+    /// Whether the difference was an orphan that has been voided.
     #[diesel(sql_type = Bool)]
     pub is_voided: bool,
 }
 
-/// Reads what is new at the processor, compares, and deals with orphans.
+/// Reads the processor's new operations, compares, and voids orphans.
 ///
-/// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the processor's list can't be
-/// read. An orphan that can't be voided is logged and stays a difference.
+/// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the processor's list
+/// can't be read. An orphan that can't be voided is logged and stays a difference.
 pub async fn run(
     db: &Db,
     processor: &dyn Processor,
@@ -192,7 +193,7 @@ fn note(report: &Report, metrics: &Metrics) {
     metrics.reconciled_at.set(time::now().timestamp_millis() as f64 / 1e3);
 }
 
-/// Copies what the processor has done since the last reading.
+/// Copies the processor's operations since the last reading.
 pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
     let (begun, mut sequence) = db.run_retrying(begin_reading).await?;
     loop {
@@ -214,14 +215,14 @@ pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
     db.run_retrying(finish).await
 }
 
-/// Reads and compares once, for a shell. The error is a sentence.
+/// Reads and compares once, for a command. The error is a sentence.
 pub fn run_once(database_url: &SecretString, adapter: &Adapter, options: Options) -> Result<Report, String> {
     once(database_url, adapter, async |db, books, metrics| {
         run(&db, &*adapter.processor, books, options, &metrics).await
     })
 }
 
-/// Only reads, for the audit. The error is a sentence.
+/// Reads without comparing, for the audit. The error is a sentence.
 pub fn read_from(database_url: &SecretString, adapter: &Adapter) -> Result<(), String> {
     once(database_url, adapter, async |db, books, _| read(&db, books).await)
 }
@@ -242,7 +243,7 @@ fn once<T>(
     })
 }
 
-/// Notes that the processor is asked from now on, unless it was before.
+/// Records that the processor is in use from now on, unless that is recorded already.
 fn remember_beginning(conn: &mut PgConnection) -> Result<(), Error> {
     statement::<()>("INSERT INTO acquirer_reads DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn)?;
     Ok(())
@@ -254,7 +255,7 @@ fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error>
         .get_result(conn)?)
 }
 
-/// An operation as a row of the copy.
+/// Converts an operation to a row of the copy.
 fn to_row(operation: &ProcessorOperation) -> Value {
     let object_id = operation.reference.split_once('_').and_then(|(_, id)| Uuid::try_parse(id).ok());
     json!({
@@ -274,7 +275,7 @@ fn to_row(operation: &ProcessorOperation) -> Value {
 }
 
 fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error> {
-    // Two may read at the same time; whoever knows the later state wins.
+    // Two readings may overlap; the later state wins.
     statement::<()>(
         "INSERT INTO acquirer_operations (id, sequence, kind, status, idempotency_key, authorization_id, merchant_id, \
              object_id, reference, currency, amount, created_at) \
@@ -293,7 +294,7 @@ fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error
     Ok(())
 }
 
-/// Compares on one snapshot. Reads everything, locks nothing.
+/// Compares on one snapshot. Reads everything, takes no locks.
 fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
@@ -326,11 +327,11 @@ impl Difference {
     }
 }
 
-/// Gives an orphan up.
+/// Voids an orphan.
 async fn void(processor: &dyn Processor, orphan: &Difference) -> bool {
     let Some(authorization_id) = orphan.authorization_id.as_deref() else { return false };
     let call = ProcessorCall {
-        // The same however often it's found before it shows as voided.
+        // The same key for every attempt until the orphan shows as voided.
         key: format!("orphan:{authorization_id}:void"),
         merchant: MerchantId(orphan.merchant_id.unwrap_or_default()),
         reference: orphan.reference.clone(),
@@ -348,7 +349,7 @@ async fn void(processor: &dyn Processor, orphan: &Difference) -> bool {
     }
 }
 
-/// Reconciles every `interval`, on one instance at a time; doesn't return.
+/// Reconciles every `interval`, on one instance at a time. Doesn't return.
 pub async fn keep_reconciling(
     db: Db,
     processor: Arc<dyn Processor>,
@@ -357,9 +358,9 @@ pub async fn keep_reconciling(
     interval: Duration,
     metrics: Arc<Metrics>,
 ) {
-    // Often enough to find out soon when it's due, whoever did it the last time.
+    // Often enough to notice soon when it's due, whichever instance did it last.
     let look = (interval / 10).max(Duration::from_millis(10));
-    // What is made from now on can be missed.
+    // Operations from now on can be reported as missing.
     if let Err(error) = db.run_retrying(remember_beginning).await {
         log::warn!("couldn't note since when the processor is asked: {}", error.detailed());
     }
@@ -381,7 +382,7 @@ pub async fn keep_reconciling(
     }
 }
 
-/// Whether it's our turn, which it isn't again for `interval` then.
+/// Whether it's this instance's turn. If so, no instance has another turn for `interval`.
 fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error> {
     remember_beginning(conn)?;
     let taken = statement::<()>(
@@ -393,13 +394,13 @@ fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error>
     Ok(taken == 1)
 }
 
-/// At the currency's scale, if it's one.
+/// Formats `amount` at the currency's scale, if the currency is known.
 fn format_amount(amount: Decimal, currency: &str) -> String {
     currency.parse().map_or_else(|_| amount.to_string(), |currency: Currency| currency.format(amount))
 }
 
 impl fmt::Display for Report {
-    /// Tables for people.
+    /// Prints tables for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,

@@ -16,15 +16,15 @@ use crate::storage::sql::statement;
 
 use super::events::{self, Outcome};
 
-/// Pause before a parked event is tried for the second time; it doubles with each try.
+/// Pause before the second attempt at a parked event. It doubles with each attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-/// Longest pause.
+/// Maximum pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Pause of what is overdue: most likely it waits for an operator, and mustn't keep the others waiting.
+/// Pause for an overdue event: most likely it waits for an operator, and it must not keep the others waiting.
 const PAUSE_OVERDUE: Duration = Duration::from_secs(5 * 60);
 
-/// Keeps an event that came at `now`, with what has come of it. One that is there already stays as it is: that happens
-/// only where the policy gives event ids no effect.
+/// Stores an event that was received at `now`, with its outcome. An event that is stored already stays as it
+/// is; that happens only if the policy gives event ids no effect.
 pub fn insert(
     conn: &mut PgConnection,
     event_id: &str,
@@ -62,19 +62,19 @@ pub fn insert(
 /// A stored event that is locked until the transaction ends.
 #[derive(Clone, Debug, Queryable)]
 pub struct Kept {
-    /// Ours.
+    /// Our id.
     pub id: AcquirerEventId,
-    /// The processor's.
+    /// The processor's id.
     pub event_id: String,
-    /// As it came.
+    /// Body as received.
     pub body: Vec<u8>,
-    /// What has come of it so far.
+    /// State so far.
     pub state: String,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: i32,
-    /// Whether it has been called overdue.
+    /// Whether the event has been marked as overdue.
     pub is_overdue: bool,
-    /// The database's time.
+    /// Current time by the database's clock.
     pub now: DateTime<Utc>,
 }
 
@@ -89,25 +89,27 @@ macro_rules! kept {
     };
 }
 
-/// A parked event that is somebody's to try.
+/// A parked event that its caller must try.
 #[derive(Clone, Debug, Queryable)]
 pub struct Taken {
-    /// Ours.
+    /// Our id.
     pub id: AcquirerEventId,
-    /// The processor's.
+    /// The processor's id.
     pub event_id: String,
-    /// Its type.
+    /// Type of the event.
     pub kind: String,
-    /// What it waits for.
+    /// The reason why the event waits.
     pub detail: Option<String>,
-    /// Whether it has just now waited for too long.
+    /// Whether the event has just become overdue.
     pub becomes_overdue: bool,
 }
 
-/// Gives whoever asks the parked event that has been due for longest, for a while in which nobody else gets it. It's due again
-/// afterwards even if nothing is noted: whatever its handling ends in, the others have had their turn.
+/// Takes the parked event that has been due for longest, and keeps it from others for a while. Afterwards
+/// it's due again even without a recorded outcome, so however its handling ends, the others have had their
+/// turn.
 ///
-/// It's overdue from then on if it came longer than `overdue_after` ago. What another instance has locked is skipped.
+/// Marks the event as overdue if it was received longer than `overdue_after` ago. Skips events that another
+/// instance has locked.
 pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Option<Taken>, Error> {
     Ok(statement::<(SqlUuid, Text, Text, Nullable<Text>, Bool)>(
         "WITH due AS MATERIALIZED ( \
@@ -126,10 +128,11 @@ pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Opti
     .optional()?)
 }
 
-/// The parked events about an object other than the one that the processor calls `event_id`, in the order in which they came.
-/// What is being tried by somebody else is skipped, as whoever holds it may be waiting for what we hold.
+/// Locks the parked events about an object, in the order of receipt, except the one with the processor's id
+/// `event_id`. Skips events that others are trying: their holder may be waiting for our locks.
 ///
-/// That they are parked is told by `settled_at`: for `state` the planner may read the index of all that is parked.
+/// Recognizes parked events by `settled_at`: for `state`, the planner may read the index of all parked
+/// events.
 pub fn lock_parked(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -146,7 +149,7 @@ pub fn lock_parked(
     .load(conn)?)
 }
 
-/// An event by its id.
+/// Finds an event by its id and locks it.
 pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>, Error> {
     Ok(statement::<KeptSql>(kept!("WHERE id = {} FOR UPDATE"))
         .bind::<SqlUuid, _>(id)
@@ -154,7 +157,7 @@ pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>
         .optional()?)
 }
 
-/// Notes what has come of another try. What was applied once stays so when it's found to be so.
+/// Stores the outcome of another attempt. An applied event stays applied if the attempt finds it so.
 pub fn note(conn: &mut PgConnection, kept: &Kept, outcome: &Outcome) -> Result<(), Error> {
     statement::<()>(
         "UPDATE acquirer_events e SET \
@@ -182,7 +185,7 @@ fn pause_after(kept: &Kept) -> Duration {
     crate::base::time::backoff(PAUSE_MIN, u32::try_from(kept.attempts).unwrap_or(0), longest)
 }
 
-/// Deletes up to `batch` settled events that came longer ago than `keep`. Returns how many it were.
+/// Deletes up to `batch` settled events that were received longer than `keep` ago. Returns their number.
 pub fn prune(conn: &mut PgConnection, keep: Duration, batch: i32) -> Result<i64, Error> {
     Ok(statement::<BigInt>("SELECT acquirer_events_prune(make_interval(secs => {}), {})")
         .bind::<Double, _>(keep.as_secs_f64())
@@ -190,18 +193,18 @@ pub fn prune(conn: &mut PgConnection, keep: Duration, batch: i32) -> Result<i64,
         .get_result(conn)?)
 }
 
-/// Events that aren't settled.
+/// Numbers of unsettled events.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
-    /// They wait for what they are about.
+    /// Events that wait for their objects.
     pub parked: i64,
-    /// Of these, those that have waited for too long.
+    /// Those of them that have waited for too long.
     pub overdue: i64,
-    /// They contradict our books.
+    /// Events that contradict our books.
     pub contradicted: i64,
 }
 
-/// How many aren't settled.
+/// Counts unsettled events.
 pub fn count_open(conn: &mut PgConnection) -> Result<Open, Error> {
     let (parked, overdue, contradicted) = statement::<(BigInt, BigInt, BigInt)>(
         "SELECT count(*) FILTER (WHERE state = 'parked'), count(overdue_at), \

@@ -1,4 +1,4 @@
-//! Tries parked events again until what they are about is there, and forgets old ones.
+//! Retries parked events until their objects exist, and deletes old events.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,22 +19,22 @@ use super::events::{self, Outcome};
 use super::report;
 use super::store::{self, Kept, Taken};
 
-/// Events that are deleted at a time.
+/// Number of events deleted at a time.
 const PRUNE_BATCH: i32 = 500;
-/// How often it's looked for old ones, unless there are more.
+/// Pause between two searches for old events, unless there are more.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often what is parked is counted.
+/// Interval of the counts of parked events.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How events of the processor are treated.
+/// Treatment of the processor's events.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "acquirer_events")]
 pub struct Options {
-    /// How often each instance looks for events that have waited for what they are about, in milliseconds
+    /// Interval at which each instance retries events that wait for their objects, in milliseconds
     #[arg(long, alias = "acquirer-event-interval-ms", env = "ONCEPAY_PROCESSOR_EVENT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
     pub processor_event_interval_ms: u64,
 
-    /// How long an event may wait before that's an alarm, in seconds. It's tried on
+    /// Age at which a waiting event raises an alarm, in seconds. The service goes on retrying it
     #[arg(
         long,
         alias = "acquirer-event-overdue-after-s",
@@ -43,7 +43,7 @@ pub struct Options {
     )]
     pub processor_event_overdue_after_s: u32,
 
-    /// How long events are kept as they came, in days
+    /// Retention of events as received, in days
     #[arg(long, alias = "acquirer-event-retention-days", env = "ONCEPAY_PROCESSOR_EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
     pub processor_event_retention_days: u32,
 }
@@ -64,7 +64,7 @@ impl Options {
     }
 }
 
-/// Tries parked events; doesn't return.
+/// Retries parked events. Doesn't return.
 pub async fn keep_trying(db: Db, messages: Arc<dyn Messages>, options: Options, metrics: Arc<HostMetrics>) {
     let interval = Duration::from_millis(options.processor_event_interval_ms);
     loop {
@@ -75,8 +75,8 @@ pub async fn keep_trying(db: Db, messages: Arc<dyn Messages>, options: Options, 
     }
 }
 
-/// Counts what people have to know of; doesn't return. Apart from trying, which takes its time when much is parked: that's
-/// when the counts matter.
+/// Counts the events that people have to know of. Doesn't return. Runs apart from the retries, which take a
+/// while when many events are parked: that's when the counts matter.
 pub async fn keep_counting(
     db: Db,
     messages: Arc<dyn Messages>,
@@ -94,13 +94,13 @@ pub async fn keep_counting(
     }
 }
 
-/// Deletes old events; doesn't return.
+/// Deletes old events. Doesn't return.
 pub async fn keep_pruning(db: Db, options: Options) {
     let keep = options.retention();
     loop {
         let started = Instant::now();
         let pause = match db.run(move |conn| store::prune(conn, keep, PRUNE_BATCH)).await {
-            // As gentle as the reaper of idempotency keys: a share of the time, not all of it.
+            // As gentle as the reaper of idempotency keys: takes a share of the time, not all of it.
             Ok(deleted) if deleted == i64::from(PRUNE_BATCH) => started.elapsed() * 6,
             Ok(_) => PRUNE_INTERVAL,
             Err(error) => {
@@ -112,7 +112,7 @@ pub async fn keep_pruning(db: Db, options: Options) {
     }
 }
 
-/// Begins the counts that are alarms at 0, so that the first time is seen as an increase.
+/// Starts the alarm counters at 0, so that their first event shows as an increase.
 fn announce(messages: &dyn Messages, metrics: &HostMetrics) {
     for reason in Refusal::NAMES.into_iter().chain(["unreadable"]) {
         metrics.webhooks_refused.with_label_values(&[reason]);
@@ -122,7 +122,7 @@ fn announce(messages: &dyn Messages, metrics: &HostMetrics) {
     }
 }
 
-/// Tries what is due, one event per transaction.
+/// Retries the due events, one per transaction.
 async fn try_all(
     db: &Db,
     messages: &Arc<dyn Messages>,
@@ -139,7 +139,7 @@ async fn try_all(
         let tried = db
             .run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &*messages, &metrics)))
             .await;
-        // It's due again in a while.
+        // The event is due again in a while.
         if let Err(error) = tried {
             log::error!(event_id, kind; "a parked event couldn't be tried: {}", error.detailed());
         }
@@ -147,7 +147,7 @@ async fn try_all(
     Ok(())
 }
 
-/// Tries an event, unless it was settled meanwhile.
+/// Retries an event, unless it was settled meanwhile.
 fn try_parked(
     conn: &mut PgConnection,
     id: AcquirerEventId,
@@ -155,7 +155,7 @@ fn try_parked(
     metrics: &HostMetrics,
 ) -> Result<(), Error> {
     let Some(kept) = store::lock(conn, id)?.filter(|kept| kept.state == "parked") else { return Ok(()) };
-    // What fails is undone by itself, so that it's noted.
+    // A failure rolls back only the inner transaction, so that it can be recorded.
     let outcome = match conn.transaction(|conn| try_again(conn, &kept, messages, metrics)) {
         Ok(outcome) => outcome,
         Err(error) if is_passing(&error) => return Err(error),
@@ -168,7 +168,7 @@ fn try_parked(
     store::note(conn, &kept, &outcome)
 }
 
-/// Tries an event that is kept, and those that waited for it.
+/// Retries a stored event, and the events that waited for it.
 pub(super) fn try_again(
     conn: &mut PgConnection,
     kept: &Kept,
@@ -184,7 +184,8 @@ pub(super) fn try_again(
     Ok(outcome)
 }
 
-/// Applies the parked events that have waited for `event`, which has just been applied, and may be noted as parked still.
+/// Applies the parked events that have waited for `event`, which has just been applied and may still be
+/// stored as parked.
 pub(super) fn apply_awaiting(
     conn: &mut PgConnection,
     event_id: &str,
@@ -199,7 +200,7 @@ pub(super) fn apply_awaiting(
         return Ok(());
     };
     for kept in store::lock_parked(conn, merchant, object_id, event_id)? {
-        // What fails of it stays parked, and is no reason to refuse what has been applied.
+        // An event that fails here stays parked. It's no reason to refuse `event`.
         let applied = conn.transaction(|conn| {
             let waiting = events::parse(messages, &kept.body)?;
             let outcome = events::apply(&waiting, conn, kept.now)?;
@@ -218,7 +219,7 @@ pub(super) fn apply_awaiting(
     Ok(())
 }
 
-/// Whether the database was in the way, and not the event.
+/// Whether the database caused the failure, and not the event.
 fn is_passing(error: &Error) -> bool {
     matches!(error.failure(), Some(Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_)))
 }

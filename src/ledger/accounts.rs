@@ -1,24 +1,24 @@
 //! The accounts that a merchant can have.
 
-/// Kinds of accounts; each merchant has at most one of each per currency.
+/// Kinds of accounts. Each merchant has at most one of each per currency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccountKind {
-    /// Asset: what the acquirer owes us.
+    /// Asset: money that the processor owes us.
     AcquirerClearing,
-    /// Asset: what we hold.
+    /// Asset: money that we hold.
     Bank,
-    /// Liability: what we owe the merchant. Below zero only through a dispute.
+    /// Liability: money that we owe the merchant. Below zero only through a dispute.
     MerchantPayable,
-    /// Liability: on its way to the merchant's bank.
+    /// Liability: money on its way to the merchant's bank.
     PayoutsInTransit,
-    /// Liability: held back while a dispute is open.
+    /// Liability: money held back while a dispute is open.
     DisputesHeld,
     /// Income: our fees.
     FeeRevenue,
 }
 
 impl AccountKind {
-    /// All there are.
+    /// All kinds.
     pub const ALL: [Self; 6] = [
         Self::AcquirerClearing,
         Self::Bank,
@@ -28,7 +28,7 @@ impl AccountKind {
         Self::FeeRevenue,
     ];
 
-    /// Its name in the database and in the API.
+    /// Name in the database and in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AcquirerClearing => "acquirer_clearing",

@@ -1,7 +1,7 @@
-//! The ledger as a merchant may read it: accounts, postings, journal entries, balances, the trial balance.
+//! The ledger as a merchant reads it: accounts, postings, journal entries, balances, the trial balance.
 //!
-//! Amounts come as an accountant writes them: a posting is a debit or a credit, and a balance has the sign of
-//! the account's normal side, so that what we owe a merchant is positive.
+//! Amounts follow accounting conventions: a posting is a debit or a credit, and a balance has the sign of the
+//! account's normal side, so that a debt to a merchant is positive.
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use chrono::{DateTime, Utc};
@@ -22,17 +22,17 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::lists::{Cursor, List, Page, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// On which side of an account a number stands.
+/// Side of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
-    /// Left: what comes to an asset.
+    /// Left: increases an asset.
     Debit,
-    /// Right: what comes to a liability or an income.
+    /// Right: increases a liability or an income.
     Credit,
 }
 
-/// The side on which a kind of account grows.
+/// The side on which an account of this kind grows.
 fn normal_side(kind: &str) -> Side {
     match kind {
         "acquirer_clearing" | "bank" => Side::Debit,
@@ -40,7 +40,7 @@ fn normal_side(kind: &str) -> Side {
     }
 }
 
-/// `balance`, debits positive, as a number of the account's normal side.
+/// Converts `balance`, debits positive, to a number on the account's normal side.
 fn on_normal_side(kind: &str, balance: Decimal) -> Decimal {
     match normal_side(kind) {
         Side::Debit => balance,
@@ -57,15 +57,16 @@ pub struct Account {
     /// Always `ledger_account`.
     #[schema(example = "ledger_account")]
     object: &'static str,
-    /// `acquirer_clearing`, `bank`, `merchant_payable`, `payouts_in_transit`, `disputes_held` or `fee_revenue`.
+    /// Kind of the account: `acquirer_clearing`, `bank`, `merchant_payable`, `payouts_in_transit`,
+    /// `disputes_held` or `fee_revenue`.
     #[schema(example = "merchant_payable")]
     kind: String,
     /// ISO 4217 code.
     #[schema(example = "USD")]
     currency: String,
-    /// The side on which it grows.
+    /// Side on which the account grows.
     normal_side: Side,
-    /// When something was first posted to it.
+    /// Time of the first posting to the account.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
 }
@@ -106,7 +107,7 @@ problems!(ListAccountsProblems, listing:);
 
 /// List ledger accounts
 ///
-/// Newest first. An account is made when something is first posted to it.
+/// Newest first. The first posting to an account creates it.
 #[utoipa::path(
     operation_id = "ledger.accounts.list",
     tag = "Ledger",
@@ -136,7 +137,7 @@ problems!(GetAccountProblems, reading: AccountNotFound);
 
 /// Retrieve a ledger account
 ///
-/// Its balance and its postings are found below it.
+/// The account's balance and postings have paths below this one.
 #[utoipa::path(
     operation_id = "ledger.accounts.get",
     tag = "Ledger",
@@ -156,13 +157,13 @@ pub async fn get_account(
 /// One line of a journal entry.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Posting {
-    /// The entry's id and the line in it.
+    /// Id of the entry and the number of the line.
     #[schema(example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b.1")]
     pub(crate) id: String,
-    /// The entry.
+    /// Id of the entry.
     #[schema(value_type = String, example = "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub(crate) entry_id: JournalEntryId,
-    /// The account.
+    /// Id of the account.
     #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub(crate) account_id: AccountId,
     /// Kind of the account.
@@ -170,13 +171,13 @@ pub struct Posting {
     pub(crate) account_kind: String,
     /// Debit or credit.
     pub(crate) side: Side,
-    /// Positive, at the currency's scale.
+    /// Positive amount, at the currency's scale.
     #[schema(example = "11.84")]
     pub(crate) amount: String,
     /// ISO 4217 code.
     #[schema(example = "USD")]
     pub(crate) currency: String,
-    /// When it was posted.
+    /// Time of the posting.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     pub(crate) created_at: Timestamp,
 }
@@ -212,7 +213,7 @@ fn posting(
     })
 }
 
-/// Where a page of postings starts: entry and line.
+/// Start of a page of postings: entry and line.
 #[derive(Clone, Copy)]
 struct PostingKey(JournalEntryId, i16);
 
@@ -247,7 +248,7 @@ pub async fn list_postings(
         .run_retrying(move |conn| {
             let account = AccountRow::find(conn, merchant.0, &id)?;
             let (sql, PostingKey(entry, line)) = match page.cursor {
-                // Above every entry that there can be.
+                // Greater than every possible entry.
                 Cursor::Newest => (OLDER_POSTINGS, PostingKey(JournalEntryId(uuid::Uuid::max()), 0)),
                 Cursor::After(key) => (OLDER_POSTINGS, key),
                 Cursor::Before(key) => (NEWER_POSTINGS, key),
@@ -278,16 +279,16 @@ const NEWER_POSTINGS: &str = postings_where!(
 /// The balance of an account.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AccountBalance {
-    /// The account.
+    /// Id of the account.
     #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     account_id: AccountId,
-    /// At the currency's scale; positive on the account's normal side.
+    /// Balance at the currency's scale, positive on the account's normal side.
     #[schema(example = "118.20")]
     balance: String,
     /// ISO 4217 code.
     #[schema(example = "USD")]
     currency: String,
-    /// The time that it's of, if one was asked for.
+    /// Time of the balance, if the request named one.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     at: Option<Timestamp>,
 }
@@ -296,7 +297,7 @@ problems!(GetBalanceProblems, listing: AccountNotFound);
 
 /// Retrieve the balance of an account
 ///
-/// Now, or at a time: everything that was posted up to and including it.
+/// Returns the current balance, or the balance at a time, which includes postings at exactly that time.
 #[utoipa::path(
     operation_id = "ledger.accounts.balance.get",
     tag = "Ledger",
@@ -350,20 +351,20 @@ pub struct Entry {
     /// Always `journal_entry`.
     #[schema(example = "journal_entry")]
     object: &'static str,
-    /// What it records; a source is posted once.
+    /// Source of the entry, the change that it records. A source is posted once.
     #[schema(example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")]
     pub(crate) source: String,
-    /// When it was posted.
+    /// Time of the posting.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     pub(crate) created_at: Timestamp,
-    /// Its lines.
+    /// Lines of the entry.
     pub(crate) postings: Vec<Posting>,
 }
 
 /// An entry without its postings: id, source, time.
 type EntryRow = (JournalEntryId, String, DateTime<Utc>);
 
-/// Adds their postings to entries.
+/// Adds the postings to their entries.
 fn with_postings(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -389,11 +390,11 @@ problems!(ListEntriesProblems, listing:);
 
 /// List journal entries
 ///
-/// Newest first, all of them or the one of a source.
+/// Newest first. Lists all entries, or the one of a source.
 #[utoipa::path(
     operation_id = "ledger.journal_entries.list",
     tag = "Ledger",
-    params(("source" = Option<String>, Query, description = "What the entry records", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
+    params(("source" = Option<String>, Query, description = "Source of the entry", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
     responses((status = 200, description = "A page of entries.", body = List<Entry>), ListEntriesProblems),
 )]
 #[get("/v1/ledger/journal-entries")]
@@ -409,7 +410,7 @@ pub async fn list_entries(
     Ok(HttpResponse::Ok().json(entries))
 }
 
-/// A page of a merchant's journal, newest first.
+/// Reads a page of a merchant's journal, newest first.
 pub fn entries(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -431,7 +432,7 @@ problems!(GetEntryProblems, reading: JournalEntryNotFound);
 
 /// Retrieve a journal entry
 ///
-/// With its postings. Entries never change.
+/// Includes the entry's postings. Entries never change.
 #[utoipa::path(
     operation_id = "ledger.journal_entries.get",
     tag = "Ledger",
@@ -460,39 +461,39 @@ pub async fn get_entry(
     Ok(HttpResponse::Ok().json(entry))
 }
 
-/// All accounts with their balances in two columns, which are equal in sum.
+/// All accounts with their balances in two columns of equal sums.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TrialBalance {
-    /// The time that it's of, if one was asked for.
+    /// Time of the balances, if the request named one.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     at: Option<Timestamp>,
-    /// A line per account.
+    /// One line per account.
     accounts: Vec<TrialBalanceLine>,
-    /// A line per currency: the sums of the columns.
+    /// One line per currency, with the sums of the columns.
     totals: Vec<TrialBalanceTotal>,
 }
 
 /// An account in the trial balance.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TrialBalanceLine {
-    /// The account.
+    /// Id of the account.
     #[schema(value_type = String, example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     account_id: AccountId,
-    /// Its kind.
+    /// Kind of the account.
     #[schema(example = "merchant_payable")]
     kind: String,
     /// ISO 4217 code.
     #[schema(example = "USD")]
     currency: String,
-    /// The balance, if it is on the debit side; else zero.
+    /// Balance, if it is on the debit side; otherwise zero.
     #[schema(example = "0.00")]
     debit: String,
-    /// The balance, if it is on the credit side; else zero.
+    /// Balance, if it is on the credit side; otherwise zero.
     #[schema(example = "118.20")]
     credit: String,
 }
 
-/// The columns' sums in a currency.
+/// The column sums of a currency.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TrialBalanceTotal {
     /// ISO 4217 code.
@@ -501,7 +502,7 @@ pub struct TrialBalanceTotal {
     /// Sum of the debit column.
     #[schema(example = "120.00")]
     debit: String,
-    /// Sum of the credit column: the same.
+    /// Sum of the credit column, equal to that of the debit column.
     #[schema(example = "120.00")]
     credit: String,
 }
@@ -510,8 +511,8 @@ problems!(GetTrialBalanceProblems, listing:);
 
 /// Retrieve the trial balance
 ///
-/// Every account with its balance on the debit or the credit side, now or at a time. The sums of the two
-/// columns are equal at every time, since all postings of an entry have the same.
+/// Lists every account with its balance on the debit or the credit side, now or at a time. The sums of the
+/// two columns are equal at every time, since all postings of an entry have the same time.
 #[utoipa::path(
     operation_id = "ledger.trial_balance.get",
     tag = "Ledger",
@@ -534,7 +535,7 @@ fn trial_balance(
     merchant: MerchantId,
     at: Option<DateTime<Utc>>,
 ) -> Result<TrialBalance, Error> {
-    // One statement either way, so that all accounts are seen in the same snapshot.
+    // One statement in both cases, so that it reads all accounts from the same snapshot.
     let query = match at {
         None => statement::<(SqlUuid, Text, Text, Numeric)>(
             "SELECT id, kind, currency, ledger_balance(merchant_id, id) FROM ledger_accounts \

@@ -1,4 +1,4 @@
-//! Balances, and the checkpoints that keep reading them cheap.
+//! Balances of accounts.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
@@ -11,7 +11,7 @@ use crate::storage::sql::statement;
 
 use super::AccountKind;
 
-/// The balance of one account, debits positive; zero if it was never posted to. Locks nothing.
+/// Reads the balance of one account, debits positive; zero if it was never posted to. Takes no locks.
 pub fn balance(
     conn: &mut PgConnection,
     merchant: MerchantId,

@@ -1,4 +1,4 @@
-//! Checkpoints, which keep reading balances cheap.
+//! Checkpoints, which make balances cheap to read.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::storage::db::Db;
 use crate::storage::schema::ledger_accounts;
 use crate::storage::sql::statement;
 
-/// Moves the checkpoints of a merchant's accounts as far as is safe: up to the oldest transaction that
-/// is still running, since that one may yet commit postings. Safe to run at any time, by anybody, any
-/// number of times. Locks the checkpoint rows, for which neither postings nor reads wait.
+/// Advances the checkpoints of a merchant's accounts as far as is safe: up to the oldest transaction that is
+/// still running, since it may yet commit postings. Safe to run at any time, by anybody, any number of times.
+/// Locks the checkpoint rows, for which neither postings nor reads wait.
 pub fn roll_up(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Error> {
     let accounts = ledger_accounts::table
         .filter(ledger_accounts::merchant_id.eq(merchant))
@@ -34,12 +34,12 @@ fn roll_up_account(conn: &mut PgConnection, merchant: MerchantId, account: Accou
     Ok(())
 }
 
-/// Postings after its checkpoint from which on an account is worth rolling up: summing them up takes about
-/// as long as the rest of a balance read.
+/// Number of postings after its checkpoint that makes an account due: adding them up takes about as long as
+/// the rest of a balance read.
 const DUE_POSTINGS: i64 = 500;
 
-/// Rolls up whatever is due, of all merchants; returns how many accounts that was. Each account is a
-/// transaction of its own, so a crash loses nothing but the rest of the work.
+/// Rolls up all due accounts, of all merchants. Returns their number. Each account is a transaction of its
+/// own, so a crash loses only the rest of the work.
 pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
     let due = statement::<(SqlUuid, SqlUuid)>(
         "SELECT a.merchant_id, a.id FROM ledger_accounts a \
@@ -57,7 +57,7 @@ pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
     Ok(due.len())
 }
 
-/// Rolls up what is due, again and again. Any number of instances may do so at the same time.
+/// Rolls up due accounts, again and again. Any number of instances may do so at the same time.
 pub async fn keep_rolling_up(db: Db, interval: Duration) {
     loop {
         // Jittered, so that instances that were started together spread out.

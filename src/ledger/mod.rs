@@ -1,18 +1,18 @@
-//! The double-entry ledger: what is owed to whom, and why.
+//! The double-entry ledger: debts, and the reasons for them.
 //!
 //! Every account belongs to one merchant and one currency. Every event that moves money is one journal
 //! entry, whose postings sum to zero, and which is posted once per *source* (such as `ch_…:capture`).
 //! Entries and postings are never changed or deleted.
 //!
 //! The *database* guards all of that: the service's role can't write the tables, only call the function
-//! `ledger_post`, which checks each rule (see the migration that creates it). This module is the
-//! service's side of it.
+//! `ledger_post`, which checks each rule (see the migration that creates it). This module is the service's
+//! side of it.
 //!
 //! # Balances
 //!
 //! No balance is stored as a number that each posting updates: such a row would make all charges of a
 //! merchant wait for each other. A balance is the account's checkpoint plus the postings after it. Only
-//! what could overdraw an account locks it.
+//! entries that could overdraw an account lock it.
 
 mod accounts;
 pub mod api;
@@ -43,22 +43,22 @@ pub struct JournalEntry {
 }
 
 impl JournalEntry {
-    /// An entry for `source`, without lines yet.
+    /// Starts an entry for `source`, without lines.
     pub fn new(source: impl Into<String>) -> Self {
         Self { source: source.into(), kinds: Vec::new(), currencies: Vec::new(), amounts: Vec::new() }
     }
 
-    /// Adds a debit. A line of zero is left out.
+    /// Adds a debit. Omits a line of zero.
     pub fn debit(self, account: AccountKind, money: Money) -> Self {
         self.line(account, money, money.amount())
     }
 
-    /// Adds a credit. A line of zero is left out.
+    /// Adds a credit. Omits a line of zero.
     pub fn credit(self, account: AccountKind, money: Money) -> Self {
         self.line(account, money, -money.amount())
     }
 
-    /// The entry as the arguments of `ledger_post` by name: for a statement that posts many.
+    /// The entry as named arguments of `ledger_post`, for a statement that posts many.
     pub fn to_json(&self) -> serde_json::Value {
         json!({
             "source": self.source,
@@ -78,9 +78,10 @@ impl JournalEntry {
     }
 }
 
-/// Sets `money` of the merchant's payable balance aside for the entry of `source`, until that is posted.
+/// Sets `money` of the merchant's payable balance aside for the entry of `source`, until that entry is
+/// posted.
 ///
-/// Errors: `insufficient_balance` when the balance less what is set aside already doesn't cover it.
+/// Errors: `insufficient_balance` if the balance, less the amounts set aside already, doesn't cover it.
 ///
 /// Locks: the merchant's `merchant_payable` account in that currency.
 pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: Money) -> Result<(), Error> {
@@ -97,10 +98,10 @@ pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: 
     Ok(())
 }
 
-/// Posts `entry`, using up what was set aside for its source.
+/// Posts `entry`, and uses up the amount set aside for its source.
 ///
-/// Errors: `internal` if the entry breaks a rule of the ledger (unbalanced, source posted before): for
-/// the entries posted so far that would be a bug of ours.
+/// Errors: `internal` if the entry breaks a rule of the ledger (unbalanced, source posted before). For all
+/// present entries that would be our bug.
 ///
 /// Locks: those of the function `ledger_post`: none, unless the entry debits `merchant_payable`.
 pub fn post(conn: &mut PgConnection, merchant: MerchantId, entry: &JournalEntry) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! What a merchant has.
+//! A merchant's balance.
 
 use actix_web::{HttpResponse, get, web};
 use diesel::prelude::*;
@@ -15,24 +15,25 @@ use crate::storage::sql::statement;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::problems::problems;
 
-/// What a merchant has, per currency.
+/// Balance of a merchant, per currency.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Balance {
-    /// One entry per currency in which there has been anything, by code.
+    /// One entry per currency with any movement, sorted by code.
     pub balances: Vec<CurrencyBalance>,
 }
 
-/// What a merchant has in one currency.
+/// Balance of a merchant in one currency.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CurrencyBalance {
     /// ISO 4217 code.
     #[schema(value_type = String, example = "USD")]
     pub currency: Currency,
-    /// There to pay out or refund from: captured, less fees, refunds, disputes and payouts, those under way
-    /// included. Negative only after a dispute.
+    /// Available for payouts and refunds: captured, less fees, refunds, disputes and payouts, including those
+    /// under way. Negative only after a dispute.
     #[schema(example = "118.20")]
     pub available: String,
-    /// Authorized and not captured yet, or still processing, before fees. In no journal entry, since no money has moved.
+    /// Authorized and not captured yet, or still processing, before fees. Not in any journal entry, since no
+    /// money has moved.
     #[schema(example = "40.00")]
     pub pending: String,
     /// In payouts that haven't arrived yet.
@@ -40,7 +41,7 @@ pub struct CurrencyBalance {
     pub in_transit: String,
 }
 
-/// All balances of a merchant, from one snapshot. Locks nothing.
+/// Reads all balances of a merchant from one snapshot. Takes no locks.
 pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance, Error> {
     let rows = statement::<(Text, Numeric, Numeric, Numeric)>(
         "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
@@ -60,8 +61,8 @@ pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance
     let balances = rows
         .into_iter()
         .filter_map(|(code, available, pending, in_transit)| {
-            // The database knows the form of a code, not which there are. What somebody posted by hand in
-            // one that doesn't exist must not hide the rest.
+            // The database checks the form of a currency code, not its existence. A manual posting in a
+            // currency that doesn't exist must not hide the others.
             let Ok(currency) = code.parse::<Currency>() else {
                 log::error!("{merchant} has postings in {code}, which is no currency");
                 return None;
@@ -81,13 +82,13 @@ problems!(GetProblems, reading:);
 
 /// Retrieve the balance
 ///
-/// What the merchant has in each currency, computed from the ledger's postings. A charge counts from the
-/// moment that it was answered.
+/// Returns the merchant's balance in each currency, computed from the ledger's postings. A charge counts from
+/// the moment that its request is answered.
 #[utoipa::path(
     operation_id = "balance.get",
     tag = "Balance",
     responses(
-        (status = 200, description = "The balance now.", body = Balance, example = json!({
+        (status = 200, description = "The current balance.", body = Balance, example = json!({
             "balances": [{"currency": "USD", "available": "118.20", "pending": "40.00", "in_transit": "0.00"}]
         })),
         GetProblems

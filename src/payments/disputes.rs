@@ -3,11 +3,11 @@
 //! | from | to | journal entry | charge |
 //! |---|---|---|---|
 //! | – | `open` | `merchant_payable` to `disputes_held` | becomes `disputed` |
-//! | `open` | `won` | `disputes_held` to `merchant_payable` | is again what it was |
+//! | `open` | `won` | `disputes_held` to `merchant_payable` | returns to its earlier status |
 //! | `open` | `lost` | `disputes_held` to `acquirer_clearing` | stays `disputed` |
 //!
-//! They are opened and closed by the acquirer's word. A dispute takes the money whether the balance covers it
-//! or not: it's the one way in which a merchant comes to owe us.
+//! The processor's notices open and close disputes. A dispute takes the money whether or not the balance
+//! covers it: it's the only way in which a merchant comes to owe us.
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use chrono::{DateTime, Utc};
@@ -48,25 +48,25 @@ pub struct Dispute {
     /// Always `dispute`.
     #[schema(example = "dispute")]
     object: &'static str,
-    /// The charge that is contested.
+    /// Id of the contested charge.
     #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     charge_id: ChargeId,
     /// `open`, then `won` or `lost` from the merchant's point of view.
     #[schema(example = "open")]
     status: String,
-    /// What is contested, at the currency's scale.
+    /// Contested amount, at the currency's scale.
     #[schema(example = "12.50")]
     amount: String,
     /// ISO 4217 code.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
-    /// What the customer says.
+    /// The customer's reason.
     #[schema(example = "fraudulent")]
     reason: Option<String>,
-    /// When it was opened.
+    /// Time at which the dispute was opened.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it was won or lost.
+    /// Time at which the dispute was won or lost.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     closed_at: Option<Timestamp>,
 }
@@ -96,7 +96,7 @@ impl DisputeRow {
             .ok_or(Error::DisputeNotFound)
     }
 
-    /// The dispute that the acquirer calls `acquirer_id`.
+    /// Finds the dispute with the processor's id `acquirer_id`.
     fn known_as(
         conn: &mut PgConnection,
         merchant: MerchantId,
@@ -133,7 +133,8 @@ impl DisputeRow {
     }
 }
 
-/// Opens the dispute that the acquirer calls `acquirer_id`, over all of a charge that is captured and not refunded.
+/// Opens the dispute with the processor's id `acquirer_id`, over all of a charge that is captured and not
+/// refunded.
 ///
 /// Errors: `charge_not_found`.
 ///
@@ -204,20 +205,20 @@ fn is_any_open(conn: &mut PgConnection, merchant: MerchantId, charge_id: ChargeI
     Ok(diesel::select(diesel::dsl::exists(open)).get_result(conn)?)
 }
 
-/// How a dispute ended for the merchant.
+/// Outcome of a dispute for the merchant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The money goes back to the merchant.
     Won,
-    /// The customer gets it.
+    /// The money goes to the customer.
     Lost,
 }
 
-/// Closes the dispute of a charge that the acquirer calls `acquirer_id`.
+/// Closes the charge's dispute with the processor's id `acquirer_id`.
 ///
 /// Errors: `charge_not_found`.
 ///
-/// Locks: the charge, which all that changes its disputes locks first.
+/// Locks: the charge. Every change of its disputes locks the charge first.
 pub fn close(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -265,12 +266,12 @@ problems!(GetProblems, reading: DisputeNotFound);
 
 /// Retrieve a dispute
 ///
-/// Disputes are opened and closed by the acquirer.
+/// The processor's notices open and close disputes.
 #[utoipa::path(
     operation_id = "disputes.get",
     tag = "Disputes",
     params(("id" = String, Path, description = "Id of the dispute", example = "dp_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The dispute as it is now.", body = Dispute), GetProblems),
+    responses((status = 200, description = "The dispute's current state.", body = Dispute), GetProblems),
 )]
 #[get("/v1/disputes/{id}")]
 pub async fn get(
@@ -287,7 +288,7 @@ problems!(ListProblems, listing:);
 
 /// List disputes
 ///
-/// Newest first, of all charges or of one.
+/// Newest first. Lists the disputes of all charges, or of one.
 #[utoipa::path(
     operation_id = "disputes.list",
     tag = "Disputes",

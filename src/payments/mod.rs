@@ -1,4 +1,4 @@
-//! The domain: a resource each, with its states, types, handlers and rules.
+//! The domain: one module per resource, with its states, types, handlers and rules.
 
 pub mod balance;
 pub mod charges;

@@ -2,10 +2,10 @@
 //!
 //! | from | to | by | journal entry |
 //! |---|---|---|---|
-//! | – | `pending` | the claim: the amount is held in the ledger | |
-//! | `pending` | `in_transit` | the processor has taken it | `merchant_payable` to `payouts_in_transit` |
-//! | `in_transit` | `paid` | it arrived ([`settle`]) | `payouts_in_transit` to `bank` |
-//! | `in_transit` | `failed` | it came back ([`settle`]) | `payouts_in_transit` to `merchant_payable` |
+//! | – | `pending` | the claim, which holds the amount in the ledger | |
+//! | `pending` | `in_transit` | the processor's acceptance | `merchant_payable` to `payouts_in_transit` |
+//! | `in_transit` | `paid` | its arrival ([`settle`]) | `payouts_in_transit` to `bank` |
+//! | `in_transit` | `failed` | its return ([`settle`]) | `payouts_in_transit` to `merchant_payable` |
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -34,10 +34,10 @@ use crate::web::fields::{Fields, Metadata};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// Most characters of `destination`.
+/// Maximum number of characters in `destination`.
 const DESTINATION_MAX: usize = 255;
 
-/// Payouts, as a kind of resource.
+/// Payouts, as a resource kind.
 pub static PAYOUT: ResourceKind =
     ResourceKind::new("payout", PayoutId::PREFIX, "payouts", "/v1/payouts/{id}");
 
@@ -61,25 +61,25 @@ pub struct Payout {
     /// Always `payout`.
     #[schema(example = "payout")]
     object: &'static str,
-    /// `pending` while the processor is being asked, `in_transit`, then `paid` or `failed`.
+    /// `pending` until the processor accepts the payout, then `in_transit`, then `paid` or `failed`.
     #[schema(example = "in_transit")]
     status: String,
-    /// At the currency's scale.
+    /// Amount, at the currency's scale.
     #[schema(example = "100.00")]
     amount: String,
     /// ISO 4217 code.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
-    /// Where it goes.
+    /// Name of the bank account that receives the money.
     #[schema(example = "ba_main")]
     destination: String,
     /// Free-form entries.
     #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({}))]
     metadata: Metadata,
-    /// When it was first asked for.
+    /// Time of the first request for the payout.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it arrived or failed.
+    /// Time at which the payout arrived or failed.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     settled_at: Option<Timestamp>,
 }
@@ -122,7 +122,7 @@ impl PayoutRow {
         Ok(Money::from_stored(self.amount, self.currency.parse().map_err(Error::internal)?))
     }
 
-    /// Writes the state, and the event that tells of it.
+    /// Writes the state and its event.
     fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Payout, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         diesel::update(payouts::table.find((merchant, id)))
@@ -154,15 +154,15 @@ impl PayoutRow {
 #[schema(example = json!({"amount": "100.00", "currency": "USD", "destination": "ba_main"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreatePayout {
-    /// Decimal string with at most as many decimals as the currency has and 12 digits before the point,
-    /// greater than zero.
+    /// Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
+    /// before the point.
     #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "100.00")]
     amount: Money,
     /// ISO 4217 code in upper case.
     #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
-    /// Where it goes: your name for the merchant's bank account.
+    /// Your name for the bank account of the merchant that receives the money.
     #[schema(min_length = 1, max_length = 255)]
     destination: String,
     /// Up to 50 entries, names up to 40 and values up to 500 characters.
@@ -192,8 +192,8 @@ impl ExternalOperation for CreatePayout {
     type Reservation = ();
     type Outcome = ();
 
-    /// Holds the amount in the ledger, so that nothing else can use it while the processor is being asked.
-    /// Errors: `insufficient_balance`.
+    /// Holds the amount in the ledger, so that nothing else can use it during the processor call. Errors:
+    /// `insufficient_balance`.
     ///
     /// Locks: the merchant's `merchant_payable` account.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
@@ -245,16 +245,16 @@ impl ExternalOperation for CreatePayout {
     }
 }
 
-/// What became of a payout.
+/// Outcome of a payout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It arrived.
+    /// The payout arrived.
     Paid,
-    /// It came back.
+    /// The payout came back.
     Failed,
 }
 
-/// Settles a payout that is in transit, by the acquirer's word.
+/// Settles a payout that is in transit, on the processor's notice.
 ///
 /// Errors: `payout_not_found`.
 ///
@@ -291,8 +291,8 @@ problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, O
 
 /// Create a payout
 ///
-/// Sends available balance to the merchant's bank. It is `in_transit` until the acquirer tells that it arrived
-/// or failed. However many are asked for at the same time, the balance is never overdrawn.
+/// Sends available balance to the merchant's bank. The payout is `in_transit` until the processor reports
+/// that it arrived or failed. Any number of concurrent payouts never overdraw the balance.
 #[utoipa::path(
     operation_id = "payouts.create",
     tag = "Payouts",
@@ -315,12 +315,12 @@ problems!(GetProblems, reading: PayoutNotFound);
 
 /// Retrieve a payout
 ///
-/// A payout that the processor is still being asked for is `pending`.
+/// A payout is `pending` until the processor has accepted it.
 #[utoipa::path(
     operation_id = "payouts.get",
     tag = "Payouts",
     params(("id" = String, Path, description = "Id of the payout", example = "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The payout as it is now.", body = Payout), GetProblems),
+    responses((status = 200, description = "The payout's current state.", body = Payout), GetProblems),
 )]
 #[get("/v1/payouts/{id}")]
 pub async fn get(

@@ -2,13 +2,14 @@
 //!
 //! | from | to | by |
 //! |---|---|---|
-//! | – | `pending` | the claim: the amount is reserved in the charge and held in the ledger |
-//! | `pending` | `succeeded` | the processor has done it |
-//! | `succeeded` | `failed` | it came back, by the acquirer's word ([`fail`]) |
+//! | – | `pending` | the claim, which reserves the amount in the charge and holds it in the ledger |
+//! | `pending` | `succeeded` | the processor's success |
+//! | `succeeded` | `failed` | its return, on the processor's notice ([`fail`]) |
 //!
-//! A client never sees `pending` in an answer, since it gets one when the refund has succeeded; a list shows
-//! it. The ledger's entry debits `merchant_payable` and credits `acquirer_clearing`; a refund that came back is undone by
-//! the opposite entry, and what it had refunded of the charge can be refunded again. The fee of the charge isn't returned.
+//! A client never sees `pending` in an answer to its request, since the answer waits for the success; a list
+//! shows it. The journal entry debits `merchant_payable` and credits `acquirer_clearing`. If a refund comes
+//! back, the opposite entry reverses it, and the amount can be refunded again. The charge's fee isn't
+//! returned.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -38,7 +39,7 @@ use crate::web::fields::{Fields, Metadata, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// Refunds, as a kind of resource.
+/// Refunds, as a resource kind.
 pub static REFUND: ResourceKind =
     ResourceKind::new("refund", RefundId::PREFIX, "refunds", "/v1/refunds/{id}");
 
@@ -60,16 +61,16 @@ pub struct Refund {
     /// Always `refund`.
     #[schema(example = "refund")]
     object: &'static str,
-    /// The charge that it's of.
+    /// Id of the refunded charge.
     #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     charge_id: ChargeId,
-    /// `pending` while the processor is being asked, then `succeeded`; `failed` if it came back.
+    /// `pending` until the processor has made the refund, then `succeeded`; `failed` if the money came back.
     #[schema(example = "succeeded")]
     status: String,
-    /// At the currency's scale.
+    /// Amount, at the currency's scale.
     #[schema(example = "5.00")]
     amount: String,
-    /// ISO 4217 code; that of the charge.
+    /// ISO 4217 code, that of the charge.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
     /// Free text.
@@ -78,10 +79,10 @@ pub struct Refund {
     /// Free-form entries.
     #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({}))]
     metadata: Metadata,
-    /// When it was first asked for.
+    /// Time of the first request for the refund.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it came back.
+    /// Time at which the money came back.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     failed_at: Option<Timestamp>,
 }
@@ -111,7 +112,7 @@ impl RefundRow {
             .ok_or(Error::RefundNotFound)
     }
 
-    /// Writes the state, and the event that tells of it.
+    /// Writes the state and its event.
     fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Refund, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         diesel::update(refunds::table.find((merchant, id)))
@@ -144,10 +145,10 @@ impl RefundRow {
 #[schema(example = json!({"charge_id": "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "amount": "5.00"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateRefund {
-    /// The charge to refund.
+    /// Id of the charge to refund.
     #[schema(value_type = String)]
     charge_id: Option<ChargeId>,
-    /// Decimal string in the charge's currency; by default all that is left.
+    /// Decimal string in the charge's currency. Default: the whole remaining amount.
     #[schema(value_type = Option<String>, example = "5.00")]
     amount: Option<PlainAmount>,
     /// Free text.
@@ -175,7 +176,7 @@ impl Operation for CreateRefund {
     }
 }
 
-/// What an attempt needs to know.
+/// Data that an attempt needs.
 pub struct Reservation {
     authorization_id: String,
     amount: Money,
@@ -187,7 +188,7 @@ impl ExternalOperation for CreateRefund {
     type Outcome = ();
 
     /// Reserves the amount in the charge and holds it in the ledger, so that neither other refunds nor
-    /// payouts can use it while the processor is being asked.
+    /// payouts can use it during the processor call.
     ///
     /// Errors, in the order checked: `charge_not_found`, `charge_not_refundable`, `validation_failed`
     /// (decimals), `refund_exceeds_captured`, `insufficient_balance`.
@@ -263,7 +264,7 @@ impl ExternalOperation for CreateRefund {
 
         charge.amount_refund_pending -= row.amount;
         charge.amount_refunded += row.amount;
-        // A dispute that was opened meanwhile stays one.
+        // A dispute that was opened in the meantime stays open.
         if charge.status()? != ChargeStatus::Disputed {
             charge.set_captured_status();
         }
@@ -276,11 +277,11 @@ impl ExternalOperation for CreateRefund {
     }
 }
 
-/// Undoes a refund that came back, by the acquirer's word.
+/// Reverses a refund that came back, on the processor's notice.
 ///
 /// Errors: `refund_not_found`.
 ///
-/// Locks: the charge, which all that changes its refunds locks first.
+/// Locks: the charge. Every change of its refunds locks the charge first.
 pub fn fail(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -289,7 +290,7 @@ pub fn fail(
 ) -> Result<NoticeEffect, Error> {
     let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    // Again, now that nobody else can be changing it.
+    // Reads it again, now that the lock keeps others from changing it.
     let mut row = RefundRow::find(conn, merchant, id)?;
     match row.status.as_str() {
         SUCCEEDED => {}
@@ -320,15 +321,15 @@ problems!(
 
 /// Create a refund
 ///
-/// Returns part of a charge, or all that is left of it, to the customer. There can be many per charge;
-/// together they never exceed what was captured, however many are asked for at the same time. The money
-/// comes from the merchant's available balance; the fee of the charge isn't returned.
+/// Returns part of a charge, or its whole remaining amount, to the customer. A charge can have many refunds;
+/// any number of concurrent ones never exceed the captured amount together. The money comes from the
+/// merchant's available balance. The charge's fee isn't returned.
 #[utoipa::path(
     operation_id = "refunds.create",
     tag = "Refunds",
     request_body = CreateRefund,
     responses(
-        (status = 201, description = "The refund was made.", body = Refund,
+        (status = 201, description = "The refund was created.", body = Refund,
             headers(("Location" = String, description = "Path of the refund"))),
         CreateProblems
     ),
@@ -345,12 +346,12 @@ problems!(GetProblems, reading: RefundNotFound);
 
 /// Retrieve a refund
 ///
-/// A refund that the processor is still being asked for is `pending`.
+/// A refund is `pending` until the processor has made it.
 #[utoipa::path(
     operation_id = "refunds.get",
     tag = "Refunds",
     params(("id" = String, Path, description = "Id of the refund", example = "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The refund as it is now.", body = Refund), GetProblems),
+    responses((status = 200, description = "The refund's current state.", body = Refund), GetProblems),
 )]
 #[get("/v1/refunds/{id}")]
 pub async fn get(
@@ -367,7 +368,7 @@ problems!(ListProblems, listing:);
 
 /// List refunds
 ///
-/// Newest first, of all charges or of one.
+/// Newest first. Lists the refunds of all charges, or of one.
 #[utoipa::path(
     operation_id = "refunds.list",
     tag = "Refunds",

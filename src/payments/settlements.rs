@@ -1,6 +1,6 @@
-//! Settlements: what the acquirer owes a merchant's charges, paid into our bank account.
+//! Settlements: payments from the processor into our bank account, for a merchant's charges.
 //!
-//! They are the acquirer's doing, and here just a journal entry: `bank` from `acquirer_clearing`.
+//! The processor initiates them. Here a settlement is just a journal entry: `bank` from `acquirer_clearing`.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -19,28 +19,28 @@ use crate::payments::notice::NoticeEffect;
 use crate::storage::schema::merchants;
 use crate::storage::sql::statement;
 
-/// A payment of the acquirer for a merchant's charges.
+/// A payment from the processor for a merchant's charges.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Settlement {
-    /// The acquirer's id.
+    /// The processor's id.
     #[schema(value_type = String, example = "set_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     id: SettlementId,
     /// Always `settlement`.
     #[schema(example = "settlement")]
     object: &'static str,
-    /// At the currency's scale.
+    /// Amount, at the currency's scale.
     #[schema(example = "1250.00")]
     amount: String,
     /// ISO 4217 code.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
-    /// When we learned of it.
+    /// Time at which the service learned of the settlement.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
 }
 
-/// Books a settlement, by the acquirer's word. Two at the same time with one id: one of them is `internal`, and finds the
-/// other when it's tried again.
+/// Books a settlement, on the processor's notice. If two bookings of one id run at the same time, one fails
+/// with `internal` and finds the other when it's retried.
 ///
 /// Locks: nothing.
 pub fn book(

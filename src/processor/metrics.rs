@@ -1,26 +1,26 @@
-//! What calls to the processor count and measure.
+//! Metrics of calls to the processor.
 
 use prometheus::{HistogramVec, IntCounterVec, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// Calls to the processor.
+/// Metrics of calls to the processor.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     /// HTTP requests to the processor, by call and outcome.
     pub processor_calls: IntCounterVec,
-    /// Time that they take, by call.
+    /// Duration of these requests, by call.
     pub processor_seconds: HistogramVec,
-    /// Whether the processor is called at the moment.
+    /// Whether calls to the processor are allowed at the moment.
     pub processor_available: IntGauge,
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         let metrics = Self {
             processor_calls: registry.counters("oncepay_processor_requests_total", "HTTP requests to the payment processor, by call and outcome (answered, refused, failed, lost, unreachable).", &["call", "outcome"]),
-            processor_seconds: registry.durations_by("oncepay_processor_request_duration_seconds", "Time that an HTTP request to the payment processor takes, by call.", &["call"]),
+            processor_seconds: registry.durations_by("oncepay_processor_request_duration_seconds", "Duration of HTTP requests to the payment processor, by call.", &["call"]),
             processor_available: registry.int_gauge("oncepay_processor_available", "1 while the payment processor is called, 0 while its circuit breaker is open."),
         };
         metrics.processor_available.set(1);

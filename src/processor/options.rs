@@ -1,4 +1,4 @@
-//! How the processor is reached, as settings.
+//! Settings for the connection to the processor.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use url::Url;
 use super::HttpSettings;
 use crate::base::defaults::defaults;
 
-/// How to reach the acquirer. Without an address, a sandbox in our own process plays it.
+/// Connection to the payment processor. Without an address, a sandbox in this process simulates it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProcessorOptions {
-    /// Address of the acquirer, as in `https://acquirer.example`. Without it a sandbox in this process plays the
-    /// acquirer, and no money is moved
+    /// Address of the processor, such as `https://processor.example`. Without it, a sandbox in this process
+    /// simulates the processor, and no money moves
     #[arg(
         long = "processor-url",
         alias = "acquirer-url",
@@ -21,7 +21,7 @@ pub struct ProcessorOptions {
     )]
     pub url: Option<Url>,
 
-    /// What the acquirer knows us by
+    /// API key with which the service authenticates at the processor
     #[arg(
         long = "processor-api-key",
         alias = "acquirer-api-key",
@@ -31,31 +31,31 @@ pub struct ProcessorOptions {
     )]
     pub api_key: Option<SecretString>,
 
-    /// Longest time to connect to the acquirer, and for it to tell that it's well, in milliseconds
+    /// Maximum time to connect to the processor, and for its health check, in milliseconds
     #[arg(long = "processor-connect-timeout-ms", alias = "acquirer-connect-timeout-ms", env = "ONCEPAY_PROCESSOR_CONNECT_TIMEOUT_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub connect_timeout_ms: u64,
 
-    /// Longest time for one HTTP request to the acquirer, in milliseconds
+    /// Maximum time for one HTTP request to the processor, in milliseconds
     #[arg(long = "processor-request-timeout-ms", alias = "acquirer-request-timeout-ms", env = "ONCEPAY_PROCESSOR_REQUEST_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout_ms: u64,
 
-    /// How often the acquirer is asked whether it's well, in milliseconds
+    /// Interval of the processor's health check, in milliseconds
     #[arg(long = "processor-probe-interval-ms", alias = "acquirer-probe-interval-ms", env = "ONCEPAY_PROCESSOR_PROBE_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub probe_interval_ms: u64,
 }
 
 impl ProcessorOptions {
-    /// No acquirer.
+    /// Settings without a processor.
     pub fn none() -> Self {
         defaults()
     }
 
-    /// The acquirer at `url`.
+    /// Settings for the processor at `url`.
     pub fn at(url: Url, api_key: SecretString) -> Self {
         Self { url: Some(url), api_key: Some(api_key), ..Self::none() }
     }
 
-    /// For the client of the acquirer, if there is one.
+    /// Settings of the HTTP client, if there is a processor.
     pub fn http_settings(&self) -> Option<HttpSettings> {
         Some(HttpSettings {
             url: self.url.clone()?,

@@ -1,4 +1,4 @@
-//! Which processor the service uses: the one place that knows the adapters there are.
+//! The choice of the service's processor. The only module that knows all adapters.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::processor::metrics::Metrics;
 use crate::processor::{Adapter, HttpProcessor, HttpSettings, ProcessorOptions, Sandbox, StandardMessages};
 
-/// The processor of the settings: the one at their URL, or the sandbox. The error is a sentence.
+/// Makes the processor of the settings: the one at their URL, or the sandbox. The error is a sentence.
 pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, String> {
     let secrets = config.webhook_secrets()?;
     match config.processor.http_settings() {
@@ -24,7 +24,7 @@ pub fn of_config(config: &Config, metrics: Arc<Metrics>) -> Result<Adapter, Stri
     }
 }
 
-/// The processor at the options' URL, for commands that read its books. The error is a sentence.
+/// Makes the processor at the options' URL, for commands that read its books. The error is a sentence.
 pub fn of_options(options: &ProcessorOptions) -> Result<Adapter, String> {
     let settings = options.http_settings().ok_or(
         "There is no processor to ask: set ONCEPAY_PROCESSOR_URL and ONCEPAY_PROCESSOR_API_KEY. The sandbox keeps no books.",
@@ -32,7 +32,7 @@ pub fn of_options(options: &ProcessorOptions) -> Result<Adapter, String> {
     over_http(settings, Vec::new(), Arc::new(Metrics::new(&Registry::new())))
 }
 
-/// A sandbox, whose messages are signed with any of `secrets`.
+/// Makes an adapter of the sandbox. Its messages may be signed with any of `secrets`.
 pub fn of_sandbox(sandbox: Arc<Sandbox>, secrets: Vec<Secret>) -> Adapter {
     Adapter { processor: sandbox, books: None, messages: Arc::new(StandardMessages::new(secrets)) }
 }

@@ -15,7 +15,8 @@ use crate::events::EventType;
 
 use crate::base::signature;
 
-/// One entry per type of event. `components` holds the schemas of the objects, whose examples make up those of the events.
+/// One entry per event type. `components` holds the schemas of the objects; their examples make up those of
+/// the events.
 pub fn webhooks(components: &Components) -> Paths {
     let entries = EventType::ALL.iter().map(|kind| (kind.as_str(), entry(*kind, components)));
     entries.fold(PathsBuilder::new(), |paths, (name, item)| paths.path(name, item)).build()
@@ -29,7 +30,7 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .property("object", ObjectBuilder::new().schema_type(Type::String))
         .required("id")
         .required("object")
-        .description(Some("Of an object that is too large: its name."));
+        .description(Some("The type and id of an object that is too large to send."));
     let message = ObjectBuilder::new()
         .property("id", text("evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
         .property("type", ObjectBuilder::new().schema_type(Type::String).enum_values(Some([kind.as_str()])))
@@ -44,13 +45,13 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
             AnyOfBuilder::new()
                 .item(Ref::from_schema_name(kind.object()))
                 .item(named)
-                .description(Some("The object, as it was right afterwards.")),
+                .description(Some("The object right after the event.")),
         )
         .property(
             "data_omitted",
             ObjectBuilder::new().schema_type(Type::Boolean).description(Some(
-                "`true` where the message would be larger than 64 KiB: then `data` has `id` and `object` only, and the rest is \
-                 to be had with the event. Otherwise it isn't there.",
+                "`true` if the message would be larger than 64 KiB. `data` then has only `id` and `object`; retrieve the event for \
+                 the rest. Otherwise absent.",
             )),
         )
         .required("id")
@@ -61,21 +62,21 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         ContentBuilder::new().schema(Some(message)).example(Some(example(kind, components))).build();
     let body = RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True));
     let taken = ResponseBuilder::new().description(
-        "Taken. Any answer but 2xx within 10 seconds, a redirection too, is a failure: the message comes again, with growing \
+        "Accepted. A delivery without a 2xx within 10 seconds (a redirect isn't one) has failed and is retried, with growing \
          pauses, for three days.",
     );
     let operation = OperationBuilder::new()
         .operation_id(Some(format!("webhooks.{}", kind.as_str())))
         .summary(Some(kind.meaning()))
         .description(Some(
-            "Sent to each webhook endpoint that wants it. The tag `Webhooks` says what all messages have in common.",
+            "Sent to each webhook endpoint that receives this type. The tag `Webhooks` says what all messages have in common.",
         ))
         .tag("Webhooks")
         .security(SecurityRequirement::new("webhook_signature", Vec::<String>::new()))
         .request_body(Some(body.build()))
         .responses(ResponsesBuilder::new().response("2XX", taken))
         .parameter(header(signature::ID, "Id of the event.", "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
-        .parameter(header(signature::TIMESTAMP, "When this was sent, in seconds since 1970.", "1769851800"))
+        .parameter(header(signature::TIMESTAMP, "Time of sending, in seconds since 1970.", "1769851800"))
         .parameter(header(
             signature::SIGNATURE,
             "Signatures of the body, separated by spaces: several while a secret is being replaced.",
@@ -94,7 +95,7 @@ fn header(name: &str, description: &str, example: &str) -> ParameterBuilder {
         .example(Some(json!(example)))
 }
 
-/// When things happen in the examples: with the making of the object, or days later.
+/// Times in the examples: that of the object's creation, or days later.
 const SOON: &str = "2026-01-31T09:30:00.120Z";
 const LATER: &str = "2026-02-03T09:31:00.000Z";
 
@@ -115,7 +116,7 @@ fn example(kind: EventType, components: &Components) -> Value {
     })
 }
 
-/// The example of a schema, or one that is made of the examples of its properties.
+/// The example of a schema, or one made from the examples of its properties.
 fn object_example(name: &str, components: &Components) -> Value {
     let Some(RefOr::T(Schema::Object(object))) = components.schemas.get(name) else {
         return Value::Null;
@@ -123,7 +124,7 @@ fn object_example(name: &str, components: &Components) -> Value {
     if let Some(example) = &object.example {
         return example.clone();
     }
-    // Secrets are shown once, and not by events.
+    // Answers show secrets once, and events never do.
     let shown = object.properties.iter().filter(|(name, _)| *name != "secret");
     let members = shown.map(|(name, property)| {
         let example = match property {
@@ -136,7 +137,7 @@ fn object_example(name: &str, components: &Components) -> Value {
     Value::Object(members.collect())
 }
 
-/// What such an event says that others don't.
+/// The fields in which such an event differs from the others.
 fn particulars(kind: EventType) -> Value {
     let uncaptured = |status: &str| json!({"status": status, "amount_captured": "0.00", "fee": "0.00", "captured_at": null});
     match kind {

@@ -1,4 +1,4 @@
-//! For load balancers and orchestrators.
+//! Health checks for load balancers and orchestrators.
 
 use std::time::Duration;
 
@@ -14,24 +14,25 @@ use crate::processor::ProcessorError;
 use crate::storage::db::Db;
 use crate::storage::deadline;
 
-/// Whether the process runs. Asks nothing of the database: a restart wouldn't help that.
+/// Reports that the process runs. Doesn't ask the database: a restart wouldn't help it.
 #[route("/healthz", method = "GET", method = "HEAD")]
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
 }
 
-/// What this instance takes for being ready.
+/// Conditions under which this instance is ready.
 #[derive(Clone, Copy, Debug)]
 pub struct Readiness {
-    /// Whether it takes the processor.
+    /// Whether it needs the processor.
     pub needs_processor: bool,
 }
 
-/// Longest time to find out whether requests can be served. Below what those who ask wait for (`oncepay health`, and many load
-/// balancers), so that they're told.
+/// Maximum time to find out whether requests can be served. Shorter than the timeouts of the callers
+/// (`oncepay health`, and many load balancers), so that they get an answer.
 const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Whether requests can be served: the database answers and can be written, and the processor is there. 503 otherwise.
+/// Reports whether requests can be served: the database answers and can be written, and the processor is
+/// available. 503 otherwise.
 #[route("/readyz", method = "GET", method = "HEAD")]
 pub async fn ready(
     db: web::Data<Db>,

@@ -1,4 +1,4 @@
-//! What HTTP counts and measures, and `GET /metrics`.
+//! Metrics of HTTP, and `GET /metrics`.
 
 use actix_web::{HttpResponse, get, web};
 use prometheus::{HistogramVec, IntCounterVec, IntGauge};
@@ -6,10 +6,10 @@ use prometheus::{HistogramVec, IntCounterVec, IntGauge};
 use crate::base::metrics::Registry;
 use crate::error::Error;
 
-/// HTTP requests.
+/// Metrics of HTTP requests.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Requests that aren't answered yet.
+    /// Unanswered requests.
     pub http_in_flight: IntGauge,
     /// Requests by method, route and status.
     pub http_requests: IntCounterVec,
@@ -18,12 +18,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
             http_in_flight: registry.int_gauge(
                 "oncepay_http_requests_in_flight",
-                "HTTP requests that aren't answered yet, this one included.",
+                "Unanswered HTTP requests, including this one.",
             ),
             http_requests: registry.counters(
                 "oncepay_http_requests_total",
@@ -39,7 +39,7 @@ impl Metrics {
     }
 }
 
-/// The metrics of this instance. Needs no key and asks nothing of the database.
+/// Shows the metrics of this instance. Needs no key and doesn't ask the database.
 #[get("/metrics")]
 pub async fn show(registry: web::Data<Registry>) -> Result<HttpResponse, Error> {
     let text = registry.render().map_err(Error::internal)?;

@@ -1,4 +1,4 @@
-//! What surrounds every request: its id, its log line, and error answers in one form.
+//! Middleware around every request: its id, its log line, and error answers in one form.
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -14,7 +14,7 @@ use crate::host::Engine;
 use crate::storage::deadline;
 use crate::web::request_id::{RequestId, X_REQUEST_ID};
 
-/// Middleware: gives the request its id, builds the answer for an [`Error`], logs one line.
+/// Gives the request its id, builds the answer for an [`Error`], and logs one line.
 pub async fn context(
     req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -25,14 +25,14 @@ pub async fn context(
     let _in_flight =
         req.app_data::<web::Data<Metrics>>().map(|metrics| Counted::new(&metrics.http_in_flight));
 
-    // No clone of the request may be alive here: the router wants it to itself. Errors of handlers and
-    // extractors come back as responses, so `?` only passes on what an inner middleware failed with.
+    // No clone of the request may be alive here: the router needs it exclusively. Errors of handlers and
+    // extractors come back as responses, so `?` only passes on the failure of an inner middleware.
     let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
     let limit = engine.request_deadline();
     let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
     let answer = response.response().error().map(|error| {
         let path = response.request().path();
-        // What isn't ours comes from actix-web itself and can only be a bug.
+        // An error of another type comes from actix-web itself and can only be a bug.
         let foreign;
         let error = match error.as_error::<Error>() {
             Some(error) => error,
@@ -58,7 +58,7 @@ pub async fn context(
 
     let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
     response.headers_mut().insert(X_REQUEST_ID, header);
-    // Idempotency keys don't belong into the log, also where they're part of a path.
+    // Idempotency keys don't belong into the log, even as part of a path.
     let shown = if route.contains("{key}") { &route } else { response.request().path() };
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
@@ -68,7 +68,7 @@ pub async fn context(
     Ok(response)
 }
 
-/// A method's name, if it's one that we know: clients can make up others, and each would be a series.
+/// A method's name, if it's a known one: clients can make up others, and each would be a series.
 fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! The HTTP server: what is served, and with what.
+//! The HTTP server: its routes and its parts.
 
 pub mod adapter;
 mod event_catalogue;
@@ -39,11 +39,11 @@ use routes::routes;
 
 pub use routes::{document, operations, resource_kinds};
 
-/// How long a stopping server waits for requests that are being handled.
+/// Time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
-/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. The processor is `adapter`, or the one
-/// of the settings. Calls `on_ready` once requests are accepted. An error is a sentence.
+/// Serves until SIGINT or SIGTERM, then finishes the requests under way. Uses the processor of the settings unless
+/// `adapter` is given. Calls `on_ready` as soon as it accepts requests. The error is a sentence.
 pub fn run(
     listener: Listener,
     config: &Config,
@@ -72,7 +72,8 @@ pub fn run(
     })
 }
 
-/// Starts serving. Must be called inside an actix system. The processor is `adapter`, or the one of the settings.
+/// Starts serving. Must be called inside an actix system. Uses the processor of the settings unless `adapter` is
+/// given.
 pub fn serve(
     listener: Listener,
     config: &Config,
@@ -126,9 +127,9 @@ pub fn serve(
     let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_processor });
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    // Each worker has its own blocking threads, while connections belong to all: whoever holds a permit must
-    // find a thread, also when one worker happens to have all the permits, and others wait for lost connections.
-    // Idle threads end by themselves.
+    // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
+    // find a thread, even if one worker has all the permits and other permits wait for lost connections. Idle
+    // threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize;
     let server = HttpServer::new(move || {
         let methods = Arc::clone(&methods);
@@ -162,7 +163,7 @@ pub fn serve(
     .worker_max_blocking_threads(blocking_threads)
     .client_request_timeout(Duration::from_secs(10))
     .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
-    // Signals are the commands' business: `dev` has more to stop than this server.
+    // The commands handle signals: `dev` has more to stop than this server.
     .disable_signals()
     .listen(listener.into_listener())
     .map_err(|error| format!("Can't start the server: {error}."))?
@@ -209,7 +210,7 @@ pub fn serve(
     Ok((server, handle))
 }
 
-/// Path templates and the methods that each has, as `GET, POST`.
+/// Lists path templates with their methods, as `GET, POST`.
 fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
     document
         .paths
@@ -230,7 +231,7 @@ fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Why no route matched: the path is unknown, or it has other methods.
+/// The error for an unmatched route: the path is unknown, or it has other methods.
 fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
     let matches = |template: &str| {
         let mut path = req.path().split('/');

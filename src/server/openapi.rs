@@ -1,7 +1,7 @@
 //! The OpenAPI document.
 //!
-//! Operations describe themselves next to their handlers. What is the same for all (error answers,
-//! security, the idempotency headers) is added here, once.
+//! Operations describe themselves next to their handlers. This module adds the parts that all share: error
+//! answers, security, the idempotency headers.
 
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -33,10 +33,10 @@ use crate::web::problems::string_header;
         title = "Oncepay",
         description = "A payments API that charges once, however often the client retries.\n\n\
             Every request that changes something carries an `Idempotency-Key`. Sending it again with the same \
-            key never does it again: it gets the first answer, byte for byte. So after a timeout, a dropped \
+            key never executes it again: the service returns the first answer, byte for byte. So after a timeout, a dropped \
             connection or a 5xx, simply send the same request again.\n\n\
             Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
-            problems whose `code` has one cause each and whose `type` leads to an explanation.",
+            problems: each `code` has one cause, and `type` is the path of its explanation.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
@@ -45,18 +45,18 @@ use crate::web::problems::string_header;
         (name = "Refunds", description = "Money returned to the customer."),
         (name = "Payouts", description = "Money sent to the merchant's bank."),
         (name = "Disputes", description = "Charges that a customer contests."),
-        (name = "Balance", description = "What the merchant has."),
-        (name = "Acquirer", description = "What the acquirer tells us."),
+        (name = "Balance", description = "The merchant's money, per currency."),
+        (name = "Acquirer", description = "Events from the payment processor."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
-        (name = "Idempotency", description = "What has become of a request, and the rules by which keys are treated."),
-        (name = "Webhooks", description = "Where the merchant wants to be told of events. A message is sent to \
-            each endpoint that wants it, at least once, in no particular order, as [Standard \
-            Webhooks](https://www.standardwebhooks.com) says. `webhook-id` is the event's id, the same with each delivery: \
-            whoever has seen it before acknowledges the message and does nothing else. The members are those of the event \
-            under `/v1/events/{id}`, where `timestamp` is called `created_at`."),
-        (name = "Events", description = "What has happened, and what has become of telling the merchant's endpoints."),
-        (name = "API keys", description = "What authenticates the merchant."),
-        (name = "Operators", description = "For the people who run the service; takes operator keys only."),
+        (name = "Idempotency", description = "The status of a request by its key, and the policies for keys."),
+        (name = "Webhooks", description = "The merchant's destinations for events. A message is sent to each endpoint that \
+            receives its type, at least once, in no particular order, signed as defined by [Standard \
+            Webhooks](https://www.standardwebhooks.com). `webhook-id` is the event's id, the same with each delivery: a \
+            receiver that has seen it before acknowledges the message and does nothing else. The members are those of the \
+            event at `/v1/events/{id}`, where `timestamp` is called `created_at`."),
+        (name = "Events", description = "Changes of the merchant's objects, and their deliveries to its endpoints."),
+        (name = "API keys", description = "Keys that authenticate the merchant."),
+        (name = "Operators", description = "For the people who run the service. These operations accept only operator keys."),
     ),
 )]
 struct Base;
@@ -66,7 +66,7 @@ pub fn base() -> utoipa::openapi::OpenApi {
     Base::openapi()
 }
 
-/// Adds to `document`, whose paths are complete, what all operations share.
+/// Adds to `document`, whose paths are complete, the parts that all operations share.
 pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]) {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(
@@ -78,7 +78,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
                 .build(),
         ),
     );
-    // Generics are written out in place; a reference is shorter and has a name.
+    // utoipa writes generics out in place; a reference is shorter and has a name.
     for (name, schema) in &mut components.schemas {
         if let (Some(item), RefOr::T(Schema::Object(list))) = (name.strip_prefix("List_"), schema)
             && let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data")
@@ -99,7 +99,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
         "webhook_signature",
         SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
             signature::SIGNATURE,
-            "Signatures by a secret that sender and receiver share, as Standard Webhooks says: `v1,` and the HMAC-SHA-256 \
+            "Signatures with a secret that sender and receiver share, as defined by Standard Webhooks: `v1,` and the HMAC-SHA-256 \
              of `{webhook-id}.{webhook-timestamp}.{body}` in base64.",
         ))),
     );
@@ -161,7 +161,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
     }
 }
 
-/// The operation of `item` with this method.
+/// Returns the operation of `item` with this method.
 fn operation_of<'a>(item: &'a PathItem, method: &str) -> Option<&'a Operation> {
     match method {
         "POST" => item.post.as_ref(),
@@ -183,7 +183,7 @@ fn method_name(method: &HttpMethod) -> &'static str {
     }
 }
 
-/// The schemas that show a policy, or take a change of one.
+/// The schemas that show a policy, or a change of one.
 const POLICY_SCHEMAS: &[&str] = &["Policy", "ReplacePolicy"];
 
 /// Adds to the schema of a policy a setting that only one operation has.
@@ -199,24 +199,24 @@ fn add_setting(schema: &mut Schema, operation: &str, setting: &PolicySetting) {
     };
     let example = serde_json::to_value(setting.default).unwrap_or_default();
     let property = property.examples([example]);
-    let property = property.description(Some(format!("Of `{operation}` alone. {}", setting.meaning)));
+    let property = property.description(Some(format!("Only for `{operation}`. {}", setting.meaning)));
     object.properties.insert(setting.name.to_owned(), property.into());
 }
 
-/// What all operations have in common.
+/// Adds the parts that all operations share.
 fn finish_operation(operation: &mut Operation, scheme: &str) {
     let id = operation.operation_id.clone().unwrap_or_default();
     operation.security = Some(vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
     let parameters = operation.parameters.get_or_insert_default();
     parameters.push(
-        header_parameter("X-Request-Id", "Names the request in the answer and in our log: 1 to 128 letters, digits, `.`, `_` or `-`. We make one up otherwise.")
+        header_parameter("X-Request-Id", "Id of the request in the answer and in the service's log: 1 to 128 letters, digits, `.`, `_` or `-`. By default the service generates one.")
             .build().into(),
     );
     if id.ends_with(".list") {
         for (name, kind, description) in [
-            ("limit", Type::Integer, "Most entries, 1 to 100; 20 by default"),
-            ("starting_after", Type::String, "Id of an entry: the page starts after it, with older ones"),
-            ("ending_before", Type::String, "Id of an entry: the page ends before it, with newer ones"),
+            ("limit", Type::Integer, "Maximum number of entries, 1 to 100. Default: 20"),
+            ("starting_after", Type::String, "Id of an entry. The page starts after it, with older entries"),
+            ("ending_before", Type::String, "Id of an entry. The page ends before it, with newer entries"),
         ] {
             let parameter = Parameter::builder()
                 .name(name)
@@ -229,13 +229,13 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
-            let header = string_header("Names the request in our log.");
+            let header = string_header("Id of the request in the service's log.");
             response.headers.insert("X-Request-Id".to_owned(), header.into());
         }
     }
 }
 
-/// What all operations have in common that change something.
+/// Adds the parts that all changing operations share.
 fn finish_change(operation: &mut Operation, registered: &Registered) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         body.required =
@@ -246,10 +246,10 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
         for (name, description, example) in [
             (
                 signature::ID,
-                "Names the event; it's the idempotency key.",
+                "Id of the event, which is its idempotency key.",
                 "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
             ),
-            (signature::TIMESTAMP, "When this was sent, in seconds since 1970.", "1769851800"),
+            (signature::TIMESTAMP, "Time of sending, in seconds since 1970.", "1769851800"),
         ] {
             let parameter = header_parameter(name, description).required(Required::True);
             parameters.push(parameter.example(Some(json!(example))).build().into());
@@ -260,7 +260,7 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
     parameters.push(
         header_parameter(
             "Prefer",
-            "`wait=N`: if the first request with this key is still running, wait for its answer up to N seconds, at \
+            "`wait=N`: if the first request with this key is still running, waits for its answer up to N seconds, at \
              most as long as the policy allows (RFC 7240).",
         )
         .example(Some(json!("wait=10")))
@@ -274,23 +274,23 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
         if is_kept {
             for (name, description) in [
                 ("Idempotency-Key", "The key, without quotes."),
-                ("Idempotent-Replayed", "`true` when this is the stored answer of an earlier request."),
+                ("Idempotent-Replayed", "`true` if this is the stored answer of an earlier request."),
                 ("Idempotency-Expires", "HTTP date until which the answer is kept."),
-                ("Original-Request-Id", "On a replay: the request that the answer was made for."),
+                ("Original-Request-Id", "On a replay: id of the request that was executed."),
             ] {
                 response.headers.insert(name.to_owned(), string_header(description).into());
             }
         }
         if is_kept || status == "409" {
-            let description = "If the client asked to wait: the wait that was granted, `wait=N`.";
+            let description = "If the client asked to wait: the granted wait, `wait=N`.";
             response.headers.insert("Preference-Applied".to_owned(), string_header(description).into());
         }
         if status == "400" || status == "422" {
-            let description = "With a problem of the idempotency key: its page, as `describedby`.";
+            let description = "With a problem of the idempotency key: the problem's page, as `describedby`.";
             response.headers.insert("Link".to_owned(), string_header(description).into());
         }
         if codes.contains(&Code::DuplicateSuspected) {
-            let description = "With `duplicate_suspected`, and not on its replays: id of the other charge.";
+            let description = "With `duplicate_suspected`: id of the other charge. Not sent on replays.";
             response.headers.insert(SUSPECTED_DUPLICATE_OF.to_owned(), string_header(description).into());
         }
     }
@@ -301,7 +301,7 @@ fn finish_change(operation: &mut Operation, registered: &Registered) {
 fn idempotency_key_parameter() -> RefOr<Parameter> {
     header_parameter(
             "Idempotency-Key",
-            "Names the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
+            "Key of the intended operation: 1 to 255 visible ASCII characters, bare or as a quoted \
              structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
         )
         .required(Required::True)
@@ -310,7 +310,7 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
         .into()
 }
 
-/// The problems that a response lists.
+/// The problem codes that a response lists.
 pub(super) fn codes_of(response: &Response) -> Vec<Code> {
     response
         .content
@@ -324,7 +324,7 @@ pub(super) fn codes_of(response: &Response) -> Vec<Code> {
         .collect()
 }
 
-/// Name of the extension that tells how an operation treats its keys.
+/// Name of the extension with the idempotency policy of an operation.
 const X_IDEMPOTENCY: &str = "x-idempotency";
 
 fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value {
@@ -335,16 +335,16 @@ fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value 
     })
 }
 
-/// The document as it's served.
+/// The document, ready to serve.
 pub struct Served {
     document: utoipa::openapi::OpenApi,
-    /// The last answer: policies change seldom, and writing the document out and compressing it takes a while.
+    /// The last answer: policies rarely change, and it takes a while to serialize and compress the document.
     latest: Mutex<Option<Arc<Written>>>,
 }
 
-/// The document with certain policies, as it's sent.
+/// The document with certain policies, serialized.
 struct Written {
-    /// Those of its operations, in their order in the document; `None` is the default one.
+    /// Policies of the operations, in document order. `None` is the default policy.
     policies: Vec<Option<Arc<Policy>>>,
     plain: web::Bytes,
     compressed: OnceLock<web::Bytes>,
@@ -356,7 +356,7 @@ impl Served {
         Self { document, latest: Mutex::default() }
     }
 
-    /// The names of the operations that have a policy.
+    /// Names of the operations that have a policy.
     fn operations(&self) -> impl Iterator<Item = &str> {
         let items = self.document.paths.paths.values();
         items
@@ -365,7 +365,7 @@ impl Served {
             .map(|extension| extension["operation"].as_str().unwrap_or_default())
     }
 
-    /// The document with these policies, each of the operation in its place.
+    /// Returns the document with these policies, one per operation and in the same order.
     fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<Written>, Error> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(written) = latest.as_ref().filter(|written| written.policies == policies) {
@@ -400,7 +400,7 @@ impl Written {
     }
 }
 
-/// The document, with the policies that hold now; compressed for whoever takes it so. Needs no key.
+/// Serves the document with the current policies, compressed for clients that accept it. Needs no key.
 #[actix_web::get("/openapi.json")]
 pub async fn show(
     served: web::Data<Served>,
@@ -409,7 +409,7 @@ pub async fn show(
 ) -> Result<HttpResponse, Error> {
     let mut policies = Vec::new();
     for name in served.operations() {
-        // The document can be read while the database can't; it then holds the default policies.
+        // The document is available even if the database isn't; it then shows the default policies.
         policies.push(engine.policy(name).await.ok());
     }
     let written = served.with_policies(policies)?;

@@ -1,4 +1,4 @@
-//! Pages that explain error codes: where the `type` of a problem leads.
+//! Pages that explain error codes: the targets of a problem's `type`.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use actix_web::{HttpResponse, get, web};
 
 use crate::error::{CatalogueEntry, Code, Error};
 
-/// Index of all error codes.
+/// Shows the index of all error codes.
 #[get("/problems")]
 pub async fn index() -> HttpResponse {
     let mut rows = String::new();
@@ -21,7 +21,7 @@ pub async fn index() -> HttpResponse {
     page("Problems", &format!("<table><tr><th>Code</th><th>Status</th><th>Meaning</th></tr>{rows}</table>"))
 }
 
-/// Page of one code, with dashes or underscores.
+/// Shows the page of one code, which may have dashes or underscores.
 #[get("/problems/{code}")]
 pub async fn show(code: web::Path<String>) -> Result<HttpResponse, Error> {
     let code = code.replace('-', "_");

@@ -1,4 +1,4 @@
-//! What is served: each route and each operation, once.
+//! All routes and operations, each listed once.
 
 use actix_web::App;
 use utoipa::openapi::OpenApi;
@@ -16,7 +16,7 @@ use crate::{audit, inbound};
 
 use super::{openapi, openapi_components};
 
-/// The operations of the API, each described next to its handler.
+/// Registers the API's operations, each described next to its handler.
 pub(super) fn routes(config: &mut ServiceConfig) {
     config
         .service(charges::create::create)
@@ -76,7 +76,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(ledger::get_trial_balance);
 }
 
-/// The operations that change something.
+/// Lists the operations that change something.
 pub fn operations() -> Vec<Registered> {
     vec![
         Registered::batched::<charges::create::CreateCharge>(),
@@ -103,7 +103,7 @@ pub fn operations() -> Vec<Registered> {
     ]
 }
 
-/// The kinds of resources that the operations are about.
+/// Lists the kinds of resources of the operations.
 pub fn resource_kinds() -> Vec<&'static ResourceKind> {
     let descriptors: Vec<_> = operations().iter().map(|operation| operation.descriptor).collect();
     host::resource_kinds(&descriptors)

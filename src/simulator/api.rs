@@ -1,4 +1,4 @@
-//! The acquirer's API.
+//! The simulator's API.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -25,16 +25,16 @@ use super::operations::{self, Operation, Order, What};
 use super::payment_method::PaymentMethod;
 use super::perform::{self, Performed};
 
-/// How long `pm_card_slow` takes.
+/// Duration of `pm_card_slow`.
 const SLOW: Duration = Duration::from_secs(2);
-/// How long a stopping server waits for requests that are being handled.
+/// Maximum time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 5;
-/// Longest text that is taken.
+/// Maximum number of characters in a text.
 const TEXT_LENGTH_MAX: usize = 255;
-/// Longest body that is taken, in bytes.
+/// Maximum size of a body, in bytes.
 const BODY_LENGTH_MAX: usize = 16 * 1024;
 
-/// What the handlers share.
+/// The parts that the handlers share.
 pub(super) struct Bank {
     pub(super) db: Db,
     pub(super) api_key: SecretString,
@@ -42,7 +42,7 @@ pub(super) struct Bank {
     pub(super) decide_after: Duration,
 }
 
-/// A server on `listener`, not running yet.
+/// Makes a server on `listener`, not running yet.
 pub(super) fn server(bank: web::Data<Bank>, listener: TcpListener) -> Result<Server, String> {
     let server = HttpServer::new(move || {
         App::new()
@@ -63,11 +63,11 @@ pub(super) fn server(bank: web::Data<Bank>, listener: TcpListener) -> Result<Ser
     .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
     .disable_signals()
     .listen(listener)
-    .map_err(|error| format!("Can't start the acquirer: {error}."))?;
+    .map_err(|error| format!("Can't start the simulator: {error}."))?;
     Ok(server.run())
 }
 
-/// How bodies, paths and queries are read, and what is said when they can't be.
+/// Configures the reading of bodies, paths and queries, and its errors.
 pub(super) fn readers(config: &mut web::ServiceConfig) {
     config
         .app_data(
@@ -108,7 +108,7 @@ async fn health(bank: web::Data<Bank>) -> Result<HttpResponse, Error> {
     Ok(HttpResponse::Ok().json(json!({"status": "ok"})))
 }
 
-/// For whom and what an operation is.
+/// The merchant and the object of an operation.
 #[derive(Deserialize)]
 struct Parties {
     merchant: String,
@@ -216,7 +216,7 @@ async fn pay_out(
     perform(bank, &req, What::Payout { money: amount.money()?, destination }, parties).await
 }
 
-/// A text that the database can hold.
+/// Checks that the database can hold a text.
 pub(super) fn text(name: &str, text: String) -> Result<String, Error> {
     if text.is_empty() || text.len() > TEXT_LENGTH_MAX || text.chars().any(char::is_control) {
         return Err(Error::Invalid(format!("{name} must have 1 to {TEXT_LENGTH_MAX} printable characters.")));
@@ -234,7 +234,7 @@ fn key(text: String) -> Result<String, Error> {
     if is_key { Ok(text) } else { Err(Error::IdempotencyKeyInvalid) }
 }
 
-/// Which attempt of its request our stand-in is told that this is. No bank knows such a header.
+/// Number of the attempt, as the client's test header gives it. No real processor knows such a header.
 fn attempt(req: &HttpRequest) -> Result<Option<u32>, Error> {
     let Some(attempt) = req.headers().get("Oncepay-Attempt") else { return Ok(None) };
     let number = attempt.to_str().ok().and_then(|attempt| attempt.parse().ok()).filter(|&number| number > 0);
@@ -257,7 +257,7 @@ async fn perform(
     Ok(bank.faults.around(call, async move { answer(&shared, order, attempt).await }).await)
 }
 
-/// Performs an order, as its payment method wants it.
+/// Performs an order, with the behavior of its payment method.
 async fn answer(bank: &Bank, order: Order, attempt: Option<u32>) -> Result<HttpResponse, Error> {
     let payment_method = order.what.payment_method();
     if payment_method == Some(PaymentMethod::ErrorOnce) {

@@ -1,4 +1,4 @@
-//! `oncepay acquirer`.
+//! `oncepay simulator`.
 #![expect(clippy::print_stdout, reason = "a command, and what it writes is its result")]
 
 use std::net::SocketAddr;
@@ -10,41 +10,41 @@ use url::Url;
 
 use super::{Settings, Webhook};
 
-/// Options of the `acquirer` command.
+/// Options of the `simulator` command.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Connection string of the acquirer's own database, as its owner
+    /// Connection string of the simulator's own database, as its owner
     #[arg(long, env = "ONCEPAY_SIMULATOR_DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
 
-    /// The key that clients must send
+    /// API key that clients must send
     #[arg(long, env = "ONCEPAY_SIMULATOR_API_KEY", hide_env_values = true)]
     api_key: SecretString,
 
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on; port 0 picks a free one
     #[arg(long, env = "ONCEPAY_SIMULATOR_LISTEN", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
 
-    /// Address of the control, which makes the acquirer misbehave. It asks for no key, so it must be one of this
-    /// machine. None unless given
+    /// Address of the control port, which makes the simulator misbehave. It asks for no key, so it must be on
+    /// this machine. Default: no control port
     #[arg(long)]
     control_listen: Option<SocketAddr>,
 
-    /// Where events are sent; unless given, they stay in the outbox
+    /// URL to which events are sent; without it, they stay in the outbox
     #[arg(long)]
     webhook_url: Option<Url>,
 
-    /// Secret that events are signed with: whsec_ and base64
+    /// Secret that signs events: whsec_ and base64
     #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
     webhook_secret: Option<SecretString>,
 
-    /// How long after its request a pending operation is decided, in milliseconds
+    /// Time after its request at which a pending operation is decided, in milliseconds
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(..=86_400_000))]
     decide_after_ms: u64,
 }
 
 impl Options {
-    /// The error is a sentence.
+    /// Converts the options. The error is a sentence.
     fn settings(self) -> Result<Settings, String> {
         let webhook = match (self.webhook_url, self.webhook_secret) {
             (Some(url), Some(secret)) => Some(Webhook { url, secret }),
@@ -64,7 +64,7 @@ impl Options {
     }
 }
 
-/// Serves until SIGINT or SIGTERM, then lets requests that are being handled finish. The error is a sentence.
+/// Serves until SIGINT or SIGTERM, then finishes the requests under way. The error is a sentence.
 pub fn run(options: Options) -> Result<(), String> {
     let settings = options.settings()?;
     actix_web::rt::System::new().block_on(async move {

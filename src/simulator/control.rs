@@ -1,4 +1,4 @@
-//! The control port: makes the acquirer misbehave. It asks nobody for a key, so it's on this machine only.
+//! The control port, which makes the simulator misbehave. It asks for no key, so it's on this machine only.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::faults::Plan;
 use super::listener::Listener;
 use super::outbox::{self, EventType};
 
-/// A server on `listener`, not running yet.
+/// Makes a server on `listener`, not running yet.
 pub(super) fn server(bank: web::Data<Bank>, main: Listener, listener: TcpListener) -> Result<Server, String> {
     let main = web::Data::new(main);
     let server = HttpServer::new(move || {
@@ -40,7 +40,7 @@ pub(super) fn server(bank: web::Data<Bank>, main: Listener, listener: TcpListene
     .shutdown_timeout(1)
     .disable_signals()
     .listen(listener)
-    .map_err(|error| format!("Can't start the acquirer's control: {error}."))?;
+    .map_err(|error| format!("Can't start the simulator's control port: {error}."))?;
     Ok(server.run())
 }
 
@@ -68,7 +68,7 @@ struct Refuse {
     for_ms: u64,
 }
 
-/// Answers when the port is closed.
+/// Closes the main port, and answers when it's closed.
 #[post("/control/refuse")]
 async fn refuse(main: web::Data<Listener>, body: web::Json<Refuse>) -> HttpResponse {
     main.refuse(Duration::from_millis(body.for_ms)).await;
@@ -116,7 +116,7 @@ struct Decide {
     approve: bool,
 }
 
-/// Decides a pending authorization before its time.
+/// Decides a pending authorization early.
 #[post("/control/decisions")]
 async fn decide_pending(bank: web::Data<Bank>, body: web::Json<Decide>) -> Result<HttpResponse, Error> {
     let Decide { reference, approve } = body.into_inner();

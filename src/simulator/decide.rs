@@ -1,4 +1,4 @@
-//! Decides what was left pending.
+//! Decides pending operations.
 
 use std::time::Duration;
 
@@ -16,17 +16,19 @@ use super::outbox::{self, EventType};
 use super::perform::perform;
 use super::schema::{AuthorizationStatus, DeclineCode, Kind, Status, authorizations, operations};
 
-/// A payout to this account fails.
+/// Account to which every payout fails.
 const FAILING_DESTINATION: &str = "ba_fail";
 
 /// Id of the current transaction; see [`operations::list`](super::operations::list).
 const CURRENT_TRANSACTION: &str = "pg_current_xact_id()::text::bigint";
 
-/// Decides the pending operation that has been due for longest, and puts the news into the outbox. Whether there was
-/// one. Takes one per call, since each must have its own transaction (see [`operations::list`](super::operations::list)).
+/// Decides the pending operation that has been due for longest, and puts its event into the outbox. Returns
+/// whether there was one. Decides one per call, since each must have its own transaction (see
+/// [`operations::list`](super::operations::list)).
 pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Failure> {
     conn.transaction(|conn| {
-        // The first statement: so this transaction's id, the new sequence number, is greater than the old one.
+        // Must be the first statement, so that this transaction's id, the new sequence number, is greater
+        // than the old one.
         let due = operations::table
             .filter(operations::decide_at.le(sql::<Nullable<Timestamptz>>("statement_timestamp()")))
             .order(operations::decide_at)
@@ -41,7 +43,7 @@ pub(super) fn decide_next(conn: &mut PgConnection, faults: &Faults) -> Result<bo
     })
 }
 
-/// Decides the pending authorization for `reference` now. Whether there was one.
+/// Decides the pending authorization for `reference` now. Returns whether there was one.
 pub(super) fn decide_now(
     conn: &mut PgConnection,
     reference: &str,
@@ -93,15 +95,15 @@ fn decide(
             .returning(authorizations::capture_key)
             .get_result::<Option<String>>(conn)?;
         if approves && capture_key.is_some() {
-            // It's told when it's captured.
+            // Its capture sends the event.
             return Ok(());
         }
     }
     tell(conn, event, &operation, faults)
 }
 
-/// Captures an authorization that was to be captured as soon as it's approved, and puts the news into the outbox. Whether
-/// there was one. In a transaction of its own, as [`decide_next`] says.
+/// Captures an authorization with a requested automatic capture, once it's approved, and puts the event into
+/// the outbox. Returns whether there was one. Needs a transaction of its own, as [`decide_next`] does.
 pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<bool, Failure> {
     conn.transaction(|conn| {
         let due = authorizations::table
@@ -125,7 +127,7 @@ pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<b
             merchant: authorize.merchant.clone(),
             reference: authorize.reference.clone(),
         };
-        // Whoever asked for it under that key meanwhile was faster.
+        // A client's request under that key was faster.
         perform(conn, &order, Duration::ZERO)?;
         diesel::update(authorizations::table.find(&authorization_id))
             .set(authorizations::capture_key.eq(None::<String>))

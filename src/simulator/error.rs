@@ -1,4 +1,4 @@
-//! Why a request isn't answered with an operation.
+//! Errors, and refusals of operations.
 
 use crate::error::Failure;
 use actix_web::http::StatusCode;
@@ -6,7 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// `Display` is a sentence for the client.
+/// The reason why a request isn't answered with an operation. `Display` is a sentence for the client.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("Authenticate with `Authorization: Bearer …`.")]
@@ -29,9 +29,9 @@ pub(super) enum Error {
     NothingToDecide,
     #[error("{}", .0.message)]
     Refused(Refusal),
-    #[error("Something went wrong on the acquirer's side.")]
+    #[error("Something went wrong on the simulator's side.")]
     Failed,
-    #[error("The acquirer can't serve at the moment.")]
+    #[error("The simulator can't serve at the moment.")]
     Unavailable,
 }
 
@@ -39,11 +39,11 @@ impl From<Failure> for Error {
     fn from(error: Failure) -> Self {
         match error {
             Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_) => {
-                log::warn!("the acquirer couldn't serve a request: {}", error.detailed());
+                log::warn!("the simulator couldn't serve a request: {}", error.detailed());
                 Self::Unavailable
             }
             _ => {
-                log::error!("the acquirer failed: {}", error.detailed());
+                log::error!("the simulator failed: {}", error.detailed());
                 Self::Failed
             }
         }
@@ -91,7 +91,7 @@ impl ResponseError for Error {
     }
 }
 
-/// Why an operation was refused, for good: it's stored with the operation.
+/// The reason why an operation was refused for good. It's stored with the operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refusal {
     pub(super) code: String,

@@ -1,4 +1,4 @@
-//! What goes wrong on purpose.
+//! Faults on purpose.
 
 use std::future::Future;
 use std::io;
@@ -14,10 +14,10 @@ use super::error::Error;
 use super::outbox::Delivery;
 use super::schema::Kind;
 
-/// How long a request may stay in the black hole.
+/// Maximum time that a request stays in the black hole.
 const BLACK_HOLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A request, as rules tell them apart.
+/// Kinds of requests that rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Call {
@@ -45,34 +45,34 @@ impl From<Kind> for Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
-    /// Waits before anything else.
+    /// Waits before the request is handled.
     Delay,
-    /// Has the effect and breaks the connection.
+    /// Takes effect and breaks the connection.
     DropAnswer,
     /// Answers 500, without effect.
     ErrorBefore,
-    /// Has the effect and answers 500.
+    /// Takes effect and answers 500.
     ErrorAfter,
-    /// Has the effect and doesn't answer.
+    /// Takes effect and doesn't answer.
     BlackHole,
 }
 
-/// When which fault happens.
+/// A fault, and the conditions under which it happens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
     fault: Fault,
-    /// To which requests; all if absent.
+    /// Kinds of requests to which it applies. All if absent.
     kinds: Option<Vec<Call>>,
-    /// Of those, how many.
+    /// Percentage of these requests.
     #[serde(default = "always")]
     percent: u8,
-    /// How often; until the rule is removed if absent.
+    /// Maximum number of times. Unlimited if absent.
     times: Option<u64>,
-    /// Of a delay.
+    /// Length of a delay.
     #[serde(default)]
     delay_ms: u64,
-    /// How often it has happened.
+    /// Number of times that it has happened.
     #[serde(default, skip_deserializing)]
     hits: u64,
 }
@@ -81,17 +81,17 @@ fn always() -> u8 {
     100
 }
 
-/// How events go wrong.
+/// Faults of event deliveries.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Webhooks {
-    /// How much later each is sent.
+    /// Delay of each event.
     delay_ms: u64,
-    /// How many are sent twice.
+    /// Percentage of events that are sent twice.
     duplicate_percent: u8,
-    /// Up to how much later, at random, each is sent beside that.
+    /// Maximum random delay of each event, in addition.
     shuffle_window_ms: u64,
-    /// How pending authorizations are decided.
+    /// Decision on pending authorizations.
     async_decision: AsyncDecision,
 }
 
@@ -103,7 +103,7 @@ enum AsyncDecision {
     Failed,
 }
 
-/// Everything that is to go wrong.
+/// All faults.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Plan {
@@ -113,7 +113,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The error is a sentence.
+    /// Checks the plan. The error is a sentence.
     pub(super) fn validate(&self) -> Result<(), String> {
         if self.rules.iter().any(|rule| !(1..=100).contains(&rule.percent)) {
             return Err("percent must be 1 to 100.".to_owned());
@@ -125,7 +125,8 @@ impl Plan {
     }
 }
 
-/// The plan in force. The same plan and the same requests in the same order have the same faults; for events likewise.
+/// The plan in force. The same plan and the same requests in the same order have the same faults, and so have
+/// events.
 pub(super) struct Faults {
     state: Mutex<State>,
 }
@@ -133,7 +134,7 @@ pub(super) struct Faults {
 struct State {
     plan: Plan,
     for_requests: StdRng,
-    /// Apart, since events come when they come.
+    /// Separate, since the timing of events is independent.
     for_events: StdRng,
 }
 
@@ -144,7 +145,7 @@ impl From<Plan> for State {
     }
 }
 
-/// What happens to one request.
+/// The faults of one request.
 #[derive(Debug, PartialEq, Eq)]
 struct Fate {
     delay: Duration,
@@ -156,17 +157,17 @@ impl Faults {
         Self { state: Mutex::new(Plan::default().into()) }
     }
 
-    /// Replaces everything.
+    /// Replaces the plan.
     pub(super) fn replace(&self, plan: Plan) {
         *self.state() = plan.into();
     }
 
-    /// What is in force, with hits.
+    /// The plan in force, with hits.
     pub(super) fn plan(&self) -> Plan {
         self.state().plan.clone()
     }
 
-    /// How the next event is to be delivered.
+    /// Draws the delivery of the next event.
     pub(super) fn draw_delivery(&self) -> Delivery {
         let State { plan, for_events: random, .. } = &mut *self.state();
         let webhooks = &plan.webhooks;
@@ -178,19 +179,20 @@ impl Faults {
         }
     }
 
-    /// Whether issuers that decide later approve.
+    /// Whether pending authorizations are approved.
     pub(super) fn issuers_approve(&self) -> bool {
         self.state().plan.webhooks.async_decision == AsyncDecision::Succeeded
     }
 
-    /// Answers a request by `handle`, unless its fate is another.
+    /// Answers a request with `handle`, unless a fault applies.
     pub(super) async fn around(
         &self,
         call: Call,
         handle: impl Future<Output = Result<HttpResponse, Error>> + 'static,
     ) -> HttpResponse {
         let fate = self.draw(call);
-        // A task of its own: a bank that has got the request goes on, whether or not its client still waits.
+        // Runs in a task of its own: a processor that has received the request goes on, whether or not its
+        // client still waits.
         let answer = actix_web::rt::spawn(async move {
             tokio::time::sleep(fate.delay).await;
             if fate.fault == Some(Fault::ErrorBefore) {
@@ -211,7 +213,7 @@ impl Faults {
         }
     }
 
-    /// Delays add up; of the other faults the first one that hits is it.
+    /// Delays add up. Of the other faults, the first that hits applies.
     fn draw(&self, call: Call) -> Fate {
         let State { plan, for_requests: random, .. } = &mut *self.state();
         let mut fate = Fate { delay: Duration::ZERO, fault: None };
@@ -234,12 +236,12 @@ impl Faults {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        // Each change is atomic, so a panic elsewhere can't have left a partial one.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// An answer that breaks off: its body fails, whereupon the server closes the connection.
+/// An answer that breaks off: its body fails, and the server then closes the connection.
 pub(super) fn lost_answer() -> HttpResponse {
     let broken = io::Error::new(io::ErrorKind::ConnectionAborted, "the answer is lost on purpose");
     HttpResponse::Ok().streaming(futures_util::stream::once(async { Err::<web::Bytes, _>(broken) }))

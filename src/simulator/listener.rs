@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::api::{self, Bank};
 
-/// How long it takes to find the port taken by another program and try again.
+/// Pause before the port is bound again if another program has it.
 const BIND_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// Tells whoever keeps the port what to do.
+/// Sends orders to the keeper of the port.
 #[derive(Clone)]
 pub(super) struct Listener {
     orders: mpsc::UnboundedSender<Order>,
@@ -24,26 +24,26 @@ enum Order {
 }
 
 impl Listener {
-    /// Serves on `address`, where `server` has been started; must be called inside an actix system.
+    /// Serves on `address`, where `server` has been started. Must be called inside an actix system.
     pub(super) fn open(bank: web::Data<Bank>, server: Server, address: SocketAddr) -> Self {
         let (orders, taken) = mpsc::unbounded_channel();
         actix_web::rt::spawn(async move {
             if let Err(error) = keep(bank, server, address, taken).await {
-                log::error!("the acquirer is closed for good: {error}");
+                log::error!("the simulator is closed for good: {error}");
             }
         });
         Self { orders }
     }
 
-    /// Closes the port and cuts its connections; it opens again after `duration`. Returns when it's closed.
+    /// Closes the port and its connections, and opens it again after `duration`. Returns when it's closed.
     pub(super) async fn refuse(&self, duration: Duration) {
         let (done, is_done) = oneshot::channel();
-        // Whoever keeps the port is gone only when it was stopped, and then it's closed too.
+        // The keeper is gone only if it was stopped, and then the port is closed, too.
         let _ = self.orders.send(Order::Refuse { duration, done });
         let _ = is_done.await;
     }
 
-    /// Closes it for good, when the requests that are being handled are answered.
+    /// Closes the port for good, after the requests under way are answered.
     pub(super) async fn stop(&self) {
         let (done, is_done) = oneshot::channel();
         let _ = self.orders.send(Order::Stop { done });
@@ -79,7 +79,7 @@ async fn keep(
                 Err(_) => match TcpListener::bind(address) {
                     Ok(listener) => break listener,
                     Err(error) => {
-                        log::warn!("the acquirer can't have {address} back yet: {error}");
+                        log::warn!("the simulator can't have {address} back yet: {error}");
                         open_at = Instant::now() + BIND_AGAIN_AFTER;
                     }
                 },

@@ -1,11 +1,12 @@
-//! The acquiring bank, played by a server of its own: `oncepay acquirer`.
+//! The simulator: a payment processor as a server of its own, `oncepay simulator`.
 //!
-//! Unlike the sandbox it's reached through a network and keeps what it has done, so requests to it get lost, answers
-//! come late or never, it's down for a while, and its books can differ from ours. It has its own database and its own
-//! idempotency; it shares no code with the service that could make both wrong in the same way.
+//! Unlike the sandbox, it's reached through a network and stores its operations. So requests to it get lost,
+//! answers come late or never, it's down for a while, and its books can differ from ours. It has its own
+//! database and its own idempotency, and shares no code with the service that could make both wrong in the
+//! same way.
 //!
-//! Its second port, the control, makes it misbehave on purpose. It has no key, so it takes only addresses of
-//! this machine.
+//! Its second port, the control port, makes it misbehave on purpose. That port has no key, so it accepts only
+//! addresses of this machine.
 
 mod api;
 mod command;
@@ -49,40 +50,40 @@ use webhooks::Sender;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("src/simulator/migrations");
 
-/// Database connections of the acquirer.
+/// Number of database connections of the simulator.
 const POOL_SIZE: u32 = 8;
-/// Longest wait for one.
+/// Maximum wait for a connection.
 const POOL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often an idle acquirer looks for operations to be decided.
+/// Interval at which an idle simulator looks for due operations.
 const DECIDE_EVERY: Duration = Duration::from_millis(50);
 
-/// What an acquirer needs.
+/// Settings of a simulator.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Connection string of its own database, as the owner.
     pub database_url: SecretString,
-    /// What clients must know.
+    /// API key of the clients.
     pub api_key: SecretString,
-    /// Address to listen on; port 0 takes a free one.
+    /// Address to listen on; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Address of the control, on this machine; none without.
+    /// Address of the control port, on this machine. No control port if absent.
     pub control_listen: Option<SocketAddr>,
-    /// Where events are sent; without, they stay in the outbox.
+    /// Receiver of events. If absent, they stay in the outbox.
     pub webhook: Option<Webhook>,
-    /// How long after its request a pending operation is decided.
+    /// Time after its request at which a pending operation is decided.
     pub decide_after: Duration,
 }
 
-/// Who receives events.
+/// The receiver of events.
 #[derive(Clone, Debug)]
 pub struct Webhook {
-    /// Where they are posted to.
+    /// URL to which events are posted.
     pub url: Url,
-    /// What they are signed with: `whsec_` and base64.
+    /// Secret that signs them: `whsec_` and base64.
     pub secret: SecretString,
 }
 
-/// An acquirer that serves.
+/// A running simulator.
 pub struct Running {
     address: SocketAddr,
     control_address: Option<SocketAddr>,
@@ -92,47 +93,48 @@ pub struct Running {
 }
 
 impl Running {
-    /// Where it's reached.
+    /// Address of the API.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where its control is, if it has one.
+    /// Address of the control port, if there is one.
     pub fn control_address(&self) -> Option<SocketAddr> {
         self.control_address
     }
 
-    /// Ends it, when requests that are being handled are answered.
+    /// Stops the simulator after the requests under way are answered.
     pub async fn stop(self) {
         if let Some(control) = self.control {
             control.stop(false).await;
         }
         self.listener.stop().await;
         for worker in self.workers {
-            // Whatever it has claimed becomes due again by itself.
+            // Claimed events become due again by themselves.
             worker.abort();
         }
     }
 }
 
-/// Brings the schema of an acquirer's database up to date; `conn` must be its owner. Takes an advisory lock, since
-/// several acquirers may start at the same time. The error is a sentence.
+/// Migrates the schema of a simulator's database; `conn` must be its owner. Takes an advisory lock, since
+/// several simulators may start at the same time. The error is a sentence.
 pub fn migrate(conn: &mut PgConnection) -> Result<(), String> {
     let lock = |conn: &mut PgConnection, function| {
         diesel::sql_query(format!("SELECT {function}(7262)"))
             .execute(conn)
-            .map_err(|error| format!("Can't lock the acquirer's database: {error}."))
+            .map_err(|error| format!("Can't lock the simulator's database: {error}."))
     };
     lock(conn, "pg_advisory_lock")?;
     let migrated = conn
         .run_pending_migrations(MIGRATIONS)
         .map(|_| ())
-        .map_err(|error| format!("A migration of the acquirer failed and was rolled back: {error}"));
+        .map_err(|error| format!("A migration of the simulator failed and was rolled back: {error}"));
     lock(conn, "pg_advisory_unlock")?;
     migrated
 }
 
-/// Migrates the database and starts an acquirer; must be called inside an actix system. The error is a sentence.
+/// Migrates the database and starts a simulator. Must be called inside an actix system. The error is a
+/// sentence.
 pub fn start(settings: Settings) -> Result<Running, String> {
     if settings.control_listen.is_some_and(|address| !address.ip().is_loopback()) {
         return Err(
@@ -172,7 +174,7 @@ pub fn start(settings: Settings) -> Result<Running, String> {
     Ok(Running { address, control_address, listener, control, workers })
 }
 
-/// Decides pending operations when they are due; doesn't return.
+/// Decides due pending operations. Doesn't return.
 async fn keep_deciding(bank: web::Data<Bank>) {
     loop {
         let shared = bank.clone();
@@ -187,7 +189,7 @@ async fn keep_deciding(bank: web::Data<Bank>) {
             Ok(true) => {}
             Ok(false) => tokio::time::sleep(DECIDE_EVERY).await,
             Err(error) => {
-                log::warn!("the acquirer couldn't decide: {}", error.detailed());
+                log::warn!("the simulator couldn't decide: {}", error.detailed());
                 tokio::time::sleep(POOL_TIMEOUT).await;
             }
         }

@@ -1,4 +1,4 @@
-//! Operations as they are asked for, kept and shown.
+//! Operations as requested, stored and shown.
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
@@ -14,7 +14,7 @@ use super::error::Refusal;
 use super::payment_method::PaymentMethod;
 use super::schema::{DeclineCode, Kind, Status, operations};
 
-/// An operation to be performed.
+/// An operation to perform.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) key: String,
@@ -23,10 +23,10 @@ pub(super) struct Order {
     pub(super) reference: String,
 }
 
-/// What is to be done.
+/// The kind of an operation, with its arguments.
 #[derive(Clone, Debug)]
 pub(super) enum What {
-    /// If the decision takes time, all of it is captured then, as if asked for under `capture_key`.
+    /// If the decision takes time, the whole amount is then captured as if requested under `capture_key`.
     Authorize {
         money: Money,
         payment_method: PaymentMethod,
@@ -88,7 +88,7 @@ impl What {
     }
 }
 
-/// An operation as it's stored.
+/// An operation as stored.
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = operations)]
 pub(super) struct Operation {
@@ -109,7 +109,7 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    /// As it's shown.
+    /// The operation as the API shows it.
     pub(super) fn to_json(&self) -> Value {
         json!({
             "id": self.id,
@@ -128,7 +128,7 @@ impl Operation {
         })
     }
 
-    /// Why it was refused, if it was.
+    /// The refusal, if the operation was refused.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.refusal.clone().and_then(|refusal| serde_json::from_value(refusal).ok())
     }
@@ -156,7 +156,7 @@ impl Operation {
     }
 }
 
-/// How an operation ends, before it's stored.
+/// The end of an operation, before it's stored.
 pub(super) struct Outcome {
     pub(super) status: Status,
     pub(super) decline_code: Option<DeclineCode>,
@@ -181,7 +181,7 @@ impl From<Refusal> for Outcome {
     }
 }
 
-/// The operation under `key`.
+/// Finds the operation under `key`.
 pub(super) fn find(conn: &mut PgConnection, key: &str) -> QueryResult<Option<Operation>> {
     operations::table
         .filter(operations::idempotency_key.eq(key))
@@ -190,16 +190,17 @@ pub(super) fn find(conn: &mut PgConnection, key: &str) -> QueryResult<Option<Ope
         .optional()
 }
 
-/// Operations after `after`, up to `limit`, in the order of their sequence numbers; and whether there are more.
+/// Lists operations after `after`, up to `limit`, in the order of their sequence numbers. Also returns
+/// whether there are more.
 ///
-/// A reader goes on after the last number that it has seen, so a number that was passed over must never appear later.
-/// Numbers drawn from a sequence do: they are drawn in one order and committed in another. Hiding what is younger
-/// than the oldest running transaction isn't enough for them either, since that may have drawn a smaller number than
-/// an older one that has committed.
+/// A reader goes on after the last number that it has seen, so a skipped number must never appear later.
+/// Numbers from a sequence do: they are drawn in one order and committed in another. Hiding operations
+/// younger than the oldest running transaction isn't enough for them either: that transaction may have drawn
+/// a smaller number than an older one that has committed.
 ///
-/// So the number *is* the id of the writing transaction. Whatever is below the snapshot's xmin has ended: none of it
-/// will ever become visible, or visible again, and whoever commits from now on has a greater number. The price: a
-/// transaction that stays open, in any database of the server, holds up what is shown.
+/// So the number *is* the id of the writing transaction. All transactions below the snapshot's xmin have
+/// ended: none of them will become visible, or visible again, and each later commit has a greater number. The
+/// price: a transaction that stays open, in any database of the server, holds the list up.
 pub(super) fn list(conn: &mut PgConnection, after: i64, limit: i64) -> QueryResult<(Vec<Operation>, bool)> {
     let mut operations = operations::table
         .filter(operations::sequence.gt(after))

@@ -1,4 +1,4 @@
-//! Events that are to be sent, stored in the transaction of what they tell of.
+//! The outbox of events, stored in the transaction of their operation.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::storage::sql::statement;
 
 use super::schema::words;
 
-/// How long a sender has an event to itself: longer than it waits for the answer.
+/// Time for which a sender owns an event: longer than its wait for the answer.
 const CLAIM: Duration = Duration::from_secs(15);
-/// How long it's tried to deliver an event.
+/// Time for which the delivery of an event is attempted.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 words! {
-    /// What an event tells of.
+    /// Types of events.
     EventType {
         ChargeSucceeded = "charge.succeeded",
         ChargeFailed = "charge.failed",
@@ -35,12 +35,12 @@ words! {
     }
 }
 
-/// How an event is to be delivered.
+/// The delivery of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
-    /// How much later than it could be.
+    /// Delay.
     pub(super) delay: Duration,
-    /// How often.
+    /// Number of times.
     pub(super) times: i32,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn add(
     delivery: Delivery,
 ) -> QueryResult<String> {
     let id = format!("evt_{}", Uuid::now_v7().as_simple());
-    #[expect(clippy::disallowed_methods, reason = "the acquirer's clock isn't the service's")]
+    #[expect(clippy::disallowed_methods, reason = "the simulator's clock isn't the service's")]
     let timestamp = Timestamp(chrono::Utc::now());
     let body = json!({"type": event, "timestamp": timestamp, "data": data}).to_string();
     statement::<()>(
@@ -68,12 +68,12 @@ pub(super) fn add(
     Ok(id)
 }
 
-/// An event that a sender has to itself for a while.
+/// An event that a sender owns for a while.
 #[derive(Clone, Debug)]
 pub(super) struct Claimed {
     pub(super) id: String,
     pub(super) body: String,
-    /// Which attempt this is, from 1.
+    /// Number of the attempt, from 1.
     pub(super) attempt: i32,
 }
 
@@ -91,7 +91,7 @@ pub(super) fn claim(conn: &mut PgConnection) -> QueryResult<Option<Claimed>> {
     Ok(claimed.map(|(id, body, attempt)| Claimed { id, body, attempt }))
 }
 
-/// Notes that `event` has arrived. If it's to arrive once more, that is due at once.
+/// Records that `event` has arrived. If it must arrive once more, that is due at once.
 pub(super) fn delivered(conn: &mut PgConnection, event: &Claimed) -> QueryResult<()> {
     statement::<()>(
         "UPDATE outbox SET deliveries_due = deliveries_due - 1, delivered_at = clock_timestamp(), \
@@ -104,7 +104,7 @@ pub(super) fn delivered(conn: &mut PgConnection, event: &Claimed) -> QueryResult
     .map(|_| ())
 }
 
-/// Notes that `event` hasn't arrived: it's due again after `pause`, or given up when it's too old.
+/// Records that `event` hasn't arrived: it's due again after `pause`, or given up because of its age.
 pub(super) fn failed(conn: &mut PgConnection, event: &Claimed, pause: Duration) -> QueryResult<()> {
     statement::<()>(
         "UPDATE outbox SET due_at = clock_timestamp() + interval '1 ms' * {}, \
@@ -124,8 +124,8 @@ fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Settles what a merchant has coming in a currency: what was captured and not refunded, and not settled yet. `None`
-/// if that is nothing, or less; then it waits for more captures. Returns what the event tells.
+/// Settles a merchant's captures in a currency: those that aren't refunded and not settled yet. `None` if the
+/// sum isn't positive; then it waits for more captures. Returns the data of the event.
 pub(super) fn settle(
     conn: &mut PgConnection,
     merchant: &str,

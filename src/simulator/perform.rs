@@ -36,17 +36,17 @@ struct NewOperation<'a> {
     reference: &'a str,
 }
 
-/// What came of an [`Order`].
+/// Result of an [`Order`].
 pub(super) enum Performed {
-    /// It has taken effect, or was refused, now.
+    /// The order took effect, or was refused, now.
     New(Operation),
-    /// That had happened before.
+    /// The order had been performed before.
     Replayed(Operation),
-    /// Its key belongs to another operation.
+    /// The key belongs to another operation.
     KeyReused,
 }
 
-/// Performs `order`, unless something has been performed under its key. What is decided later is so after
+/// Performs `order`, unless an operation was performed under its key. A later decision follows after
 /// `decide_after`. Locks the authorization, then the key.
 pub(super) fn perform(
     conn: &mut PgConnection,
@@ -64,7 +64,7 @@ pub(super) fn perform(
                 take_effect(conn, &order.what, outcome.status, &new_authorization)?;
                 Ok(Performed::New(operation))
             }
-            // Another transaction has been faster; the insert has waited for its end.
+            // Another transaction was faster; the insert has waited for its end.
             None => {
                 let stored =
                     find(conn, &order.key)?.ok_or_else(|| Failure::internal("an operation is gone"))?;
@@ -78,7 +78,7 @@ fn replay(stored: Operation, order: &Order) -> Performed {
     if stored.is_of(&order.what) { Performed::Replayed(stored) } else { Performed::KeyReused }
 }
 
-/// How `what` ends. Locks its authorization, so that it stays true.
+/// Decides the end of `what`. Locks its authorization, so that the decision stays true.
 fn judge(conn: &mut PgConnection, what: &What) -> Result<Outcome, Failure> {
     Ok(match what {
         What::Authorize { payment_method, .. } => match payment_method {
@@ -194,7 +194,7 @@ fn at_scale(money: Money) -> Decimal {
     amount
 }
 
-/// What the operation does to its authorization.
+/// Applies the operation to its authorization.
 fn take_effect(
     conn: &mut PgConnection,
     what: &What,
@@ -241,7 +241,7 @@ fn take_effect(
     Ok(())
 }
 
-/// Notes that the first attempt under `key` fails. Whether it's the first.
+/// Records that the first attempt under `key` fails. Returns whether this is the first.
 pub(super) fn note_failure(conn: &mut PgConnection, key: &str) -> QueryResult<bool> {
     let noted = diesel::insert_into(failed_once::table)
         .values(failed_once::idempotency_key.eq(key))

@@ -1,4 +1,4 @@
-//! The acquirer's tables, and the words that its columns hold.
+//! The simulator's tables, and the words in their columns.
 
 use diesel::table;
 
@@ -107,23 +107,23 @@ macro_rules! words {
 pub(super) use words;
 
 words! {
-    /// What an operation does.
+    /// Kinds of operations.
     Kind { Authorize = "authorize", Capture = "capture", Void = "void", Refund = "refund", Payout = "payout" }
 }
 words! {
-    /// What has become of an operation.
+    /// State of an operation.
     Status {
         Pending = "pending", Succeeded = "succeeded", Declined = "declined", Refused = "refused",
         Failed = "failed", Paid = "paid",
     }
 }
 words! {
-    /// What may be done with an authorization.
+    /// State of an authorization.
     AuthorizationStatus {
         Pending = "pending", Open = "open", Captured = "captured", Voided = "voided", Declined = "declined",
     }
 }
 words! {
-    /// Why an issuer declined.
+    /// Reasons for an issuer's decline.
     DeclineCode { Generic = "generic_decline", InsufficientFunds = "insufficient_funds" }
 }

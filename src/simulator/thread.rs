@@ -1,4 +1,4 @@
-//! An acquirer beside something else, in the same process.
+//! A simulator next to something else, in the same process.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -8,18 +8,18 @@ use tokio::sync::oneshot;
 
 use super::Settings;
 
-/// An acquirer on a thread of its own.
+/// A simulator on a thread of its own.
 pub struct Thread {
-    /// Where it's reached.
+    /// Address of the API.
     pub address: SocketAddr,
-    /// Where its control is, if it has one.
+    /// Address of the control port, if there is one.
     pub control_address: Option<SocketAddr>,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Thread {
-    /// Migrates the database and starts it. The error is a sentence.
+    /// Migrates the database and starts the simulator. The error is a sentence.
     pub fn start(settings: Settings) -> Result<Self, String> {
         let (started, starting) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
@@ -30,7 +30,7 @@ impl Thread {
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 let addresses = (running.address(), running.control_address());
-                // If nobody is there any more, nobody needs it.
+                // If the starter is gone, nobody needs the simulator.
                 if started.send(Ok(addresses)).is_ok() {
                     let _ = stopped.await;
                 }
@@ -38,11 +38,11 @@ impl Thread {
             });
         });
         let (address, control_address) =
-            starting.recv().map_err(|_| "The acquirer ended at once.".to_owned()).flatten()?;
+            starting.recv().map_err(|_| "The simulator ended at once.".to_owned()).flatten()?;
         Ok(Self { address, control_address, stop, thread })
     }
 
-    /// Ends it, when requests that are being handled are answered.
+    /// Stops the simulator after the requests under way are answered.
     pub fn stop(self) {
         let _ = self.stop.send(());
         let _ = self.thread.join();

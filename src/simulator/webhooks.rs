@@ -1,4 +1,4 @@
-//! Sends the outbox, as [Standard Webhooks](https://www.standardwebhooks.com) says.
+//! Sends the outbox, as defined by [Standard Webhooks](https://www.standardwebhooks.com).
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use crate::storage::db::Db;
 
 use super::outbox::{self, Claimed};
 
-/// Longest wait for the receiver's answer.
+/// Maximum wait for the receiver's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after the first failure; it doubles with each.
+/// Pause after the first failure. It doubles with each.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest pause.
+/// Maximum pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
-/// How often an idle sender looks for events.
+/// Interval at which an idle sender looks for events.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What a signing secret starts with.
+/// Prefix of a signing secret.
 const SECRET_PREFIX: &str = "whsec_";
 
 /// Sends events to one receiver.
@@ -37,7 +37,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// The error is a sentence.
+    /// Makes a sender. The error is a sentence.
     pub(super) fn new(db: Db, url: Url, secret: &SecretString) -> Result<Self, String> {
         let secret = secret
             .expose_secret()
@@ -54,8 +54,8 @@ impl Sender {
         Ok(Self { db, client, url, secret: SecretBox::new(Box::new(secret)) })
     }
 
-    /// Sends what is due, one after the other, so that events arrive in their order unless they are told not to, or
-    /// don't arrive. Doesn't return.
+    /// Sends due events, one after the other, so that they arrive in order, unless faults or failures prevent
+    /// it. Doesn't return.
     pub(super) async fn keep_sending(self) {
         loop {
             match self.send_next().await {
@@ -69,8 +69,8 @@ impl Sender {
         }
     }
 
-    /// Whether an event was due. No transaction is open while it's sent: the claim is what keeps others away, and it
-    /// runs out should we die.
+    /// Sends the next due event. Returns whether there was one. No transaction is open during the sending:
+    /// the claim keeps others away, and it expires if the sender dies.
     async fn send_next(&self) -> Result<bool, Failure> {
         let Some(event) = self.db.run_retrying(|conn| outbox::claim(conn).map_err(Failure::from)).await?
         else {
@@ -89,9 +89,10 @@ impl Sender {
         Ok(true)
     }
 
-    /// The error is for the log. Redirections are errors too: following them would sign for somebody else.
+    /// Sends an event. The error is for the log. Redirects are errors too: following one would sign for
+    /// another receiver.
     async fn send(&self, event: &Claimed) -> Result<(), String> {
-        #[expect(clippy::disallowed_methods, reason = "the acquirer's clock isn't the service's")]
+        #[expect(clippy::disallowed_methods, reason = "the simulator's clock isn't the service's")]
         let timestamp = chrono::Utc::now().timestamp();
         let answer = self
             .client
@@ -109,7 +110,7 @@ impl Sender {
     }
 }
 
-/// The signature of an event, sent at `timestamp` (seconds since 1970).
+/// Signs an event that is sent at `timestamp` (seconds since 1970).
 fn sign(secret: &[u8], id: &str, timestamp: i64, body: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key may have any length");
     mac.update(format!("{id}.{timestamp}.{body}").as_bytes());

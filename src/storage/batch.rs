@@ -1,12 +1,12 @@
-//! Many calls in one statement.
+//! Batches of calls in one statement.
 //!
-//! A commit waits for the disk and a statement for the network, and both cost the same for one row as for twenty. So
-//! calls that come while others are under way are collected and made together; a call that finds nothing under way is
-//! made at once. Nobody waits for company: under little load a batch is one call, and the more there is to do, the
-//! less each costs.
+//! A commit waits for the disk and a statement for the network, and both cost the same for one row as for
+//! twenty. So calls that arrive while others are under way are collected and run together; a call that finds
+//! no other under way runs at once. No call waits for company: under little load a batch is one call, and the
+//! higher the load, the less each call costs.
 //!
-//! Promised: a call isn't made after its caller was told that it wasn't; and what fails for all is left to each, so
-//! that one bad call can't fail the others.
+//! Promised: a call never runs after its caller was told that it didn't. If a batch fails, each caller
+//! retries alone, so that one bad call can't fail the others.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,18 +20,19 @@ use tokio::sync::oneshot;
 use crate::error::Failure;
 use crate::storage::db::Db;
 
-/// Longest wait of a call for the batch before it. As a rule one batch at a time is fastest (1.3 times four at a time,
-/// with 8 clients and with 64): calls gather meanwhile. But one that is stuck, on a lock or a connection that is dead,
-/// mustn't hold up everybody, so whoever has waited that long starts another one beside it.
+/// Maximum time that a call waits for the batch before it. As a rule one batch at a time is fastest (1.3
+/// times four at a time, with 8 clients and with 64): calls gather meanwhile. But a batch that is stuck, on a
+/// lock or a dead connection, must not hold up the rest, so a call that has waited that long starts another
+/// batch beside it.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Batches that may be under way at the same time.
+/// Maximum number of concurrent batches.
 const BATCHES_MAX: usize = 4;
 
 type Outputs<O> = Vec<oneshot::Sender<BatchResult<O>>>;
 type Work<I, O> = Box<dyn Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync>;
 
-/// Makes calls with an `I` that return an `O`.
+/// Batches calls that take an `I` and return an `O`.
 pub struct Batcher<I, O> {
     db: Db,
     size_max: usize,
@@ -49,23 +50,24 @@ struct Queue<I, O> {
 struct Call<I, O> {
     input: I,
     asked: Instant,
-    /// Set by whoever comes first: the batch that makes the call, or the caller who gives up.
+    /// Set by the first of these: the batch that runs the call, or the caller that gives up.
     is_taken: Arc<AtomicBool>,
     output: oneshot::Sender<BatchResult<O>>,
 }
 
-/// How a call has ended.
+/// Result of a call.
 enum BatchResult<O> {
     Done(O),
-    /// There was no connection in time, or no word from the database.
+    /// No connection was free in time, or the database didn't answer.
     Unavailable(String),
-    /// All of them failed, for a reason that may be another's.
+    /// The whole batch failed, perhaps because of another call.
     Failed,
 }
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
-    /// Calls are made by `work`, up to `size_max` at a time, which must return an output per input, in their order.
-    /// `sizes` observes how many it were, and `waits` for how many seconds each has waited to be among them.
+    /// Makes a batcher that runs `work` on up to `size_max` calls at a time. `work` must return an output per
+    /// input, in their order. `sizes` observes the batch sizes, and `waits` the seconds that each call has
+    /// waited for its batch.
     pub fn new(
         db: Db,
         size_max: usize,
@@ -77,8 +79,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         Arc::new(Self { db, size_max, sizes, waits, work: Box::new(work), queue })
     }
 
-    /// Makes a call, with others. `None` if those failed together: it's for the caller to try alone, and to be ready
-    /// for that the call has taken effect.
+    /// Runs the call in the next batch. `None` if the batch failed: retry it alone, and expect that it may
+    /// already have taken effect.
     ///
     /// Errors: `database_unavailable` as with [`Db::run`].
     pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Failure> {
@@ -102,7 +104,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         match result {
             Ok(BatchResult::Done(output)) => Ok(Some(output)),
             Ok(BatchResult::Unavailable(cause)) => Err(Failure::DatabaseUnavailable(cause.into())),
-            // The sender is dropped where the service is being stopped.
+            // The sender is dropped when the service stops.
             Ok(BatchResult::Failed) | Err(_) => Ok(None),
         }
     }
@@ -113,8 +115,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         if queue.batches <= others {
             queue.batches += 1;
             let batch = Batch { batcher: Arc::clone(self), is_over: false };
-            // On the system's thread: neither this caller's end nor that of the worker that serves it may be the end
-            // of the others' calls.
+            // On the system's thread: neither this caller's end nor that of its worker may end the others'
+            // calls.
             actix_web::rt::System::current().arbiter().spawn(batch.run());
         }
     }
@@ -122,12 +124,12 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
 
 impl<I, O> Batcher<I, O> {
     fn queue(&self) -> MutexGuard<'_, Queue<I, O>> {
-        // Each change of the queue is whole, so a panic elsewhere can't have spoiled it.
+        // Each change of the queue is atomic, so a panic elsewhere can't have left a partial one.
         self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// The right to have a batch under way, which comes back however that ends.
+/// The right to run a batch, which is returned however the batch ends.
 struct Batch<I, O> {
     batcher: Arc<Batcher<I, O>>,
     is_over: bool,
@@ -142,7 +144,7 @@ impl<I, O> Drop for Batch<I, O> {
 }
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
-    /// Makes calls until there are none.
+    /// Runs calls until there are none.
     async fn run(mut self) {
         while let Some((inputs, outputs)) = self.take() {
             let batcher = Arc::clone(&self.batcher);
@@ -150,7 +152,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
             match self.batcher.db.run(move |conn| (batcher.work)(conn, &inputs)).await {
                 Ok(done) => {
                     for (output, done) in outputs.into_iter().zip(done) {
-                        // Whoever has hung up doesn't need it.
+                        // A caller that has hung up doesn't need the result.
                         let _ = output.send(BatchResult::Done(done));
                     }
                 }
@@ -170,15 +172,15 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         }
     }
 
-    /// The next calls whose callers still wait. If there are none, the batch is over: the next caller, who may come
-    /// right after this, starts another one.
+    /// Takes the next calls whose callers still wait. If there are none, the batch ends: the next caller,
+    /// which may arrive right after this, starts another one.
     fn take(&mut self) -> Option<(Vec<I>, Outputs<O>)> {
         let mut queue = self.batcher.queue();
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         while inputs.len() < self.batcher.size_max
             && let Some(call) = queue.calls.pop_front()
         {
-            // Neither for those who have given up, nor for those who are gone.
+            // Skips calls whose callers have given up or are gone.
             if !call.is_taken.swap(true, Ordering::AcqRel) && !call.output.is_closed() {
                 self.batcher.waits.observe(call.asked.elapsed().as_secs_f64());
                 inputs.push(call.input);

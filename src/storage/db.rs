@@ -1,7 +1,7 @@
-//! The way to the database: one bounded pool, and the migrations.
+//! Access to the database: one bounded pool, and the migrations.
 //!
-//! Promised: no work waits longer than the acquire timeout for a connection, and none holds one
-//! while it waits for anything but the database.
+//! Promised: no work waits longer than the acquire timeout for a connection, and none holds one while it
+//! waits for anything but the database.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -25,36 +25,37 @@ use crate::error::{Failing, Failure};
 /// All migrations, built into the binary.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Tries of a transaction that collides (deadlock, serialization failure, lock timeout).
+/// Maximum number of attempts at a transaction that collides (deadlock, serialization failure, lock timeout).
 const TRIES_MAX: u32 = 5;
-/// Longest time for all tries together.
+/// Maximum time for all attempts together.
 const RETRYING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for work that has a connection. Statements are bounded by the server, at half of this; only
-/// a server that can't be heard takes longer.
+/// Maximum time for work that has a connection. The server limits statements to half of this; only a server
+/// that doesn't answer at all takes longer.
 const WORK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two looks whether a server can be reached that doesn't answer on old connections.
+/// Interval of the checks whether a server that doesn't answer on old connections can be reached.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Pools that may be there at the same time: the one in use, and those that were given up, each until the last of its
-/// threads has got a word.
+/// Maximum number of pools at the same time: the current one, and abandoned ones, each until its last thread
+/// has got an answer.
 pub const POOLS_MAX: usize = 4;
 
 /// A handle to the pool, cheap to clone.
 ///
-/// Diesel's connections are synchronous, so each use runs on a thread for blocking work. A permit is
-/// taken *before* that, without a thread or a connection: a burst waits in async code, where waiting
-/// costs next to nothing, and is told 503 when the wait gets too long.
+/// Diesel's connections are synchronous, so each use runs on a thread for blocking work. A permit is taken
+/// *before* that, without a thread or a connection: a burst waits in async code, where waiting costs next to
+/// nothing, and gets 503 when the wait becomes too long.
 ///
-/// libpq waits for an answer for as long as the other side acknowledges what was sent, and nothing can wake it. A server
-/// whose disk hangs does that, and so may what's in between. So when work takes too long and a new connection can be
-/// made, the old ones are taken for lost: the pool is replaced, and its threads are left to their wait.
+/// libpq waits for an answer for as long as the other side acknowledges what was sent, and nothing can wake
+/// it. A server with a hanging disk does that, and so may the network in between. So when work takes too long
+/// and a new connection succeeds, the old connections count as lost: the pool is replaced, and its threads
+/// are left to their wait.
 #[derive(Clone)]
 pub struct Db {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// The one in use.
+    /// The current pool.
     lane: RwLock<Arc<Lane>>,
     lanes: Arc<AtomicUsize>,
     url: SecretString,
@@ -67,7 +68,7 @@ struct Shared {
 struct Lane {
     pool: Pool<ConnectionManager<PgConnection>>,
     permits: Arc<Semaphore>,
-    /// Held by whoever finds out whether it's lost.
+    /// Held during the check whether the pool is lost.
     probing: tokio::sync::Mutex<()>,
     lanes: Arc<AtomicUsize>,
 }
@@ -78,7 +79,7 @@ impl Lane {
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
-            // Would cost a round trip each time. A connection found dead is thrown away below.
+            // A test would cost a round trip each time. Dead connections are discarded below.
             .test_on_check_out(false)
             .connection_customizer(Box::new(SessionLimits))
             .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
@@ -99,8 +100,8 @@ impl Drop for Lane {
 }
 
 impl Db {
-    /// A pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
-    /// requests are answered 503.
+    /// Makes a pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
+    /// requests get 503.
     pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Metrics) -> Self {
         metrics.pool_size.set(size.into());
         let lanes = Arc::<AtomicUsize>::default();
@@ -113,17 +114,17 @@ impl Db {
         Arc::clone(&self.shared.lane.read().expect("no holder panics"))
     }
 
-    /// Longest wait for a connection.
+    /// Maximum wait for a connection.
     pub fn acquire_timeout(&self) -> Duration {
         self.shared.acquire_timeout
     }
 
     /// Runs `work` with a connection on a blocking thread.
     ///
-    /// Errors, in the order checked: `database_unavailable` when no connection could be had in time,
-    /// then whatever `work` says, then `database_unavailable` when it takes longer than ten seconds or than the
-    /// request has [left](deadline); then it isn't known whether it has taken effect. A panic in `work` is `internal`,
-    /// and its connection is discarded.
+    /// Errors, in the order checked: `database_unavailable` if no connection is free in time, then the errors
+    /// of `work`, then `database_unavailable` if it takes longer than ten seconds or than the request has
+    /// [left](deadline). In that last case it isn't known whether `work` has taken effect. A panic in `work`
+    /// is `internal`, and its connection is discarded.
     pub async fn run<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
@@ -131,7 +132,7 @@ impl Db {
         self.run_within(WORK_TIMEOUT, work).await
     }
 
-    /// Like [`run`](Self::run), with another bound than ten seconds: for background work that sets its own
+    /// Like [`run`](Self::run), with another limit than ten seconds: for background work that sets its own
     /// `statement_timeout`.
     pub async fn run_within<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
@@ -149,13 +150,13 @@ impl Db {
         let in_use = Counted::new(&metrics.pool_in_use);
         let used = Arc::clone(&lane);
         let work = spawn_blocking(move || {
-            // Moved in, so that the permit outlives the use of the connection even if the caller is
-            // dropped meanwhile.
+            // Moved in, so that the permit outlives the use of the connection even if the caller is dropped
+            // meanwhile.
             let (_permit, _in_use) = (permit, in_use);
             let mut conn = used.pool.get().map_err(|error| Failure::DatabaseUnavailable(error.into()))?;
             let result = work(&mut conn);
             if is_unavailable(&result) {
-                // The pool discards connections in this state when they come back.
+                // The pool discards returned connections in this state.
                 <PgConnection as Connection>::TransactionManager::transaction_manager_status_mut(&mut *conn)
                     .set_in_error();
             }
@@ -169,19 +170,20 @@ impl Db {
         }
     }
 
-    /// Replaces the pool if `work` doesn't end in time and new connections can be made.
+    /// Replaces the pool if `work` doesn't end in time and new connections succeed.
     async fn watch<T>(self, lane: Arc<Lane>, give_up_at: Instant, mut work: JoinHandle<T>) {
         if tokio::time::timeout_at(give_up_at.into(), &mut work).await.is_ok() {
             return;
         }
         let _one = lane.probing.lock().await;
-        // A probe that begins while the server is silent waits for its whole timeout; the next ones don't wait for it.
+        // A probe that begins while the server is silent waits for its whole timeout. The next probes don't
+        // wait for it.
         let mut probes = FuturesUnordered::new();
         while !work.is_finished() && Arc::ptr_eq(&lane, &self.lane()) {
             probes.push(self.can_connect());
             let next_at = tokio::time::Instant::now() + PROBE_INTERVAL;
             while let Ok(Some(connected)) = tokio::time::timeout_at(next_at, probes.next()).await {
-                // What has only been slow ends meanwhile.
+                // Work that was only slow ends meanwhile.
                 if connected && !work.is_finished() {
                     self.replace(&lane);
                 }
@@ -192,12 +194,12 @@ impl Db {
 
     async fn can_connect(&self) -> bool {
         let mut url = self.shared.url.expose_secret().to_owned();
-        // The least that libpq knows.
+        // The minimum that libpq accepts.
         add_setting(&mut url, "connect_timeout", "2");
         spawn_blocking(move || establish(&url).is_ok()).await.unwrap_or(false)
     }
 
-    /// Unless somebody has, or too many pools are left to their wait.
+    /// Replaces a lost pool, unless that has been done, or too many pools are left to their wait.
     fn replace(&self, lost: &Arc<Lane>) {
         let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
         let mut current = lane.write().expect("no holder panics");
@@ -212,13 +214,13 @@ impl Db {
 
     /// Like [`run`](Self::run), and starts again
     ///
-    /// * when the work collides with other transactions: up to five tries in all, with growing, jittered
+    /// * when the work collides with other transactions: up to five attempts in all, with growing, jittered
     ///   pauses during which no connection is held;
     /// * when the connection turns out to be dead, as all of them are after a restart of the database: once
     ///   per connection of the pool.
     ///
-    /// Gives up after five seconds. `work` must be a whole transaction, and one that is safe to run when the
-    /// commit of an earlier run was lost on the way back, as reads, claims and fenced writes are.
+    /// Gives up after five seconds. `work` must be a whole transaction that is safe to repeat if the answer
+    /// to an earlier commit was lost, as reads, claims and fenced writes are.
     pub async fn run_retrying<T: Send + 'static, E: Failing + Send + 'static>(
         &self,
         work: impl Fn(&mut PgConnection) -> Result<T, E> + Send + Sync + 'static,
@@ -255,12 +257,12 @@ fn is_unavailable<T, E: Failing>(result: &Result<T, E>) -> bool {
     result.as_ref().is_err_and(|error| matches!(error.failure(), Some(Failure::DatabaseUnavailable(_))))
 }
 
-/// Work under way, which is watched on when its caller doesn't wait any longer.
+/// Work under way, which is still watched when its caller no longer waits.
 struct Watched<'a, T: Send + 'static> {
     db: &'a Db,
     lane: Arc<Lane>,
     give_up_at: Instant,
-    /// Until it has ended.
+    /// The work, until it has ended.
     work: Option<JoinHandle<T>>,
 }
 
@@ -274,7 +276,7 @@ impl<T: Send + 'static> Watched<'_, T> {
 
 impl<T: Send + 'static> Drop for Watched<'_, T> {
     fn drop(&mut self) {
-        // Without a runtime the process is ending.
+        // Without a runtime, the process is ending.
         if let Some(work) = self.work.take().filter(|work| !work.is_finished())
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -283,14 +285,15 @@ impl<T: Send + 'static> Drop for Watched<'_, T> {
     }
 }
 
-/// Has OpenSSL free nothing at exit. libpq, which uses it for passwords too, would have it do so, and the pool's
-/// threads, which nobody waits for, would be killed by a segmentation fault when they're connecting at the time.
+/// Makes OpenSSL free nothing at exit. libpq, which also uses it for passwords, would make it free
+/// everything. The pool's threads, for which nobody waits, would then die of a segmentation fault if they
+/// were connecting at that time.
 fn keep_tls_until_the_end() {
-    // Whoever initializes it first decides.
+    // The first initialization decides.
     openssl_sys::init();
 }
 
-/// Adds what libpq needs to notice a peer that is gone without a word. Settings that are there stay.
+/// Adds the settings that libpq needs to notice a peer that is gone without a word. Keeps existing settings.
 fn with_network_timeouts(url: &str) -> String {
     let mut url = url.to_owned();
     for (name, value) in [
@@ -318,14 +321,14 @@ fn add_setting(url: &mut String, name: &str, value: &str) {
     url.push_str(&format!("{separator}{name}={value}"));
 }
 
-/// Bounds for everything that a session of the service may wait for, and for what the planner may do.
+/// Limits for everything that a session of the service may wait for, and for the planner.
 ///
-/// What has been acknowledged must be on disk, so asynchronous commits, if somebody has made them the default, aren't
-/// for us.
+/// Acknowledged data must be on disk, so sessions turn asynchronous commits off, even if they are the
+/// server's default.
 ///
-/// Nearly all of the service's statements find few rows by index. They're planned once per connection and not anew for
-/// each number of requests in a batch, which costs more than running them; and not as a scan of a table because that
-/// was empty when the plan was made. The others ask for more freedom themselves ([`plan_freely`]).
+/// Nearly all of the service's statements find few rows by index. They're planned once per connection, not
+/// again for each batch size, which would cost more than running them; and not as a scan of a table that was
+/// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]).
 #[derive(Debug)]
 struct SessionLimits;
 
@@ -348,8 +351,8 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
     }
 }
 
-/// Lets the planner do what it likes until the transaction ends, for statements that read most of a table, or whose
-/// filters matter only where they're set.
+/// Frees the planner until the transaction ends, for statements that read most of a table, or whose filters
+/// matter only if they're set.
 pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
     diesel::sql_query(
         "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true), \
@@ -364,15 +367,15 @@ pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
     establish(url.expose_secret()).map_err(|error| format!("Can't connect to the database: {error}"))
 }
 
-/// The same with libpq's own error. Every connection outside of the pool begins here: the first of a process decides what
-/// happens at its exit.
+/// Connects outside of the pool, with libpq's own error. Every connection outside of the pool must begin
+/// here: the first one of a process determines what happens at its exit.
 pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
     keep_tls_until_the_end();
     PgConnection::establish(&with_network_timeouts(url))
 }
 
-/// Brings the schema up to date; `conn` must be the owner of the database. Returns the names of the
-/// migrations that were run. Each runs in a transaction of its own.
+/// Migrates the schema; `conn` must be the owner of the database. Returns the names of the migrations that it
+/// ran. Each runs in a transaction of its own.
 pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
     let has_app_role = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
         "EXISTS (SELECT FROM pg_roles WHERE rolname = 'oncepay_app')",
@@ -388,7 +391,7 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
         .run_pending_migrations(MIGRATIONS)
         .map(|versions| versions.iter().map(ToString::to_string).collect())
         .map_err(|error| format!("A migration failed and was rolled back: {error}"))?;
-    // Until Postgres 15 everybody could create objects in the schema public. The service has no business there.
+    // Until Postgres 15, everybody could create objects in the schema public. The service doesn't use it.
     let may_create = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
         "has_schema_privilege('oncepay_app', 'public', 'CREATE')",
     ))

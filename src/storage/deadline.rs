@@ -1,7 +1,7 @@
-//! How long a request may take until it's answered.
+//! The time that a request may take until it's answered.
 //!
-//! Whatever a request waits for has a bound of its own, but it may wait for several things one after the other. The
-//! time that it has in all belongs to its task, so that nobody has to pass it on.
+//! Each wait of a request has a limit of its own, but a request may have several waits, one after the other.
+//! The time that it has in all belongs to its task, so that no function has to pass it on.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub fn extend(more: Duration) {
     let _ = DEADLINE.try_with(|deadline| deadline.set(deadline.get() + more));
 }
 
-/// What is left of the request's time and at most `bound`; just `bound` outside of a request.
+/// The rest of the request's time, at most `bound`. Just `bound` outside of a request.
 pub fn remaining(bound: Duration) -> Duration {
     DEADLINE
         .try_with(|deadline| deadline.get().saturating_duration_since(Instant::now()).min(bound))

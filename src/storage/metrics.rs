@@ -1,13 +1,13 @@
-//! What the pool counts and measures.
+//! Metrics of the connection pool.
 
 use prometheus::{Histogram, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// The pool.
+/// Metrics of the connection pool.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Size of the pool.
+    /// Maximum number of connections.
     pub pool_size: IntGauge,
     /// Connections in use.
     pub pool_in_use: IntGauge,
@@ -16,11 +16,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
             pool_size: registry
-                .int_gauge("oncepay_db_pool_size", "Most database connections in use at once."),
+                .int_gauge("oncepay_db_pool_size", "Maximum number of database connections in use."),
             pool_in_use: registry.int_gauge("oncepay_db_pool_in_use", "Database connections in use."),
             pool_wait_seconds: registry.durations(
                 "oncepay_db_pool_wait_duration_seconds",

@@ -1,4 +1,4 @@
-//! How to talk to Postgres.
+//! Access to Postgres.
 
 pub mod batch;
 pub mod db;

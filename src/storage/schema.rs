@@ -1,7 +1,7 @@
-//! The tables as Diesel sees them; the migrations are the source and say what each column is for.
+//! The tables as Diesel sees them. The migrations are the source, and describe each column.
 //!
-//! Only tables that are queried through the DSL are here; the others are written and read by
-//! [statements](crate::storage::sql) of their modules.
+//! Only tables that are queried through the DSL are here. The [statements](crate::storage::sql) of their
+//! modules read and write the others.
 
 diesel::table! {
     merchants (merchant_id) {

@@ -1,8 +1,8 @@
 //! Fixed SQL texts that stay prepared.
 //!
-//! Diesel prepares the queries of its DSL once per connection, but not what goes through
-//! [`diesel::sql_query`], which is parsed and planned anew each time. The statements of the claim
-//! protocol are clearer as SQL and run on every request, so they get this small query node.
+//! Diesel prepares the queries of its DSL once per connection, but not those of [`diesel::sql_query`], which
+//! are parsed and planned anew each time. The statements of the claim protocol are clearer as SQL and run on
+//! every request, so they use this small query node.
 
 use std::marker::PhantomData;
 
@@ -19,13 +19,13 @@ pub struct Statement<'a, ST> {
     rows: PhantomData<ST>,
 }
 
-/// Starts a statement; give its values with [`Statement::bind`], in the order of the `{}`.
+/// Starts a statement. Pass its values to [`Statement::bind`], in the order of the `{}`.
 pub fn statement<'a, ST>(sql: &'static str) -> Statement<'a, ST> {
     Statement { sql, binds: Vec::new(), rows: PhantomData }
 }
 
 impl<'a, ST> Statement<'a, ST> {
-    /// The next value, of SQL type `T`.
+    /// Binds the next value, of SQL type `T`.
     pub fn bind<T, V>(mut self, value: V) -> Self
     where
         T: diesel::sql_types::SqlType + diesel::expression::TypedExpressionType + SingleValue,
@@ -38,7 +38,7 @@ impl<'a, ST> Statement<'a, ST> {
 }
 
 impl<'a, ST> Statement<'a, ST> {
-    /// In place of the next `{}`, a piece of SQL of Diesel's making.
+    /// Replaces the next `{}` with an SQL fragment of Diesel's.
     pub fn fragment(mut self, fragment: impl QueryFragment<Pg> + 'a) -> Self {
         self.binds.push(Box::new(fragment));
         self
@@ -58,7 +58,7 @@ impl<ST> QueryFragment<Pg> for Statement<'_, ST> {
     }
 }
 
-/// Without an id of its own the statement is cached under its text, which is what makes it one.
+/// Without an id of its own, the statement is cached under its text, which identifies it.
 impl<ST> QueryId for Statement<'_, ST> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;

@@ -1,7 +1,7 @@
 //! A merchant's API keys: created (shown once), listed, revoked.
 //!
-//! To rotate a key, create another, change over, and revoke the old one. A revocation holds from its commit on,
-//! on every instance, since keys are looked up with each request.
+//! To rotate a key, create a new key, switch to it, and revoke the old one. A revocation holds from its
+//! commit on, on every instance, since each request looks its key up.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
@@ -26,11 +26,11 @@ use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// API keys, as a kind of resource.
+/// API keys, as a resource kind.
 pub static API_KEY: ResourceKind =
     ResourceKind::new("api_key", ApiKeyId::PREFIX, "api_keys", "/v1/api-keys/{id}");
 
-/// Most characters of a name.
+/// Maximum number of characters in a name.
 const NAME_MAX: usize = 100;
 
 /// An API key, without the key itself.
@@ -42,20 +42,20 @@ pub struct ApiKey {
     /// Always `api_key`.
     #[schema(example = "api_key")]
     object: &'static str,
-    /// What it's for.
+    /// Name of the key.
     #[schema(example = "checkout")]
     name: String,
-    /// The key: only in the answer to its creation.
+    /// The secret key. Only in the answer to its creation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(
         nullable = false,
         example = "sk_test_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b6f1ed002ab5595859014ebf0951522d9"
     )]
     key: Option<String>,
-    /// When it was created.
+    /// Time of its creation.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it was revoked.
+    /// Time of its revocation.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     revoked_at: Option<Timestamp>,
 }
@@ -82,8 +82,8 @@ impl ApiKeyRow {
     }
 }
 
-/// Creates a key for `merchant`, with the id `id`. The result holds the placeholder [`SEALED`] where the
-/// secret belongs; the reply that it goes into must be passed through [`seal`].
+/// Creates a key for `merchant`, with the id `id`. The result holds the placeholder [`SEALED`] in place of
+/// the secret; pass the reply that contains it through [`seal`].
 pub(crate) fn create_for(
     conn: &mut PgConnection,
     context: &Context<'_>,
@@ -119,7 +119,7 @@ pub(crate) fn seal(reply: Reply, id: ApiKeyId) -> Reply {
 #[schema(example = json!({"name": "checkout"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
-    /// What it's for.
+    /// Name of the key.
     #[schema(min_length = 1, max_length = 100)]
     name: String,
 }
@@ -149,8 +149,8 @@ problems!(CreateProblems, mutating:);
 
 /// Create an API key
 ///
-/// The answer is the only one that shows the key; a retry with the same idempotency key shows it again. Only its
-/// hash is stored.
+/// Only this answer shows the secret key; a retry with the same idempotency key shows it again. The service
+/// stores only its hash.
 #[utoipa::path(
     operation_id = "api_keys.create",
     tag = "API keys",
@@ -173,7 +173,7 @@ problems!(ListProblems, listing:);
 
 /// List API keys
 ///
-/// Newest first, revoked ones included, without the keys themselves.
+/// Newest first, including revoked keys. The list doesn't show the secret keys.
 #[utoipa::path(
     operation_id = "api_keys.list",
     tag = "API keys",
@@ -198,7 +198,7 @@ pub async fn list(
     Ok(HttpResponse::Ok().json(keys))
 }
 
-/// Nothing to say.
+/// Body of a revocation, which has no fields.
 pub struct RevokeApiKey {
     id: Option<ApiKeyId>,
 }
@@ -217,7 +217,7 @@ impl Operation for RevokeApiKey {
 }
 
 impl LocalOperation for RevokeApiKey {
-    /// Locks the key's row.
+    /// Locks: the key.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::ApiKeyNotFound)?;
         let key = api_keys::table.find((context.merchant(), id));
@@ -239,7 +239,8 @@ problems!(RevokeProblems, mutating: ApiKeyNotFound);
 
 /// Revoke an API key
 ///
-/// From now on it's refused, for replays too. A key may revoke itself. Revoking it again changes nothing.
+/// Refuses the key from now on, also for replays. A key may revoke itself. Revoking a key again changes
+/// nothing.
 #[utoipa::path(
     operation_id = "api_keys.revoke",
     tag = "API keys",

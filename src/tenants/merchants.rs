@@ -1,7 +1,7 @@
-//! Merchants, the tenants, and what they pay. Operators create them.
+//! Merchants, the tenants, and their prices. Operators create them.
 //!
-//! Prices are appended, each with the time from which it holds, and never changed: so a change can be made
-//! ahead of time, and what was charged can be explained afterwards.
+//! Prices are appended, each with the time from which it holds, and never changed. So a price can be set
+//! ahead of time, and every past fee can be explained.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -28,14 +28,14 @@ use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-/// Most characters of a name.
+/// Maximum number of characters in a name.
 const NAME_MAX: usize = 100;
-/// Most decimals of `fee_rate`.
+/// Maximum number of decimals in `fee_rate`.
 const RATE_SCALE: u32 = 5;
-/// Most decimals of `fee_fixed`.
+/// Maximum number of decimals in `fee_fixed`.
 const FIXED_SCALE: u32 = 4;
 
-/// Merchants, as a kind of resource.
+/// Merchants, as a resource kind.
 pub static MERCHANT: ResourceKind = ResourceKind {
     scope: Scope::Service("merchant_id"),
     ..ResourceKind::new("merchant", MerchantId::PREFIX, "merchants", "/v1/operator/merchants/{id}")
@@ -50,30 +50,30 @@ pub struct Merchant {
     /// Always `merchant`.
     #[schema(example = "merchant")]
     object: &'static str,
-    /// Its name.
+    /// Name of the merchant.
     #[schema(example = "Corner shop")]
     name: String,
-    /// When it was created.
+    /// Time of its creation.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// What it pays, and from when on: the price that holds now and those to come.
+    /// The current price and the future ones, each with the time from which it holds.
     prices: Vec<Price>,
-    /// Its first API key: only in the answer to its creation.
+    /// The merchant's first API key. Only in the answer to its creation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     api_key: Option<ApiKey>,
 }
 
-/// What a merchant pays per capture, from a time on.
+/// The merchant's price per capture, from a time on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Price {
     /// Share of the captured amount, 0 to 1.
     #[schema(example = "0.029")]
     fee_rate: String,
-    /// Added to that, in the currency of the charge.
+    /// Fixed amount added to that share, in the currency of the charge.
     #[schema(example = "0.30")]
     fee_fixed: String,
-    /// From when on.
+    /// Time from which the price holds.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     effective_at: Timestamp,
 }
@@ -161,13 +161,14 @@ fn insert_price(
 #[schema(example = json!({"name": "Corner shop", "fee_rate": "0.029", "fee_fixed": "0.30"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateMerchant {
-    /// Its name.
+    /// Name of the merchant.
     #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
     #[schema(value_type = String)]
     fee_rate: Decimal,
-    /// Added to that, as a decimal string with at most 4 decimals, in the currency of the charge.
+    /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
+    /// charge.
     #[schema(value_type = String)]
     fee_fixed: Decimal,
 }
@@ -199,7 +200,7 @@ impl LocalOperation for CreateMerchant {
             ))
             .execute(conn)?;
         insert_price(conn, id, Pricing { rate: self.fee_rate, fixed: self.fee_fixed }, context.now())?;
-        // Made from the merchant's, so that it needs no place of its own in the claim.
+        // Derived from the merchant's id, so that the claim doesn't have to store it.
         let key_id = ApiKeyId(id.0);
         let api_key = api_keys::create_for(conn, context, id, key_id, "first key")?;
         let mut merchant = MerchantRow::find(conn, id)?.into_merchant(conn)?;
@@ -214,7 +215,7 @@ problems!(CreateProblems, operating_mutating:);
 
 /// Create a merchant
 ///
-/// With its price and a first API key, which is shown in this answer and in its replays only.
+/// Creates a merchant with its price and a first API key. Only this answer and its replays show that key.
 #[utoipa::path(
     operation_id = "operator.merchants.create",
     tag = "Operators",
@@ -239,7 +240,7 @@ problems!(ListProblems, operating_listing:);
 
 /// List merchants
 ///
-/// Newest first, with the prices that hold and those to come.
+/// Newest first, with the current and the future prices.
 #[utoipa::path(
     operation_id = "operator.merchants.list",
     tag = "Operators",
@@ -266,7 +267,7 @@ problems!(GetProblems, operating: MerchantNotFound);
 
 /// Retrieve a merchant
 ///
-/// With the price that holds and those to come.
+/// Includes the current price and the future ones.
 #[utoipa::path(
     operation_id = "operator.merchants.get",
     tag = "Operators",
@@ -296,10 +297,12 @@ pub struct ChangePricing {
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
     #[schema(value_type = String)]
     fee_rate: Decimal,
-    /// Added to that, as a decimal string with at most 4 decimals, in the currency of the charge.
+    /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
+    /// charge.
     #[schema(value_type = String)]
     fee_fixed: Decimal,
-    /// From when on; by default, now. Not in the past: what was captured keeps its fee.
+    /// Time from which the price holds. Default: now. It can't be in the past, so that every capture keeps
+    /// its fee.
     #[schema(value_type = Option<String>, format = DateTime)]
     effective_at: Option<DateTime<Utc>>,
 }
@@ -349,8 +352,9 @@ problems!(ChangePricingProblems, operating_mutating: MerchantNotFound);
 
 /// Change a merchant's price
 ///
-/// From now or from a time on. Prices are added and never changed; each capture pays the one that holds then,
-/// and a charge that is captured at once the one that held when the request was first seen.
+/// The price holds from now, or from a given time. Prices are added and never changed. Each capture pays the
+/// price that holds at that time; a charge that is captured at once pays the price that held when its request
+/// was first seen.
 #[utoipa::path(
     operation_id = "operator.merchants.change_pricing",
     tag = "Operators",

@@ -1,4 +1,4 @@
-//! The merchants and what authenticates them.
+//! The merchants, and the API keys that authenticate them.
 
 pub mod api_keys;
 pub mod merchants;

@@ -1,9 +1,9 @@
-//! Who is asking: bearer keys of merchants and of operators.
+//! Authentication: bearer keys of merchants and of operators.
 //!
-//! A merchant's key is `sk_test_`, the merchant's id and a secret, 32 hexadecimal digits each. That the
-//! key names its merchant lets the lookup start with `merchant_id`, like every other access to a
-//! merchant's rows. The database holds only the SHA-256 of a key; with 128 random bits in it there is
-//! nothing to guess, so a slow password hash would only slow the service down.
+//! A merchant's key is `sk_test_`, the merchant's id and a secret, 32 hexadecimal digits each. Since the key
+//! names its merchant, the look-up starts with `merchant_id`, like every other access to a merchant's rows.
+//! The database holds only the SHA-256 of a key. A key has 128 random bits, which nobody can guess, so a slow
+//! password hash would only slow the service down.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -22,12 +22,12 @@ use crate::error::{Error, Failure};
 use crate::storage::db::Db;
 use crate::storage::schema::{api_keys, operator_keys};
 
-/// What a merchant's key starts with.
+/// Prefix of a merchant's key.
 pub const API_KEY_PREFIX: &str = "sk_test_";
-/// What an operator's key starts with.
+/// Prefix of an operator's key.
 pub const OPERATOR_KEY_PREFIX: &str = "ok_";
 
-/// SHA-256 of a key: all that is stored of it.
+/// SHA-256 of a key, which is stored in its place.
 pub fn key_sha256(key: &str) -> Vec<u8> {
     Sha256::digest(key.as_bytes()).to_vec()
 }
@@ -84,13 +84,13 @@ impl FromRequest for AuthenticatedMerchant {
     }
 }
 
-/// Proof that an operator's valid key came with the request.
+/// The operator whose valid key came with the request.
 ///
 /// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
 /// `api_key_invalid`, `api_key_revoked`, `database_unavailable`.
 #[derive(Clone, Debug)]
 pub struct AuthenticatedOperator {
-    /// Name and id of the key, for records of who did what.
+    /// Name and id of the key, for records of changes.
     pub name: String,
 }
 
@@ -113,20 +113,20 @@ impl FromRequest for AuthenticatedOperator {
     }
 }
 
-/// A merchant's key as it came with a request that changes something: valid as far as is known without asking the
-/// database. The statement that looks the idempotency key up asks in passing, so that this costs no round trip of its
-/// own; until then nothing may be told or done.
+/// A merchant's key from a mutating request: valid as far as is known without the database. The statement
+/// that looks the idempotency key up also checks this key, so that authentication costs no round trip of its
+/// own. Until then, nothing may be revealed or done.
 #[derive(Clone, Debug)]
 pub struct PresentedKey {
-    /// The merchant that it names.
+    /// The merchant that the key names.
     pub merchant: MerchantId,
-    /// What the database holds of it.
+    /// SHA-256 of the key, as in the database.
     pub sha256: Vec<u8>,
 }
 
 impl PresentedKey {
-    /// Reads it from `req`. A key that hasn't been seen here before is authenticated right away, so that a stranger
-    /// gets no further. Errors as with [`AuthenticatedMerchant`].
+    /// Reads the key from `req`. A key that is new to this instance is authenticated right away, so that a
+    /// stranger gets no further. Errors as with [`AuthenticatedMerchant`].
     pub async fn of(req: &HttpRequest, known: &KnownKeys) -> Result<Self, Error> {
         let key = bearer(req)?;
         let sha256 = key_sha256(key);
@@ -141,14 +141,14 @@ impl PresentedKey {
     }
 }
 
-/// The keys that were valid when they were first presented to this instance.
+/// The keys that were valid when this instance first saw them.
 #[derive(Debug, Default)]
 pub struct KnownKeys {
     sha256s: Mutex<HashSet<Vec<u8>>>,
 }
 
 impl KnownKeys {
-    /// Most keys that are known at a time: a few megabytes.
+    /// Maximum number of known keys: a few megabytes.
     const KEYS_MAX: usize = 50_000;
 
     fn contains(&self, sha256: &[u8]) -> bool {
@@ -158,7 +158,7 @@ impl KnownKeys {
     fn add(&self, sha256: &[u8]) {
         let mut sha256s = self.sha256s.lock().expect("no holder panics");
         if sha256s.len() >= Self::KEYS_MAX {
-            // They are authenticated once more, that's all.
+            // The keys are authenticated once more, without other effects.
             sha256s.clear();
         }
         sha256s.insert(sha256.to_vec());
@@ -167,7 +167,7 @@ impl KnownKeys {
 
 fn authenticate_operator(conn: &mut PgConnection, key: &str) -> Result<String, Error> {
     if key.starts_with(API_KEY_PREFIX) {
-        // Only the holder of a real one learns that it was recognized.
+        // Only the holder of a valid operator key learns that it was recognized.
         return Err(authenticate(conn, key).err().unwrap_or(Error::OperatorKeyRequired));
     }
     let found = find_operator_key(conn, key)?;
@@ -213,7 +213,7 @@ fn bearer(req: &HttpRequest) -> Result<&str, Error> {
 
 fn authenticate(conn: &mut PgConnection, key: &str) -> Result<MerchantId, Error> {
     if key.starts_with(OPERATOR_KEY_PREFIX) {
-        // Only somebody who holds a live one learns that it was recognized.
+        // Only the holder of a live key learns that it was recognized.
         let is_live = find_operator_key(conn, key)?.is_some_and(|found| !found.is_revoked);
         return Err(if is_live { Error::OperatorKeyNotAllowed } else { Failure::ApiKeyInvalid.into() });
     }

@@ -1,8 +1,8 @@
-//! Reads JSON bodies at the door: syntax first, then every field at once.
+//! Reads JSON bodies: syntax first, then every field.
 //!
-//! `serde` stops at the first field that doesn't fit. A client that corrects one error only to meet
-//! the next is badly served, so bodies are read field by field through [`Fields`], which notes all
-//! errors, unknown fields among them, with JSON pointers (RFC 6901).
+//! `serde` stops at the first invalid field. A client that corrects one error only to meet the next is badly
+//! served. So bodies are read field by field through [`Fields`], which collects all errors, including unknown
+//! fields, with JSON pointers (RFC 6901).
 
 use std::collections::{BTreeMap, HashSet};
 use std::str::FromStr;
@@ -22,33 +22,33 @@ pub fn parse_json(bytes: &[u8]) -> Result<Value, Error> {
 
 const NO_AMOUNT: &str = "must be a decimal string such as \"12.50\", not a JSON number or other value";
 
-/// Most characters of a text field, unless said otherwise.
+/// Default maximum number of characters in a text field.
 pub const TEXT_MAX: usize = 500;
-/// Most entries of `metadata`.
+/// Maximum number of entries in `metadata`.
 pub const METADATA_ENTRIES_MAX: usize = 50;
-/// Most characters of a name in `metadata`.
+/// Maximum number of characters in a name in `metadata`.
 pub const METADATA_NAME_MAX: usize = 40;
 
-/// Most unknown fields that are told: an answer shouldn't be larger than what it answers.
+/// Maximum number of unknown fields in an answer: it shouldn't be larger than the request.
 const UNKNOWN_MAX: usize = 20;
 
 /// Free-form texts that a merchant attaches to an object.
 pub type Metadata = BTreeMap<String, String>;
 
-/// A field of a merge patch (RFC 7396): left out, `null`, or a new value.
+/// A field of a merge patch (RFC 7396): absent, `null`, or a new value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Patch<T> {
     /// The field isn't in the body and stays as it is.
     #[default]
     Keep,
-    /// `null`: the field is removed.
+    /// The field is `null` and is removed.
     Remove,
-    /// The new value.
+    /// The field has a new value.
     Set(T),
 }
 
-/// The members of a JSON object, taken one by one. Every method notes an error and returns `None` (or
-/// a default) when its field isn't valid, so that reading can go on.
+/// The members of a JSON object, taken one by one. Every method records an error and returns `None` (or a
+/// default) if its field is invalid, so that reading can go on.
 pub struct Fields<'a> {
     members: &'a Map<String, Value>,
     known: HashSet<&'static str>,
@@ -57,7 +57,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads a whole body with `read`. All errors together, or the value that `read` made.
+    /// Reads a whole body with `read`. Returns all errors together, or the value of `read`.
     pub fn read<T>(body: &'a Value, read: impl FnOnce(&mut Self) -> Option<T>) -> Result<T, Error> {
         Self::read_object(Self::members(body)?, read).map_err(Error::ValidationFailed)
     }
@@ -97,12 +97,12 @@ impl<'a> Fields<'a> {
         (value, fields.errors)
     }
 
-    /// Lets fields pass that aren't known: where somebody else decides what there is.
+    /// Accepts unknown fields, for a format that others define.
     pub fn allow_unknown(&mut self) {
         self.is_open = true;
     }
 
-    /// A required object, whose fields are read with `read`.
+    /// Takes a required object, and reads its fields with `read`.
     pub fn object<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         let Value::Object(members) = self.required(name)? else {
             self.error(name, "must be an object");
@@ -116,7 +116,7 @@ impl<'a> Fields<'a> {
         value
     }
 
-    /// The same for an object that may be left out or be something else; then there is nothing in it.
+    /// Takes an object that may be absent or have another type, in which case it counts as empty.
     pub fn object_if_any<T>(
         &mut self,
         name: &'static str,
@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
         self.object(name, read)
     }
 
-    /// Notes that `name` isn't valid.
+    /// Records that `name` is invalid.
     pub fn error(&mut self, name: &str, detail: impl Into<String>) {
         self.errors.push(FieldError { pointer: pointer(&[name]), detail: detail.into() });
     }
@@ -136,7 +136,7 @@ impl<'a> Fields<'a> {
         self.members.get(name)
     }
 
-    /// The field, or a note that it's missing.
+    /// Takes a required field. Records an error if it's missing.
     pub fn required(&mut self, name: &'static str) -> Option<&'a Value> {
         let value = self.take(name);
         if value.is_none() {
@@ -145,8 +145,8 @@ impl<'a> Fields<'a> {
         value
     }
 
-    /// `amount` and `currency`, both required. The amount is checked even if the currency isn't valid,
-    /// as far as that is possible.
+    /// Takes `amount` and `currency`, both required. Checks the amount as far as possible even if the
+    /// currency is invalid.
     pub fn money(&mut self) -> Option<Money> {
         let currency =
             self.required("currency").and_then(|value| match value.as_str().map(str::parse::<Currency>) {
@@ -165,7 +165,7 @@ impl<'a> Fields<'a> {
             self.error("amount", NO_AMOUNT);
             return None;
         };
-        // Without a valid currency only what is wrong in any of them is reported.
+        // Without a valid currency, only errors in any currency count.
         match Money::parse(text, currency.unwrap_or(Currency::finest())) {
             Ok(money) => currency.map(|_| money),
             Err(error) => {
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `amount` where the currency is another object's; may be left out or `null`.
+    /// Takes an optional `amount` in another object's currency.
     pub fn optional_amount(&mut self) -> Option<PlainAmount> {
         let text = match self.take("amount") {
             None | Some(Value::Null) => return None,
@@ -189,13 +189,13 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// A required text of 1 to `max` characters.
+    /// Takes a required text of 1 to `max` characters.
     pub fn text(&mut self, name: &'static str, max: usize) -> Option<String> {
         let value = self.required(name)?;
         self.check_text(&[name], value, max)
     }
 
-    /// A text of 1 to `max` characters that may be left out or `null`.
+    /// Takes an optional text of 1 to `max` characters.
     pub fn optional_text(&mut self, name: &'static str, max: usize) -> Option<String> {
         match self.take(name) {
             None | Some(Value::Null) => None,
@@ -203,21 +203,21 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text for people to read, of somebody who doesn't keep to our rules: cut after `max` characters, and without what
-    /// Postgres can't hold. `None` if it's no text, or nothing is left of it.
+    /// Takes a text for people from a sender that isn't bound by our rules: cuts it after `max` characters,
+    /// and drops characters that Postgres can't store. `None` if it's no text, or nothing is left of it.
     pub fn lenient_text(&mut self, name: &'static str, max: usize) -> Option<String> {
         let text = self.take(name)?.as_str()?;
         let kept: String = text.chars().filter(|char| *char != '\0').take(max).collect();
         (!kept.is_empty()).then_some(kept)
     }
 
-    /// A required id. What is no id of this kind can't be found; that answer is given, and kept, later, so it
-    /// is `Some(None)` here.
+    /// Takes a required id. A text that isn't an id of this kind finds nothing; that answer is given, and
+    /// stored, later, so it is `Some(None)` here.
     pub fn id<T: std::str::FromStr>(&mut self, name: &'static str) -> Option<Option<T>> {
         self.text(name, TEXT_MAX).map(|text| text.parse().ok())
     }
 
-    /// A required id that must be one of its kind; `detail` says which.
+    /// Takes a required id, which must be valid. `detail` says what it must be.
     pub fn well_formed_id<T: FromStr>(&mut self, name: &'static str, detail: &str) -> Option<T> {
         let text = self.text(name, TEXT_MAX)?;
         let id = text.parse().ok();
@@ -227,7 +227,7 @@ impl<'a> Fields<'a> {
         id
     }
 
-    /// A required decimal string from 0 to `max` with at most `scale` decimals.
+    /// Takes a required decimal string from 0 to `max` with at most `scale` decimals.
     pub fn decimal(&mut self, name: &'static str, scale: u32, max: Decimal) -> Option<Decimal> {
         let text = self.text(name, TEXT_MAX)?;
         let is_plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
@@ -243,7 +243,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A time that may be left out or `null`.
+    /// Takes an optional time.
     pub fn optional_time(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
         let text = self.optional_text(name, TEXT_MAX)?;
         let time = time::parse(&text);
@@ -253,18 +253,18 @@ impl<'a> Fields<'a> {
         time
     }
 
-    /// A required word of a type that can be parsed.
+    /// Takes a required word of a type that can be parsed.
     pub fn choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
         self.required(name)?;
         self.optional_choice(name)
     }
 
-    /// A word that may be left out: one of a few.
+    /// Takes an optional word of a type that can be parsed.
     pub fn optional_choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
         self.optional_read(name, str::parse)
     }
 
-    /// A string that may be left out, read by `read`, whose error says what it must be.
+    /// Takes an optional string, parsed by `read`, whose error says what it must be.
     pub fn optional_read<T>(
         &mut self,
         name: &'static str,
@@ -275,7 +275,7 @@ impl<'a> Fields<'a> {
         parsed.map_err(|detail| self.error(name, detail)).ok()
     }
 
-    /// A list of words that may be left out: at least one, each read by `read`, none twice.
+    /// Takes an optional list of words: at least one, each parsed by `read`, without duplicates.
     pub fn optional_choices<T: PartialEq>(
         &mut self,
         name: &'static str,
@@ -304,7 +304,7 @@ impl<'a> Fields<'a> {
         Some(choices)
     }
 
-    /// An integer from `min` to `max` that may be left out.
+    /// Takes an optional integer from `min` to `max`.
     pub fn optional_integer<T: TryFrom<u64>>(&mut self, name: &'static str, min: u64, max: u64) -> Option<T> {
         let value = self.take(name)?;
         let number = value.as_u64().filter(|number| (min..=max).contains(number));
@@ -315,7 +315,7 @@ impl<'a> Fields<'a> {
         number
     }
 
-    /// A boolean that may be left out.
+    /// Takes an optional boolean.
     pub fn boolean_or(&mut self, name: &'static str, default: bool) -> bool {
         match self.take(name) {
             None => default,
@@ -327,11 +327,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `metadata`: an object of texts that may be left out or `null`.
+    /// Takes `metadata`: an optional object of texts.
     pub fn metadata(&mut self) -> Metadata {
         match self.patch_metadata() {
             Patch::Keep | Patch::Remove => Metadata::new(),
-            // On creation there is nothing to remove, so that a null is most likely a mistake.
+            // On creation there is nothing to remove, so a null is most likely a mistake.
             Patch::Set(entries) => {
                 let mut metadata = Metadata::new();
                 for (name, value) in entries {
@@ -350,7 +350,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text as a merge patch has it.
+    /// Takes a text of a merge patch.
     pub fn patch_text(&mut self, name: &'static str, max: usize) -> Patch<String> {
         match self.take(name) {
             None => Patch::Keep,
@@ -359,7 +359,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `metadata` as a merge patch has it: entries that are `null` (here `None`) are to be removed.
+    /// Takes `metadata` of a merge patch. Entries that are `null` (here `None`) are to be removed.
     pub fn patch_metadata(&mut self) -> Patch<BTreeMap<String, Option<String>>> {
         let entries = match self.take("metadata") {
             None => return Patch::Keep,

@@ -1,4 +1,4 @@
-//! A port that is taken before its server starts.
+//! A port that is bound before its server starts.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -8,7 +8,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes the port. The error is a sentence, which names the setting that chose it.
+    /// Binds the port. The error is a sentence that names the setting of the address.
     pub fn new(listen: SocketAddr, setting: &str) -> Result<Self, String> {
         let listener = TcpListener::bind(listen).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => format!(
@@ -20,7 +20,7 @@ impl Listener {
         Ok(Self { listener })
     }
 
-    /// Where it will be reached.
+    /// Address of the server.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().expect("a bound socket has an address")
     }

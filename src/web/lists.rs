@@ -1,8 +1,8 @@
 //! Lists: newest first, in pages, stable while rows are added.
 //!
-//! A page is addressed by the id of a row next to it, not by a number of rows to skip, so that new rows
-//! don't shift it. Ids hold the time of creation, so the order by id is the order by time, and a filter by
-//! time is a range of ids; every list is a walk along one index.
+//! A cursor is the id of a row next to the page, not a number of rows to skip, so new rows don't shift the
+//! pages. Ids hold the time of creation, so the order by id is the order by time, and a filter by time is a
+//! range of ids. Every list is a walk along one index.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -16,44 +16,44 @@ use crate::base::time;
 use crate::error::{Error, FieldError};
 use crate::web::fields::pointer;
 
-/// Rows of a page, unless said otherwise.
+/// Default number of rows in a page.
 const LIMIT_DEFAULT: i64 = 20;
-/// Most rows of a page.
+/// Maximum number of rows in a page.
 const LIMIT_MAX: i64 = 100;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct List<T> {
-    /// Newest first.
+    /// The rows of the page, newest first.
     pub data: Vec<T>,
-    /// Whether there are more in the direction of paging.
+    /// Whether there are more rows in the direction of paging.
     #[schema(example = false)]
     pub has_more: bool,
 }
 
-/// Which page is wanted.
+/// The requested page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page<K> {
-    /// Most rows, 1 to 100.
+    /// Maximum number of rows, 1 to 100.
     pub limit: i64,
-    /// Where it starts.
+    /// Start of the page.
     pub cursor: Cursor<K>,
 }
 
-/// Where a page starts.
+/// Start of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cursor<K> {
-    /// At the newest row.
+    /// The newest row.
     Newest,
-    /// At the row after this one, which is older.
+    /// The row after this one, which is older.
     After(K),
-    /// With the rows right before this one, which are newer.
+    /// The rows right before this one, which are newer.
     Before(K),
 }
 
 impl<K> Page<K> {
-    /// Makes the page of `rows`, which were read in the direction of paging and are one more than the
-    /// limit if there are more.
+    /// Makes the page from `rows`, which were read in the direction of paging and are one more than the limit
+    /// if there are more.
     pub fn cut<T>(&self, mut rows: Vec<T>) -> List<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;
@@ -66,7 +66,7 @@ impl<K> Page<K> {
 }
 
 impl<T> List<T> {
-    /// The same page with each row as `convert` makes it.
+    /// Converts each row of the page.
     pub fn try_map<U>(self, convert: impl FnMut(T) -> Result<U, Error>) -> Result<List<U>, Error> {
         Ok(List {
             data: self.data.into_iter().map(convert).collect::<Result<_, _>>()?,
@@ -90,15 +90,16 @@ macro_rules! load_page {
 }
 pub(crate) use load_page;
 
-/// The parameters of a query string, taken one by one. Like [`Fields`](crate::web::fields::Fields), it notes all
-/// errors, parameters that repeat or are unknown among them: a misspelled filter must not show everything.
+/// The parameters of a query string, taken one by one. Like [`Fields`](crate::web::fields::Fields), this
+/// collects all errors, including repeated and unknown parameters: a misspelled filter must not show
+/// everything.
 pub struct Parameters {
     values: BTreeMap<String, String>,
     errors: Vec<FieldError>,
 }
 
 impl Parameters {
-    /// Reads a whole query string with `read`. All errors together, or the value that `read` made.
+    /// Reads a whole query string with `read`. Returns all errors together, or the value of `read`.
     pub fn read<T>(query: &str, read: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
         let mut parameters = Self { values: BTreeMap::new(), errors: Vec::new() };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -117,7 +118,7 @@ impl Parameters {
         self.errors.push(FieldError { pointer: pointer(&[name]), detail: detail.into() });
     }
 
-    /// A parameter of a type that can be parsed; `detail` says what it must be.
+    /// Takes a parameter of a type that can be parsed. `detail` says what it must be.
     pub fn optional<T: FromStr>(&mut self, name: &str, detail: &str) -> Option<T> {
         let text = self.values.remove(name)?;
         let value = text.parse().ok();
@@ -127,7 +128,7 @@ impl Parameters {
         value
     }
 
-    /// A text that can be in a column: 1 to 255 characters, without U+0000.
+    /// Takes a text that fits a column: 1 to 255 characters, without U+0000.
     pub fn optional_text(&mut self, name: &str) -> Option<String> {
         let text = self.values.remove(name)?;
         if text.is_empty() || text.chars().count() > 255 || text.contains('\0') {
@@ -137,7 +138,7 @@ impl Parameters {
         Some(text)
     }
 
-    /// A time.
+    /// Takes a time.
     pub fn optional_time(&mut self, name: &str) -> Option<DateTime<Utc>> {
         let text = self.values.remove(name)?;
         let time = time::parse(&text);
@@ -147,7 +148,7 @@ impl Parameters {
         time
     }
 
-    /// `limit`, `starting_after` and `ending_before`; the cursors are ids of type `K`.
+    /// Takes `limit`, `starting_after` and `ending_before`. The cursors are ids of type `K`.
     pub fn page<K: FromStr>(&mut self) -> Page<K> {
         let limit = self.optional::<i64>("limit", "must be a number from 1 to 100");
         if limit.is_some_and(|limit| !(1..=LIMIT_MAX).contains(&limit)) {
@@ -168,12 +169,12 @@ impl Parameters {
         Page { limit: limit.unwrap_or(LIMIT_DEFAULT), cursor }
     }
 
-    /// `created_after` and `created_before`, both exclusive, as a range of ids.
+    /// Takes `created_after` and `created_before`, both exclusive, and returns a range of ids.
     pub fn created(&mut self) -> CreatedRange {
         let after = self.optional_time("created_after");
         let before = self.optional_time("created_before");
         CreatedRange {
-            // Times are shown, and held by ids, in whole milliseconds.
+            // Answers and ids have times in whole milliseconds.
             from: after.map(|time| lowest_id(time.timestamp_millis().saturating_add(1))),
             to: before.map(|time| {
                 let started = i64::from(time.timestamp_subsec_nanos() % 1_000_000 != 0);
@@ -183,16 +184,16 @@ impl Parameters {
     }
 }
 
-/// Ids that were made within a time.
+/// A range of ids by time of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CreatedRange {
-    /// The first, inclusive.
+    /// Start, inclusive.
     pub from: Option<Uuid>,
-    /// The end, exclusive.
+    /// End, exclusive.
     pub to: Option<Uuid>,
 }
 
-/// What is below every id of this millisecond and above every earlier one.
+/// The id below every id of this millisecond and above every earlier one.
 pub(crate) fn lowest_id(unix_ms: i64) -> Uuid {
     let unix_ms = unix_ms.clamp(0, (1 << 48) - 1).unsigned_abs();
     Uuid::from_u128(u128::from(unix_ms) << 80)

@@ -1,4 +1,4 @@
-//! What every endpoint shares.
+//! The parts that all endpoints share.
 
 pub mod auth;
 pub mod fields;

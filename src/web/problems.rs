@@ -13,8 +13,8 @@ use utoipa::openapi::{Ref, RefOr};
 use crate::error::{CatalogueEntry, Code};
 
 /// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
-/// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). Only the
-/// operation's own codes are listed.
+/// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). A
+/// declaration lists only the operation's own codes.
 macro_rules! problems {
     ($name:ident, $common:ident: $($code:ident),*) => {
         struct $name;
@@ -36,17 +36,17 @@ macro_rules! problems {
 }
 pub(crate) use problems;
 
-/// What a request with a merchant's key can be refused with.
+/// Codes that refuse a merchant's key.
 const MERCHANT: &[Code] =
     &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyNotAllowed];
-/// What a request with an operator's key can be refused with.
+/// Codes that refuse an operator's key.
 const OPERATOR: &[Code] =
     &[Code::ApiKeyMissing, Code::ApiKeyInvalid, Code::ApiKeyRevoked, Code::OperatorKeyRequired];
-/// What a message of the acquirer can be refused with.
+/// Codes that refuse a message from the processor.
 const ACQUIRER: &[Code] = &[Code::WebhookSignatureInvalid];
-/// What a query string can be refused with.
+/// Codes that refuse a query string.
 const QUERY: &[Code] = &[Code::ValidationFailed];
-/// What a request that goes through the idempotency engine can be refused with.
+/// Codes of requests that go through the idempotency engine.
 const CHANGE: &[Code] = &[
     Code::BodyTimeout,
     Code::BodyTooLarge,
@@ -60,51 +60,51 @@ const CHANGE: &[Code] = &[
     Code::IdempotencyRequestInProgress,
     Code::TransientConflict,
 ];
-/// What can happen to anybody.
+/// Codes that every request can get.
 const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
 
-/// Whether many operations can be refused with this.
+/// Whether many operations can fail with this code.
 pub(crate) fn is_common(code: Code) -> bool {
     [MERCHANT, OPERATOR, ACQUIRER, QUERY, CHANGE, ANY].concat().contains(&code)
 }
 
-/// Reads of a merchant.
+/// Codes for a merchant's reads.
 pub(crate) fn reading() -> Vec<Code> {
     [MERCHANT, ANY].concat()
 }
 
-/// Reads of a merchant with a query string.
+/// Codes for a merchant's reads with a query string.
 pub(crate) fn listing() -> Vec<Code> {
     [MERCHANT, QUERY, ANY].concat()
 }
 
-/// Changes by a merchant.
+/// Codes for a merchant's changes.
 pub(crate) fn mutating() -> Vec<Code> {
     [MERCHANT, CHANGE, ANY].concat()
 }
 
-/// Messages of the acquirer.
+/// Codes for messages from the processor.
 pub(crate) fn receiving() -> Vec<Code> {
     let needs_key = |code: &Code| *code != Code::IdempotencyKeyMissing;
     [ACQUIRER, CHANGE, ANY].concat().into_iter().filter(needs_key).collect()
 }
 
-/// Reads of an operator.
+/// Codes for an operator's reads.
 pub(crate) fn operating() -> Vec<Code> {
     [OPERATOR, ANY].concat()
 }
 
-/// Reads of an operator with a query string.
+/// Codes for an operator's reads with a query string.
 pub(crate) fn operating_listing() -> Vec<Code> {
     [OPERATOR, QUERY, ANY].concat()
 }
 
-/// Changes by an operator.
+/// Codes for an operator's changes.
 pub(crate) fn operating_mutating() -> Vec<Code> {
     [OPERATOR, CHANGE, ANY].concat()
 }
 
-/// Responses for `common` and `own` codes: one per status, with an example per code.
+/// Makes the responses for `common` and `own` codes: one per status, with an example per code.
 pub(crate) fn problem_responses(common: &[Code], own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<u16, Vec<&'static CatalogueEntry>> = BTreeMap::new();
     for code in common.iter().chain(own) {

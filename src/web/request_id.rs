@@ -9,7 +9,7 @@ use crate::base::{ids, time};
 /// Name of the header that carries the request id.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Most characters of a request id that a client sends.
+/// Maximum number of characters in a client's request id.
 const REQUEST_ID_MAX: usize = 128;
 
 /// Identifies one request in answers and in the log.
@@ -17,7 +17,7 @@ const REQUEST_ID_MAX: usize = 128;
 pub struct RequestId(pub String);
 
 impl RequestId {
-    /// The client's id when it's sane (1 to 128 letters, digits, `.`, `_` or `-`), else a new one.
+    /// The client's id if it's valid (1 to 128 letters, digits, `.`, `_` or `-`), otherwise a new one.
     pub fn of(req: &ServiceRequest) -> Self {
         let mut sent = req.headers().get_all(&X_REQUEST_ID);
         let sane = |id: &&str| {

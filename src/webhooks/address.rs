@@ -1,15 +1,15 @@
-//! Which addresses messages may be sent to.
+//! The addresses that messages may be sent to.
 //!
-//! A merchant chooses where its events go, and the service sends from inside its own network. So only addresses that
-//! anybody can reach are taken: none of a private network, of the service's own host, of a cloud's metadata service, and
-//! none that stands for another one (6to4, Teredo).
+//! A merchant chooses where its events go, and the service sends from inside its own network. So it accepts
+//! only addresses that anybody can reach: none of a private network, of the service's own host or of a
+//! cloud's metadata service, and none that stands for another address (6to4, Teredo).
 //!
-//! Not promised: that a host name stays what it was. Whoever connects checks the address that it connects to.
+//! Not promised: that a host name keeps its address. The client checks each address that it connects to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What isn't public of IPv4: the first address of each block and the length of its prefix in bits (RFC 6890, the
-/// registry of special-purpose addresses, and the one public address under which a cloud, Azure, serves its hosts).
+/// IPv4 blocks that aren't public: the first address and the prefix length in bits (RFC 6890, the registry of
+/// special-purpose addresses, and the one public address under which a cloud, Azure, serves its hosts).
 const SPECIAL_V4: &[(Ipv4Addr, u32)] = &[
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -29,10 +29,10 @@ const SPECIAL_V4: &[(Ipv4Addr, u32)] = &[
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// All that is public of IPv6, but for …
+/// The public block of IPv6, except for …
 const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// … what isn't of that.
+/// … these parts of it.
 const SPECIAL_V6: &[(Ipv6Addr, u32)] = &[
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
@@ -40,8 +40,8 @@ const SPECIAL_V6: &[(Ipv6Addr, u32)] = &[
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// Whether `ip` is an address of the public internet. An IPv4 address that is written as an IPv6 one is judged as what
-/// it is.
+/// Whether `ip` is an address of the public internet. An IPv4 address in IPv6 notation counts as the IPv4
+/// address.
 pub fn is_public(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {

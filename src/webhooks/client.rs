@@ -1,8 +1,8 @@
-//! The HTTP client that sends to addresses which merchants have chosen.
+//! The HTTP client that sends to addresses chosen by merchants.
 //!
-//! Promised: it connects to public addresses only, whatever a name resolves to at that moment, since what is checked is
-//! what is connected to; it follows no redirect and uses no proxy, which would do the same behind our back; and what a
-//! receiver answers costs no more than a few KiB and the time that there is.
+//! Promised: the client connects to public addresses only, whatever a name resolves to at that moment, since
+//! it checks the very address that it connects to. It follows no redirect and uses no proxy; either would
+//! choose another address unseen. A receiver's answer costs no more than a few KiB and the time limit.
 //!
 //! Not promised: to tell the receiver's fault from the network's.
 
@@ -23,19 +23,20 @@ use url::{Host, Url};
 
 use super::address;
 
-/// Connections that are kept for the next messages to an endpoint.
+/// Maximum number of idle connections kept for the next messages to an endpoint.
 const IDLE_CONNECTIONS_MAX: usize = 16;
-/// For how long: less than the five seconds after which common servers close theirs, maybe while we send.
+/// Lifetime of an idle connection: less than the five seconds after which common servers close theirs,
+/// perhaps while a message is being sent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Names that are resolved at the same time. Each takes a thread, for as long as the resolver likes, which the work with
-/// the database needs, too.
+/// Maximum number of concurrent name lookups. Each takes a thread for as long as the resolver likes, and the
+/// database work needs threads, too.
 const LOOKUPS_MAX: usize = 64;
-/// How much of an answer is read, in bytes.
+/// Maximum number of bytes read from an answer.
 const ANSWER_MAX: usize = 4 * 1024;
-/// How much of it is kept, in characters.
+/// Maximum number of characters kept from an answer.
 const EXCERPT_MAX: usize = 500;
 
-/// What came back.
+/// An endpoint's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// The HTTP status.
@@ -44,21 +45,21 @@ pub(super) struct Answer {
     pub(super) excerpt: String,
 }
 
-/// Why nothing came back.
+/// The reason why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The address isn't public, or its scheme isn't `https`.
     AddressNotAllowed,
-    /// There was a connection, but no TLS.
+    /// The connection succeeded, but TLS failed.
     TlsFailed,
-    /// It took too long.
+    /// The time limit passed.
     Timeout,
-    /// There was no connection, or it broke, or what came back wasn't HTTP.
+    /// The connection failed or broke, or the answer wasn't HTTP.
     ConnectionFailed,
 }
 
 impl Failure {
-    /// As it's shown to the merchant.
+    /// Name that the merchant sees.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::AddressNotAllowed => "address_not_allowed",
@@ -80,7 +81,7 @@ impl Failure {
 
 /// Whether an `E` is among the causes of `error`.
 fn has_cause<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
-    // What an io::Error is made of isn't its source, but that one's source is.
+    // The inner error of an io::Error isn't its source, but the inner error's source is.
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<E>()
         || inner.is_some_and(|inner| has_cause::<E>(inner))
@@ -89,17 +90,18 @@ fn has_cause<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
 
 /// Sends messages.
 pub(super) struct Client {
-    /// For `https`.
+    /// Client for `https`.
     secure: reqwest::Client,
     secure_reach: Reach,
-    /// For `http`.
+    /// Client for `http`.
     plain: reqwest::Client,
     plain_reach: Reach,
 }
 
 impl Client {
-    /// One that waits so long for a connection and, connecting included, for an answer. With `allow_loopback` it also
-    /// sends to this host, without TLS if the address says so. The error is a sentence.
+    /// Makes a client with these time limits for a connection and, including the connection, for an answer.
+    /// With `allow_loopback` it also sends to this host, without TLS if the URL says so. The error is a
+    /// sentence.
     pub(super) fn new(
         connect_timeout: Duration,
         timeout: Duration,
@@ -124,7 +126,7 @@ impl Client {
         Ok(Self { secure: client(secure_reach)?, secure_reach, plain: client(plain_reach)?, plain_reach })
     }
 
-    /// Posts `body`, and reads the beginning of the answer. A redirect is an answer like any other.
+    /// Posts `body` and reads the beginning of the answer. A redirect is an answer like any other.
     pub(super) async fn post(&self, url: &str, headers: HeaderMap, body: String) -> Result<Answer, Failure> {
         let url = Url::parse(url).map_err(|_| Failure::AddressNotAllowed)?;
         let (client, reach) = match url.scheme() {
@@ -132,7 +134,7 @@ impl Client {
             "http" => (&self.plain, self.plain_reach),
             _ => return Err(Failure::AddressNotAllowed),
         };
-        // An address needs no resolver, so it doesn't get to the one that checks.
+        // An IP address needs no resolver, so the resolver that checks never sees it.
         let is_allowed = match url.host() {
             Some(Host::Ipv4(ip)) => reach.allows(ip.into()),
             Some(Host::Ipv6(ip)) => reach.allows(ip.into()),
@@ -148,7 +150,7 @@ impl Client {
             failure
         })?;
         let mut answer = Vec::new();
-        // The status is what counts. Where the rest doesn't come, there is nothing to show.
+        // Only the status counts. If the rest doesn't arrive, there is no excerpt.
         while answer.len() < ANSWER_MAX
             && let Ok(Some(chunk)) = response.chunk().await
         {
@@ -164,7 +166,7 @@ fn excerpt(answer: &[u8]) -> String {
     String::from_utf8_lossy(answer).chars().filter(|char| *char != '\0').take(EXCERPT_MAX).collect()
 }
 
-/// Where to one may connect.
+/// The addresses that the client may connect to.
 #[derive(Clone, Copy, Debug)]
 struct Reach {
     public: bool,
@@ -177,13 +179,13 @@ impl Reach {
     }
 }
 
-/// None of a name's addresses may be connected to.
+/// The name has no allowed address.
 #[derive(Debug, thiserror::Error)]
 #[error("the name has no address that is allowed")]
 struct NotAllowed;
 
-/// Resolves names to those of their addresses that are allowed. The connection goes to one of these, so that another
-/// answer a moment later changes nothing.
+/// Resolves names to their allowed addresses. The connection goes to one of these, so a different DNS answer
+/// a moment later changes nothing.
 struct Guard {
     reach: Reach,
     lookups: Arc<Lookups>,
@@ -204,11 +206,11 @@ impl Resolve for Guard {
     }
 }
 
-/// What a name resolves to. Whoever asks while the answer is awaited gets the same one.
+/// A lookup of a name. Requests that arrive before its result share it.
 type Lookup = Shared<BoxFuture<'static, Result<Arc<[SocketAddr]>, Arc<io::Error>>>>;
 
-/// The names that are being resolved, each once at a time: what asks for a name that nobody answers for gives up long
-/// before its lookup does, and comes again, and mustn't take all the threads.
+/// The lookups under way, one per name. A request for a name that no server answers for gives up long before
+/// its lookup does, and comes again; it must not take all threads.
 struct Lookups {
     threads: Arc<Semaphore>,
     under_way: Mutex<HashMap<String, Lookup>>,
@@ -222,7 +224,7 @@ impl Lookups {
     }
 
     fn under_way(&self) -> MutexGuard<'_, HashMap<String, Lookup>> {
-        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        // Each change is atomic, so a panic elsewhere can't have left a partial one.
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -231,7 +233,7 @@ impl Lookups {
         if let Some(lookup) = under_way.get(name) {
             return lookup.clone();
         }
-        // On its own, so that it comes to its end, and leaves, when nobody waits any longer.
+        // Runs in its own task, so that it finishes and removes itself even when nobody waits any longer.
         let task = tokio::spawn(Arc::clone(self).look_up(name.to_owned()));
         let ended = task.map(|ended| ended.unwrap_or_else(|error| Err(Arc::new(io::Error::other(error)))));
         let lookup = ended.boxed().shared();
@@ -252,7 +254,7 @@ impl Lookups {
     }
 }
 
-/// Asks the system's resolver.
+/// Resolves a name with the system's resolver.
 fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
     Ok((name, 0).to_socket_addrs()?.collect())
 }

@@ -1,24 +1,24 @@
 //! The worker that delivers events to webhook endpoints.
 //!
-//! Promised: every delivery is tried until an endpoint has taken it, or it's given up, for its age or because the
-//! endpoint was deleted; whoever dies, dies between two statements, and the delivery is another's after the lease. An
-//! endpoint that fails, hangs or has much waiting for it takes no more than its share: so many attempts at a time, one
-//! while it fails, and that one no oftener than once a second; all endpoints of a merchant together no more than a quarter
-//! of what an instance can do at a time, and all that fail no more than half. While a message is on its way, no
-//! connection to the database is held.
+//! Promised: every delivery is attempted until its endpoint accepts it, or the service gives it up because of
+//! its age or because its endpoint was deleted. If a worker dies, it dies between two statements, and another
+//! one takes the delivery after the lease. An endpoint that fails, hangs or has a large backlog takes no more
+//! than its share: so many attempts at a time, one while it fails, and that one at most once a second. All
+//! endpoints of a merchant together take at most a quarter of an instance's concurrency, and all failing
+//! endpoints at most half. The worker holds no database connection while a message is on its way.
 //!
-//! Not promised: that a message comes once, or in order. A receiver tells duplicates by `webhook-id`, and order by the time
-//! in the message. And endpoints that take seconds for each message, but take it, aren't held back: those of four
-//! merchants with much to be sent can take all places.
+//! Not promised: that a message arrives once, or in order. A receiver recognizes duplicates by `webhook-id`,
+//! and order by the time in the message. Endpoints that take seconds for each message, but accept it, aren't
+//! throttled: with large backlogs, those of four merchants can take all places.
 //!
 //! ```text
-//! Worker::begin_due          as many as there are places
-//!   outbox::claim            one statement for all of them, the lease begins
-//!   Worker::attempt          each on its own
-//!     Message::of            the same bytes for each attempt
-//!     Client::post           signed anew, to a checked address
-//!     outbox::note           together with others that end meanwhile, fenced
-//!     outbox::disable        if that endpoint has failed for too long
+//!     Worker::begin_due          as many as there are free places
+//!       outbox::claim            one statement for all of them, the lease begins
+//!       Worker::attempt          each in its own task
+//!         Message::of            the same bytes for each attempt
+//!         Client::post           signed anew, to a checked address
+//!         outbox::note           batched with others that end meanwhile, fenced
+//!         outbox::disable        if that endpoint has failed for too long
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -46,58 +46,59 @@ use super::client::{Answer, Client, Failure};
 use super::outbox::{self, Among, Claimed, EndpointKey, Noted, Outcome, Room, State};
 use crate::base::signature;
 
-/// What a delivery needs beside the endpoint's time: to note the outcome, also where the database keeps us waiting.
+/// Time that a lease adds to the endpoint's: for storing the outcome, even if the database is slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
-/// Longest pause between two attempts.
+/// Maximum pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
-/// Bytes up to which a message carries the whole object.
+/// Maximum size in bytes of a message that carries the whole object.
 const MESSAGE_MAX: usize = 64 * 1024;
-/// Outcomes that share a statement.
+/// Maximum number of outcomes in one statement.
 const BATCH_SIZE_MAX: usize = 128;
-/// How often it's looked for deliveries to deleted endpoints, and how many of them are given up at a time.
+/// Interval of the search for deliveries to deleted endpoints, and how many of them are given up at a time.
 const GIVE_UP_INTERVAL: Duration = Duration::from_secs(5);
 const GIVE_UP_BATCH: u32 = 1_000;
-/// Least time from one attempt at an endpoint that fails to the next one: what waits for it would otherwise be tried, and given
-/// up, as fast as it refuses connections.
+/// Minimum time between the starts of two attempts at a failing endpoint. Without it, the backlog would be
+/// attempted, and given up, as fast as the endpoint refuses connections.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it's looked for endpoints that have failed for too long, and how many of them are disabled at a time.
+/// Interval of the search for endpoints that have failed for too long, and how many of them are disabled at a
+/// time.
 const DISABLE_INTERVAL: Duration = Duration::from_secs(60);
 const DISABLE_BATCH: u32 = 100;
-/// For how many times as long as a look at all endpoints took, there is no other.
+/// Pause after a search of all endpoints, as a multiple of its duration.
 const LOOK_PAUSE_FACTOR: u32 = 4;
-/// Pause after the first failure of the database, and the longest.
+/// Pause after the first database failure, and the maximum pause.
 const DATABASE_PAUSE: Duration = Duration::from_millis(100);
 const DATABASE_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// How to go about it.
+/// Settings of the delivery worker.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "delivery")]
 pub struct Options {
-    /// Messages to webhook endpoints that an instance sends at the same time; to those of one merchant a quarter of that
+    /// Maximum number of concurrent messages of an instance; a quarter of that to the endpoints of one merchant
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency: u32,
 
-    /// Of these, messages to one endpoint; one while it fails
+    /// Maximum number of these to one endpoint; one while it fails
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY_PER_ENDPOINT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency_per_endpoint: u32,
 
-    /// How often an idle instance looks for events to deliver, in milliseconds
+    /// Interval at which an idle instance looks for events to deliver, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_INTERVAL_MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..))]
     pub delivery_interval_ms: u64,
 
-    /// Longest time to connect to a webhook endpoint, in milliseconds
+    /// Maximum time to connect to a webhook endpoint, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_CONNECT_TIMEOUT_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub delivery_connect_timeout_ms: u64,
 
-    /// Longest time for a webhook endpoint to take a message, connecting included, in milliseconds
+    /// Maximum time for a webhook endpoint to accept a message, including the connection, in milliseconds
     #[arg(long, env = "ONCEPAY_DELIVERY_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub delivery_timeout_ms: u64,
 
-    /// Pause before a message is sent again, in milliseconds; doubles with each failure, up to six hours
+    /// Pause before a failed message is retried, in milliseconds; doubles with each failure, up to six hours
     #[arg(long, env = "ONCEPAY_DELIVERY_BACKOFF_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub delivery_backoff_ms: u64,
 
-    /// Age from which a message isn't sent again when it fails, in seconds. An endpoint that has taken nothing for that
+    /// Age from which a failed message isn't retried, in seconds. An endpoint that has accepted nothing for that
     /// long is disabled
     #[arg(long, env = "ONCEPAY_DELIVERY_GIVE_UP_AFTER_S", default_value_t = 3 * 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub delivery_give_up_after_s: u64,
@@ -114,7 +115,7 @@ impl Options {
         Duration::from_millis(self.delivery_timeout_ms)
     }
 
-    /// How long a sender has a delivery to itself.
+    /// Time for which a sender owns a delivery.
     fn lease(&self) -> Duration {
         self.timeout() + LEASE_MARGIN
     }
@@ -123,7 +124,7 @@ impl Options {
         Duration::from_secs(self.delivery_give_up_after_s)
     }
 
-    /// Messages to the endpoints of one merchant at a time.
+    /// Maximum number of concurrent messages to the endpoints of one merchant.
     fn concurrency_per_merchant(&self) -> u32 {
         (self.delivery_concurrency / 4).max(self.delivery_concurrency_per_endpoint)
     }
@@ -140,7 +141,7 @@ impl Options {
     }
 }
 
-/// Delivers what is in the outbox. Any number of instances may do so at the same time.
+/// Delivers the outbox. Any number of instances may do so at the same time.
 #[derive(Clone)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -157,7 +158,7 @@ struct Shared {
 }
 
 impl Worker {
-    /// One that sends to this host, too, if `allow_loopback` says so. The error is a sentence.
+    /// Makes a worker, which also sends to this host if `allow_loopback` is set. The error is a sentence.
     pub fn new(
         db: Db,
         vault: Vault,
@@ -178,8 +179,8 @@ impl Worker {
         Ok(Self { shared: Arc::new(Shared { db, vault, client, options, outcomes, places, metrics }) })
     }
 
-    /// Delivers until the process ends, gives up what is to go to endpoints that were deleted, and measures every
-    /// `metrics_interval` what waits. What is under way at the end is due again when its lease has run out.
+    /// Delivers until the process ends, gives up deliveries to deleted endpoints, and measures the backlog
+    /// every `metrics_interval`. Attempts under way at the end are due again when their leases expire.
     pub fn start(self, metrics_interval: Duration) {
         actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
         actix_web::rt::spawn(self.clone().keep_giving_up());
@@ -193,7 +194,8 @@ impl Worker {
         let (mut look_at, mut failures) = (Instant::now(), 0);
         loop {
             let freed = places.take_freed();
-            // Where one has ended, there may be more. But where places are scarce, they're for all.
+            // An endpoint with a finished attempt may have more to deliver. But if places are scarce, all
+            // endpoints share them.
             let looks_at_all = look_at <= Instant::now() || (!freed.is_empty() && places.are_scarce(options));
             let among = match looks_at_all {
                 true => Among::All,
@@ -211,7 +213,8 @@ impl Worker {
                     if looks_at_all {
                         let nothing = time::jittered(interval);
                         let pause = if begun == 0 { nothing } else { Duration::ZERO };
-                        // Where thousands of endpoints wait, a look at all takes long, and the busy ones mustn't wait for it.
+                        // With thousands of waiting endpoints, a search of all takes long, and the busy ones
+                        // must not wait for it.
                         look_at = Instant::now() + pause.max(asked.elapsed() * LOOK_PAUSE_FACTOR);
                     }
                 }
@@ -245,7 +248,7 @@ impl Worker {
         }
     }
 
-    /// Disables what nobody else has: see [`outbox::failed_for_too_long`].
+    /// Disables failing endpoints that no worker has disabled yet: see [`outbox::failed_for_too_long`].
     async fn keep_disabling(self) {
         let Shared { db, options, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
@@ -264,10 +267,11 @@ impl Worker {
         }
     }
 
-    /// Claims what is due to some endpoints, as far as there are places, and begins to send it. Returns how many that were.
+    /// Claims due deliveries to some endpoints, as many as there are free places, and begins to send them.
+    /// Returns their number.
     ///
-    /// Not tried again where the claim's commit may have been lost: that would claim others, and these come back after
-    /// the lease.
+    /// Doesn't retry if the claim's commit may have been lost: a retry would claim other deliveries, and
+    /// these are due again after the lease.
     async fn begin_due(&self, among: Among) -> Result<usize, Error> {
         let Shared { db, options, places, .. } = &*self.shared;
         let room = places.room(options);
@@ -280,13 +284,13 @@ impl Worker {
         let begun = due.len();
         for claimed in due {
             let place = places.take(claimed.endpoint_key(), claimed.endpoint_is_failing);
-            // On its own, so that neither its end nor its panic is anybody else's.
+            // Runs in its own task, so that neither its end nor its panic affects others.
             actix_web::rt::spawn(self.clone().attempt(claimed, place, asked));
         }
         Ok(begun)
     }
 
-    /// Sends a message that was claimed after `asked`, and notes what came of it.
+    /// Sends a message that was claimed after `asked`, and stores the outcome.
     async fn attempt(self, claimed: Claimed, _place: Place, asked: Instant) {
         let Shared { options, metrics, .. } = &*self.shared;
         let in_flight = Counted::new(&metrics.webhook_in_flight);
@@ -324,7 +328,7 @@ impl Worker {
     }
 
     fn headers(&self, claimed: &Claimed, id: &str, body: &str) -> HeaderMap {
-        // Receivers refuse what was signed minutes ago, or in the future.
+        // Receivers refuse signatures from minutes ago, or from the future.
         let timestamp = claimed.claimed_at.timestamp();
         let sign = |version| {
             self.shared.vault.webhook_secret(claimed.endpoint, version).sign(id, timestamp, body.as_bytes())
@@ -342,8 +346,8 @@ impl Worker {
         ])
     }
 
-    /// Notes an outcome, which is tried until the lease is over: after that, the delivery is another's. `None` if it
-    /// couldn't be noted, was noted, or isn't ours to note.
+    /// Stores an outcome, retrying until the lease ends: after that, another sender owns the delivery. `None`
+    /// if the outcome couldn't be stored, was stored already, or belongs to another sender.
     async fn note(&self, outcome: Outcome, lease_ends_at: Instant) -> Option<Noted> {
         let Shared { db, outcomes, options, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
@@ -374,7 +378,8 @@ impl Worker {
         }
     }
 
-    /// Disables an endpoint that has failed for too long. If that fails, [`keep_disabling`](Self::keep_disabling) comes by.
+    /// Disables an endpoint that has failed for too long. If that fails,
+    /// [`keep_disabling`](Self::keep_disabling) tries again.
     async fn disable(&self, endpoint: EndpointKey) {
         let Shared { db, options, metrics, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
@@ -392,7 +397,7 @@ impl Worker {
     }
 }
 
-/// What is kept of an attempt, and what follows.
+/// The record of an attempt, and its consequence.
 fn outcome_of(
     claimed: &Claimed,
     sent: Result<Answer, Failure>,
@@ -425,16 +430,16 @@ fn outcome_of(
     }
 }
 
-/// What is sent: the same bytes with each attempt.
+/// A message: the same bytes with each attempt.
 #[derive(Serialize)]
 struct Message<'a> {
     id: EventId,
     #[serde(rename = "type")]
     kind: &'a str,
-    /// When it happened.
+    /// Time of the event.
     timestamp: Timestamp,
     data: &'a Value,
-    /// There if `data` only names the object.
+    /// Present if `data` only names the object.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_omitted: Option<bool>,
 }
@@ -450,7 +455,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// As JSON. One that is too large only names its object, which the receiver can fetch with the event.
+    /// The message as JSON. A message that is too large only names its object; the receiver can fetch it with
+    /// the event.
     fn into_body(self) -> String {
         let json = |message: &Message<'_>| serde_json::to_string(message).expect("it's JSON already");
         let body = json(&self);
@@ -466,7 +472,7 @@ impl<'a> Message<'a> {
 #[derive(Default)]
 struct Places {
     taken: Mutex<Taken>,
-    /// Told whenever one ends.
+    /// Notified whenever an attempt ends.
     has_freed: Notify,
 }
 
@@ -475,11 +481,11 @@ struct Taken {
     by_endpoint: HashMap<EndpointKey, i32>,
     all: usize,
     by_failing: usize,
-    /// Endpoints at which one has ended since somebody asked.
+    /// Endpoints with an attempt that ended since the last call of `take_freed`.
     freed: HashSet<EndpointKey>,
 }
 
-/// An attempt, for as long as it lives.
+/// The place that an attempt occupies while it lives.
 struct Place {
     places: Arc<Places>,
     endpoint: EndpointKey,
@@ -488,7 +494,7 @@ struct Place {
 
 impl Places {
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        // Each change is whole, so a panic elsewhere can't have spoiled it.
+        // Each change is atomic, so a panic elsewhere can't have left a partial one.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -504,12 +510,12 @@ impl Places {
         }
     }
 
-    /// Whether more than half of them are taken.
+    /// Whether more than half of the places are taken.
     fn are_scarce(&self, options: &Options) -> bool {
         self.taken().all * 2 > options.delivery_concurrency as usize
     }
 
-    /// Endpoints at which an attempt has ended since this was asked last.
+    /// Takes the endpoints with an attempt that ended since the last call.
     fn take_freed(&self) -> Vec<EndpointKey> {
         self.taken().freed.drain().collect()
     }

@@ -1,13 +1,14 @@
-//! Webhook endpoints: where a merchant wants to be told of events, of which ones, and what the messages are signed with.
+//! Webhook endpoints: where a merchant receives events, which types, and the secret that signs the messages.
 //!
-//! A secret is shown twice at the most: in the answer that made it, and in the replays of that one. It's derived
-//! rather than stored (see [`vault`](crate::base::derived_secrets)), by a version that counts up with each rotation, so that the one before
-//! can sign along until those who verify have changed over.
+//! A secret appears only in the answer that created it and in the replays of that answer. It's derived rather
+//! than stored (see [`derived_secrets`](crate::base::derived_secrets)), from a version that each rotation
+//! increments, so that the previous secret can sign along until the receivers have switched.
 //!
-//! A deleted endpoint stays as a row, since deliveries refer to it, and is as good as gone otherwise.
+//! A deleted endpoint keeps its row, since deliveries refer to it, and is hidden otherwise.
 //!
-//! Not promised: that a URL leads to a public address. Only what is written as an address is judged here; what a name
-//! stands for can change at any time, so whoever sends judges the [address](super::address) that it connects to.
+//! Not promised: that a URL leads to a public address. This module checks only literal IP addresses. A name
+//! can resolve differently at any time, so the client checks each [address](super::address) that it connects
+//! to.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -42,7 +43,7 @@ use crate::web::problems::problems;
 
 use super::address::is_public;
 
-/// Webhook endpoints, as a kind of resource. Those that were deleted have their rows still.
+/// Webhook endpoints, as a resource kind. Deleted ones still have their rows.
 pub static WEBHOOK_ENDPOINT: ResourceKind = ResourceKind {
     condition: "r.status <> 'deleted'",
     ..ResourceKind::new(
@@ -53,30 +54,30 @@ pub static WEBHOOK_ENDPOINT: ResourceKind = ResourceKind {
     )
 };
 
-/// Most endpoints of a merchant: each event costs a delivery for each of them.
+/// Maximum number of endpoints of a merchant: each event costs a delivery for each of them.
 const ENDPOINTS_MAX: i64 = 16;
-/// Most characters of a URL.
+/// Maximum number of characters in a URL.
 const URL_MAX: usize = 2048;
-/// Stands for all types of events, those to come included.
+/// Stands for all event types, including future ones.
 pub(crate) const EVERYTHING: &str = "*";
 
-/// Of what an endpoint is told, as the API's description has it: events of a type, or `*` for all.
+/// Element of `event_types` in the API's description: an event type, or `*` for all.
 pub struct EventFilter;
 
 impl PartialSchema for EventFilter {
     fn schema() -> RefOr<Schema> {
         let names = std::iter::once(EVERYTHING).chain(EventType::names());
-        one_of(names, "A type of events, or `*` for all of them.")
+        one_of(names, "An event type, or `*` for all.")
     }
 }
 
 impl ToSchema for EventFilter {}
-/// For how long the secret before signs along after a rotation, unless said otherwise.
+/// Default time for which the previous secret signs along after a rotation.
 const OVERLAP_S: u32 = 24 * 60 * 60;
-/// The longest that this may be.
+/// Maximum for that time.
 const OVERLAP_S_MAX: u32 = 7 * 24 * 60 * 60;
 
-/// Where a merchant wants to be told of events.
+/// A merchant's destination for events.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WebhookEndpoint {
     /// Time-ordered id.
@@ -85,10 +86,10 @@ pub struct WebhookEndpoint {
     /// Always `webhook_endpoint`.
     #[schema(example = "webhook_endpoint")]
     object: &'static str,
-    /// Where messages are sent.
+    /// URL that messages are sent to.
     #[schema(example = "https://shop.example/webhooks")]
     url: String,
-    /// Of what it's told; `*` stands for everything.
+    /// Event types that the endpoint receives; `*` stands for all.
     #[schema(value_type = Vec<EventFilter>, example = json!(["charge.succeeded", "charge.refunded"]))]
     event_types: Vec<String>,
     /// Free text.
@@ -97,36 +98,37 @@ pub struct WebhookEndpoint {
     /// `enabled` or `disabled`; `deleted` in the answer to its deletion.
     #[schema(example = "enabled")]
     status: String,
-    /// What messages are signed with, as [Standard Webhooks](https://www.standardwebhooks.com) says: only in the answer to
-    /// its creation and to a rotation.
+    /// Secret that signs the messages, as defined by [Standard Webhooks](https://www.standardwebhooks.com).
+    /// Only in the answer to the endpoint's creation and to a rotation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=")]
     secret: Option<String>,
-    /// Until when messages are signed with the secret before, too.
+    /// Time until which the previous secret signs messages, too.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     previous_secret_expires_at: Option<Timestamp>,
-    /// When the first delivery failed after the last one that succeeded.
+    /// Time of the first failed delivery after the last successful one.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     failing_since: Option<Timestamp>,
-    /// When it was disabled.
+    /// Time at which the endpoint was disabled.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     disabled_at: Option<Timestamp>,
-    /// When it was created.
+    /// Time of its creation.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
 }
 
-/// Whether messages are sent. The merchant chooses; an endpoint that fails for too long is disabled by the service.
+/// Whether the service sends messages. The merchant sets it; the service disables an endpoint that fails for
+/// too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub enum EndpointStatus {
-    /// They are.
+    /// The service sends messages.
     Enabled,
-    /// They aren't, and what happens meanwhile is never told.
+    /// The service sends no messages, and never delivers events that happen meanwhile.
     Disabled,
 }
 
-/// The state that only deleting leads to, for good.
+/// State of a deleted endpoint, for good.
 const DELETED: &str = "deleted";
 
 /// Where an endpoint can stand, in the database and in the API.
@@ -134,7 +136,7 @@ pub(crate) const STATUSES: [&str; 3] =
     [EndpointStatus::Enabled.as_str(), EndpointStatus::Disabled.as_str(), DELETED];
 
 impl EndpointStatus {
-    /// Its name in the database and in the API.
+    /// Name in the database and in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enabled => "enabled",
@@ -173,7 +175,7 @@ pub(crate) struct EndpointRow {
 }
 
 impl EndpointRow {
-    /// Errors: `webhook_endpoint_not_found`, also for a deleted one.
+    /// Finds an endpoint. Errors: `webhook_endpoint_not_found`, also for a deleted one.
     pub fn find(conn: &mut PgConnection, merchant: MerchantId, id: WebhookEndpointId) -> Result<Self, Error> {
         webhook_endpoints::table
             .find((merchant, id))
@@ -184,7 +186,8 @@ impl EndpointRow {
             .ok_or(Error::WebhookEndpointNotFound)
     }
 
-    /// The same, and locks it until the transaction ends. Events wait for nobody: they only read endpoints.
+    /// Finds an endpoint and locks it until the transaction ends. Recording events never waits for the lock:
+    /// it only reads endpoints.
     fn lock(
         conn: &mut PgConnection,
         merchant: MerchantId,
@@ -201,7 +204,7 @@ impl EndpointRow {
             .ok_or(Error::WebhookEndpointNotFound)
     }
 
-    /// Writes what can change.
+    /// Writes the mutable columns.
     fn save(&self, conn: &mut PgConnection) -> Result<(), Error> {
         diesel::update(webhook_endpoints::table.find((self.merchant_id, self.id)))
             .set((
@@ -219,7 +222,8 @@ impl EndpointRow {
         Ok(())
     }
 
-    /// Changes nothing where it's so already: one that fails doesn't get more than its share by being enabled again.
+    /// Changes nothing if the status stays the same: enabling a failing endpoint again doesn't raise its
+    /// share.
     fn set_status(&mut self, status: EndpointStatus, now: DateTime<Utc>) {
         if self.status == status.as_str() {
             return;
@@ -233,7 +237,7 @@ impl EndpointRow {
         status.as_str().clone_into(&mut self.status);
     }
 
-    /// As it's shown, without the secret.
+    /// Converts the row to the endpoint that the API shows, without the secret.
     pub fn into_endpoint(self) -> WebhookEndpoint {
         WebhookEndpoint {
             id: self.id,
@@ -250,7 +254,7 @@ impl EndpointRow {
         }
     }
 
-    /// An answer that shows it with its current secret.
+    /// Makes an answer that shows the endpoint with its current secret.
     fn into_reply_with_secret(self, status: StatusCode) -> Result<Reply, Error> {
         let (id, purpose) = (self.id, Purpose::WebhookSecret { version: self.secret_version });
         let endpoint = WebhookEndpoint { secret: Some(SEALED.to_owned()), ..self.into_endpoint() };
@@ -263,14 +267,14 @@ impl EndpointRow {
 struct EndpointUrl(String);
 
 impl EndpointUrl {
-    /// The error says what the URL must be. Without TLS, only the service's own host may get messages, and that only
-    /// where `allows_loopback` says so.
+    /// Parses a URL. The error says what it must be. Only the service's own host may receive messages without
+    /// TLS, and only if `allows_loopback` is set.
     fn parse(text: &str, allows_loopback: bool) -> Result<Self, String> {
         if text.chars().count() > URL_MAX {
             return Err(format!("must have at most {URL_MAX} characters"));
         }
         let no_url = || "must be an absolute URL such as https://shop.example/webhooks".to_owned();
-        // What a browser would put right for its user is a mistake here.
+        // A slip that a browser would correct for its user is an error here.
         let is_plain = !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\');
         let (scheme, rest) = text.split_once("://").filter(|_| is_plain).ok_or_else(no_url)?;
         let authority = rest.split(['/', '?', '#']).next().filter(|authority| !authority.is_empty());
@@ -303,7 +307,7 @@ impl EndpointUrl {
     }
 }
 
-/// Whether an address is one of the service's own host; an error if it's neither that nor public.
+/// Whether the address belongs to the service's own host. An error if it's neither that nor public.
 fn judge(ip: IpAddr) -> Result<bool, String> {
     let is_loopback = ip.to_canonical().is_loopback();
     if is_loopback || is_public(ip) {
@@ -338,10 +342,11 @@ fn owned(event_types: &[&str]) -> Vec<String> {
 #[schema(example = json!({"url": "https://shop.example/webhooks", "event_types": ["charge.succeeded", "charge.refunded"]}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateWebhookEndpoint {
-    /// Where messages are sent: an https URL of a public host, without user name, password and fragment.
+    /// URL that messages are sent to: an https URL of a public host, without user name, password and
+    /// fragment.
     #[schema(value_type = String, format = "uri", max_length = 2048)]
     url: EndpointUrl,
-    /// Of what it's told: types of events, or `*` for everything, which is the default.
+    /// Event types that the endpoint receives, or `*` for all. Default: `*`.
     #[schema(value_type = Option<Vec<EventFilter>>, min_items = 1)]
     event_types: Vec<&'static str>,
     /// Free text.
@@ -367,7 +372,7 @@ impl Operation for CreateWebhookEndpoint {
 }
 
 impl LocalOperation for CreateWebhookEndpoint {
-    /// Locks: the merchant's right to have another endpoint.
+    /// Locks: the merchant's number of endpoints.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let merchant = context.merchant();
         lock_number_of_endpoints(conn, merchant)?;
@@ -398,8 +403,8 @@ impl LocalOperation for CreateWebhookEndpoint {
     }
 }
 
-/// Makes those who would add an endpoint to a merchant's wait for each other, until the transaction ends. The service's
-/// role can't lock merchants, which never change, so it's an advisory lock.
+/// Serializes the creation of a merchant's endpoints, until the transaction ends. The service's role can't
+/// lock merchants, whose rows never change, so it takes an advisory lock.
 fn lock_number_of_endpoints(conn: &mut PgConnection, merchant: MerchantId) -> Result<(), Error> {
     statement::<()>(
         "SELECT pg_advisory_xact_lock(hashtextextended('webhook_endpoints', hashtextextended({}::text, 0)))",
@@ -413,9 +418,9 @@ problems!(CreateProblems, mutating: WebhookEndpointLimitReached);
 
 /// Create a webhook endpoint
 ///
-/// From now on it's told of the events that it wants. The answer shows the secret that messages are signed with
-/// ([Standard Webhooks](https://www.standardwebhooks.com)); a retry with the same idempotency key shows it again, and
-/// nothing else does. A merchant can have 16 endpoints.
+/// From now on, the endpoint receives events of its types. The answer shows the secret that signs the
+/// messages ([Standard Webhooks](https://www.standardwebhooks.com)). A retry with the same idempotency key
+/// shows it again, and nothing else does. A merchant can have 16 endpoints.
 #[utoipa::path(
     operation_id = "webhook_endpoints.create",
     tag = "Webhooks",
@@ -440,7 +445,7 @@ problems!(ListProblems, listing:);
 
 /// List webhook endpoints
 ///
-/// Newest first, without their secrets.
+/// Newest first. The list doesn't show the secrets.
 #[utoipa::path(
     operation_id = "webhook_endpoints.list",
     tag = "Webhooks",
@@ -474,12 +479,12 @@ problems!(GetProblems, reading: WebhookEndpointNotFound);
 
 /// Retrieve a webhook endpoint
 ///
-/// Without its secret.
+/// The answer doesn't show the secret.
 #[utoipa::path(
     operation_id = "webhook_endpoints.get",
     tag = "Webhooks",
     params(("id" = String, Path, description = "Id of the endpoint", example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The endpoint as it is now.", body = WebhookEndpoint), GetProblems),
+    responses((status = 200, description = "The endpoint's current state.", body = WebhookEndpoint), GetProblems),
 )]
 #[get("/v1/webhook-endpoints/{id}")]
 pub async fn get(
@@ -494,24 +499,25 @@ pub async fn get(
 
 // ---- Update ----------------------------------------------------------------------------------------
 
-/// A merge patch (RFC 7396): fields that are left out stay.
+/// A merge patch (RFC 7396): omitted fields stay.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"event_types": ["*"], "description": null, "status": "enabled"}))]
 #[serde(deny_unknown_fields)]
 pub struct UpdateWebhookEndpoint {
     #[schema(ignore)]
     id: Option<WebhookEndpointId>,
-    /// Where messages are sent from now on.
+    /// New URL that messages are sent to.
     #[schema(value_type = Option<String>, nullable = false, format = "uri", max_length = 2048)]
     url: Option<EndpointUrl>,
-    /// Of what it's told from now on.
+    /// New list of event types that the endpoint receives.
     #[schema(value_type = Option<Vec<EventFilter>>, nullable = false, min_items = 1)]
     event_types: Option<Vec<&'static str>>,
-    /// New text, or `null`.
+    /// New text, or `null` to remove it.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
     description: Patch<String>,
-    /// `disabled`: nothing is sent; what waits already waits on, and what happens meanwhile is never told. `enabled`, after
-    /// that: it's as if it had never failed, and what waits is tried as long as what is new.
+    /// `disabled` stops sending: pending deliveries keep waiting, and events that happen meanwhile are never
+    /// delivered. `enabled`, after that, resets the endpoint: its failures are forgotten, and pending
+    /// deliveries are attempted for as long as new ones.
     #[schema(value_type = Option<EndpointStatus>, nullable = false)]
     status: Option<EndpointStatus>,
 }
@@ -537,7 +543,7 @@ impl Operation for UpdateWebhookEndpoint {
 }
 
 impl LocalOperation for UpdateWebhookEndpoint {
-    /// Locks the endpoint.
+    /// Locks: the endpoint.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         if let Some(url) = &self.url {
@@ -563,7 +569,8 @@ problems!(UpdateProblems, mutating: WebhookEndpointNotFound);
 
 /// Update a webhook endpoint
 ///
-/// As a JSON merge patch (RFC 7396). Enabling a disabled endpoint makes it new again: `failing_since` and `disabled_at` are removed.
+/// Updates an endpoint with a JSON merge patch (RFC 7396). Enabling a disabled endpoint resets it:
+/// `failing_since` and `disabled_at` are removed.
 #[utoipa::path(
     operation_id = "webhook_endpoints.update",
     tag = "Webhooks",
@@ -572,7 +579,7 @@ problems!(UpdateProblems, mutating: WebhookEndpointNotFound);
         (UpdateWebhookEndpoint = "application/json"),
         (UpdateWebhookEndpoint = "application/merge-patch+json"),
     )),
-    responses((status = 200, description = "The endpoint after the change.", body = WebhookEndpoint), UpdateProblems),
+    responses((status = 200, description = "The updated endpoint.", body = WebhookEndpoint), UpdateProblems),
 )]
 #[patch("/v1/webhook-endpoints/{id}")]
 pub async fn update(
@@ -584,14 +591,15 @@ pub async fn update(
 
 // ---- Rotate the secret -----------------------------------------------------------------------------
 
-/// Body of a rotation; may be empty.
+/// Body of a rotation. May be empty.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"overlap_seconds": 3600}))]
 #[serde(deny_unknown_fields)]
 pub struct RotateSecret {
     #[schema(ignore)]
     id: Option<WebhookEndpointId>,
-    /// For how long messages are signed with the old secret, too: 0 to 604800 (seven days), by default a day.
+    /// Time for which the old secret also signs messages, in seconds: 0 to 604800 (seven days). Default: a
+    /// day.
     #[schema(value_type = Option<u32>, nullable = false, minimum = 0, maximum = 604800)]
     overlap_seconds: u32,
 }
@@ -617,7 +625,7 @@ impl Operation for RotateSecret {
 }
 
 impl LocalOperation for RotateSecret {
-    /// Locks the endpoint.
+    /// Locks: the endpoint.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         row.secret_version += 1;
@@ -632,10 +640,10 @@ problems!(RotateProblems, mutating: WebhookEndpointNotFound);
 
 /// Rotate a webhook endpoint's secret
 ///
-/// The answer shows the new secret; a retry with the same idempotency key shows it again, and nothing else does. Until
-/// `previous_secret_expires_at` each message carries two signatures, by the new secret and by the one before. Without an
-/// overlap the old one signs nothing any more, which is what a secret that got out calls for. At most one old secret signs along:
-/// another rotation ends the overlap of the one before.
+/// The answer shows the new secret. A retry with the same idempotency key shows it again, and nothing else
+/// does. Until `previous_secret_expires_at`, each message carries two signatures: by the new secret and by
+/// the previous one. Without an overlap the old secret stops signing at once, as a leaked secret requires. At
+/// most one old secret signs along: another rotation ends the overlap of the one before.
 #[utoipa::path(
     operation_id = "webhook_endpoints.rotate_secret",
     tag = "Webhooks",
@@ -653,7 +661,7 @@ pub async fn rotate_secret(
 
 // ---- Delete ----------------------------------------------------------------------------------------
 
-/// Nothing to say.
+/// Body of a deletion, which has no fields.
 pub struct DeleteWebhookEndpoint {
     id: Option<WebhookEndpointId>,
 }
@@ -672,7 +680,7 @@ impl Operation for DeleteWebhookEndpoint {
 }
 
 impl LocalOperation for DeleteWebhookEndpoint {
-    /// Locks the endpoint.
+    /// Locks: the endpoint.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         DELETED.clone_into(&mut row.status);
@@ -685,8 +693,9 @@ problems!(DeleteProblems, mutating: WebhookEndpointNotFound);
 
 /// Delete a webhook endpoint
 ///
-/// From now on nothing is sent to it, what waits for it is given up within seconds, and it can't be found any more; how events were
-/// delivered to it still can. To have messages sent there again, create another one.
+/// From now on, the service sends nothing to the endpoint, gives up its pending deliveries within seconds,
+/// and no longer shows it. Past deliveries to it stay visible. To send messages there again, create another
+/// endpoint.
 #[utoipa::path(
     operation_id = "webhook_endpoints.delete",
     tag = "Webhooks",

@@ -1,6 +1,7 @@
-//! Events as a merchant reads them, what has become of telling its endpoints, and telling them again.
+//! Events as a merchant reads them, their deliveries, and redelivery.
 //!
-//! What an endpoint is sent is the event as it's read here, so whoever missed messages can catch up by reading.
+//! A message carries the event in the form that this API returns, so a merchant that missed messages can
+//! catch up by reading.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -25,13 +26,13 @@ use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
 
-/// Events, as a kind of resource.
+/// Events, as a resource kind.
 pub static EVENT: ResourceKind = ResourceKind {
     is_kept: false,
     ..ResourceKind::new("event", EventId::PREFIX, "events", "/v1/events/{id}")
 };
 
-/// Something that has happened.
+/// A change of an object.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
@@ -57,14 +58,14 @@ pub struct Event {
     /// Always `event`.
     #[schema(example = "event")]
     object: &'static str,
-    /// What has happened.
+    /// Type of the event.
     #[serde(rename = "type")]
     #[schema(value_type = EventType)]
     kind: String,
-    /// When it happened.
+    /// Time of the event.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// The object that it happened to, as it was right afterwards.
+    /// The object right after the event.
     #[schema(value_type = Object)]
     data: serde_json::Value,
 }
@@ -80,7 +81,7 @@ pub(crate) struct EventRow {
 }
 
 impl EventRow {
-    /// Errors: `event_not_found`.
+    /// Finds an event. Errors: `event_not_found`.
     pub fn find(conn: &mut PgConnection, merchant: MerchantId, id: EventId) -> Result<Self, Error> {
         events::table
             .find((merchant, id))
@@ -90,7 +91,7 @@ impl EventRow {
             .ok_or(Error::EventNotFound)
     }
 
-    /// As it's shown.
+    /// Converts the row to the event that the API shows.
     pub fn into_event(self) -> Event {
         Event {
             id: self.id,
@@ -102,7 +103,7 @@ impl EventRow {
     }
 }
 
-/// An event, on its way to an endpoint.
+/// The delivery of an event to an endpoint.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Delivery {
     /// Time-ordered id.
@@ -111,48 +112,49 @@ pub struct Delivery {
     /// Always `delivery`.
     #[schema(example = "delivery")]
     object: &'static str,
-    /// The event.
+    /// Id of the event.
     #[schema(value_type = String, example = "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     event_id: EventId,
-    /// The endpoint, which may have been deleted since.
+    /// Id of the endpoint, which may have been deleted since.
     #[schema(value_type = String, example = "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     endpoint_id: WebhookEndpointId,
-    /// `pending` until it has `succeeded` or, after many attempts or with the deletion of its endpoint, `failed`.
+    /// `pending` until the delivery has `succeeded`, or has `failed` after many attempts or because its
+    /// endpoint was deleted.
     #[schema(example = "succeeded")]
     status: String,
-    /// When the next attempt is due; `null` unless it's pending.
+    /// Time at which the next attempt is due. `null` unless the delivery is pending.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     next_attempt_at: Option<Timestamp>,
-    /// When it was asked for.
+    /// Time of its creation.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it succeeded or failed.
+    /// Time at which the delivery succeeded or failed.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.120Z")]
     completed_at: Option<Timestamp>,
-    /// The attempts whose outcome is known, in order.
+    /// Attempts with a known outcome, in order.
     attempts: Vec<Attempt>,
 }
 
-/// An attempt to deliver.
+/// An attempt at a delivery.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub struct Attempt {
-    /// Counts from 1.
+    /// Number of the attempt, from 1.
     #[schema(example = 1)]
     number: i32,
-    /// When it began.
+    /// Time at which the attempt began.
     #[serde(serialize_with = "as_timestamp")]
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     started_at: DateTime<Utc>,
-    /// How long it took, in milliseconds.
+    /// Duration of the attempt, in milliseconds.
     #[schema(example = 120)]
     duration_ms: i64,
     /// HTTP status of the answer, if there was one.
     #[schema(example = 200)]
     status: Option<u16>,
-    /// Why there was none, or why it doesn't count.
+    /// Reason why there was no answer, or why the answer counts as a failure.
     #[schema(example = json!(null))]
     error: Option<String>,
-    /// The beginning of the answer's body.
+    /// Beginning of the answer's body.
     #[schema(example = "ok")]
     response_excerpt: Option<String>,
 }
@@ -196,7 +198,7 @@ problems!(GetProblems, reading: EventNotFound);
 
 /// Retrieve an event
 ///
-/// Events are kept for a time, by default 90 days.
+/// Events are kept for a limited time, by default 90 days.
 #[utoipa::path(
     operation_id = "events.get",
     tag = "Events",
@@ -214,7 +216,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(row.into_event()))
 }
 
-/// The id of an object of whatever kind.
+/// The id of an object of any kind.
 struct ObjectId {
     text: String,
     uuid: Uuid,
@@ -232,15 +234,16 @@ problems!(ListProblems, listing:);
 
 /// List events
 ///
-/// Newest first. Filters combine. A page is addressed by the id of an event next to it, so it doesn't shift when events
-/// are added. For whoever missed messages: `ending_before` the last event that was seen gives the ones after it. An event can
-/// be seen seconds after it was made, and after younger ones, so go back a minute further and pass over what you know.
+/// Newest first. Filters combine. A cursor is the id of an event next to the page, so pages don't shift when
+/// events are added. To catch up on missed messages, list with `ending_before` set to the last event you saw.
+/// An event can become visible seconds after it was created, and after younger ones, so start a minute
+/// earlier and skip the events you know.
 #[utoipa::path(
     operation_id = "events.list",
     tag = "Events",
     params(
         ("type" = Option<EventType>, Query, description = "Only events of this type"),
-        ("object_id" = Option<String>, Query, description = "Only events that happened to the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("object_id" = Option<String>, Query, description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive"),
         ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive"),
     ),
@@ -270,7 +273,7 @@ pub async fn list(
                 query = query.filter(events::kind.eq(kind.as_str()));
             }
             if let Some(object) = &object {
-                // The column can be searched by; what it holds is the same for objects of every kind.
+                // This expression has an index; it is the same for objects of every kind.
                 let id = diesel::dsl::sql::<Text>("data->>'id'");
                 query = query.filter(events::object_id.eq(object.uuid)).filter(id.eq(&object.text));
             }
@@ -290,8 +293,8 @@ problems!(ListDeliveriesProblems, listing: EventNotFound);
 
 /// List the deliveries of an event
 ///
-/// Newest first: one for each endpoint that wanted to be told when it happened, and those that were asked for since. How
-/// events were delivered is kept for a time, by default 30 days.
+/// Newest first: one delivery for each endpoint that received this type when the event happened, and those
+/// requested since. Deliveries are kept for a limited time, by default 30 days.
 #[utoipa::path(
     operation_id = "events.deliveries.list",
     tag = "Events",
@@ -323,14 +326,15 @@ pub async fn list_deliveries(
 
 // ---- Redeliver -------------------------------------------------------------------------------------
 
-/// Body of a redelivery; may be empty.
+/// Body of a redelivery. May be empty.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"endpoint_id": "we_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"}))]
 #[serde(deny_unknown_fields)]
 pub struct RedeliverEvent {
     #[schema(ignore)]
     id: Option<EventId>,
-    /// Only to this endpoint, whatever types of events it wants. By default, to all that are enabled and want this type.
+    /// Id of the only endpoint to deliver to, whatever event types it receives. Default: all enabled
+    /// endpoints that receive this type.
     #[schema(max_length = 500)]
     endpoint_id: Option<String>,
 }
@@ -351,7 +355,7 @@ impl Operation for RedeliverEvent {
 }
 
 impl RedeliverEvent {
-    /// Whom to tell. Errors: `webhook_endpoint_not_found`, `webhook_endpoint_disabled`.
+    /// Finds the endpoints to deliver to. Errors: `webhook_endpoint_not_found`, `webhook_endpoint_disabled`.
     fn endpoints(
         &self,
         conn: &mut PgConnection,
@@ -406,9 +410,10 @@ problems!(RedeliverProblems, mutating: EventNotFound, WebhookEndpointNotFound, W
 
 /// Deliver an event again
 ///
-/// Makes new deliveries, whatever has become of the earlier ones. The message is the same, with the same `webhook-id`, so
-/// that a receiver that has seen it can tell. Where no enabled endpoint wants this type of event, there are none. While an endpoint
-/// fails, it gets one message at a time, at most one per second, and a new delivery waits for its turn.
+/// Creates new deliveries, whatever the outcome of the earlier ones. The message is the same, with the same
+/// `webhook-id`, so a receiver can recognize a message that it has seen. If no enabled endpoint receives this
+/// type of event, there are no deliveries. A failing endpoint gets one message at a time, at most one per
+/// second, and the new delivery waits for its turn.
 #[utoipa::path(
     operation_id = "events.redeliver",
     tag = "Events",

@@ -1,13 +1,13 @@
-//! What deliveries to merchants count and measure.
+//! Metrics of the deliveries to merchants.
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use crate::base::metrics::Registry;
 
-/// Deliveries to merchants.
+/// Metrics of the deliveries to merchants.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Rows that were deleted because they are too old, by table.
+    /// Rows deleted because of their age, by table.
     pub retention_deleted: IntCounterVec,
     /// Attempts to deliver an event, by outcome.
     pub webhook_deliveries: IntCounterVec,
@@ -15,28 +15,28 @@ pub struct Metrics {
     pub webhook_attempt_seconds: Histogram,
     /// Attempts under way.
     pub webhook_in_flight: IntGauge,
-    /// Outcomes that share a statement.
+    /// Number of outcomes per statement.
     pub webhook_batch_sizes: Histogram,
-    /// Time that an outcome waits to be among them.
+    /// Time that an outcome waits for its statement.
     pub webhook_batch_wait_seconds: Histogram,
-    /// For how long the oldest delivery has been due that nobody has begun.
+    /// Time for which the oldest unclaimed delivery has been due.
     pub webhook_oldest_due_seconds: Gauge,
-    /// Endpoints that were disabled because they took nothing for too long.
+    /// Endpoints disabled because they accepted nothing for too long.
     pub webhook_endpoints_disabled: IntCounter,
 }
 
 impl Metrics {
-    /// Registers them in `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> Self {
         Self {
-            retention_deleted: registry.counters("oncepay_retention_deleted_total", "Rows that were deleted because they are older than they are kept, by table.", &["table"]),
-            webhook_deliveries: registry.counters("oncepay_webhook_deliveries_total", "Attempts to deliver an event whose outcome is noted: succeeded, failed (it will be tried again), given_up.", &["outcome"]),
-            webhook_attempt_seconds: registry.durations("oncepay_webhook_attempt_duration_seconds", "Time that an endpoint takes to answer, or not to."),
-            webhook_in_flight: registry.int_gauge("oncepay_webhook_in_flight", "Attempts to deliver an event that are under way."),
-            webhook_batch_sizes: registry.sizes("oncepay_webhook_batch_size", "Outcomes of attempts that were noted together.", 8),
-            webhook_batch_wait_seconds: registry.durations("oncepay_webhook_batch_wait_duration_seconds", "Time that the outcome of an attempt waits for the others under way."),
-            webhook_oldest_due_seconds: registry.gauge("oncepay_webhook_oldest_due_age_seconds", "For how long the oldest delivery has been due that nobody has begun, of those to endpoints that take messages, at the last look."),
-            webhook_endpoints_disabled: registry.counter("oncepay_webhook_endpoints_disabled_total", "Webhook endpoints that this instance disabled because they took nothing for too long."),
+            retention_deleted: registry.counters("oncepay_retention_deleted_total", "Rows deleted because of their age, by table.", &["table"]),
+            webhook_deliveries: registry.counters("oncepay_webhook_deliveries_total", "Attempts at deliveries, by outcome: succeeded, failed (another attempt follows), given_up.", &["outcome"]),
+            webhook_attempt_seconds: registry.durations("oncepay_webhook_attempt_duration_seconds", "Time from the start of an attempt at a delivery to its end."),
+            webhook_in_flight: registry.int_gauge("oncepay_webhook_in_flight", "Attempts at deliveries under way."),
+            webhook_batch_sizes: registry.sizes("oncepay_webhook_batch_size", "Outcomes of attempts per batch.", 8),
+            webhook_batch_wait_seconds: registry.durations("oncepay_webhook_batch_wait_duration_seconds", "Time that the outcome of an attempt waits for its batch."),
+            webhook_oldest_due_seconds: registry.gauge("oncepay_webhook_oldest_due_age_seconds", "Time for which the oldest unclaimed delivery has been due, of those to endpoints that accept messages, at the last sample."),
+            webhook_endpoints_disabled: registry.counter("oncepay_webhook_endpoints_disabled_total", "Webhook endpoints that this instance disabled because they accepted nothing for too long."),
         }
     }
 }

@@ -1,28 +1,29 @@
-//! Webhooks, both ways, as [Standard Webhooks](https://www.standardwebhooks.com) says.
+//! Webhooks, in both directions, as defined by [Standard Webhooks](https://www.standardwebhooks.com).
 //!
-//! # From the acquirer
+//! # From the processor
 //!
 //! ```text
 //! signature::verify          before anything else
 //! Engine::run_local          once per webhook-id, in one transaction:
-//!   AcquirerEvent::apply     what follows in our books, or that it has come too early
-//!   store::insert            the event as it came
-//! inbound::keep_trying       what has come too early, until it hasn't
-//! inbound::keep_counting     what people have to know of
-//! inbound::keep_pruning      deletes what is old
+//!       AcquirerEvent::apply     the effects in our books, or that the event is too early
+//!       store::insert            the event as received
+//!     inbound::keep_trying       retries events that came too early
+//!     inbound::keep_counting     measures what people have to know
+//!     inbound::keep_pruning      deletes old events
 //! ```
 //!
 //! # To merchants
 //!
 //! ```text
-//! events::record             in the transaction of the change; a trigger adds a row per endpoint that wants it
-//! delivery::Worker           claims what is due, sends it, notes what came of it (see there)
-//! retention::keep_pruning    deletes what is old
+//!     events::record             in the transaction of the change; a trigger adds a row per subscribed endpoint
+//!     delivery::Worker           claims due deliveries, sends them, stores the outcomes (see there)
+//!     retention::keep_pruning    deletes old events and deliveries
 //! ```
 //!
-//! A change, its event and the deliveries of that event are all there or none is, so nothing is told that hasn't happened,
-//! and nothing is forgotten. Whoever dies in between leaves rows that others go on from. So both ways messages can come
-//! twice, and never count twice: here by the engine, there by `webhook-id`.
+//! A change, its event and the event's deliveries commit together or not at all, so no message tells of a
+//! change that didn't happen, and no change is forgotten. If a process dies in between, it leaves rows from
+//! which others continue. So messages can arrive twice in both directions, and never count twice: the engine
+//! sees to that here, and `webhook-id` there.
 
 pub mod address;
 mod client;

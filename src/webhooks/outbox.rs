@@ -1,11 +1,12 @@
-//! The outbox: which deliveries are due, who has them, and what came of them.
+//! The outbox: due deliveries, their owners, and their outcomes.
 //!
-//! Promised: a delivery is with one sender at a time, as long as that one keeps to its lease; an outcome is noted once, and
-//! only by whoever made the last attempt (the fence is the number of the attempt); and the cost of looking depends on
-//! how many endpoints wait, not on how much waits for them or was ever sent.
+//! Promised: a delivery is with one sender at a time, as long as that sender keeps to its lease. An outcome
+//! is stored once, and only by the sender of the last attempt (the fence is the number of the attempt). The
+//! cost of a search depends on the number of waiting endpoints, not on their backlog or on what was ever
+//! sent.
 //!
-//! Not promised: that a message is sent once. A sender that dies, or that is slower than its lease, leaves its delivery to
-//! another one, who can't know what has arrived.
+//! Not promised: that a message is sent once. A sender that dies, or that is slower than its lease, leaves
+//! its delivery to another sender, which can't know what has arrived.
 
 use std::time::Duration;
 
@@ -21,26 +22,26 @@ use crate::storage::sql::statement;
 
 use super::endpoints::EndpointRow;
 
-/// An endpoint, and whose it is.
+/// An endpoint and its merchant.
 pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
 
-/// Which endpoints are looked at.
+/// The endpoints that a claim searches.
 #[derive(Clone, Debug)]
 pub(super) enum Among {
-    /// All that anything is pending for.
+    /// All endpoints with pending deliveries.
     All,
-    /// These, for which there may be more; it costs the less, the fewer they are.
+    /// These endpoints, which may have more deliveries. The fewer, the cheaper.
     These(Vec<EndpointKey>),
 }
 
-/// How much a sender can take.
+/// The capacity of a sender.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    /// Attempts in all.
+    /// Free places in all.
     pub(super) places: usize,
-    /// Of these, for endpoints whose last attempt has failed.
+    /// Free places for endpoints whose last attempt failed.
     pub(super) places_for_failing: usize,
-    /// Attempts at a time per endpoint, those under way included.
+    /// Maximum number of concurrent attempts per endpoint, including those under way.
     pub(super) places_per_endpoint: u32,
     /// The same per merchant.
     pub(super) places_per_merchant: u32,
@@ -48,27 +49,28 @@ pub(super) struct Room {
     pub(super) in_flight: Vec<(EndpointKey, i32)>,
 }
 
-/// A delivery that a sender has to itself until its lease runs out.
+/// A delivery that a sender owns until its lease expires.
 #[derive(Clone, Debug)]
 pub(super) struct Claimed {
     pub(super) merchant: MerchantId,
     pub(super) id: DeliveryId,
     pub(super) endpoint: WebhookEndpointId,
-    /// Which attempt this is, from 1.
+    /// Number of the attempt, from 1.
     pub(super) number: i32,
     pub(super) url: String,
     pub(super) secret_version: i32,
-    /// Whether receivers may still know the secret before that one only.
+    /// Whether receivers may still know only the previous secret.
     pub(super) previous_secret_is_valid: bool,
-    /// Whether the last attempt at this endpoint has failed.
+    /// Whether the last attempt at this endpoint failed.
     pub(super) endpoint_is_failing: bool,
     pub(super) event: EventId,
     pub(super) kind: String,
     pub(super) event_created_at: DateTime<Utc>,
     pub(super) data: Value,
-    /// By the database's clock.
+    /// Time of the claim, by the database's clock.
     pub(super) claimed_at: DateTime<Utc>,
-    /// Since when it's tried: its own age, or since its endpoint was enabled again.
+    /// Time since which the delivery has been attempted: its creation, or the time when its endpoint was last
+    /// enabled.
     pub(super) tried_since: DateTime<Utc>,
 }
 
@@ -78,7 +80,7 @@ impl Claimed {
     }
 }
 
-/// What a claim gives: the delivery, its endpoint, its event.
+/// The columns of a claim: the delivery, its endpoint, its event.
 type ClaimedSql = (
     (SqlUuid, SqlUuid, SqlUuid, Integer),
     (Text, Integer, Bool, Bool),
@@ -90,7 +92,7 @@ type ClaimedRow = (
     (EventId, String, DateTime<Utc>, Value, DateTime<Utc>, DateTime<Utc>),
 );
 
-/// The endpoints that anything is pending for, by a walk over the index that jumps from one to the next.
+/// SQL: the endpoints with pending deliveries, by a walk over the index that jumps from one to the next.
 macro_rules! with_waiting {
     () => {
         "WITH RECURSIVE waiting AS ( \
@@ -104,15 +106,15 @@ macro_rules! with_waiting {
     };
 }
 
-/// The endpoints that are named.
+/// SQL: the named endpoints.
 macro_rules! with_named {
     () => {
         "WITH waiting AS (SELECT * FROM unnest({}, {}) AS w (merchant_id, endpoint_id)) "
     };
 }
 
-/// The claim. Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be small; the order by time keeps
-/// it to the index of what is pending.
+/// SQL: the claim. Each LIMIT 1 keeps the planner from joining with a whole table that it believes to be
+/// small. The order by time keeps it to the index of pending deliveries.
 macro_rules! claim {
     ($waiting:ident) => {
         concat!(
@@ -169,11 +171,12 @@ macro_rules! claim {
     };
 }
 
-/// Claims what is due, for `lease`, as far as there is room: for all endpoints, or for some. Places are shared evenly
-/// between the endpoints that wait; where these are more than places, chance decides, so that none is forgotten.
+/// Claims due deliveries for `lease`, as many as there is room for, to all endpoints or to some. The waiting
+/// endpoints share the places evenly. If there are more endpoints than places, chance decides, so that none
+/// is forgotten.
 ///
-/// Locks the claimed deliveries, and skips those that others have locked. Where a claim's commit is lost on the way
-/// back, the deliveries are due again after the lease.
+/// Locks the claimed deliveries, and skips those that others have locked. If the answer to a claim's commit
+/// is lost, its deliveries are due again after the lease.
 pub(super) fn claim(
     conn: &mut PgConnection,
     among: Among,
@@ -227,46 +230,46 @@ pub(super) fn claim(
     Ok(rows.into_iter().map(claimed).collect())
 }
 
-/// What came of an attempt.
+/// Outcome of an attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub(super) merchant: MerchantId,
     pub(super) id: DeliveryId,
     /// Number of the attempt.
     pub(super) number: i32,
-    /// Since when the delivery is tried.
+    /// Time since which the delivery has been attempted.
     pub(super) tried_since: DateTime<Utc>,
     pub(super) has_succeeded: bool,
     /// Pause before the next attempt.
     pub(super) pause: Duration,
-    /// What is kept of it, an element of `attempts`.
+    /// Record of the attempt, an element of `attempts`.
     pub(super) attempt: Value,
 }
 
-/// What an outcome has changed.
+/// The effect of a stored outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Noted {
     pub(super) state: State,
-    /// Whether the endpoint has failed for so long that it's to be disabled.
+    /// Whether the endpoint has failed for so long that it must be disabled.
     pub(super) endpoint_is_given_up: bool,
 }
 
-/// Where a delivery stands.
+/// State of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// It will be tried again.
+    /// Another attempt will follow.
     Pending,
-    /// It has arrived.
+    /// The message has arrived.
     Succeeded,
-    /// It's given up.
+    /// The service has given it up.
     Failed,
 }
 
 impl State {
-    /// All there are.
+    /// All states.
     pub const ALL: [Self; 3] = [Self::Pending, Self::Succeeded, Self::Failed];
 
-    /// Its name in the database and in the API.
+    /// Name in the database and in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -276,14 +279,16 @@ impl State {
     }
 }
 
-/// Notes outcomes, in one statement. An attempt that has failed is followed by another one, unless the delivery has been
-/// tried for longer than `give_up_after`. Returns `None` for those that the fence refuses, or that are noted already.
+/// Stores outcomes, in one statement. Another attempt follows a failed one, unless the delivery has been
+/// attempted for longer than `give_up_after`. Returns `None` for outcomes that the fence refuses, or that are
+/// stored already.
 ///
-/// Locks the deliveries, and then the endpoints for which something changes, by id: those that begin to fail, and those
-/// that take messages again.
+/// Locks the deliveries, and then, by id, the endpoints that change: those that begin to fail, and those that
+/// accept messages again.
 ///
-/// That one is pending is told by `completed_at`: for `state` the planner would read the index of all that is pending,
-/// since its statistics, made while little waited, tell it that this is the smallest one.
+/// The statement recognizes a pending delivery by `completed_at`. For `state`, the planner would read the
+/// index of all pending deliveries, since its statistics, taken while few were pending, make that index look
+/// the smallest.
 pub(super) fn note(
     conn: &mut PgConnection,
     outcomes: &[Outcome],
@@ -345,10 +350,11 @@ pub(super) fn note(
     Ok(noted)
 }
 
-/// Disables an endpoint that has failed for `give_up_after`, and records that; must run in a transaction. Returns whether
-/// it did: another instance may have been faster, or the endpoint has taken a message meanwhile.
+/// Disables an endpoint that has failed for `give_up_after`, and records the event. Must run in a
+/// transaction. Returns whether it did: another instance may have been faster, or the endpoint may have
+/// accepted a message meanwhile.
 ///
-/// What is pending for it stays so, and goes on should it be enabled again. Locks the endpoint.
+/// Pending deliveries to the endpoint stay pending, and go on if it's enabled again. Locks the endpoint.
 pub(super) fn disable(
     conn: &mut PgConnection,
     (merchant, endpoint): EndpointKey,
@@ -371,8 +377,8 @@ pub(super) fn disable(
     Ok(true)
 }
 
-/// Endpoints that have failed for `give_up_after` and are still enabled, the longest first, up to `limit` of them: whoever
-/// noted their last attempt has died since, or nothing is sent to them any more.
+/// Finds endpoints that have failed for `give_up_after` and are still enabled, the longest first, up to
+/// `limit` of them. The sender of their last attempt has died since, or nothing is sent to them any more.
 pub(super) fn failed_for_too_long(
     conn: &mut PgConnection,
     give_up_after: Duration,
@@ -388,8 +394,8 @@ pub(super) fn failed_for_too_long(
     .load(conn)?)
 }
 
-/// Gives deliveries up that wait for endpoints that were deleted, up to `batch` of them: each such endpoint would have to be
-/// walked over whenever somebody looks for work. Returns how many it were.
+/// Gives up deliveries to deleted endpoints, up to `batch` of them. Otherwise each search would have to walk
+/// over those endpoints. Returns their number.
 ///
 /// Locks the deliveries, and skips those that others have locked or are sending.
 pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usize, Error> {
@@ -414,8 +420,8 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
     .execute(conn)?)
 }
 
-/// For how many seconds the oldest delivery has been due that nobody has claimed, of those to endpoints that take
-/// messages; 0 if there is none. Reads one index entry or two per endpoint that waits.
+/// Age in seconds of the oldest unclaimed due delivery, among those to endpoints that accept messages; 0 if
+/// there is none. Reads one or two index entries per waiting endpoint.
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
     Ok(statement::<Double>(concat!(
         with_waiting!(),

@@ -1,11 +1,11 @@
-//! Retention: deletes events, and the rows of their deliveries, that are older than they are kept.
+//! Retention: deletes events and deliveries that are older than they are kept.
 //!
-//! Every instance runs one; rows that another holds are skipped, so any number of them is harmless. Like the
-//! [reaper](crate::idempotency::reaper) it works in small batches with pauses in between, so that those who are paying
-//! don't notice.
+//! Every instance runs one. Each skips rows that another holds, so any number of them is harmless. Like the
+//! [reaper](crate::idempotency::reaper), retention works in small batches with pauses in between, so that it
+//! doesn't slow payments down.
 //!
-//! What has been deleted proves nothing any more: how far back events reach is written down with the first batch that
-//! deletes some (`event_retention`), for whoever concludes something from an event that isn't there.
+//! A missing event proves nothing if it may have been deleted. So the first batch that deletes events records
+//! how far back they reach (`event_retention`), for checks that conclude something from a missing event.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,34 +19,34 @@ use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::sql::statement;
 
-/// Rows of a batch, and merchants that it looks at.
+/// Maximum number of rows in a batch, and of merchants that it searches.
 const BATCH: i32 = 1_000;
-/// Pause between two looks when there is nothing to do.
+/// Pause between two searches when there is nothing to delete.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// For how many times as long as a batch took the next one waits: a seventh of a connection at the most.
+/// Pause after a batch, as a multiple of its duration: a seventh of a connection at most.
 const PAUSE_FACTOR: u32 = 6;
 
-/// For how long things are kept.
+/// Retention times.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Events, in days.
+    /// Retention of events, in days.
     pub events_days: u32,
-    /// Deliveries, in days. They don't outlive their event.
+    /// Retention of deliveries, in days. They don't outlive their event.
     pub deliveries_days: u32,
 }
 
-/// What a batch deleted.
+/// Result of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Events, without the deliveries that went with them.
+    /// Deleted events. The deliveries deleted with them don't count.
     pub events: i64,
-    /// Deliveries that were too old themselves.
+    /// Deliveries deleted because of their own age.
     pub deliveries: i64,
-    /// The last merchant that the batch looked at; `None` if there are no more.
+    /// The last merchant that the batch searched. `None` if there are no more.
     pub next_after: Option<MerchantId>,
 }
 
-/// Deletes what is too old; doesn't return.
+/// Deletes old events and deliveries. Doesn't return.
 pub async fn keep_pruning(db: Db, retention: Retention, metrics: Arc<Metrics>) {
     let mut after = None;
     loop {
@@ -58,7 +58,7 @@ pub async fn keep_pruning(db: Db, retention: Retention, metrics: Arc<Metrics>) {
                 };
                 count("events", pruned.events);
                 count("webhook_deliveries", pruned.deliveries);
-                // A full batch may have left something of the merchants that it looked at.
+                // A full batch may have left rows of the merchants that it searched.
                 let is_full = pruned.events.max(pruned.deliveries) >= BATCH.into();
                 if !is_full {
                     after = pruned.next_after;
@@ -74,13 +74,13 @@ pub async fn keep_pruning(db: Db, retention: Retention, metrics: Arc<Metrics>) {
     }
 }
 
-/// So that instances that were started together spread out.
+/// Spreads out instances that were started together.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::random_range(0.5..1.5))
 }
 
-/// Deletes up to `batch` events and up to `batch` deliveries, of up to `batch` merchants `after` another one or from the
-/// first on, in one transaction.
+/// Deletes up to `batch` events and up to `batch` deliveries, of up to `batch` merchants `after` another one
+/// or from the first, in one transaction.
 ///
 /// Locks: the rows of the batch.
 pub fn prune(

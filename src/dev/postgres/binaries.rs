@@ -1,4 +1,4 @@
-//! Finds the server binaries that are on the machine.
+//! Finds the server binaries on the machine.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -10,10 +10,10 @@ use std::process::Command;
 use super::error::PostgresError;
 use super::os_user::{OsUser, command};
 
-/// The oldest major version of Postgres that will do.
+/// The oldest supported major version of Postgres.
 pub const OLDEST_MAJOR: u32 = 14;
 
-/// Where packages put the `bin` folders of versions: a folder, and how the names in it begin.
+/// Folders in which packages put the `bin` folders of versions, and the prefix of their names there.
 const PACKAGED: [(&str, &str); 8] = [
     ("/usr/lib/postgresql", ""),
     ("/usr", "pgsql-"),
@@ -25,7 +25,7 @@ const PACKAGED: [(&str, &str); 8] = [
     ("/usr/local", "pgsql"),
 ];
 
-/// A folder that holds `postgres` and `initdb`.
+/// A folder with `postgres` and `initdb`.
 #[derive(Debug)]
 pub struct Binaries {
     dir: PathBuf,
@@ -33,18 +33,19 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// The folder, which usually holds the client programs too.
+    /// The folder, which usually has the client programs too.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The first that will do of PATH, the packagers' usual folders (the newest first) and
+    /// Finds the first suitable folder among PATH, the packagers' usual folders (the newest first) and
     /// `pg_config --bindir`.
     pub fn find() -> Result<Self, PostgresError> {
         Self::search(candidates(), OsUser::choose(None)?.as_ref(), None)
     }
 
-    /// The first that will do for new data, or for the given folder with data of a major version.
+    /// Finds the first folder that is suitable for new data, or for the given folder with data of a major
+    /// version.
     pub(super) fn search(
         candidates: impl Iterator<Item = PathBuf>,
         account: Option<&OsUser>,
@@ -89,7 +90,7 @@ pub(super) fn candidates() -> impl Iterator<Item = PathBuf> {
         .filter(|dir| dir.is_absolute())
 }
 
-/// The `bin` folders of the versions beside each other in `base`, such as `postgresql@17`.
+/// The `bin` folders of the versions in `base`, such as `postgresql@17`.
 fn newest_first(base: &str, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
@@ -103,7 +104,7 @@ fn newest_first(base: &str, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, bin)| bin).collect()
 }
 
-/// The major version of the binaries in a folder, if they are there and the account can run them.
+/// The major version of the binaries in a folder, if they exist and the user can run them.
 fn version_in(dir: &Path, account: Option<&OsUser>) -> Option<u32> {
     let postgres = dir.join("postgres");
     if !postgres.is_file() || !dir.join("initdb").is_file() {

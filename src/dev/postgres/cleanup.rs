@@ -1,4 +1,4 @@
-//! Takes back what a failed start has made.
+//! Undoes the steps of a failed start.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,32 +6,31 @@ use std::path::{Path, PathBuf};
 
 use super::error::{PostgresError, unusable};
 
-/// What a start has made so far, which is unmade in reverse order unless the start succeeds.
+/// The steps of a start so far, which are undone in reverse order unless the start succeeds.
 #[derive(Default)]
 pub(super) struct Cleanup(pub(super) Vec<Step>);
 
 pub(super) enum Step {
     Folder(PathBuf),
-    /// With all that is in it; or a link, without what it leads to.
+    /// A folder with its content, or a link without its target.
     Tree(PathBuf),
     Mode(PathBuf, fs::Permissions),
 }
 
 impl Cleanup {
-    /// Makes a folder. What gets into it is closed to others, but its user, who may not be us, has
-    /// to get there.
+    /// Creates a folder. Its content is closed to others, but its user, who may not be us, has to reach it.
     pub(super) fn folder(&mut self, path: &Path) -> Result<(), PostgresError> {
         fs::create_dir(path).map_err(unusable(path))?;
         self.0.push(Step::Folder(path.into()));
         set_mode(path, 0o711)
     }
 
-    /// Makes the missing ones of a folder and those above it.
+    /// Creates a folder and those above it, as far as they are missing.
     pub(super) fn folders(&mut self, path: &Path) -> Result<(), PostgresError> {
         let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
         for folder in missing.into_iter().rev() {
             match self.folder(folder) {
-                // By another process, meanwhile.
+                // Another process created it meanwhile.
                 Err(_) if folder.is_dir() => {}
                 made => made?,
             }
@@ -43,7 +42,7 @@ impl Cleanup {
 impl Drop for Cleanup {
     fn drop(&mut self) {
         for step in self.0.drain(..).rev() {
-            // A best effort; the error that led here is worth more than one of these.
+            // Best effort: the error that led here is worth more than one of these.
             let _ = match step {
                 Step::Folder(path) => fs::remove_dir(path),
                 Step::Tree(path) => fs::remove_dir_all(path),

@@ -1,4 +1,4 @@
-//! Makes a cluster or claims one that is there.
+//! Creates a cluster, or claims an existing one.
 
 use std::ffi::OsString;
 use std::fs;
@@ -32,7 +32,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster, in a folder beside its own which gets its name when it is complete.
+    /// Creates a cluster, in a folder beside its own, which gets its name when it is complete.
     pub(super) fn create(
         named: &Path,
         data: PathBuf,
@@ -44,7 +44,7 @@ impl Cluster {
         let data = location::choose(named, data, account, made)?;
         if !settings.durable {
             if data == named {
-                // Fails if it exists, so the janitor removes nothing that isn't ours.
+                // Fails if the folder exists, so the janitor removes nothing that isn't ours.
                 made.folder(&data)?;
             }
             made.0.push(Step::Tree(data.clone()));
@@ -95,7 +95,7 @@ impl Cluster {
         // The lock goes with the folder when that is renamed.
         let lock = lock(&fresh)?;
         fs::rename(&fresh, &data).map_err(|error| match error.kind() {
-            // Another process, which is at the same, was faster.
+            // Another process with the same task was faster.
             io::ErrorKind::DirectoryNotEmpty => PostgresError::InUse { path: data.clone() },
             _ => unusable(&data)(error),
         })?;
@@ -103,7 +103,7 @@ impl Cluster {
         Ok(Self { data, password, janitor, _lock: lock })
     }
 
-    /// Claims the cluster of an earlier start, and clears away what that left.
+    /// Claims the cluster of an earlier start, and clears its remains away.
     pub(super) fn reopen(
         named: &Path,
         data: PathBuf,
@@ -128,14 +128,14 @@ impl Cluster {
     }
 }
 
-/// Where the folders are in which a cluster gets made, and how their names begin.
+/// The folder in which clusters are created, and the prefix of their names there.
 fn workshop_of(data: &Path) -> (&Path, OsString) {
     let mut prefix = data.file_name().unwrap_or_default().to_owned();
     prefix.push(".init-");
     (data.parent().unwrap_or(data), prefix)
 }
 
-/// Removes what is left of first starts that were killed.
+/// Removes the remains of first starts that were killed.
 fn sweep(data: &Path) {
     let (parent, prefix) = workshop_of(data);
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -143,11 +143,11 @@ fn sweep(data: &Path) {
         let ours = entry.metadata().is_ok_and(|entry| entry.is_dir() && entry.uid() == geteuid().as_raw());
         let name = entry.file_name();
         let named_so = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
-        // One that is locked is at work.
+        // A locked folder is in use.
         if !ours || !named_so || lock(&path).is_err() {
             continue;
         }
-        // Not at once, because its initdb may still be about to end.
+        // Repeats, because its initdb may still be about to end.
         for _ in 0..50 {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -163,7 +163,7 @@ fn sweep(data: &Path) {
 fn lock(folder: &Path) -> Result<fs::File, PostgresError> {
     let file = fs::File::open(folder).map_err(unusable(folder))?;
     let deadline = Instant::now() + Duration::from_secs(1);
-    // Not at once, because a child of this process has a copy of the file until it runs its program.
+    // Repeats, because a child of this process has a copy of the file until it runs its program.
     while let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
         if Instant::now() > deadline {
             return Err(PostgresError::InUse { path: folder.into() });

@@ -1,4 +1,4 @@
-//! Why there is no server.
+//! Reasons why there is no server.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::OLDEST_MAJOR;
 
-/// Why there is no server; says what to do about it.
+/// The reason why there is no server, with the remedy.
 #[derive(Debug, Error)]
 pub enum PostgresError {
     /// There are no server binaries.
@@ -25,7 +25,7 @@ pub enum PostgresError {
         dir.display()
     )]
     TooOld {
-        /// Where those are that would have been preferred.
+        /// Folder of the binaries that come first in the search.
         dir: PathBuf,
         /// Their major version.
         major: u32,
@@ -38,7 +38,7 @@ pub enum PostgresError {
         folder.display()
     )]
     VersionMismatch {
-        /// Where the data are.
+        /// Folder of the data.
         folder: PathBuf,
         /// Major version of the data.
         data: u32,
@@ -53,7 +53,7 @@ pub enum PostgresError {
     Unusable {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// Description of the problem, as a clause.
         cause: String,
     },
     /// Another process has claimed the cluster.
@@ -71,7 +71,7 @@ pub enum PostgresError {
          ordinary user, or set DATABASE_URL to a database that you run."
     )]
     NoUser {
-        /// Why not, as a clause.
+        /// Reason, as a clause.
         cause: String,
     },
     /// `initdb` failed.
@@ -80,7 +80,7 @@ pub enum PostgresError {
          to a database that you run.\n{output}"
     )]
     InitFailed {
-        /// The end of what it printed.
+        /// End of its output.
         output: String,
     },
     /// Postgres ended, or couldn't be used in time.
@@ -89,9 +89,9 @@ pub enum PostgresError {
          database that you run.\n{log}"
     )]
     StartFailed {
-        /// Which of these, as a clause.
+        /// Description of the failure, as a clause.
         reason: String,
-        /// The end of what this start wrote into the log.
+        /// End of this start's part of the log.
         log: String,
     },
     /// The server may still be running.
@@ -100,12 +100,12 @@ pub enum PostgresError {
         path.display()
     )]
     StopFailed {
-        /// Folder of its data.
+        /// Folder of the data.
         path: PathBuf,
     },
 }
 
-/// Says which path an input/output error was about.
+/// Adds the path to an input/output error.
 pub(super) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> PostgresError {
     |cause| unusable_as(path, cause.to_string())
 }

@@ -1,4 +1,4 @@
-//! Runs Postgres on a cluster until it can be used, and reads in its log why if it can't.
+//! Runs Postgres on a cluster until it is ready, and finds the reason in its log if it isn't.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,15 +17,15 @@ use super::server_log::{last_lines, open_log};
 use super::supervisor::Supervisor;
 
 const LOG_FILE: &str = "oncepay-postgres.log";
-/// Crash recovery takes its time.
+/// Maximum time until the server is ready: crash recovery takes a while.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the log says when a start failed for a reason that goes away by itself: another program
-/// took the port, or processes of a killed server are still about.
+/// Log messages of failed starts whose reason goes away by itself: another program took the port, or
+/// processes of a killed server are still around.
 const TRANSIENT: [&str; 2] = ["could not create any TCP/IP sockets", "pre-existing shared memory block"];
 
 impl Cluster {
-    /// Runs Postgres, and tries again while the remains of an earlier server are in the way.
+    /// Runs Postgres, and retries while the remains of an earlier server are in the way.
     pub(super) fn launch(
         &self,
         settings: &Settings<'_>,
@@ -36,7 +36,7 @@ impl Cluster {
         let log_file = self.data.join(LOG_FILE);
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
-            // Should someone take the port before Postgres does, another try gets another port.
+            // If another program takes the port before Postgres does, the next attempt gets another port.
             let port = settings.port.map_or_else(free_port, Ok).map_err(unusable(Path::new("127.0.0.1")))?;
             let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
             let mut set = |name: &str, value: &str| {

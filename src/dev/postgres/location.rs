@@ -1,4 +1,4 @@
-//! Where the data are, or are to be: in the folder that was named, or where a link leads from there.
+//! The location of the data: the named folder, or the target of a link there.
 
 use std::fs;
 use std::io;
@@ -12,23 +12,23 @@ use super::cleanup::{Cleanup, Step, set_mode};
 use super::error::{PostgresError, unusable, unusable_as};
 use super::os_user::OsUser;
 
-/// Where clusters go whose own folder is out of reach of the user that root runs Postgres as.
+/// Folder for clusters whose own folder is out of reach for the user as whom root runs Postgres.
 const ROOT_CLUSTERS: &str = "/var/lib/oncepay";
 
-/// Where the named folder's data are, or are to be.
+/// Location of the named folder's data.
 pub(super) fn follow(named: &Path) -> Result<PathBuf, PostgresError> {
     let Ok(target) = fs::read_link(named) else {
         return Ok(named.into());
     };
     match fs::canonicalize(named) {
-        // Killed before the data got there, or they were deleted to start afresh. Any other link
-        // may as well lead to a disk that isn't there at the moment.
+        // The start was killed before the data got there, or they were deleted to start afresh. Any other
+        // link may lead to a disk that isn't there at the moment.
         Err(_) if target.starts_with(ROOT_CLUSTERS) => Ok(target),
         followed => followed.map_err(unusable(named)),
     }
 }
 
-/// The major version of the data in a folder; `None` where it is empty or doesn't exist.
+/// The major version of the data in a folder. `None` if it is empty or doesn't exist.
 pub(super) fn major_in(data: &Path) -> Result<Option<u32>, PostgresError> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     match fs::read_to_string(data.join("PG_VERSION")) {
@@ -46,7 +46,7 @@ pub(super) fn major_in(data: &Path) -> Result<Option<u32>, PostgresError> {
     }
 }
 
-/// Finds a place for new data that their user can reach, and makes the folders that lead there.
+/// Finds a place for new data that their user can reach, and creates the folders on the way.
 pub(super) fn choose(
     named: &Path,
     mut data: PathBuf,
@@ -69,7 +69,7 @@ pub(super) fn choose(
     let empty = || fs::read_dir(parent).is_ok_and(|entries| entries.count() == 0);
     let ours = existed.uid() == geteuid().as_raw();
     if !linked && existing == parent && ours && empty() {
-        // Nothing can be seen by making it passable, which may be all that was missing.
+        // Passable only: others can't list it. That may be all that was missing.
         made.0.push(Step::Mode(parent.into(), existed.permissions()));
         set_mode(parent, 0o711)?;
         if account.reaches(parent)? {
@@ -81,12 +81,12 @@ pub(super) fn choose(
     let root_clusters = Path::new(ROOT_CLUSTERS);
     if !linked {
         data = root_clusters.join(Alphanumeric.sample_string(&mut rand::rng(), 12));
-        // Before the data, so that there are never data that nothing leads to.
+        // The link comes before the data, so that there are never data without a link to them.
         symlink(&data, named).map_err(unusable(named))?;
         made.0.push(Step::Tree(named.into()));
     }
-    // With the folder that the data will replace, lest another's janitor remove the one above it as
-    // empty; which may be what happens just now.
+    // Together with the folder that the data will replace. Otherwise another start's janitor might remove the
+    // folder above it as empty, perhaps just now.
     made.folders(&data).or_else(|_| made.folders(&data))?;
     let name = &account.name;
     if !account.reaches(root_clusters)? {

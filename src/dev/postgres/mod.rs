@@ -1,7 +1,7 @@
-//! A private Postgres server, run from the binaries that are on the machine.
+//! A private Postgres server, run from the binaries on the machine.
 //!
-//! It is for `oncepay dev`, whose data have to last, and for the test suite, which wants a fresh
-//! server that is gone without a trace afterwards.
+//! It is for `oncepay dev`, whose data must last, and for the test suite, which needs a fresh server that
+//! leaves no trace.
 //!
 //! Promised:
 //!
@@ -14,14 +14,14 @@
 //!   A throw-away server's folder is removed at the end, whichever way the end comes.
 //! * One process uses a cluster at a time; servers and files that an earlier, killed process left
 //!   are cleared away.
-//! * Root may use it. Postgres refuses to run as root, so it runs as `postgres` or `nobody` then
-//!   (or as whoever owns the existing data), and where that user can't reach the folder, the
-//!   cluster is put into `/var/lib/oncepay` and the folder becomes a link to it.
+//! * Root may use it. Postgres refuses to run as root, so it then runs as `postgres` or `nobody` (or as the
+//!   owner of existing data). If that user can't reach the folder, the cluster is put into `/var/lib/oncepay`
+//!   and the folder becomes a link to it.
 //!
-//! Not promised: upgrades of data from one major version to another; survival of a throw-away
-//! server's data in a crash (`fsync` is off); the cleaning up of a throw-away server if not just
-//! this process, but also the shells that watch it, are killed with SIGKILL; the removal of the
-//! data in `/var/lib/oncepay` when someone deletes the link to it.
+//! Not promised: upgrades of data from one major version to another; survival of a throw-away server's data
+//! in a crash (`fsync` is off); removal of a throw-away server if the shells that watch it are killed with
+//! SIGKILL together with this process; removal of the data in `/var/lib/oncepay` when someone deletes the
+//! link to it.
 
 mod binaries;
 mod cleanup;
@@ -52,24 +52,24 @@ use self::os_user::OsUser;
 use self::running::{PidFile, settle, url};
 use self::supervisor::{KILL_TIMEOUT, Supervisor};
 
-/// A big checkpoint takes its time.
+/// Maximum time for a stop: a big checkpoint takes a while.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How to run a server.
+/// Settings of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// The folder of the data. It is made at the first start, along with the folders above it.
+    /// Folder of the data. The first start creates it, along with the folders above it.
     pub cluster_dir: &'a Path,
-    /// Whether the data are kept, and safe from crashes. A server that isn't durable needs a folder
-    /// that doesn't exist yet, and removes it at the end.
+    /// Whether the data are kept and survive crashes. A server that isn't durable needs a folder that doesn't
+    /// exist yet, and removes it at the end.
     pub durable: bool,
-    /// Three of which Postgres reserves for the superuser.
+    /// Maximum number of connections, three of which Postgres reserves for the superuser.
     pub max_connections: u32,
-    /// The port on 127.0.0.1, for a server that is to be found again after a restart. By default a free one.
+    /// Port on 127.0.0.1, for a server that keeps its address over a restart. Default: a free one.
     pub port: Option<u16>,
 }
 
-/// A running server, which is stopped when this is dropped.
+/// A running server, which stops when this is dropped.
 pub struct Server {
     // In this order: the server ends, then its folder.
     process: Option<Supervisor>,
@@ -87,8 +87,8 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Starts a server on the folder's data, which are made if there are none, and waits until it
-    /// can be used.
+    /// Starts a server on the folder's data, which it creates if there are none, and waits until the server
+    /// is ready.
     pub fn start(settings: &Settings<'_>) -> Result<Self, PostgresError> {
         let named = path::absolute(settings.cluster_dir).map_err(unusable(settings.cluster_dir))?;
         let data = follow(&named)?;
@@ -112,7 +112,7 @@ impl Server {
         Ok(Self { process: Some(process), cluster, port })
     }
 
-    /// The address of a database for libpq, with the superuser's rights.
+    /// Connection string of a database, with the superuser's rights.
     pub fn superuser_url(&self, database: &str) -> String {
         url(self.port, &self.cluster.password, database)
     }
@@ -122,8 +122,8 @@ impl Server {
         self.port
     }
 
-    /// Ends all connections and stops the server, and waits for that. Dropping it does the same,
-    /// but can't say if it didn't work.
+    /// Ends all connections, stops the server and waits for its end. A drop does the same, but can't report a
+    /// failure.
     pub fn stop(mut self) -> Result<(), PostgresError> {
         self.shut_down()
     }
@@ -138,12 +138,12 @@ impl Server {
         }
         let mut stopped = process.stop(STOP_TIMEOUT);
         if !stopped && let Some(PidFile { pid, .. }) = PidFile::read(data) {
-            // The shell still waits for it, so the pid can't be another's.
+            // The shell still waits for the process, so no other process can have its pid.
             log::warn!("Postgres takes too long to stop; it will recover at its next start");
             let _ = kill(pid, Signal::SIGQUIT);
             stopped = process.stop(KILL_TIMEOUT);
         }
-        // In case that somebody has killed the shell.
+        // In case the shell was killed.
         if settle(data, &self.cluster.password) && stopped {
             Ok(())
         } else {

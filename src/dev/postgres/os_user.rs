@@ -1,4 +1,4 @@
-//! Who runs Postgres, which isn't root, and commands that run as that user.
+//! The user who runs Postgres, which isn't root, and commands that run as that user.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use nix::unistd::{User, geteuid};
 
 use super::error::{PostgresError, unusable};
 
-/// Who runs Postgres when we are root.
+/// The user who runs Postgres when we are root.
 #[derive(Debug)]
 pub(super) struct OsUser {
     pub(super) uid: u32,
@@ -21,8 +21,8 @@ pub(super) struct OsUser {
 }
 
 impl OsUser {
-    /// `None` where we are an ordinary user and run Postgres ourselves. Otherwise the owner of
-    /// existing data, who is the only one that Postgres lets run on them, or a user for new ones.
+    /// `None` if we are an ordinary user and run Postgres ourselves. Otherwise the owner of existing data,
+    /// the only user that Postgres lets run on them, or a user for new data.
     pub(super) fn choose(existing: Option<&Path>) -> Result<Option<Self>, PostgresError> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -42,13 +42,13 @@ impl OsUser {
                     cause: "there is neither a user \"postgres\" nor \"nobody\"".into(),
                 })?,
         };
-        // Finds out whether we can become that user, which isn't a matter of course in a container.
+        // Checks that we can become that user, which isn't certain in a container.
         account.reaches(Path::new("/"))?;
         Ok(Some(account))
     }
 
-    /// Whether the user gets as far as into the folder. Asking the kernel, as that user, is the
-    /// only answer that has every mode, list and mount in it.
+    /// Whether the user can reach the folder. Only the kernel's answer, as that user, takes every mode, list
+    /// and mount into account.
     pub(super) fn reaches(&self, folder: &Path) -> Result<bool, PostgresError> {
         command("/bin/sh", Some(self))
             .args(["-c", r#"test -x "$1""#, "sh"])
@@ -61,8 +61,8 @@ impl OsUser {
     }
 }
 
-/// A command that knows nothing of the caller's terminal, folder and Postgres settings, and speaks
-/// English, as its messages are looked at.
+/// Makes a command that ignores the caller's terminal, folder and Postgres settings, and speaks English,
+/// since its messages are parsed.
 pub(super) fn command(program: impl AsRef<OsStr>, account: Option<&OsUser>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
@@ -70,7 +70,7 @@ pub(super) fn command(program: impl AsRef<OsStr>, account: Option<&OsUser>) -> C
             command.env_remove(name);
         }
     }
-    // The time zone of the server's log and of new databases.
+    // Time zone of the server's log and of new databases.
     command.env("LC_ALL", "C").env("LC_MESSAGES", "C").env("TZ", "UTC");
     command.current_dir("/").stdin(Stdio::null()).process_group(0);
     if let Some(account) = account {

@@ -1,4 +1,4 @@
-//! What can be known of a server that runs or has run: its `postmaster.pid`, and what answers on its port.
+//! The state of a server that runs or has run: its `postmaster.pid`, and the answer on its port.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,17 +16,17 @@ use nix::unistd::Pid;
 use crate::storage::db;
 
 pub(super) const SUPERUSER: &str = "postgres";
-/// How long the remains of an earlier server may take to go away.
+/// Maximum time for the remains of an earlier server to go away.
 pub(super) const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn url(port: u16, password: &str, database: &str) -> String {
     format!("postgres://{SUPERUSER}:{password}@127.0.0.1:{port}/{database}")
 }
 
-/// Whether it's the server of the data that answers on a port.
+/// Whether the server on a port is the one of the data.
 pub(super) fn is_ours(data: &Path, port: u16, password: &str) -> Result<bool, String> {
-    // What is given here can't be changed by PGHOSTADDR and the like; nor is the password shown
-    // to a stranger who asks for it.
+    // Explicit settings can't be changed by PGHOSTADDR and the like, and don't show the password to a
+    // stranger who asks for it.
     let options = "hostaddr=127.0.0.1&sslmode=disable&gssencmode=disable&connect_timeout=3\
                    &require_auth=scram-sha-256";
     let url = format!("{}?{options}", url(port, password, "postgres"));
@@ -38,12 +38,12 @@ pub(super) fn is_ours(data: &Path, port: u16, password: &str) -> Result<bool, St
     Ok(id(data).is_some_and(|ours| id(Path::new(&served)) == Some(ours)))
 }
 
-/// What Postgres writes into `postmaster.pid`.
+/// Content of Postgres's `postmaster.pid`.
 #[derive(Debug, PartialEq)]
 pub(super) struct PidFile {
     pub(super) pid: Pid,
     pub(super) port: u16,
-    /// Started by us, as far as can be seen from the address it listens on.
+    /// Whether we started the server, judging by the address on which it listens.
     local: bool,
     pub(super) ready: bool,
 }
@@ -60,7 +60,7 @@ impl PidFile {
     fn parse(text: &str) -> Option<Self> {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let pid: i32 = lines.first()?.parse().ok()?;
-        // `kill` takes a negative one for a group of processes.
+        // `kill` takes a negative number for a group of processes.
         (pid > 1).then_some(Self {
             pid: Pid::from_raw(pid),
             port: lines.get(3)?.parse().ok()?,
@@ -71,12 +71,12 @@ impl PidFile {
     }
 }
 
-/// Stops a server that is still there, or waits for it to stop; says whether none is left.
+/// Stops a server that is still there, or waits for it to stop. Returns whether none is left.
 ///
-/// The pid in `postmaster.pid` may be that of any process by now, so it only counts together with
-/// an answer on the port. A file whose pid is in use, but not by a server, is removed, because
-/// Postgres wouldn't start over it; should it be mistaken, then the shared memory of a running
-/// server still keeps another one from starting.
+/// The pid in `postmaster.pid` may be that of any process by now, so it only counts together with an answer
+/// on the port. If a process that isn't a server uses the pid, the file is removed, because Postgres wouldn't
+/// start over it. Should that be a mistake, the shared memory of a running server still keeps another one
+/// from starting.
 pub(super) fn settle(data: &Path, password: &str) -> bool {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     let mut signaled = false;
@@ -96,13 +96,13 @@ pub(super) fn settle(data: &Path, password: &str) -> bool {
             Ok(true) => {}
             Ok(false) => absences += 1,
             Err(error) if error.contains("Connection refused") => absences += 1,
-            // Starting up or shutting down, for one.
+            // Starting up or shutting down, for example.
             Err(_) => {}
         }
-        // Not at once: a server that is about to end closes its port first.
+        // Repeats: a server that is about to end closes its port first.
         if absences > 20 {
             if !file.local {
-                // Started by hand, so it may be a server without a port; Postgres knows.
+                // Started by hand, so it may be a server without a port. Postgres knows.
                 return false;
             }
             log::info!("Removing the postmaster.pid of a server that is gone");

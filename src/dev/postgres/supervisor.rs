@@ -1,4 +1,4 @@
-//! The shells that see to it that nothing of a server outlives this process.
+//! The shells that let nothing of a server outlive this process.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,8 +14,8 @@ use super::os_user::{OsUser, command};
 
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a command until it ends by itself or standard input closes, which says that we are gone or
-/// want it to stop. Notes for readers of shell:
+/// Runs a command until it ends by itself or standard input closes, which means that our process is gone or
+/// wants it to stop. Notes for readers of shell:
 ///
 /// * Standard input has to be copied to 3, as that of background commands is `/dev/null`.
 /// * SIGINT is repeated because background commands ignore it until they install a handler.
@@ -33,8 +33,8 @@ kill "$watcher" 2>/dev/null
 exit "$status"
 "#;
 
-/// Waits until standard input closes, then removes the trees before `--` and the folders after it
-/// as far as they are empty.
+/// Waits until standard input closes, then removes the trees before `--`, and the folders after it if they
+/// are empty.
 const CLEAN_UP: &str = r#"
 cat >/dev/null
 while [ "$1" != -- ]; do
@@ -45,11 +45,10 @@ shift
 rmdir "$@" 2>/dev/null
 "#;
 
-/// A shell that does its part when its standard input closes, which it does when this is dropped or
-/// our process ends.
+/// A shell that acts when its standard input closes: when this is dropped or our process ends.
 pub(super) struct Supervisor {
     pub(super) child: Child,
-    /// Not left in the child, because to wait for that would close it.
+    /// Not left in the child, because waiting for the child would close it.
     pipe: Option<ChildStdin>,
 }
 
@@ -62,7 +61,7 @@ impl Supervisor {
         janitor: Option<&Self>,
         output: fs::File,
     ) -> io::Result<Self> {
-        // As its standard output it has our end of the janitor's pipe open too.
+        // Its standard output is also our end of the janitor's pipe.
         let stdout = match janitor.and_then(|janitor| janitor.pipe.as_ref()) {
             Some(pipe) => pipe.as_fd().try_clone_to_owned()?.into(),
             None => Stdio::null(),
@@ -72,8 +71,8 @@ impl Supervisor {
         Self::spawn(shell.stdout(stdout).stderr(output))
     }
 
-    /// Removes a throw-away cluster when we and the server are gone. It is not the shell that
-    /// supervises the server, because that runs as the server's user, who can't remove the folder.
+    /// Removes a throw-away cluster when we and the server are gone. The shell that supervises the server
+    /// can't do this: it runs as the server's user, who can't remove the folder.
     pub(super) fn janitor(made: &Cleanup) -> io::Result<Self> {
         let (mut trees, mut folders) = (Vec::new(), Vec::new());
         for step in made.0.iter().rev() {
@@ -94,7 +93,7 @@ impl Supervisor {
         Ok(Self { child, pipe })
     }
 
-    /// Says whether it has ended.
+    /// Stops the program. Returns whether it has ended.
     pub(super) fn stop(&mut self, timeout: Duration) -> bool {
         drop(self.pipe.take());
         let deadline = Instant::now() + timeout;

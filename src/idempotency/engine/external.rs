@@ -1,5 +1,5 @@
-//! Requests that call the processor: three steps, of which the one in the middle has no transaction, and may be
-//! taken up again by whoever comes after a crash.
+//! Requests that call the processor, in three steps. The middle one has no transaction, and after a crash
+//! another attempt may repeat it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -27,12 +27,12 @@ use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker}
 
 use super::{Engine, Response, is_claim_lost};
 
-/// How old a lease may be when its attempt begins. If preparing took longer (it may have waited for a lock; requests
-/// that are claimed together prepare nothing), the lease is started anew: it's only as long as the attempt may take,
-/// with little to spare.
+/// Maximum age of a lease when the attempt begins its work. If the reservation took longer (it may have
+/// waited for a lock; batched claims reserve nothing), the lease is renewed: it covers the duration of an
+/// attempt with little to spare.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// The hooks of a [`BatchedOperation`], for code that serves other external operations too.
+/// The hooks of a [`BatchedOperation`], for code that also serves other external operations.
 struct BatchHooks<O: ExternalOperation> {
     needs_reservation: fn(&O, &Policy) -> bool,
     reservation_from: fn(&O, Option<Value>) -> Result<O::Reservation, ErrorOf<O>>,
@@ -61,31 +61,31 @@ impl<O: BatchedOperation> BatchHooks<O> {
     };
 }
 
-/// A request to be taken on, of which nobody is at work.
+/// An abandoned request that is due for recovery.
 pub struct Due {
-    /// Name of its operation.
+    /// Name of the operation.
     pub operation: String,
-    /// When the key was claimed.
+    /// Time of the key's claim.
     pub created_at: DateTime<Utc>,
-    /// The envelope as it was when the last client sent it.
+    /// The envelope that the last client sent.
     pub envelope: Envelope,
 }
 
-/// The end of a recovery.
+/// Result of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecoveryResult {
     /// The request is answered now.
     Finished,
-    /// Somebody else was faster.
+    /// Another attempt was faster.
     Lost,
-    /// It isn't finished, and will be tried again.
+    /// The request isn't finished, and will be tried again.
     Failed,
-    /// It isn't finished, and an operator has to look at it.
+    /// The request isn't finished, and an operator has to look at it.
     Parked,
 }
 
 impl RecoveryResult {
-    /// As it's counted.
+    /// Label in the metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
@@ -98,23 +98,23 @@ impl RecoveryResult {
 
 /// The start of an external request.
 enum Start<R> {
-    /// It's ours, and this was reserved, or has yet to be found.
+    /// The request owns its key. The reservation is here, or has yet to be read.
     Ours(Claim, Option<R>),
-    /// It was refused for good.
+    /// The request was refused for good.
     Refused(Arc<Answer>),
 }
 
 impl<H: Host> Engine<H> {
-    /// Runs an external operation: committed claim, processor, finish in one fenced transaction.
+    /// Runs an external operation: committed claim, processor call, finish in one fenced transaction.
     ///
-    /// It goes on when the client hangs up, so that the client's retry finds an answer.
+    /// Goes on after the client hangs up, so that the client's retry finds an answer.
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
-    /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, those of the
-    /// operation that aren't final, `transient_conflict`. After each of them but the second and third, the same
-    /// request can be sent again and goes on where this one stopped.
+    /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, the operation's
+    /// errors that aren't final, `transient_conflict`. After each of them but the second and third, the
+    /// client can send the same request again, and it goes on where this one stopped.
     ///
-    /// Locks, in the finishing transaction: the key's row, then what the operation locks.
+    /// Locks, in the finishing transaction: the key's row, then the operation's locks.
     pub async fn execute_external<O: ExternalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -122,7 +122,8 @@ impl<H: Host> Engine<H> {
         self.drive_external(request, None).await
     }
 
-    /// The same for an operation whose requests may share statements.
+    /// Runs an external operation whose requests may share statements. Otherwise like
+    /// [`execute_external`](Self::execute_external).
     pub async fn execute_batched<O: BatchedOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -143,7 +144,7 @@ impl<H: Host> Engine<H> {
         .await
     }
 
-    /// Executes an external request, or finds out why not.
+    /// Executes an external request, or finds out why it can't.
     async fn try_external<O: ExternalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -167,19 +168,19 @@ impl<H: Host> Engine<H> {
                 faults::reach("after_commit_before_response");
                 Ok(Attempt::Executed(answer))
             }
-            // The lease ran out and another attempt was faster. What we did here was rolled back, and
-            // the client gets the winner's answer, if there is one yet.
+            // The lease expired and another attempt was faster. The work here was rolled back, and the client
+            // gets the winner's answer, if there is one yet.
             Err(error) if is_claim_lost(&error) => self.winners_answer(&request).await,
             Err(error) => {
                 self.give_up(&claim, &request.envelope.request_id, &error, Taker::Client).await;
-                // Without a key nothing can be resumed, only done again, beside the recovery of this one.
+                // Without a key a retry can't resume this request, only repeat it beside its recovery.
                 let is_keyed = request.treatment.enforcement != Enforcement::Off;
                 Err(if is_keyed { error } else { Failure::OutcomeUnknown(error.detailed().into()).into() })
             }
         }
     }
 
-    /// Gives the lease up after a failure. Returns whether the request is parked now.
+    /// Releases the lease after a failure. Returns whether the request is parked now.
     async fn give_up(&self, claim: &Claim, request_id: &str, error: &H::Error, taker: Taker) -> bool {
         let recovery = self.inner.settings.timing.recovery;
         let setback = Setback {
@@ -192,13 +193,13 @@ impl<H: Host> Engine<H> {
         let release = self.inner.db.run(move |conn| store::release(conn, &released, setback)).await;
         self.inner.waiters.freed(claim.merchant, &claim.key);
         release.unwrap_or_else(|error: Failure| {
-            // Then the lease has to run out by itself.
+            // Then the lease has to expire by itself.
             error.log(request_id);
             false
         })
     }
 
-    /// Finds the answer, or claims the key and prepares, or takes it over.
+    /// Finds the answer, or claims the key and reserves, or takes the key over.
     async fn begin<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -214,7 +215,7 @@ impl<H: Host> Engine<H> {
         self.looking_again(enforcement, move |conn| engine.look_external(conn, &work)).await
     }
 
-    /// The same together with other requests, where that's all there is to do. `None`: there is more.
+    /// Claims the key in a batch, if the request needs no more than that. `None` if it needs more.
     async fn begin_batched<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -230,7 +231,7 @@ impl<H: Host> Engine<H> {
         Ok(match batchers.claims.call(Self::claimant(request)).await?.transpose()? {
             Some(ClaimResult::Claimed(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
-                // If it can't be understood: it's read again, and fails then.
+                // A reservation that can't be parsed is read again later, and fails then.
                 Some(Ok(Start::Ours(claim, (batch.reservation_from)(&request.operation, read).ok())))
             }
             Some(
@@ -244,7 +245,7 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// One look at the key of an external request.
+    /// Looks the key of an external request up once.
     fn look_external<O: ExternalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
@@ -262,8 +263,8 @@ impl<H: Host> Engine<H> {
                     begun => begun,
                 }
             }
-            // While observing, too: the processor may have acted, and the recovery worker would finish the first one
-            // beside a second.
+            // Also while observing: the processor may have acted, and the recovery worker would finish the
+            // first request beside a second one.
             Decision::TakeOver(created_at) => {
                 let taken = self.take_over(conn, request, created_at)?;
                 Ok(taken.map_or(Lookup::Again, |claim| Lookup::Ours(Start::Ours(claim, None))))
@@ -314,7 +315,7 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Calls the processor and writes what follows. Without `reservation`, finds that first.
+    /// Calls the processor and writes the effects. Without `reservation`, reads that first.
     async fn call_and_commit<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -329,7 +330,7 @@ impl<H: Host> Engine<H> {
         faults::reach("before_processor");
         let context = self.inner.context(request, claim, claim.created_at);
         let calls = request.operation.call_processor(&context, &reservation);
-        // A panic is caught here, so that the lease is given up like after any other failure.
+        // Catches a panic, so that the lease is released as after any other failure.
         let timeout = self.inner.settings.timing.processor_timeout;
         let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(calls).catch_unwind())
             .await
@@ -354,8 +355,8 @@ impl<H: Host> Engine<H> {
         committed
     }
 
-    /// Writes what follows from the outcome together with other requests, where it takes no look at the database to
-    /// know that. `None`: it does, or somebody else has the row at this moment, or has taken over.
+    /// Writes the effects of the outcome in a batch, if they don't depend on the database. `None` if they do,
+    /// or if another transaction has locked the row or another attempt has taken over.
     async fn commit_batched<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -364,14 +365,14 @@ impl<H: Host> Engine<H> {
         reservation: &O::Reservation,
         outcome: &O::Outcome,
     ) -> Result<Option<Arc<Answer>>, H::Error> {
-        // What has failed before would fail the others with it. And a fault between writing and committing needs a
-        // transaction to happen in.
+        // A request that has failed before could fail the batch. And a fault between writing and committing
+        // needs a transaction of its own.
         let is_apart = claim.attempt > 1 || faults::is_set("in_finish");
         let Some(batchers) = self.inner.batchers.get(O::DESCRIPTOR.name).filter(|_| !is_apart) else {
             return Ok(None);
         };
         let context = self.inner.context(request, claim, claim.now());
-        // An error or a panic will come again there, where it's dealt with.
+        // An error or a panic repeats in `commit`, which handles it.
         let effects = || (batch.effects)(&request.operation, &context, reservation, outcome);
         let Ok(Ok(Some((effects, reply)))) = catch_unwind(AssertUnwindSafe(effects)) else {
             return Ok(None);
@@ -380,7 +381,7 @@ impl<H: Host> Engine<H> {
         Ok(batchers.completions.call(Completion { claim, request_id, effects, reply }).await?.flatten())
     }
 
-    /// The same in a transaction.
+    /// Writes the effects in a transaction of their own.
     async fn commit<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -422,7 +423,7 @@ impl<H: Host> Engine<H> {
             .await
     }
 
-    /// Finds what an earlier attempt has reserved.
+    /// Reads the reservation of an earlier attempt.
     async fn resume<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -443,7 +444,7 @@ impl<H: Host> Engine<H> {
             .await
     }
 
-    /// What the attempt that took our claim over has made of the request.
+    /// Reads the result of the attempt that took our claim over.
     async fn winners_answer<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -456,7 +457,7 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// Finishes a stored request that died, for the recovery worker.
+    /// Finishes a stored, abandoned request, for the recovery worker.
     pub(in crate::idempotency) async fn recover<O: ExternalOperation<Host = H>>(
         &self,
         due: Due,
@@ -479,7 +480,7 @@ impl<H: Host> Engine<H> {
         let lease = self.inner.settings.timing.lease;
         let Due { envelope, created_at, .. } = due;
         let taking = envelope.clone();
-        // Taken over before it's read: a request that can't be read must count as tried.
+        // Takes the request over before reading it: a request that can't be read must count as an attempt.
         let taken = self
             .inner
             .db

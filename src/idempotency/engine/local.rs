@@ -18,10 +18,10 @@ impl<H: Host> Engine<H> {
     /// Runs a local operation: claim, work and answer in one transaction.
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
-    /// `idempotency_key_expired`, `idempotency_request_in_progress`, those of the operation that aren't final,
-    /// `transient_conflict`.
+    /// `idempotency_key_expired`, `idempotency_request_in_progress`, the operation's errors that aren't
+    /// final, `transient_conflict`.
     ///
-    /// Locks: an advisory lock on (merchant, key), then what the operation locks.
+    /// Locks: an advisory lock on (merchant, key), then the operation's locks.
     pub async fn execute_local<O: LocalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -29,7 +29,7 @@ impl<H: Host> Engine<H> {
         self.drive(request, |engine, request| async move { engine.try_local(request).await }).await
     }
 
-    /// Executes a local request, or finds out why not.
+    /// Executes a local request, or finds out why it can't.
     async fn try_local<O: LocalOperation<Host = H>>(
         &self,
         request: IdempotentRequest<O>,
@@ -49,7 +49,7 @@ impl<H: Host> Engine<H> {
         Ok(Attempt::Executed(answer))
     }
 
-    /// One try of a local request.
+    /// Runs one attempt of a local request.
     fn execute_in_transaction<O: LocalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
@@ -59,7 +59,7 @@ impl<H: Host> Engine<H> {
         let (envelope, policy) = (&request.envelope, &request.treatment.policy);
         let decision = decide(Self::find(conn, envelope)?, policy);
         if !matches!(decision, Decision::Claim | Decision::ClaimAfresh) {
-            // Local operations never commit an unfinished claim, so nothing of theirs can be taken over.
+            // Local operations never commit an unfinished claim, so there is nothing to take over.
             return Ok(Lookup::NotOurs(decision));
         }
         let afresh = matches!(decision, Decision::ClaimAfresh);

@@ -1,5 +1,5 @@
-//! The state machine: replay, refuse, wait or execute. This file has what all requests have in common; `local` executes those
-//! that change only our own database, `external` those that call the processor.
+//! The state machine: replay, refuse, wait or execute. This file has the parts that all requests share.
+//! `local` executes requests that change only our own database, `external` those that call the processor.
 
 mod external;
 mod local;
@@ -36,10 +36,10 @@ use super::waiting::{WaitResult, Waiters};
 pub use external::{Due, RecoveryResult};
 pub use respond::Response;
 
-/// How often the engine looks at a key that somebody else is claiming in a transaction that hasn't ended, or
-/// that changes between looking and claiming. With the pauses in between some 60 ms: enough for most
-/// transactions, so that the duplicate gets the real answer (a replay, or that the key is another
-/// request's) rather than being sent away.
+/// Maximum number of look-ups of a key that another request is claiming in an open transaction, or that
+/// changes between look-up and claim. With the pauses in between they take some 60 ms: enough for most
+/// transactions, so that the duplicate gets the real answer (a replay, or that the key is another request's)
+/// and not just a refusal.
 const LOOKS_MAX: u32 = 5;
 
 /// Executes requests at most once per (merchant, key). Cheap to clone.
@@ -53,7 +53,7 @@ impl<H> Clone for Engine<H> {
     }
 }
 
-/// What all clones of an engine share.
+/// The parts that all clones of an engine share.
 pub(super) struct Inner<H> {
     db: Db,
     host: Arc<H>,
@@ -82,7 +82,7 @@ impl<H: Host> Inner<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// An engine on `db` for `operations` of `host`.
+    /// Makes an engine on `db` for `operations` of `host`.
     pub fn new(
         db: Db,
         host: Arc<H>,
@@ -107,7 +107,7 @@ impl<H: Host> Engine<H> {
         &self.inner.host
     }
 
-    /// The pool.
+    /// The connection pool.
     pub(super) fn db(&self) -> &Db {
         &self.inner.db
     }
@@ -120,7 +120,7 @@ impl<H: Host> Engine<H> {
         Arc::downgrade(&self.inner)
     }
 
-    /// When a request is given up that isn't answered yet, counted from its arrival, without what it asked to wait.
+    /// Time after its arrival at which an unanswered request is given up, without the wait that it asked for.
     pub fn request_deadline(&self) -> Duration {
         self.inner.settings.timing.request_deadline
     }
@@ -129,22 +129,22 @@ impl<H: Host> Engine<H> {
         &self.inner.metrics
     }
 
-    /// All policies, from memory.
+    /// Returns all policies, from memory.
     pub async fn policies(&self) -> Result<Arc<ByOperation>, Failure> {
         self.inner.policies.current(&self.inner.db).await
     }
 
-    /// The policy of an operation, from memory.
+    /// Returns the policy of an operation, from memory.
     pub async fn policy(&self, operation: &str) -> Result<Arc<Policy>, Failure> {
         self.inner.policies.of(operation, &self.inner.db).await
     }
 
-    /// Keeps the policies in memory up to date; doesn't return.
+    /// Keeps the policies in memory up to date. Doesn't return.
     pub(super) async fn keep_policies_fresh(&self) {
         self.inner.policies.keep_fresh(&self.inner.db).await;
     }
 
-    /// The key to execute a request under, or `None` where it's to be executed without.
+    /// Returns the key under which a request executes, or `None` if it executes without one.
     pub(super) fn admit(
         &self,
         operation: &'static str,
@@ -184,8 +184,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Tries until there is an answer or the time to wait for one is over. No connection is held between two
-    /// tries, and if the client hangs up meanwhile, the wait ends.
+    /// Retries until there is an answer or the time to wait for one is over. Holds no connection between two
+    /// attempts. If the client hangs up meanwhile, the wait ends.
     async fn drive<O: Operation<Host = H>, F: Future<Output = Result<Attempt, ErrorOf<O>>>>(
         &self,
         mut request: IdempotentRequest<O>,
@@ -201,7 +201,7 @@ impl<H: Host> Engine<H> {
             let answer_in = deadline::remaining(Duration::MAX);
             let ended = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
                 Ok(ended) => ended,
-                // It goes on, so that a retry finds what comes of it.
+                // The work goes on, so that a retry finds its result.
                 Err(_) => Err(Failure::DatabaseUnavailable("the request's time is over".into()).into()),
             };
             let ended = ended.inspect_err(|error| {
@@ -246,7 +246,8 @@ impl<H: Host> Engine<H> {
             if let (Some(deadline), false) = (deadline, is_parked) {
                 let inner = &self.inner;
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
-                    // The claim may not have been visible, so that nobody has compared it yet.
+                    // The claim may have been invisible, so that the request hasn't been compared with it
+                    // yet.
                     Some(WaitResult::Answered(answer))
                         if answer.fingerprint.is_of(&envelope.content) == Some(true) =>
                     {
@@ -264,7 +265,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Runs `work` until it isn't [`Lookup::Again`], a few times at the most, with no connection held in between.
+    /// Runs `work` until it isn't [`Lookup::Again`], a few times at most. Holds no connection in between.
     async fn looking_again<T: Send + 'static>(
         &self,
         enforcement: Enforcement,
@@ -290,11 +291,11 @@ impl<H: Host> Engine<H> {
         store::find(conn, envelope, H::PROOF_SQL)
     }
 
-    /// Stores a final error as the answer to a request whose transaction it has ended.
+    /// Stores a final error as the answer to a request whose transaction it has rolled back.
     ///
-    /// In a transaction of its own: what was written before the error is undone with that one, without a savepoint
-    /// around the work, which would cost every request two round trips. Whoever claims the key in between executes
-    /// the request instead.
+    /// Uses a transaction of its own: the rolled back one has undone what was written before the error. A
+    /// savepoint around the work would cost every request two round trips. A request that claims the key in
+    /// between executes instead.
     fn refuse<O: Operation<Host = H>>(
         &self,
         conn: &mut PgConnection,
@@ -320,7 +321,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Claims a key that is new, or that was forgotten or may be (`afresh`; needs a transaction).
+    /// Claims a key that is new, or that is or may be forgotten (`afresh`; needs a transaction).
     fn claim<O: Operation<Host = H>>(
         &self,
         conn: &mut PgConnection,
@@ -337,7 +338,7 @@ impl<H: Host> Engine<H> {
         Ok(claim)
     }
 
-    /// Tells everybody that a request has been executed.
+    /// Hands the answer of an executed request to its waiters, and counts the execution.
     fn executed<O: Operation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -350,7 +351,7 @@ impl<H: Host> Engine<H> {
     }
 }
 
-/// Whether an error says that another attempt has taken over.
+/// Whether an error means that another attempt has taken over.
 fn is_claim_lost(error: &impl Failing) -> bool {
     matches!(error.failure(), Some(Failure::ClaimLost))
 }

@@ -1,4 +1,4 @@
-//! What a request is answered with, without HTTP's machinery.
+//! The answer to a request, as plain data.
 
 use crate::idempotency::host::Host;
 use crate::idempotency::policy::Enforcement;
@@ -12,7 +12,7 @@ use super::Engine;
 pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// Headers. A name stands once.
+    /// Headers. Each name occurs once.
     pub headers: Vec<(String, String)>,
     /// Bytes of the body.
     pub body: Vec<u8>,
@@ -42,7 +42,7 @@ impl<H: Host> Engine<H> {
                 response.set(name, value.as_str());
             }
         }
-        // Where keys have no effect, nothing may look as if they had.
+        // Where keys have no effect, the answer must not look as if they had.
         if request.treatment.enforcement == Enforcement::Enforce {
             response.set("Idempotency-Key", request.envelope.key.as_str());
             response.set("Idempotent-Replayed", if replayed { "true" } else { "false" });

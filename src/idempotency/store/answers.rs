@@ -1,4 +1,4 @@
-//! Storing answers, and giving up.
+//! Storage of answers, and release of leases.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::storage::sql::statement;
 use super::claims::{Claim, Taker};
 use super::rows::{Answer, announcement, column, completion};
 
-/// Stores the answer, and tells the instances on which somebody waits for it. Its lifetime begins now, however long
-/// the request has taken: an answer that was given must be there for the retry. Errors with [`Failure::ClaimLost`] when
-/// the claim no longer owns the row.
+/// Stores the answer, and notifies the instances with waiting duplicates. Its lifetime begins now, however
+/// long the request has taken: an answer that was sent must be there for the retry. Fails with
+/// [`Failure::ClaimLost`] if the claim no longer owns the row.
 pub fn complete(
     conn: &mut PgConnection,
     claim: &Claim,
@@ -57,7 +57,7 @@ fn stored_headers(reply: &Reply) -> Result<serde_json::Value, Failure> {
     serde_json::to_value(&reply.headers).map_err(Failure::internal)
 }
 
-/// A request to be completed.
+/// A request to complete.
 #[derive(Clone, Debug)]
 pub struct Completion {
     pub claim: Claim,
@@ -66,14 +66,15 @@ pub struct Completion {
     pub reply: Reply,
 }
 
-/// Checks the fences, writes the effects and stores the answers of many requests in one statement: [`lock`] and
-/// [`complete`] and what is in between. Needs no transaction around it. `None` for each whose claim doesn't own its
-/// row, or whose row somebody else has locked or has just changed: nothing of it is written.
+/// Checks the fences, writes the effects and stores the answers of many requests in one statement: it
+/// combines [`lock`], the effects and [`complete`]. Needs no transaction around it. Returns `None` for a
+/// request whose claim doesn't own its row, or whose row another transaction has locked or just changed:
+/// nothing of that request is written.
 ///
-/// `write_sql` is SQL, further parts of a `WITH`, separated by commas. They find `owner`, with a row per request that
-/// holds its claim and the columns `merchant_id` and `effects`, and must take all that they write out of that. A part
-/// that changes nothing itself but calls a function that does must be read by one that changes something, or it
-/// isn't called.
+/// `write_sql` is SQL, further parts of a `WITH`, separated by commas. They can read `owner`, which has a row
+/// per request that holds its claim and the columns `merchant_id` and `effects`, and must derive all that
+/// they write from it. If a part changes nothing itself but calls a function that does, a part that changes
+/// something must read it; otherwise it isn't called.
 pub fn complete_all(
     conn: &mut PgConnection,
     completions: &[Completion],
@@ -84,11 +85,11 @@ pub fn complete_all(
         statuses.push(stored_status(&completion.reply)?);
         headers.push(stored_headers(&completion.reply)?);
     }
-    // The lock is the fence: where it's had, the row has our token, and nobody changes that before this is committed.
-    // What is locked by somebody else is skipped, so that the others needn't wait, and so that two of these statements
-    // can't deadlock over keys. By `ctid`, as no plan for that can be a slow one: under the lock it stays what it is.
-    // If the row has been changed since the statement began, it's that of a version that the statement can't see, and
-    // the update leaves it out.
+    // The lock is the fence: a locked row has our token, and nobody changes it before the commit. The
+    // statement skips rows that others have locked, so that the rest needn't wait, and so that two of these
+    // statements can't deadlock over keys. It finds the rows by `ctid`, for which no plan can be slow; under
+    // the lock it stays the same. If the row has changed since the statement began, its `ctid` is that of a
+    // version that the statement can't see, and the update leaves it out.
     let rows = statement::<(SqlUuid, Timestamptz, Bool)>(concat!(
         "WITH held AS MATERIALIZED ( \
              SELECT stored.ctid AS location, asked.* \
@@ -137,18 +138,20 @@ pub fn complete_all(
 pub struct Setback {
     /// Code of the error.
     pub error: &'static str,
-    /// Whose attempt it was.
+    /// The one whose attempt it was.
     pub taker: Taker,
-    /// When the recovery worker may take it on, if it was the worker's, or the first to fail.
+    /// Time after which the recovery worker may take the request over, if the attempt was the worker's or the
+    /// first to fail.
     pub recover_in: Duration,
-    /// The worker's attempts before an operator has to look at it.
+    /// Maximum number of the worker's attempts before the request is parked.
     pub attempts_max: u32,
 }
 
-/// Gives up the lease of an attempt that ended without an outcome, so that the next one needn't wait for
-/// it to run out. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
+/// Releases the lease of an attempt that ended without an outcome, so that the next one needn't wait for its
+/// end. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
 ///
-/// By the row and not by the claim, as far as the worker's schedule goes: an operator may have changed that meanwhile.
+/// Reads the worker's schedule from the row and not from the claim: an operator may have changed it
+/// meanwhile.
 pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Failure> {
     Ok(statement::<Bool>(
         "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \

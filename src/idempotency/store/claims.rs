@@ -1,4 +1,4 @@
-//! Claiming keys, and keeping the claim.
+//! Claims of keys, and their leases.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,36 +22,36 @@ use crate::storage::sql::statement;
 
 use super::rows::{column, try_lock_key};
 
-/// The right to execute a request, until its lease runs out.
+/// The right to execute a request, until its lease expires.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub merchant: MerchantId,
     pub key: IdempotencyKey,
-    /// The fence: whoever holds the value that the row holds may complete the request.
+    /// The fence: the claim with the row's token may complete the request.
     pub token: Uuid,
     pub resource_id: Option<Uuid>,
-    /// 1 for the first.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// How many of the attempts were the recovery worker's, this one included.
+    /// Number of the recovery worker's attempts, including this one.
     pub recoveries: u32,
-    /// When the key was first claimed.
+    /// Time of the key's first claim.
     pub created_at: DateTime<Utc>,
-    /// The database's clock when this attempt took the claim, and ours.
+    /// Time at which this attempt took the claim, by the database's clock and by ours.
     pub taken_at: (DateTime<Utc>, Instant),
-    /// Of the request that claimed it.
+    /// Fingerprint of the request that claimed the key.
     pub fingerprint: Fingerprint,
 }
 
 impl Claim {
-    /// The time by the database's clock, without asking it: when the claim was taken, and what has passed since.
+    /// Current time by the database's clock, without a query: the time of the claim plus the time since.
     pub fn now(&self) -> DateTime<Utc> {
         let (taken_at, then) = self.taken_at;
-        // As precise as the database keeps it, so that it's the same everywhere.
+        // Rounded to the database's precision, so that it's the same everywhere.
         (taken_at + then.elapsed()).trunc_subsecs(6)
     }
 }
 
-/// A request that wants to claim its key, unless that's taken.
+/// A request that wants to claim its key.
 pub struct Claimant {
     pub envelope: Arc<Envelope>,
     pub operation: &'static str,
@@ -59,8 +59,8 @@ pub struct Claimant {
     pub policy: Arc<Policy>,
 }
 
-/// Claims a key that nobody has used. `None` when somebody else has it, or is claiming it right now in
-/// a transaction that hasn't ended: look again.
+/// Claims an unused key. `None` if another request has it, or is claiming it right now in an open
+/// transaction: look again.
 pub fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant,
@@ -70,15 +70,15 @@ pub fn claim(
     Ok(claimed.map(|(claim, _)| claim))
 }
 
-/// A claim, and what was read with it.
+/// A claim, and the data that was read with it.
 pub type Claimed = (Claim, Option<serde_json::Value>);
 
-/// [`claim`] for many, in one round trip. `select_sql` is an SQL expression of type `jsonb` over the new row
-/// (`idempotency_keys`), whose value comes with each claim.
+/// Runs [`claim`] for many requests, in one round trip. `select_sql` is an SQL expression of type `jsonb`
+/// over the new row (`idempotency_keys`), whose value comes with each claim.
 ///
-/// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the
-/// insert, with a connection in its hand, until the winner's transaction ends: it fails at once instead.
-/// All of them live until the end of the surrounding transaction.
+/// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the insert,
+/// while it holds a connection, until the winner's transaction ends: it fails at once instead. All locks last
+/// until the end of the surrounding transaction.
 pub fn claim_all(
     conn: &mut PgConnection,
     claimants: &[&Claimant],
@@ -158,10 +158,10 @@ pub fn claim_all(
     Ok(claims.collect())
 }
 
-/// Deletes a key that is free to be used again and that the reaper hasn't deleted yet, in the transaction
-/// that goes on to [`claim`] it. Whether the row was still there makes no difference.
+/// Deletes a key that is free again and that the reaper hasn't deleted yet, in the transaction that then
+/// [claims](claim) it. It doesn't matter whether the row was still there.
 ///
-/// Locks: the key's advisory lock, without which nothing is deleted.
+/// Locks: the key's advisory lock. Without it nothing is deleted.
 pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> Result<(), Failure> {
     statement::<()>(concat!(
         "WITH lock AS MATERIALIZED ( \
@@ -180,21 +180,22 @@ pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> 
     Ok(())
 }
 
-/// Who takes a request over.
+/// The one who takes a request over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taker {
-    /// A client that sent it again.
+    /// A client that sent the request again.
     Client,
     /// The recovery worker.
     Recovery,
 }
 
-/// Takes over a claim of the key's life that began at `created_at`, if its lease has run out: `None` when another
-/// attempt was faster, or the row is locked because it's being completed at this moment, or the recovery worker's
-/// time hasn't come. What the slow owner tries later finds another token in the row and commits nothing.
+/// Takes over a claim of the key's life that began at `created_at`, if its lease has expired. `None` if
+/// another attempt was faster, if the row is locked because the request is being completed, or if the
+/// recovery worker's time hasn't come. The slow owner later finds another token in the row and commits
+/// nothing.
 ///
-/// Whoever was frozen between looking and this may find the key in another life, claimed by another request, which
-/// isn't his to finish.
+/// An attempt that was suspended before this call may find the key in another life, claimed by another
+/// request, which it must not finish.
 pub fn take_over(
     conn: &mut PgConnection,
     envelope: &Envelope,
@@ -203,8 +204,8 @@ pub fn take_over(
     lease: Duration,
 ) -> Result<Option<Claim>, Failure> {
     let token = Uuid::new_v4();
-    // A client's attempt leaves the worker's schedule as it is: otherwise one that keeps trying would keep the worker
-    // away, and with it the end of a request that can't succeed.
+    // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
+    // keep the worker away, and with it the end of a request that can't succeed.
     let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(
         "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
@@ -245,7 +246,7 @@ pub fn take_over(
 }
 
 /// Locks the key's row until the transaction ends, and checks that the claim still owns it: the fence.
-/// Returns the database's time. Errors with [`Failure::ClaimLost`] when another attempt has taken over or
+/// Returns the database's time. Fails with [`Failure::ClaimLost`] if another attempt has taken over or
 /// completed, or the row is gone.
 pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Failure> {
     let owner = statement::<(Nullable<SqlUuid>, Timestamptz)>(
@@ -262,8 +263,8 @@ pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Fai
     }
 }
 
-/// Starts the lease anew, for an attempt that had to wait before it could begin: otherwise it would be
-/// taken over while it's at work. Errors with [`Failure::ClaimLost`] when that has happened already.
+/// Renews the lease, for an attempt that had to wait before it could begin. Otherwise another attempt would
+/// take over during its work. Fails with [`Failure::ClaimLost`] if that has happened already.
 pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Failure> {
     let renewed = statement::<()>(
         "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + make_interval(secs => {}) \

@@ -1,4 +1,4 @@
-//! Looking keys up.
+//! Look-ups of keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::storage::sql::statement;
 use super::claims::Claim;
 use super::rows::{Answer, Life, Stored, StoredRow, StoredSql, column, stored_columns, try_lock_key};
 
-/// Looks the key up, and whether who asks may know. No lock, no write: this is all that a replay needs.
+/// Looks the key up, and checks the caller's proof. Takes no lock and writes nothing: a replay needs only
+/// this.
 ///
 /// Errors: `api_key_invalid`, `api_key_revoked`.
 pub fn find(
@@ -28,7 +29,8 @@ pub fn find(
         .ok_or_else(|| Failure::internal("a look-up has no result"))?
 }
 
-/// [`find`] for many, in one round trip. The outer error is everybody's, the inner ones are one's own.
+/// Runs [`find`] for many requests, in one round trip. The outer error concerns all of them, the inner ones
+/// one each.
 pub fn find_all(
     conn: &mut PgConnection,
     envelopes: &[&Envelope],
@@ -39,7 +41,7 @@ pub fn find_all(
         let Some(row) = row else { return Ok(None) };
         let is_same = match row.is_of(envelope) {
             Some(is_same) => is_same,
-            // By a recipe of a release after this one, which was rolled back.
+            // The recipe is of a later release, which was rolled back.
             None => has_same_content(conn, envelope)?,
         };
         row.compared_with(envelope, is_same).map(Some)
@@ -53,8 +55,8 @@ pub fn find_all(
         .collect()
 }
 
-/// Whether the stored request is the one at hand, by what it says rather than by its fingerprint. Of a tombstone only
-/// method and path are left; it's given the benefit of the doubt, as it's refused in any case.
+/// Compares the stored request with this one by content rather than by fingerprint. A tombstone keeps only
+/// method and path; it counts as the same request, since it's refused in any case.
 fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool, Failure> {
     let content = &envelope.content;
     Ok(statement::<Bool>(
@@ -89,9 +91,10 @@ fn load(
     .optional()?)
 }
 
-/// The same for many, and whether the holders of their API keys may know: `Err` for those who may not.
+/// Reads many keys, and checks their callers' proofs: `Err` for callers that fail.
 ///
-/// The limits make each look-up one of its own, by index, whatever the planner thinks of the tables' sizes.
+/// The limits make each look-up a separate one, by index, whatever the planner estimates for the tables'
+/// sizes.
 fn load_all(
     conn: &mut PgConnection,
     envelopes: &[&Envelope],
@@ -123,28 +126,29 @@ fn load_all(
         .collect())
 }
 
-/// What somebody who waits for a key's answer gets to see.
+/// State of a key's answer, for a waiting request.
 #[derive(Debug)]
 pub enum AnswerState {
-    /// Here it is.
+    /// The answer is there.
     Answered(Arc<Answer>),
-    /// It's being worked on, and whoever finishes it will notify.
+    /// The request is being executed, and its end sends a notification.
     Running,
-    /// It's being claimed in a transaction that hasn't ended, which will notify nobody.
+    /// A transaction that hasn't ended is claiming the key, and its end sends no notification.
     Claiming,
-    /// Nobody works on it: whoever asks now executes it.
+    /// The request is abandoned: the next attempt executes it.
     Free,
 }
 
-/// Looks whether a key is answered, and asks for a notification if it isn't: whoever completes it sees that,
-/// as both change the same row.
+/// Checks whether a key is answered, and asks for a notification if it isn't. The completion sees that wish,
+/// since both change the same row.
 pub fn await_answer(
     conn: &mut PgConnection,
     merchant: MerchantId,
     key: &IdempotencyKey,
 ) -> Result<AnswerState, Failure> {
-    // A row that is locked is being completed right now: asking would have to wait for that. That it's in progress is told
-    // by its token: for `state` the planner may read the index of all that are, for which its statistics promise nothing.
+    // A locked row is being completed right now; asking would have to wait for that. The token tells that a
+    // request is in progress: for `state`, the planner may read the index of all requests in progress, for
+    // which its statistics promise nothing.
     statement::<()>(
         "WITH running AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
@@ -157,7 +161,7 @@ pub fn await_answer(
     .bind::<Text, _>(key.as_str())
     .execute(conn)?;
     let Some(row) = load(conn, merchant, key)? else {
-        // A local operation's claim can't be seen before it's done; its advisory lock can.
+        // A local operation's claim is invisible until it's done; its advisory lock is visible.
         let is_free = statement::<Bool>(concat!(
             "SELECT ",
             try_lock_key!(),
@@ -175,11 +179,11 @@ pub fn await_answer(
     }
 }
 
-/// Most requests that [`others_in_progress`] returns.
+/// Maximum number of requests that [`others_in_progress`] returns.
 const OTHERS_MAX: i64 = 100;
 
-/// Canonical bodies of the latest requests for `operation` of a merchant that are being executed and were begun within
-/// `window`, except the one of `claim`. Those that wait for an operator aren't executed.
+/// Canonical bodies of the merchant's latest requests for `operation` that are being executed and began
+/// within `window`, except the one of `claim`. Requests that wait for an operator don't count.
 pub fn others_in_progress(
     conn: &mut PgConnection,
     claim: &Claim,
@@ -200,7 +204,7 @@ pub fn others_in_progress(
     .load(conn)?)
 }
 
-/// Rows of the table, as the planner estimates them, and its size in bytes with all indexes.
+/// Estimated number of rows, as the planner has it, and the table's size in bytes with all indexes.
 pub fn table_size(conn: &mut PgConnection) -> Result<(i64, i64), Failure> {
     Ok(statement::<(BigInt, BigInt)>(
         "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass",

@@ -1,7 +1,7 @@
 //! The statements on `idempotency_keys` that a request needs. Each is one round trip.
 //!
-//! All times come from the database's `clock_timestamp()`: clocks of different instances needn't agree,
-//! and unlike `now()` it goes on inside a transaction.
+//! All times come from the database's `clock_timestamp()`: the clocks of different instances needn't agree,
+//! and unlike `now()` it advances inside a transaction.
 
 mod answers;
 mod claims;

@@ -1,4 +1,4 @@
-//! The rows, and the pieces of SQL that several statements share.
+//! The rows, and pieces of SQL that several statements share.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::idempotency::envelope::Envelope;
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::reply::Reply;
 
-/// SQL: the channel on which instances tell each other of answers that somebody waits for.
+/// SQL: the channel on which instances announce answers that requests wait for.
 macro_rules! answers_channel {
     () => {
         "oncepay_answers"
     };
 }
 
-/// The same.
+/// The name of that channel.
 pub const ANSWERS_CHANNEL: &str = answers_channel!();
 
-/// SQL: has the instances told, when the transaction commits, that a key is completed, if somebody waits for that. A
-/// boolean that means nothing.
+/// SQL: notifies the instances, when the transaction commits, that a key is completed, if a request waits for
+/// that. The value is a boolean without meaning.
 ///
-/// Not for every key: a commit with a notification waits for all others that have one.
+/// Doesn't notify for every key: a commit with a notification waits for all others that have one.
 macro_rules! announcement {
     ($waited:literal, $digest:literal) => {
         concat!(
@@ -39,7 +39,7 @@ macro_rules! announcement {
     };
 }
 
-/// SQL: where a key is in its life, as one of the words of [`Life`]. The same everywhere, so that all agree.
+/// SQL: the state of a key, as one of the words of [`Life`]. All statements share it, so that they agree.
 macro_rules! life {
     () => {
         "CASE WHEN state = 'in_progress' THEN \
@@ -58,7 +58,7 @@ macro_rules! try_lock_key {
     };
 }
 
-/// SQL: what completing a key sets, with `clock.now`.
+/// SQL: the columns that completing a key sets, with `clock.now`.
 macro_rules! completion {
     ($status:literal, $headers:literal, $body:literal) => {
         concat!(
@@ -93,27 +93,27 @@ pub(super) use {announcement, answers_channel, completion, stored_columns, try_l
 #[derive(Debug)]
 pub struct Answer {
     pub reply: Reply,
-    /// Id of the request that it was made for.
+    /// Id of the request that was executed.
     pub request_id: String,
-    /// What kind of request that was.
+    /// Fingerprint of that request.
     pub fingerprint: Fingerprint,
     pub expires_at: DateTime<Utc>,
 }
 
-/// Where a key is in its life.
+/// State of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// Somebody holds a claim with a live lease.
+    /// A claim with a live lease.
     Running,
-    /// The lease of the last claim has run out or was given up.
+    /// The lease of the last claim has expired or was released.
     Abandoned,
-    /// Recovery was given up; an operator has to look at it.
+    /// Recovery was given up, and an operator has to look at it.
     Parked,
     /// Answered, and the answer is kept.
     Completed,
-    /// Answered, and the answer isn't kept any more.
+    /// Answered, and the answer is no longer kept.
     Expired,
-    /// As if it had never been there. The reaper hasn't come by yet.
+    /// Treated as if the key had never been used. The reaper hasn't deleted it yet.
     Forgotten,
 }
 
@@ -133,17 +133,17 @@ impl std::str::FromStr for Life {
     }
 }
 
-/// What is there under a key.
+/// The stored state of a key.
 #[derive(Debug)]
 pub struct Stored {
     pub life: Life,
-    /// When the key was claimed, which tells this life of the key from any other.
+    /// Time of the claim, which tells this life of the key from any other.
     pub created_at: DateTime<Utc>,
-    /// Whether it's the very request that was asked for.
+    /// Whether the stored request is the same as this one.
     pub is_same_request: bool,
-    /// Whether it's at least one with the same method and path.
+    /// Whether the stored request has the same method and path.
     pub is_same_path: bool,
-    /// With [`Life::Completed`].
+    /// The answer, with [`Life::Completed`].
     pub answer: Option<Arc<Answer>>,
 }
 
@@ -181,12 +181,13 @@ impl StoredRow {
         Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
     }
 
-    /// Whether this is the row of the request of `envelope`; `None` if the fingerprint is of a recipe of a later release.
+    /// Whether this is the row of the request of `envelope`. `None` if the fingerprint's recipe is of a later
+    /// release.
     pub fn is_of(&self, envelope: &Envelope) -> Option<bool> {
         self.fingerprint().is_of(&envelope.content)
     }
 
-    /// What the row means to the caller of `envelope`.
+    /// Converts the row to the state that the caller of `envelope` sees.
     pub fn compared_with(self, envelope: &Envelope, is_same_request: bool) -> Result<Stored, Failure> {
         let is_same_path =
             self.request_method == envelope.content.method && self.request_path == envelope.content.path;
@@ -195,7 +196,7 @@ impl StoredRow {
         Ok(Stored { life, created_at, is_same_request, is_same_path, answer })
     }
 
-    /// The stored answer, if there is one.
+    /// Returns the stored answer, if there is one.
     pub fn into_answer(self) -> Result<Option<Arc<Answer>>, Failure> {
         let fingerprint = self.fingerprint();
         let (Some(status), Some(headers), Some(body)) =
@@ -215,7 +216,7 @@ impl StoredRow {
     }
 }
 
-/// A value of each, as an array.
+/// Collects one value of each element, for an array parameter.
 pub(super) fn column<'a, T, V>(of: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
     of.iter().map(value).collect()
 }

@@ -1,8 +1,7 @@
-//! Notifications from other instances, by Postgres' `LISTEN`: answers that somebody here waits for, and
+//! Notifications from other instances, by Postgres's `LISTEN`: answers that requests here wait for, and
 //! changed policies.
 //!
-//! They only make things faster. Whoever depends on one looks by itself, too, so that a lost one costs a
-//! second at the most.
+//! They only speed things up. Every consumer also polls, so a lost notification costs a second at most.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -16,18 +15,18 @@ use crate::idempotency::engine::Inner;
 use crate::idempotency::host::Host;
 use crate::idempotency::store::ANSWERS_CHANNEL;
 
-/// Channel on which the database tells of changed policies.
+/// Channel on which the database announces changed policies.
 const POLICIES_CHANNEL: &str = "oncepay_policies";
 
-/// How often the socket is looked at while somebody waits. That costs a system call, and nothing on the
-/// server's side.
+/// Poll interval of the socket while requests wait. A poll costs a system call, and nothing on the server's
+/// side.
 const POLL_BUSY: Duration = Duration::from_millis(20);
-/// The same while nobody does.
+/// The same while no request waits.
 const POLL_IDLE: Duration = Duration::from_millis(100);
-/// Pause before a lost connection is made anew.
+/// Pause before a lost connection is reopened.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Starts a thread that listens, with a connection of its own, until the engine is gone.
+/// Starts a thread that listens on a connection of its own, until the engine is gone.
 pub fn start<H: Host>(engine: Weak<Inner<H>>, url: SecretString) {
     let run = move || {
         let mut was_connected = true;
@@ -37,7 +36,7 @@ pub fn start<H: Host>(engine: Weak<Inner<H>>, url: SecretString) {
                 listen(&mut conn, &engine).map_err(|error| error.to_string())
             });
             if let Err(error) = ended {
-                // Once per outage, not once per try.
+                // Once per outage, not once per attempt.
                 if std::mem::take(&mut was_connected) {
                     log::warn!("listening for notifications was interrupted: {error}");
                 }
@@ -55,7 +54,7 @@ fn listen<H: Host>(conn: &mut PgConnection, engine: &Weak<Inner<H>>) -> QueryRes
     for channel in [ANSWERS_CHANNEL, POLICIES_CHANNEL] {
         diesel::sql_query(format!("LISTEN {channel}")).execute(conn)?;
     }
-    // What was sent before is missed.
+    // Earlier notifications are missed.
     if let Some(engine) = engine.upgrade() {
         engine.waiters.look(None);
         engine.policies.changed();

@@ -1,4 +1,4 @@
-//! What runs beside the requests.
+//! Workers that run beside the requests.
 
 mod listen;
 pub mod reaper;
@@ -14,8 +14,9 @@ use super::engine::Engine;
 use super::host::Host;
 use super::registry::Registered;
 
-/// Starts the workers of an engine: the copy of the policies, the recovery worker, the reaper, the sampler of the table of
-/// keys, and a thread that listens to other instances with a connection of its own to `url`. Must be called in a runtime.
+/// Starts the workers of an engine: the copy of the policies, the recovery worker, the reaper, the sampler of
+/// the key table, and a thread that listens to other instances on a connection of its own to `url`. Must be
+/// called in a runtime.
 pub fn start<H: Host>(
     engine: &Engine<H>,
     operations: Vec<Registered<H>>,

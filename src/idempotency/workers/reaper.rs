@@ -1,13 +1,13 @@
-//! The reaper: makes keys small when their answers expire, and forgets them when their tombstones do.
+//! The reaper: shrinks keys when their answers expire, and deletes them when their tombstones do.
 //!
-//! Every instance runs one, at its own pace; rows that another holds are skipped, so any number of them is
-//! harmless. It works in small batches with pauses in between, because a delete without pauses takes a large
-//! share of the throughput from those who are paying. Nothing waits for the reaper, so it's gentle at first; but it
-//! must keep up with what is claimed, so the further it lags behind, the shorter are the pauses.
+//! Every instance runs one, at its own pace. Each skips rows that another holds, so any number of them is
+//! harmless. The reaper works in small batches with pauses in between, because a delete without pauses takes
+//! a large share of the throughput from payments. Nothing waits for the reaper, so it's gentle at first. But
+//! it must keep up with the claims, so its pauses get shorter the further it lags behind.
 //!
-//! It never touches a request in progress, and it can't change what a claim decides: that looks at the times in
-//! the row, whether or not the reaper has come by, at what a tombstone keeps, and starts again when a row vanishes
-//! before it.
+//! The reaper never touches a request in progress, and it can't change the decision of a claim: a claim reads
+//! the times in the row, whether or not the reaper has processed it, relies only on what a tombstone keeps,
+//! and starts again when a row vanishes in between.
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ use crate::storage::sql::statement;
 use crate::idempotency::engine::Engine;
 use crate::idempotency::host::Host;
 
-/// Rows of a batch.
+/// Maximum number of rows in a batch.
 const BATCH: i64 = 200;
 
-/// For how many times as long as a batch took the reaper pauses, by how long the oldest row of the batch has been
-/// due: the inverse is, about, the share of a connection and of the disk that it takes.
+/// Pause after a batch, as a multiple of its duration, by how long the batch's oldest row has been due. The
+/// inverse is, roughly, the reaper's share of a connection and of the disk.
 fn pause_factor(lag: Duration) -> u32 {
     match lag.as_secs() {
         0..600 => 6,
@@ -33,18 +33,18 @@ fn pause_factor(lag: Duration) -> u32 {
     }
 }
 
-/// The result of a batch.
+/// Result of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReapResult {
-    /// Keys that were shrunk to tombstones.
+    /// Number of keys that were shrunk to tombstones.
     pub expired: usize,
-    /// Tombstones that were deleted.
+    /// Number of tombstones that were deleted.
     pub forgotten: usize,
-    /// For how long the oldest of all these had been due.
+    /// Time for which the oldest of all these rows had been due.
     pub lag: Duration,
 }
 
-/// Reaps; doesn't return. Looks every `interval` whether there is something to do.
+/// Reaps. Doesn't return. Checks every `interval` whether there is work.
 pub async fn keep_reaping<H: Host>(engine: Engine<H>, interval: Duration) {
     loop {
         let started = Instant::now();
@@ -67,7 +67,7 @@ pub async fn keep_reaping<H: Host>(engine: Engine<H>, interval: Duration) {
     }
 }
 
-/// One batch of each kind, each in a transaction of its own.
+/// Processes one batch of each kind, each in a transaction of its own.
 ///
 /// Locks: the rows of the batch.
 pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<ReapResult, Failure> {
@@ -79,12 +79,12 @@ pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<ReapResult, Failure> 
     Ok(ReapResult { expired: count(expired), forgotten: count(forgotten), lag })
 }
 
-/// Rows that were due, and for how many seconds the oldest of them had been.
+/// Number of rows that were due, and the seconds for which the oldest had been.
 type Batch = (i64, Option<f64>);
 
-/// Turns completed keys whose lifetime is over into tombstones, the longest expired first.
+/// Turns completed keys with an expired lifetime into tombstones, the longest expired first.
 ///
-/// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
+/// `statement_timestamp()` is constant in a statement, so the planner can walk the index by it.
 fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \
@@ -103,7 +103,7 @@ fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     .get_result(conn)?)
 }
 
-/// Deletes tombstones whose time is over: the keys are free again.
+/// Deletes expired tombstones: their keys are free again.
 fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     Ok(statement::<(BigInt, Nullable<Double>)>(
         "WITH due AS MATERIALIZED ( \

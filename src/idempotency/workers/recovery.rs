@@ -1,13 +1,14 @@
-//! The recovery worker: finishes requests that died, without their clients.
+//! The recovery worker: finishes abandoned requests without their clients.
 //!
-//! Each instance runs one. They don't need to know of each other: a request is taken over by an update that
-//! skips locked rows, so that each is taken by one. Whoever has waited longest comes first; after a failure, with
-//! growing pauses, so that what fails doesn't keep the worker from what doesn't; and a request that has failed too often (a *poison* request) is parked until an operator looks at it, so that it
-//! can't keep the worker from the others.
+//! Each instance runs one. The workers don't need to know of each other: an update that skips locked rows
+//! takes a request over, so that one worker gets it. The request that has waited longest comes first. After a
+//! failure the pauses grow, so that failing requests don't keep the worker from the others. A request that
+//! has failed too often (a *poison* request) is parked until an operator looks at it.
 //!
-//! Guarantee: while processor and database work, a request that died is finished within the rest of its lease
-//! (or [`Recovery::delay`](crate::idempotency::Recovery::delay) after an attempt that failed), one [`Recovery::interval`](crate::idempotency::Recovery::interval), its turn in the queue, and the time
-//! that it takes by itself.
+//! Guarantee: while processor and database work, an abandoned request is finished within the rest of its
+//! lease (or [`Recovery::delay`](crate::idempotency::Recovery::delay) after a failed attempt), one
+//! [`Recovery::interval`](crate::idempotency::Recovery::interval), its turn in the queue, and its own
+//! duration.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +29,7 @@ use crate::idempotency::key::IdempotencyKey;
 use crate::idempotency::registry::Registered;
 use crate::storage::sql::statement;
 
-/// Takes due requests on; doesn't return. One that takes its time keeps a place, and the others go on.
+/// Finishes due requests. Doesn't return. A slow request occupies one place, and the others go on.
 pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Registered<H>>>) {
     let recovery = engine.timing().recovery;
     let places = recovery.concurrency as usize;
@@ -38,7 +39,7 @@ pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Reg
         if running.len() < places && look_at <= Instant::now() {
             look_at = Instant::now() + recovery.interval;
             if !engine.host().is_processor_available() {
-                // They would all fail, again and again until they're parked.
+                // All attempts would fail, again and again until the requests are parked.
                 continue;
             }
             match find_due(&engine, &operations, places - running.len()).await {
@@ -54,20 +55,21 @@ pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Reg
         } else {
             tokio::time::timeout_at(look_at.into(), running.next()).await.ok().flatten()
         };
-        // Where one was, there may be more; but what somebody else has may be there for a while.
+        // After one due request there may be more; but a request that another worker has may stay due for a
+        // while.
         if ended.is_some_and(|recovered| recovered != RecoveryResult::Lost) {
             look_at = Instant::now();
         }
     }
 }
 
-/// Due requests, up to `limit`. Parks those that are due and exhausted.
+/// Finds due requests, up to `limit`. Parks those that are due and exhausted.
 async fn find_due<H: Host>(
     engine: &Engine<H>,
     operations: &[Registered<H>],
     limit: usize,
 ) -> Result<Vec<Due>, Failure> {
-    // Only what this release knows: after a rollback, requests of the newer release wait for it.
+    // Only operations that this release knows: after a rollback, requests of the newer release wait for it.
     let known: Vec<&'static str> = operations
         .iter()
         .filter(|operation| operation.is_external())
@@ -82,7 +84,7 @@ async fn find_due<H: Host>(
 
 /// Takes a due request over and tries to finish it.
 async fn recover<H: Host>(engine: &Engine<H>, operations: &[Registered<H>], due: Due) -> RecoveryResult {
-    // The query asked for known ones only.
+    // The query asked only for known operations.
     let Some(operation) = operations.iter().find(|operation| operation.descriptor.name == due.operation)
     else {
         return RecoveryResult::Lost;
@@ -95,11 +97,12 @@ async fn recover<H: Host>(engine: &Engine<H>, operations: &[Registered<H>], due:
     recovered
 }
 
-/// Requests that nobody works on and whose time has come, those first that have waited longest since: of requests
-/// that died these are the oldest, and of one that has failed before it's as if it had come then. No lock: taking one
-/// over decides who gets it. Not the exhausted ones, of which one may have come due since [`park_exhausted`].
+/// Finds abandoned requests whose time has come, those first that have waited longest since. Of abandoned
+/// requests these are the oldest; a request that has failed before counts from its next time. Takes no locks:
+/// the takeover decides who gets a request. Skips exhausted requests, since one may have become due after
+/// [`park_exhausted`].
 ///
-/// `statement_timestamp()` is constant in a statement, so that the index can be walked by it.
+/// `statement_timestamp()` is constant in a statement, so the planner can walk the index by it.
 fn due(
     conn: &mut PgConnection,
     operations: &[&'static str],
@@ -141,7 +144,7 @@ fn due(
         .collect()
 }
 
-/// Parks requests whose last attempt died instead of failing, which nobody could note at that time.
+/// Parks requests whose last attempt died instead of failing, so that nobody could record it then.
 fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, Failure> {
     Ok(statement::<()>(
         "WITH exhausted AS MATERIALIZED ( \

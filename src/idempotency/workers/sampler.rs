@@ -1,4 +1,4 @@
-//! Measures the table of keys.
+//! Measurements of the key table.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::idempotency::metrics::Metrics;
 use crate::idempotency::store::table_size;
 use crate::storage::sql::statement;
 
-/// Measures the table every `interval`; doesn't return.
+/// Measures the table every `interval`. Doesn't return.
 pub(super) async fn keep_sampling<H: Host>(engine: Engine<H>, interval: Duration) {
     loop {
         let metrics = engine.metrics().clone();
@@ -34,7 +34,7 @@ fn sample(conn: &mut PgConnection, metrics: &Metrics) -> Result<(), Failure> {
     metrics.parked.set(parked);
     metrics.oldest_in_progress_seconds.set(oldest.unwrap_or(0.0).max(0.0));
     let (rows, bytes) = table_size(conn)?;
-    // Before the first ANALYZE the planner knows nothing.
+    // Before the first ANALYZE, the planner has no estimate.
     metrics.table_rows.set(rows.max(0));
     metrics.table_bytes.set(bytes);
     Ok(())

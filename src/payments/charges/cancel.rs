@@ -1,4 +1,4 @@
-//! Canceling an authorized charge.
+//! Cancellation of an authorized charge.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
@@ -16,7 +16,7 @@ use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
-/// Nothing to say.
+/// Body of a cancellation, which has no fields.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({}))]
 #[serde(deny_unknown_fields)]
@@ -40,7 +40,7 @@ impl Operation for CancelCharge {
 
 #[async_trait]
 impl ExternalOperation for CancelCharge {
-    /// Name of the authorization.
+    /// The processor's id of the authorization.
     type Reservation = String;
     type Outcome = ();
 
@@ -94,7 +94,7 @@ problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, Process
 
 /// Cancel a charge
 ///
-/// Gives an authorization up, so that the customer's money is no longer held.
+/// Voids an authorization, so that the customer's money is no longer held.
 #[utoipa::path(
     operation_id = "charges.cancel",
     tag = "Charges",

@@ -1,4 +1,4 @@
-//! Capturing an authorized charge: all or part of it, once; the rest is released.
+//! Capture of an authorized charge: all or part of it, once. The rest is released.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
@@ -17,14 +17,15 @@ use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
-/// What to capture.
+/// Body of a capture.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"amount": "10.00"}))]
 #[serde(deny_unknown_fields)]
 pub struct CaptureCharge {
     #[schema(ignore)]
     id: Option<ChargeId>,
-    /// Decimal string in the charge's currency, at most what was authorized, which is also the default.
+    /// Decimal string in the charge's currency, at most the authorized amount. Default: the authorized
+    /// amount.
     #[schema(value_type = Option<String>, example = "10.00")]
     amount: Option<PlainAmount>,
 }
@@ -42,14 +43,14 @@ impl Operation for CaptureCharge {
     }
 }
 
-/// What an attempt needs to know.
+/// Data that an attempt needs.
 pub struct Reservation {
     authorization_id: String,
     amount: Money,
 }
 
 impl CaptureCharge {
-    /// The amount to capture of `row`.
+    /// The amount of `row` to capture.
     fn amount(&self, row: &ChargeRow) -> Result<Money, Error> {
         let amount = match &self.amount {
             None => return row.money(row.amount),
@@ -120,8 +121,9 @@ problems!(
 
 /// Capture a charge
 ///
-/// Takes all or part of what was authorized, once; the rest is released to the customer. Of two captures or a
-/// capture and a cancellation at the same time, under different keys, one wins and the other is refused.
+/// Captures all or part of the authorized amount, once. The rest is released to the customer. Of two
+/// concurrent captures with different keys, or a capture and a cancellation, one succeeds and the other is
+/// refused.
 #[utoipa::path(
     operation_id = "charges.capture",
     tag = "Charges",

@@ -1,13 +1,14 @@
-//! Creating a charge.
+//! Creation of a charge.
 //!
-//! A charge that looks like another one under another key (same amount, currency, payment method and reference, a
-//! short time ago) is *suspected* to be a duplicate: by a client that makes a new key per attempt instead of per
-//! payment. By policy it's made and the answer names the other one, or it's refused.
+//! A charge with the amount, currency, payment method and reference of another one, which was created a short
+//! time ago under another key, is a *suspected duplicate*: its client may make a new key per attempt instead
+//! of per payment. Depending on the policy, the charge is created and the answer names the other one, or it's
+//! refused.
 //!
-//! The claim allocates the charge's id; the processor authorizes and, with `capture`, captures; one
-//! transaction then writes the charge, the journal entry, the event and the answer. If we die before the
-//! processor is called, nothing has happened; after it, the next attempt calls it again under the same
-//! derived key, gets the same outcome, and writes the same charge.
+//! The claim allocates the charge's id. The processor authorizes the charge and, with `capture`, captures it.
+//! One transaction then writes the charge, the journal entry, the event and the answer. If the service dies
+//! before it calls the processor, nothing has happened. If it dies afterwards, the next attempt calls the
+//! processor again under the same derived key, gets the same outcome, and writes the same charge.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
@@ -37,30 +38,30 @@ use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
-/// Most characters of `reference`.
+/// Maximum number of characters in `reference`.
 const REFERENCE_MAX: usize = 255;
 
-/// Name of the setting that says what happens to a charge that looks like another one.
+/// Name of the setting for suspected duplicates.
 const ON_SUSPECTED_DUPLICATE: &str = "on_suspected_duplicate";
-/// Its value that refuses such a charge.
+/// Value of that setting that refuses a suspected duplicate.
 const REJECT: &str = "reject";
-/// Name of the setting that says how far back it's looked for such a charge.
+/// Name of the setting for the time over which duplicates are suspected.
 const SUSPICION_WINDOW_SECONDS: &str = "suspicion_window_seconds";
 
-/// The settings of the policy that only this operation has.
+/// Policy settings that only this operation has.
 const SUSPICION_SETTINGS: &[PolicySetting] = &[
     PolicySetting {
         name: ON_SUSPECTED_DUPLICATE,
         kind: SettingKind::Choice(&["report", REJECT]),
         default: SettingValue::Word("report"),
-        meaning: "What happens to a charge that looks like another one under another key: with `report` it's made, and the \
+        meaning: "Treatment of a charge that looks like another one under another key: with `report` it's created, and the \
             answer names the other; with `reject` it's refused.",
     },
     PolicySetting {
         name: SUSPICION_WINDOW_SECONDS,
         kind: SettingKind::Number(0, 86_400),
         default: SettingValue::Number(10 * 60),
-        meaning: "How far back other charges are looked at; 0 turns it off.",
+        meaning: "Time over which earlier charges are compared; 0 turns the check off.",
     },
 ];
 
@@ -72,8 +73,8 @@ const SUSPICION_SETTINGS: &[PolicySetting] = &[
 }))]
 #[serde(deny_unknown_fields)]
 pub struct CreateCharge {
-    /// Decimal string with at most as many decimals as the currency has and 12 digits before the point,
-    /// greater than zero.
+    /// Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
+    /// before the point.
     #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "12.50")]
     amount: Money,
     /// ISO 4217 code in upper case.
@@ -83,7 +84,7 @@ pub struct CreateCharge {
     /// Token of a payment method.
     #[schema(example = "pm_card_visa")]
     payment_method: String,
-    /// Whether to capture at once; otherwise the money is only held.
+    /// Whether to capture at once. If false, the money is only held.
     #[schema(value_type = Option<bool>, default = true, nullable = false)]
     capture: bool,
     /// Free text.
@@ -137,13 +138,13 @@ impl Operation for CreateCharge {
 
 #[async_trait]
 impl ExternalOperation for CreateCharge {
-    /// What the merchant pays, by the time of the first claim.
+    /// The merchant's price at the time of the first claim.
     type Reservation = Pricing;
     type Outcome = Authorization;
 
-    /// Errors, if the policy is to refuse suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
+    /// Errors, if the policy refuses suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
     ///
-    /// Locks: with that policy, what makes charges alike.
+    /// Locks: with that policy, the fields that make charges alike.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
         if !self.needs_reservation(context.policy()) {
             return pricing::pricing(conn, context.merchant(), context.claimed_at());
@@ -152,7 +153,7 @@ impl ExternalOperation for CreateCharge {
             context.host().metrics.suspected_duplicates.with_label_values(&["rejected"]).inc();
             return Err(Error::DuplicateSuspected { charge_id });
         }
-        // Whether that becomes a charge isn't known yet, so there is nothing to refuse for good.
+        // The other charge may still fail, so this one can't be refused for good.
         if self.is_alike_in_progress(conn, context)? {
             return Err(Error::DuplicateInProgress);
         }
@@ -190,7 +191,7 @@ impl ExternalOperation for CreateCharge {
         if is_declined || !self.is_suspicious(context.policy()) {
             return Ok(Commit::Effects(effects, reply));
         }
-        // Looked for before it's written: afterwards it would find itself.
+        // Searches before the charge is written. Afterwards the search would find the charge itself.
         let reply = match self.find_alike(conn, context)? {
             None => reply,
             Some(other) => {
@@ -203,8 +204,8 @@ impl ExternalOperation for CreateCharge {
 }
 
 impl BatchedOperation for CreateCharge {
-    /// There is nothing to reserve: the charge comes into being when the processor has decided. But a suspected
-    /// duplicate can only be refused before.
+    /// A charge reserves nothing, since the processor's decision creates it. But only a reservation can
+    /// refuse a suspected duplicate in time.
     fn needs_reservation(&self, policy: &Policy) -> bool {
         self.is_suspicious(policy) && policy.own.word(ON_SUSPECTED_DUPLICATE) == REJECT
     }
@@ -213,7 +214,7 @@ impl BatchedOperation for CreateCharge {
         pricing::pricing_from_json(read.unwrap_or_default())
     }
 
-    /// Unless charges that are alike have to be looked for.
+    /// Batches the effects, unless it has to search for charges that are alike.
     fn effects(
         &self,
         context: &Context<'_>,
@@ -228,7 +229,7 @@ impl BatchedOperation for CreateCharge {
 }
 
 impl CreateCharge {
-    /// The charge, its journal entry, its event and the answer, by the processor's decision.
+    /// Builds the charge, its journal entry, its event and the answer from the processor's decision.
     fn written_for(
         &self,
         context: &Context<'_>,
@@ -265,7 +266,7 @@ impl CreateCharge {
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
                 let (_, effects) = row.to_effects(EventType::ChargeFailed, None)?;
-                // Not an `Err`: the failed charge is to be kept, together with this answer.
+                // Not an `Err`: the failed charge must be stored, together with this answer.
                 return Ok((effects, context.problem(&error)?));
             }
             Decision::Pending => EventType::ChargeProcessing,
@@ -284,16 +285,16 @@ impl CreateCharge {
         Ok((effects, reply))
     }
 
-    /// Whether this charge can be told from another payment at all. Two without a reference can't: a customer may
+    /// Whether this charge can look like a duplicate. Two charges without a reference can't: a customer may
     /// well buy the same thing twice.
     fn is_suspicious(&self, policy: &Policy) -> bool {
         self.reference.is_some() && policy.own.number(SUSPICION_WINDOW_SECONDS) > 0
     }
 
-    /// The latest charge that looks like this one and hasn't failed or been canceled.
+    /// Finds the latest charge that looks like this one and hasn't failed or been canceled.
     ///
-    /// Locks: what makes charges alike, until the transaction ends, so that of two such charges at the same time one
-    /// sees the other.
+    /// Locks: the fields that make charges alike, until the transaction ends, so that of two such concurrent
+    /// charges one sees the other.
     fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
         let reference = self.reference.as_deref().unwrap_or_default();
         let alike = format!("{reference} {} {}", self.amount, self.payment_method);
@@ -322,7 +323,7 @@ impl CreateCharge {
         Ok(found.map(ChargeId))
     }
 
-    /// Whether a charge that looks like this one is being made at this moment, so that it isn't there yet.
+    /// Whether a charge that looks like this one is being created right now, so that it isn't stored yet.
     fn is_alike_in_progress(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<bool, Error> {
         let window =
             std::time::Duration::from_secs(context.policy().own.number(SUSPICION_WINDOW_SECONDS).into());
@@ -349,23 +350,24 @@ problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSu
 
 /// Create a charge
 ///
-/// Authorizes a payment and, unless `capture` is false, captures it. The charge is made once per
-/// `Idempotency-Key`, however often the request is sent: a retry gets the first answer again, byte for
-/// byte, with `Idempotent-Replayed: true`. After a 503 send the same request again: it resumes the same
+/// Authorizes a payment and, unless `capture` is false, captures it. Oncepay creates the charge once per
+/// `Idempotency-Key`, however often the client sends the request: a retry gets the first answer again, byte
+/// for byte, with `Idempotent-Replayed: true`. After a 503, send the same request again: it resumes the same
 /// charge under the same id. A decline is final for its key.
 ///
-/// A charge with a `reference` whose amount, currency and payment method are those of another one that was made a
-/// short time ago under another key is suspected to be a duplicate: `Suspected-Duplicate-Of` names the other one,
-/// or, if the policy says so, the charge is refused with `duplicate_suspected`.
+/// A charge with a `reference` is a suspected duplicate if another charge with the same reference, amount,
+/// currency and payment method was created a short time ago under another key. `Suspected-Duplicate-Of` then
+/// names the other charge. If the policy says so, the new charge is refused with `duplicate_suspected`
+/// instead.
 #[utoipa::path(
     operation_id = "charges.create",
     tag = "Charges",
     request_body = CreateCharge,
     responses(
-        (status = 201, description = "The charge was made. `status` is `succeeded`, `requires_capture` with `capture: false`, or `processing` when the processor will tell later.",
+        (status = 201, description = "The charge was created. `status` is `succeeded`, `requires_capture` with `capture: false`, or `processing` if the processor decides later.",
             body = Charge, headers(
                 ("Location" = String, description = "Path of the charge"),
-                ("Suspected-Duplicate-Of" = String, description = "Id of another charge of the same amount, currency, payment method and reference, made a short time ago under another key. Not on replays."))),
+                ("Suspected-Duplicate-Of" = String, description = "Id of another charge with the same amount, currency, payment method and reference, created a short time ago under another key. Not sent on replays."))),
         CreateProblems
     ),
 )]

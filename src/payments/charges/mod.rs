@@ -6,9 +6,9 @@
 //! |---|---|---|
 //! | – | `succeeded` | creation with `capture`, approved |
 //! | – | `requires_capture` | creation without `capture`, approved |
-//! | – | `processing` | creation, the processor will tell later |
+//! | – | `processing` | creation, with the processor's decision to come later |
 //! | – | `failed` | creation, declined |
-//! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's word ([`settle`]) |
+//! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's decision ([`settle`]) |
 //! | `requires_capture` | `succeeded` | [capture](mod@capture) |
 //! | `requires_capture` | `canceled` | [cancellation](mod@cancel) |
 //! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::payments::refunds) |
@@ -22,9 +22,9 @@
 //!
 //! # Under way
 //!
-//! Between the claim of a capture or cancellation and its end the processor is being asked, and no row is
-//! locked. The column `in_flight` keeps the charge for that one operation meanwhile: a second one, under
-//! another key, is refused for good. Refunds reserve their amount instead, since there can be several.
+//! Between the claim of a capture or cancellation and its end, the processor is being called and no row is
+//! locked. Meanwhile the column `in_flight` keeps the charge for that one operation: a second one, under
+//! another key, is refused for good. Refunds reserve their amount instead, since a charge can have several.
 
 pub mod cancel;
 pub mod capture;
@@ -52,7 +52,7 @@ use crate::processor::Decline;
 use crate::storage::schema::charges;
 use crate::web::fields::Metadata;
 
-/// Charges, as a kind of resource.
+/// Charges, as a resource kind.
 pub static CHARGE: ResourceKind =
     ResourceKind::new("charge", ChargeId::PREFIX, "charges", "/v1/charges/{id}");
 
@@ -71,15 +71,15 @@ pub struct Charge {
     /// Always `charge`.
     #[schema(example = "charge")]
     object: &'static str,
-    /// Where it stands.
+    /// State of the charge.
     status: ChargeStatus,
-    /// What was authorized, at the currency's scale.
+    /// Authorized amount, at the currency's scale.
     #[schema(example = "12.50")]
     amount: String,
-    /// What was captured of it.
+    /// Captured part of `amount`.
     #[schema(example = "12.50")]
     amount_captured: String,
-    /// What was refunded of that.
+    /// Refunded part of `amount_captured`.
     #[schema(example = "0.00")]
     amount_refunded: String,
     /// ISO 4217 code.
@@ -97,29 +97,29 @@ pub struct Charge {
     /// Free-form entries.
     #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({"cart": "7f3a"}))]
     metadata: Metadata,
-    /// Why it failed, if it did.
+    /// Reason of the failure, if the charge failed.
     failure: Option<ChargeFailure>,
-    /// What the merchant paid for the capture; zero before it.
+    /// The merchant's fee for the capture. Zero before it.
     #[schema(example = "0.66")]
     fee: String,
-    /// When it was first asked for.
+    /// Time of the first request for the charge.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// When it was captured.
+    /// Time of the capture.
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T09:30:00.120Z")]
     captured_at: Option<Timestamp>,
-    /// When its authorization was voided.
+    /// Time at which the authorization was voided.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     canceled_at: Option<Timestamp>,
 }
 
-/// Where a charge stands.
+/// State of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {
-    /// The processor will tell later.
+    /// The processor will decide later.
     Processing,
-    /// Authorized; the money is held until it's captured.
+    /// Authorized. The money is held until it's captured.
     RequiresCapture,
     /// Captured.
     Succeeded,
@@ -131,12 +131,12 @@ pub enum ChargeStatus {
     PartiallyRefunded,
     /// Captured, and returned in full.
     Refunded,
-    /// The customer contests it with the issuer, or has done so and won.
+    /// The customer contests the charge with the issuer, or has won such a dispute.
     Disputed,
 }
 
 impl ChargeStatus {
-    /// All there are.
+    /// All states.
     pub const ALL: [Self; 8] = [
         Self::Processing,
         Self::RequiresCapture,
@@ -148,7 +148,7 @@ impl ChargeStatus {
         Self::Disputed,
     ];
 
-    /// Its name in the database and in the API.
+    /// Name in the database and in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Processing => "processing",
@@ -170,7 +170,7 @@ impl std::str::FromStr for ChargeStatus {
     }
 }
 
-/// Why a charge failed.
+/// Reason why a charge failed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChargeFailure {
     /// `card_declined` or `insufficient_funds`.
@@ -179,7 +179,7 @@ pub struct ChargeFailure {
     /// The issuer's reason.
     #[schema(example = "generic_decline")]
     decline_code: String,
-    /// The same for people.
+    /// The reason as text for people.
     #[schema(example = "The card was declined.")]
     message: String,
 }
@@ -212,10 +212,12 @@ pub(crate) struct ChargeRow {
     pub canceled_at: Option<DateTime<Utc>>,
 }
 
-/// SQL: writes new charges with all that belongs to them, as [`ChargeRow::to_effects`] describes it.
+/// SQL: writes new charges with their journal entries and events, as [`ChargeRow::to_effects`] describes
+/// them.
 ///
-/// That the charges and events come out of `posted` makes sure that the ledger is written before. In order, so that two
-/// statements that both make accounts for new merchants wait for each other instead of deadlocking.
+/// The charges and events select from `posted`, so that the ledger is written first. Rows are written in
+/// order, so that two statements that both create accounts for new merchants wait for each other instead of
+/// deadlocking.
 pub(crate) const WRITE_SQL: &str = "\
     posted AS MATERIALIZED ( \
         SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
@@ -261,7 +263,7 @@ impl ChargeRow {
         Ok(Money::from_stored(amount, self.currency()?))
     }
 
-    /// What is captured and neither refunded nor being refunded.
+    /// Amount that is captured and neither refunded nor being refunded.
     pub fn refundable(&self) -> Decimal {
         self.amount_captured - self.amount_refunded - self.amount_refund_pending
     }
@@ -270,7 +272,7 @@ impl ChargeRow {
         status.as_str().clone_into(&mut self.status);
     }
 
-    /// The state of a captured charge that isn't disputed, by what was refunded.
+    /// Sets the state of a captured charge that isn't disputed, according to its refunded amount.
     pub fn set_captured_status(&mut self) {
         self.set_status(if self.amount_refunded.is_zero() {
             ChargeStatus::Succeeded
@@ -281,7 +283,7 @@ impl ChargeRow {
         });
     }
 
-    /// Marks `captured` as captured, and posts the journal entry for that.
+    /// Marks `captured` as captured and posts the journal entry of the capture.
     pub fn capture(
         &mut self,
         conn: &mut PgConnection,
@@ -294,8 +296,8 @@ impl ChargeRow {
         Ok(())
     }
 
-    /// Marks `captured` as captured. Returns the journal entry to be posted for that: `acquirer_clearing` gross to
-    /// `merchant_payable` net and `fee_revenue` fee.
+    /// Marks `captured` as captured. Returns the journal entry of the capture, to be posted:
+    /// `acquirer_clearing` gross to `merchant_payable` net and `fee_revenue` fee.
     pub fn mark_captured(
         &mut self,
         pricing: Pricing,
@@ -319,7 +321,7 @@ impl ChargeRow {
         Ok(entry)
     }
 
-    /// Marks the charge as declined, and returns the error that tells the client.
+    /// Marks the charge as declined. Returns the error for the client.
     pub fn decline(&mut self, decline: &Decline) -> Error {
         let (charge_id, decline_code) = (self.id, decline.code().to_owned());
         let error = if decline.is_insufficient_funds() {
@@ -334,8 +336,8 @@ impl ChargeRow {
         error
     }
 
-    /// The new charge, and what [`WRITE_SQL`] needs to write it, the event that tells of it and the journal entry of its
-    /// capture.
+    /// Makes the new charge, and the parameters that [`WRITE_SQL`] needs to write it with its event and the
+    /// journal entry of its capture.
     pub fn to_effects(
         &self,
         event: EventType,
@@ -368,13 +370,13 @@ impl ChargeRow {
         Ok((charge, effects))
     }
 
-    /// Writes what can change of a charge, and the event that tells of it.
+    /// Writes the mutable columns of a charge, and its event.
     pub fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
         self.reserve(conn)?;
         self.record(conn, event)
     }
 
-    /// Writes what can change of a charge where nothing has happened that a client should be told of.
+    /// Writes the mutable columns of a charge without an event, for changes that no client is told of.
     pub fn reserve(&self, conn: &mut PgConnection) -> Result<(), Error> {
         diesel::update(charges::table.find((self.merchant_id, self.id)))
             .set((
@@ -403,7 +405,7 @@ impl ChargeRow {
         Ok(charge)
     }
 
-    /// The charge as the API shows it.
+    /// Converts the row to the charge that the API shows.
     pub fn into_charge(self) -> Result<Charge, Error> {
         let (currency, status) = (self.currency()?, self.status()?);
         Ok(Charge {
@@ -431,7 +433,7 @@ impl ChargeRow {
     }
 }
 
-/// What the processor says later of a charge that was `processing`.
+/// The processor's later decision on a charge that was `processing`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Approved and, if the charge was to be captured at once, captured.
@@ -440,7 +442,7 @@ pub enum Decision {
     Declined(Decline),
 }
 
-/// Settles a charge that is `processing`, by the processor's word.
+/// Settles a charge that is `processing`, on the processor's decision.
 ///
 /// Errors: `charge_not_found`.
 ///

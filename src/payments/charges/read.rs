@@ -1,4 +1,4 @@
-//! Reading charges.
+//! Retrieval and lists of charges.
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use diesel::prelude::*;
@@ -18,12 +18,12 @@ problems!(GetProblems, reading: ChargeNotFound);
 
 /// Retrieve a charge
 ///
-/// A charge is visible from the moment that its creation was answered with 201 or 402.
+/// A charge is visible from the moment that its creation is answered with 201 or 402.
 #[utoipa::path(
     operation_id = "charges.get",
     tag = "Charges",
     params(("id" = String, Path, description = "Id of the charge", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The charge as it is now.", body = Charge), GetProblems),
+    responses((status = 200, description = "The charge's current state.", body = Charge), GetProblems),
 )]
 #[get("/v1/charges/{id}")]
 pub async fn get(
@@ -50,8 +50,8 @@ problems!(ListProblems, listing:);
 
 /// List charges
 ///
-/// Newest first. Filters combine. A page is addressed by the id of a charge next to it, so it doesn't shift
-/// when charges are added.
+/// Newest first. Filters combine. A cursor is the id of a charge next to the page, so pages don't shift when
+/// charges are added.
 #[utoipa::path(
     operation_id = "charges.list",
     tag = "Charges",
@@ -59,8 +59,8 @@ problems!(ListProblems, listing:);
         ("status" = Option<ChargeStatus>, Query, description = "Only charges in this state"),
         ("currency" = Option<String>, Query, description = "Only charges in this currency", example = "USD"),
         ("reference" = Option<String>, Query, description = "Only charges with this reference"),
-        ("created_after" = Option<String>, Query, description = "Only charges made after this time (RFC 3339), exclusive"),
-        ("created_before" = Option<String>, Query, description = "Only charges made before this time (RFC 3339), exclusive"),
+        ("created_after" = Option<String>, Query, description = "Only charges created after this time (RFC 3339), exclusive"),
+        ("created_before" = Option<String>, Query, description = "Only charges created before this time (RFC 3339), exclusive"),
     ),
     responses((status = 200, description = "A page of charges.", body = List<Charge>), ListProblems),
 )]

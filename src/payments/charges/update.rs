@@ -1,4 +1,4 @@
-//! Changing what a merchant may change of a charge. Only our own database is involved.
+//! Updates of a charge's mutable fields. They involve only our own database.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, patch, web};
@@ -15,17 +15,17 @@ use crate::web::problems::problems;
 
 use super::{Charge, ChargeRow};
 
-/// A merge patch (RFC 7396): fields that are left out stay, `null` removes.
+/// A merge patch (RFC 7396): omitted fields stay, and `null` removes.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({"description": "Order 1001, gift", "metadata": {"cart": null, "gift": "yes"}}))]
 #[serde(deny_unknown_fields)]
 pub struct UpdateCharge {
     #[schema(ignore)]
     id: Option<ChargeId>,
-    /// New text, or `null`.
+    /// New text, or `null` to remove it.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
     description: Patch<String>,
-    /// Entries to set, or to remove with `null`; `null` instead of the object removes all.
+    /// Entries to set, or to remove with `null`. `null` instead of the object removes all entries.
     #[schema(value_type = Option<std::collections::BTreeMap<String, Option<String>>>)]
     metadata: Patch<std::collections::BTreeMap<String, Option<String>>>,
 }
@@ -40,7 +40,7 @@ impl Operation for UpdateCharge {
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         Fields::read(input.body, |fields| {
             Some(Self {
-                // What is no id of a charge can't be found; that answer is given, and kept, later.
+                // An id that no charge can have finds none. That answer is given, and stored, later.
                 id: input.id("id"),
                 description: fields.patch_text("description", TEXT_MAX),
                 metadata: fields.patch_metadata(),
@@ -50,7 +50,7 @@ impl Operation for UpdateCharge {
 }
 
 impl LocalOperation for UpdateCharge {
-    /// Locks the charge.
+    /// Locks: the charge.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::ChargeNotFound)?;
         let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
@@ -87,8 +87,8 @@ problems!(UpdateProblems, mutating: ChargeNotFound, MetadataTooLarge);
 
 /// Update a charge
 ///
-/// Changes what the merchant may change of a charge, as a JSON merge patch (RFC 7396). Amounts, currency
-/// and payment method never change.
+/// Updates the mutable fields of a charge with a JSON merge patch (RFC 7396). Amounts, currency and payment
+/// method never change.
 #[utoipa::path(
     operation_id = "charges.update",
     tag = "Charges",
@@ -97,7 +97,7 @@ problems!(UpdateProblems, mutating: ChargeNotFound, MetadataTooLarge);
         (UpdateCharge = "application/json"),
         (UpdateCharge = "application/merge-patch+json"),
     )),
-    responses((status = 200, description = "The charge after the change.", body = Charge), UpdateProblems),
+    responses((status = 200, description = "The updated charge.", body = Charge), UpdateProblems),
 )]
 #[patch("/v1/charges/{id}")]
 pub async fn update(
