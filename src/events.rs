@@ -113,8 +113,9 @@ pub fn record(
     object: &impl Serialize,
 ) -> Result<(), Error> {
     let data = serde_json::to_value(object).map_err(Error::internal)?;
-    let insert =
-        "INSERT INTO events (merchant_id, id, type, object_id, data) VALUES ({}, uuid_v7(), {}, {}, {})";
+    // Of one time, so that a page by time and a page by id agree on which side of a millisecond it is.
+    let insert = "INSERT INTO events (merchant_id, id, created_at, type, object_id, data) \
+         SELECT {}, uuid_v7(clock.now), clock.now, {}, {}, {} FROM (SELECT clock_timestamp() AS now) AS clock";
     statement::<()>(insert)
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(kind.as_str())

@@ -97,10 +97,10 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             }
             let page = Page { limit, cursor: Cursor::Newest };
             let keys = key_list::list(&mut connect(&database)?, &filter, page)
-                .map_err(|error| sentence(error))?
+                .map_err(sentence)?
                 .unwrap_or_else(|| unreachable!("there is no cursor that could be unknown"));
             for row in &keys.data {
-                write_line(out, &one_line(row).map_err(|error| sentence(error))?);
+                write_line(out, &one_line(row).map_err(sentence)?);
             }
             write_line(
                 out,
@@ -112,9 +112,9 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         Command::Show { id, database } => {
             let id = parse_id(&id)?;
             let row = status::find(&mut connect(&database)?, id.merchant, &id.key)
-                .map_err(|error| sentence(error))?
+                .map_err(sentence)?
                 .ok_or_else(|| sentence(Failure::IdempotencyKeyNotFound))?;
-            write_line(out, &one_line(&row).map_err(|error| sentence(error))?);
+            write_line(out, &one_line(&row).map_err(sentence)?);
             let times = [
                 ("completed", row.completed_at),
                 ("answer kept until", Some(row.expires_at)),
@@ -138,7 +138,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             let mut retried = 0;
             loop {
                 let page = Page { limit: KEYS_MAX, cursor: Cursor::Newest };
-                let parked = key_list::list(conn, &filter, page).map_err(|error| sentence(error))?;
+                let parked = key_list::list(conn, &filter, page).map_err(sentence)?;
                 let parked = parked.map(|list| list.data).unwrap_or_default();
                 let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
                 for row in parked {
@@ -172,8 +172,8 @@ fn change(
     act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Failure>,
     out: &mut impl Write,
 ) -> Result<(), String> {
-    let row = conn.transaction(act).map_err(|error| sentence(error))?;
-    write_line(out, &one_line(&row).map_err(|error| sentence(error))?);
+    let row = conn.transaction(act).map_err(sentence)?;
+    write_line(out, &one_line(&row).map_err(sentence)?);
     Ok(())
 }
 

@@ -68,13 +68,12 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         Command::Set { operation, changes, database } => {
             let conn = &mut db::connect(&database.database_url)?;
             let body = Value::Object(changes.into_iter().collect());
-            let change = ReplacePolicy::parse(operation.clone(), &body, settings_of(&operation))
-                .map_err(|error| sentence(error))?;
+            let change =
+                ReplacePolicy::parse(operation.clone(), &body, settings_of(&operation)).map_err(sentence)?;
             load(conn)?;
             let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
             let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });
-            conn.transaction(|conn| change.apply(conn, &defaults(), &who))
-                .map_err(|error| sentence(error))?;
+            conn.transaction(|conn| change.apply(conn, &defaults(), &who)).map_err(sentence)?;
             let policies = load(conn)?;
             write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
             Ok(())
@@ -96,7 +95,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             }
             let changes = query
                 .load::<(String, chrono::DateTime<chrono::Utc>, String, Value, Value)>(conn)
-                .map_err(|error| sentence(error))?;
+                .map_err(sentence)?;
             for (operation, at, by, before, after) in changes {
                 let changed = difference(&before, &after);
                 write_line(out, &format!("{}  {operation:<28}  {by}: {changed}", time_text(at)));
@@ -109,9 +108,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
 /// Reads all policies, after adding missing rows.
 fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
     let defaults = defaults();
-    policies::add_missing(conn, &defaults)
-        .and_then(|()| policies::load(conn, &defaults))
-        .map_err(|error| sentence(error))
+    policies::add_missing(conn, &defaults).and_then(|()| policies::load(conn, &defaults)).map_err(sentence)
 }
 
 fn defaults() -> Vec<Defaults> {

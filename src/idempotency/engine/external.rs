@@ -32,17 +32,23 @@ use super::{Engine, Response, is_claim_lost};
 /// attempt with little to spare.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// The hooks of a [`BatchedOperation`], for code that also serves other external operations.
+/// The result of [`BatchedOperation::reservation_from`].
+type ReservationResult<O> = Result<<O as ExternalOperation>::Reservation, ErrorOf<O>>;
+/// The result of [`BatchedOperation::effects`].
+type EffectsResult<O> = Result<Option<(Effects, Reply)>, ErrorOf<O>>;
+/// [`BatchedOperation::effects`].
+type EffectsHook<O> = fn(
+    &O,
+    &Context<'_, <O as Operation>::Host>,
+    &<O as ExternalOperation>::Reservation,
+    &<O as ExternalOperation>::Outcome,
+) -> EffectsResult<O>;
+
+/// The hooks of a [`BatchedOperation`], for code that serves other external operations too.
 struct BatchHooks<O: ExternalOperation> {
     needs_reservation: fn(&O, &Policy) -> bool,
-    reservation_from: fn(&O, Option<Value>) -> Result<O::Reservation, ErrorOf<O>>,
-    #[expect(clippy::type_complexity, reason = "it's the signature of the trait")]
-    effects: fn(
-        &O,
-        &Context<'_, O::Host>,
-        &O::Reservation,
-        &O::Outcome,
-    ) -> Result<Option<(Effects, Reply)>, ErrorOf<O>>,
+    reservation_from: fn(&O, Option<Value>) -> ReservationResult<O>,
+    effects: EffectsHook<O>,
 }
 
 impl<O: ExternalOperation> Clone for BatchHooks<O> {

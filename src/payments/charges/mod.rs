@@ -234,9 +234,10 @@ pub(crate) const WRITE_SQL: &str = "\
             c.failure_message, c.authorization_id, c.created_at, c.captured_at \
         FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
     event AS ( \
-        INSERT INTO events (merchant_id, id, type, object_id, data) \
-        SELECT posted.merchant_id, uuid_v7(), e.type, e.object_id, e.data \
-        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
+        INSERT INTO events (merchant_id, id, created_at, type, object_id, data) \
+        SELECT posted.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data \
+        FROM (SELECT clock_timestamp() AS now) AS clock, \
+            posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
 
 impl ChargeRow {
     /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.
