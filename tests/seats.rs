@@ -1,4 +1,4 @@
-//! The engine alone, guarding the handler of a toy domain: seats of a theatre, each of which is booked once.
+//! The engine alone, guarding the handler of a toy domain: seats of a theater, each of which is booked once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,14 @@ use oncepay::storage::{self, db::Db};
 
 use crate::support::*;
 
-struct Theatre;
+struct Theater;
 
-impl Host for Theatre {
+impl Host for Theater {
     type Error = Failure;
     type Caller = ();
 }
 
-impl HttpHost for Theatre {
+impl HttpHost for Theater {
     fn identify(&self, _: &HttpRequest, (): ()) -> LocalBoxFuture<'static, Result<Identity, Failure>> {
         Box::pin(async { Ok(Identity { merchant: MerchantId(uuid::Uuid::nil()), proof: None, actor: None }) })
     }
@@ -42,16 +42,16 @@ struct BookSeat {
 }
 
 impl Operation for BookSeat {
-    type Host = Theatre;
+    type Host = Theater;
     const DESCRIPTOR: Descriptor<()> = Descriptor::new("seats.book", "POST", "/seats/{seat}", ());
 
-    fn read(input: &Input<'_, Theatre>) -> Result<Self, Failure> {
+    fn read(input: &Input<'_, Theater>) -> Result<Self, Failure> {
         Ok(Self { seat: input.parameter("seat").into_owned() })
     }
 }
 
 impl LocalOperation for BookSeat {
-    fn execute(&self, conn: &mut PgConnection, _: &Context<'_, Theatre>) -> Result<Reply, Failure> {
+    fn execute(&self, conn: &mut PgConnection, _: &Context<'_, Theater>) -> Result<Reply, Failure> {
         let booked = sql_query("INSERT INTO seats VALUES ($1) ON CONFLICT DO NOTHING")
             .bind::<Text, _>(&self.seat)
             .execute(conn)?;
@@ -60,7 +60,7 @@ impl LocalOperation for BookSeat {
 }
 
 async fn book(
-    engine: web::Data<Engine<Theatre>>,
+    engine: web::Data<Engine<Theater>>,
     request: IdempotentRequest<BookSeat>,
 ) -> Result<HttpResponse, Failure> {
     engine.run_local(request).await
@@ -82,7 +82,7 @@ fn a_seat_is_booked_once_however_often_the_request_is_sent() {
         let db = Db::new(&database.app_url, 2, second, storage::metrics::Metrics::new(&registry));
         let settings = Settings { timing, batch_size_max: 1 };
         let engine =
-            Engine::new(db, Arc::new(Theatre), settings, &[BookSeat::DESCRIPTOR], Metrics::new(&registry));
+            Engine::new(db, Arc::new(Theater), settings, &[BookSeat::DESCRIPTOR], Metrics::new(&registry));
         let app = App::new().app_data(web::Data::new(engine)).route("/seats/{seat}", web::post().to(book));
         let app = http::init_service(app).await;
         for (seat, key, status, replayed) in [

@@ -1,5 +1,7 @@
 -- Two settings are of `charges.create` alone. The service writes them for that operation only, so the rows of the others
 -- take the defaults. The table has a row per operation, and changing a default rewrites nothing.
+SET LOCAL lock_timeout = '1s';
+
 ALTER TABLE idempotency_policies
     ALTER COLUMN on_suspected_duplicate SET DEFAULT 'report',
     ALTER COLUMN suspicion_window_seconds SET DEFAULT 600;
