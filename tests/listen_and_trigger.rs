@@ -168,7 +168,7 @@ fn trigger_plays_the_acquirer_where_a_sandbox_stands_for_it() {
         let before = scene.count(kind);
         let said = scene.trigger(kind);
         assert!(
-            said.contains(&format!("Sent {kind} as the acquirer's event evt_")) && said.contains("applied"),
+            said.contains(&format!("Sent {kind} as the processor's event evt_")) && said.contains("applied"),
             "{said}"
         );
         assert!(scene.count(kind) > before, "{kind}");
