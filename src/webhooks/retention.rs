@@ -1,7 +1,7 @@
 //! Retention: deletes events and deliveries that are older than they are kept.
 //!
 //! Every instance runs one. Each skips rows that another holds, so any number of them is harmless. Like the
-//! [reaper](crate::idempotency::reaper), retention works in small batches with pauses in between, so that it
+//! [reaper](crate::idempotency::workers::reaper), retention works in small batches with pauses in between, so that it
 //! doesn't slow payments down.
 //!
 //! A missing event proves nothing if it may have been deleted. So the first batch that deletes events records

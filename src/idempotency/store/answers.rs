@@ -67,7 +67,7 @@ pub struct Completion {
 }
 
 /// Checks the fences, writes the effects and stores the answers of many requests in one statement: it
-/// combines [`lock`], the effects and [`complete`]. Needs no transaction around it. Returns `None` for a
+/// combines [`lock`](super::claims::lock), the effects and [`complete`]. Needs no transaction around it. Returns `None` for a
 /// request whose claim doesn't own its row, or whose row another transaction has locked or just changed:
 /// nothing of that request is written.
 ///
