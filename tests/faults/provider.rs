@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use oncepay::inbound::reconcile::{self, VoidAfter};
 use serde_json::{Value, json};
 
 use crate::second_processor::fake::{Crossbank, Faults};
@@ -204,10 +203,7 @@ impl Provider {
         let compared = match self {
             Self::Ours(acquirer) => {
                 acquirer.wait_for_its_list();
-                let options =
-                    reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
-                let adapter = oncepay::server::adapter::of_options(&acquirer.options()).unwrap();
-                reconcile::run_once(&database.app_url, &adapter, options)
+                database.reconcile(&oncepay::server::adapter::of_options(&acquirer.options()).unwrap())
             }
             Self::Second(crossbank) => second_processor::compare(crossbank, database),
         };

@@ -9,7 +9,7 @@ pub mod service;
 
 use std::time::Duration;
 
-use oncepay::inbound::reconcile::{self, Report, VoidAfter};
+use oncepay::inbound::reconcile::Report;
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -28,8 +28,7 @@ struct Scene {
 
 /// What the reconciliation finds.
 pub fn compare(crossbank: &Crossbank, database: &TestDatabase) -> Result<Report, String> {
-    let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
-    reconcile::run_once(&database.app_url, &adapter(&crossbank.url(), Duration::from_secs(2)), options)
+    database.reconcile(&adapter(&crossbank.url(), Duration::from_secs(2)))
 }
 
 impl Scene {

@@ -12,6 +12,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::statvfs::statvfs;
 use oncepay::base::ids::MerchantId;
 use oncepay::dev::{database, postgres, seed};
+use oncepay::inbound::reconcile::{self, Report, VoidAfter};
+use oncepay::processor::Adapter;
 use oncepay::storage::db;
 use oncepay::web::auth;
 use secrecy::{ExposeSecret, SecretString};
@@ -453,6 +455,12 @@ impl TestDatabase {
                 &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
             );
         }
+    }
+
+    /// Compares the books with those of the processor of `adapter`, which gets no time to catch up, and voids nothing.
+    pub fn reconcile(&self, adapter: &Adapter) -> Result<Report, String> {
+        let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
+        reconcile::run_once(&self.app_url, adapter, options)
     }
 
     /// Fails unless the books are in order. Every test ends with this, by dropping the database.
