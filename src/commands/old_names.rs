@@ -5,6 +5,8 @@
 
 use std::ffi::OsString;
 
+use super::secret_files::also_help;
+
 /// New and old names of variables.
 const RENAMED: &[(&str, &str)] = &[
     ("ONCEPAY_PROCESSOR_URL", "ONCEPAY_ACQUIRER_URL"),
@@ -37,7 +39,7 @@ pub fn with_old_names(command: clap::Command, variable: &impl Fn(&str) -> Option
     let is_set = |name: &str| variable(name).is_some() || variable(&format!("{name}_FILE")).is_some();
     let old_of = |arg: &clap::Arg| arg.get_env().and_then(|name| old_name(name.to_str()?));
     let has_any = command.get_arguments().any(|arg| old_of(arg).is_some());
-    let command = if has_any { command.after_help(HELP) } else { command };
+    let command = if has_any { also_help(command, HELP) } else { command };
     command
         .mut_args(|arg| {
             let is_new_set = arg.get_env().and_then(|name| name.to_str()).is_some_and(is_set);

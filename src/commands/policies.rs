@@ -7,8 +7,8 @@ use clap::Subcommand;
 use diesel::prelude::*;
 use serde_json::Value;
 
+use crate::idempotency::Policy;
 use crate::idempotency::policies::{self, ByOperation, Defaults};
-use crate::idempotency::{Policy, PolicySetting};
 use crate::idempotency_api::policies::ReplacePolicy;
 use crate::server;
 use crate::storage::db;
@@ -68,12 +68,13 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         Command::Set { operation, changes, database } => {
             let conn = &mut db::connect(&database.database_url)?;
             let body = Value::Object(changes.into_iter().collect());
-            let change =
-                ReplacePolicy::parse(operation.clone(), &body, settings_of(&operation)).map_err(sentence)?;
+            let defaults = defaults();
+            let own = policies::defaults_of(&operation, &defaults).map_or(&[][..], |known| known.settings);
+            let change = ReplacePolicy::parse(operation.clone(), &body, own).map_err(sentence)?;
             load(conn)?;
             let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
             let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });
-            conn.transaction(|conn| change.apply(conn, &defaults(), &who)).map_err(sentence)?;
+            conn.transaction(|conn| change.apply(conn, &defaults, &who)).map_err(sentence)?;
             let policies = load(conn)?;
             write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
             Ok(())
@@ -113,13 +114,6 @@ fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
 
 fn defaults() -> Vec<Defaults> {
     server::operations().iter().map(|operation| Defaults::of(&operation.descriptor)).collect()
-}
-
-/// The settings that only `operation` has.
-fn settings_of(operation: &str) -> &'static [PolicySetting] {
-    let operations = server::operations();
-    let found = operations.iter().find(|registered| registered.descriptor.name == operation);
-    found.map(|registered| registered.descriptor.policy_settings).unwrap_or_default()
 }
 
 /// The settings of a policy, as `set` takes them.

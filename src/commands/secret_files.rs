@@ -65,7 +65,7 @@ fn with_secrets(command: clap::Command, secrets: &BTreeMap<String, String>) -> c
 }
 
 /// Appends to the end of the help.
-fn also_help(command: clap::Command, help: &str) -> clap::Command {
+pub(super) fn also_help(command: clap::Command, help: &str) -> clap::Command {
     let help = match command.get_after_help() {
         Some(before) => format!("{before}\n\n{help}"),
         None => help.to_owned(),

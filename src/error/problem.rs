@@ -159,12 +159,16 @@ impl Error {
 
     /// Makes the whole answer to request `request_id` for `path`.
     pub fn to_response(&self, request_id: &str, path: &str) -> HttpResponse {
-        let mut response = HttpResponse::build(self.code().status());
-        for header in self.headers() {
-            response.insert_header(header);
-        }
-        response.content_type("application/problem+json").json(Problem::new(self, request_id, path))
+        response(self.code(), self.headers(), &Problem::new(self, request_id, path))
     }
+}
+
+fn response(code: Code, headers: Vec<(&'static str, String)>, problem: &Problem) -> HttpResponse {
+    let mut response = HttpResponse::build(code.status());
+    for header in headers {
+        response.insert_header(header);
+    }
+    response.content_type("application/problem+json").json(problem)
 }
 
 impl ResponseError for Error {
@@ -185,10 +189,6 @@ impl ResponseError for Failure {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut response = HttpResponse::build(self.code().status());
-        for header in self.headers() {
-            response.insert_header(header);
-        }
-        response.content_type("application/problem+json").json(self.problem("", ""))
+        response(self.code(), self.headers(), &self.problem("", ""))
     }
 }

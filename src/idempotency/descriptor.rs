@@ -44,7 +44,7 @@ impl<C: Copy> Descriptor<C> {
             caller,
             body_optional: false,
             target: Target::None,
-            default_policy: Policy::default_policy,
+            default_policy: Policy::default,
             policy_settings: &[],
             batching: None,
         }
@@ -216,12 +216,14 @@ impl ResourceKind {
 
     /// SQL: whether the row of (`merchant`, `id`) exists, even if the API hides it.
     pub fn exists_sql(&self, merchant: &str, id: &str) -> String {
-        let table = self.table;
+        format!("EXISTS (SELECT FROM {} r WHERE {})", self.table, self.row_sql(merchant, id))
+    }
+
+    /// SQL: the condition for the row `r` of (`merchant`, `id`) in the table.
+    pub fn row_sql(&self, merchant: &str, id: &str) -> String {
         match self.scope {
-            Scope::Merchant => {
-                format!("EXISTS (SELECT FROM {table} r WHERE r.merchant_id = {merchant} AND r.id = {id})")
-            }
-            Scope::Service(column) => format!("EXISTS (SELECT FROM {table} r WHERE r.{column} = {id})"),
+            Scope::Merchant => format!("r.merchant_id = {merchant} AND r.id = {id}"),
+            Scope::Service(column) => format!("r.{column} = {id}"),
         }
     }
 }

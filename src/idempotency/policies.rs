@@ -150,7 +150,8 @@ pub fn load(conn: &mut PgConnection, operations: &[Defaults]) -> Result<ByOperat
         .collect()
 }
 
-fn defaults_of<'a>(operation: &str, operations: &'a [Defaults]) -> Option<&'a Defaults> {
+/// Finds the defaults of `operation`.
+pub fn defaults_of<'a>(operation: &str, operations: &'a [Defaults]) -> Option<&'a Defaults> {
     operations.iter().find(|defaults| defaults.operation == operation)
 }
 

@@ -138,11 +138,6 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Returns the default.
-    pub fn default_policy() -> Self {
-        Self::default()
-    }
-
     /// The enforcement for keys of `merchant`: `enforcement`, or the next weaker one outside the rollout.
     pub fn enforcement_for(&self, merchant: MerchantId) -> Enforcement {
         if rollout_bucket(merchant) < self.rollout_percent {

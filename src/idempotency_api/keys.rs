@@ -16,9 +16,7 @@ use crate::base::time::{self, Timestamp};
 use crate::error::{Error, Failure, FieldError};
 use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::status::{self, KeyId, KeyRow, Life};
-use crate::idempotency::{
-    IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, Scope, parameter,
-};
+use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, parameter};
 use crate::storage::db::Db;
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::web::fields::Fields;
@@ -181,14 +179,12 @@ fn resource(
         return Ok(None);
     };
     let parents: Vec<_> = kind.parents.iter().map(|(column, _)| format!("r.{column}")).collect();
-    let row = match kind.scope {
-        Scope::Merchant => "r.merchant_id = $1 AND r.id = $2".to_owned(),
-        Scope::Service(column) => format!("$1 IS NOT NULL AND r.{column} = $2"),
-    };
+    // Both parameters occur, also for a resource that belongs to no merchant.
     let found = diesel::sql_query(format!(
-        "SELECT ARRAY[{}]::uuid[] AS parents FROM {} r WHERE {row} AND {}",
+        "SELECT ARRAY[{}]::uuid[] AS parents FROM {} r, (SELECT $1 AS merchant, $2 AS id) asked WHERE {} AND {}",
         parents.join(", "),
         kind.table,
+        kind.row_sql("asked.merchant", "asked.id"),
         kind.condition
     ))
     .bind::<SqlUuid, _>(merchant)

@@ -79,7 +79,6 @@ pub fn serve(
     config: &Config,
     adapter: Option<Adapter>,
 ) -> Result<(Server, ServerHandle), String> {
-    let _registry = Registry::new();
     let registry = Registry::new();
     let processor_metrics = Arc::new(processor::metrics::Metrics::new(&registry));
     let host_metrics = Arc::new(host::metrics::Metrics::new(&registry));
@@ -120,7 +119,7 @@ pub fn serve(
     let engine = Engine::new(db.clone(), Arc::new(host), settings, &descriptors, engine_metrics);
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
     let document = document();
-    let methods = Arc::new(methods_by_path(&document));
+    let methods = Arc::new(methods_by_path(document));
     let document = web::Data::new(openapi::Served::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
@@ -217,15 +216,7 @@ fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
         .paths
         .iter()
         .map(|(path, item)| {
-            let methods = [
-                ("GET", item.get.is_some()),
-                ("POST", item.post.is_some()),
-                ("PUT", item.put.is_some()),
-                ("PATCH", item.patch.is_some()),
-                ("DELETE", item.delete.is_some()),
-            ];
-            let allowed: Vec<_> =
-                methods.iter().filter(|(_, exists)| *exists).map(|(name, _)| *name).collect();
+            let allowed: Vec<_> = openapi::operations_of(item).map(|(method, _)| method).collect();
             (path.clone(), allowed.join(", "))
         })
         .collect()

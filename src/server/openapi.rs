@@ -12,7 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
 use utoipa::OpenApi;
-use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
@@ -112,9 +112,10 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
             }
         }
     }
-    for operation in registered.iter().map(|registered| registered.descriptor) {
+    for operation in registered.iter().map(|registered| &registered.descriptor) {
         let item = document.paths.paths.get(operation.path);
-        let is_routed = item.is_some_and(|item| operation_of(item, operation.method).is_some());
+        let is_routed =
+            item.is_some_and(|item| operations_of(item).any(|(method, _)| method == operation.method));
         assert!(
             is_routed,
             "{} has no route: add its handler to routes() in src/server/routes.rs",
@@ -129,58 +130,43 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]
             path if path.starts_with("/v1/operator") => "operator_key",
             _ => "api_key",
         };
-        let operations = [
-            (HttpMethod::Get, &mut item.get),
-            (HttpMethod::Post, &mut item.post),
-            (HttpMethod::Put, &mut item.put),
-            (HttpMethod::Patch, &mut item.patch),
-            (HttpMethod::Delete, &mut item.delete),
-        ];
-        for (method, operation) in operations {
-            if let Some(operation) = operation {
-                finish_operation(operation, scheme);
-                if method != HttpMethod::Get {
-                    let id = operation.operation_id.clone().unwrap_or_default();
-                    let name = id.strip_prefix("operator.").unwrap_or(&id);
-                    let registered = registered
-                        .iter()
-                        .find(|registered| registered.descriptor.name == name)
-                        .unwrap_or_else(|| {
-                            panic!("{id} of {path} is no operation: add it to operations() in src/server/routes.rs")
-                        });
-                    let described = (registered.descriptor.method, registered.descriptor.path);
-                    assert_eq!(
-                        described,
-                        (method_name(&method), path.as_str()),
-                        "the descriptor of {name} and its route must agree"
-                    );
-                    finish_change(operation, registered);
-                }
+        for (method, operation) in operations_of_mut(item) {
+            finish_operation(operation, scheme);
+            if method == "GET" {
+                continue;
             }
+            let id = operation.operation_id.clone().unwrap_or_default();
+            let name = id.strip_prefix("operator.").unwrap_or(&id);
+            let registered = registered
+                .iter()
+                .find(|registered| registered.descriptor.name == name)
+                .unwrap_or_else(|| {
+                    panic!("{id} of {path} is no operation: add it to operations() in src/server/routes.rs")
+                });
+            let described = (registered.descriptor.method, registered.descriptor.path);
+            assert_eq!(
+                described,
+                (method, path.as_str()),
+                "the descriptor of {name} and its route must agree"
+            );
+            finish_change(operation, registered);
         }
     }
 }
 
-/// Returns the operation of `item` with this method.
-fn operation_of<'a>(item: &'a PathItem, method: &str) -> Option<&'a Operation> {
-    match method {
-        "POST" => item.post.as_ref(),
-        "PUT" => item.put.as_ref(),
-        "PATCH" => item.patch.as_ref(),
-        "DELETE" => item.delete.as_ref(),
-        _ => None,
-    }
+/// Methods that the API uses, in the order in which an `Allow` header lists them.
+const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
+
+/// The operations of a path, by their methods.
+pub(super) fn operations_of(item: &PathItem) -> impl Iterator<Item = (&'static str, &Operation)> {
+    let operations = [&item.get, &item.post, &item.put, &item.patch, &item.delete];
+    METHODS.into_iter().zip(operations).filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
 }
 
-fn method_name(method: &HttpMethod) -> &'static str {
-    match method {
-        HttpMethod::Get => "GET",
-        HttpMethod::Post => "POST",
-        HttpMethod::Put => "PUT",
-        HttpMethod::Patch => "PATCH",
-        HttpMethod::Delete => "DELETE",
-        _ => "another method",
-    }
+/// The same, to be changed.
+pub(super) fn operations_of_mut(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+    METHODS.into_iter().zip(operations).filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 /// The schemas that show a policy, or a change of one.
@@ -337,7 +323,7 @@ fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value 
 
 /// The document, ready to serve.
 pub struct Served {
-    document: utoipa::openapi::OpenApi,
+    document: &'static utoipa::openapi::OpenApi,
     /// The last answer: policies rarely change, and it takes a while to serialize and compress the document.
     latest: Mutex<Option<Arc<Written>>>,
 }
@@ -352,7 +338,7 @@ struct Written {
 
 impl Served {
     /// Serves this document.
-    pub fn new(document: utoipa::openapi::OpenApi) -> Self {
+    pub fn new(document: &'static utoipa::openapi::OpenApi) -> Self {
         Self { document, latest: Mutex::default() }
     }
 
@@ -360,8 +346,8 @@ impl Served {
     fn operations(&self) -> impl Iterator<Item = &str> {
         let items = self.document.paths.paths.values();
         items
-            .flat_map(|item| [&item.post, &item.put, &item.patch, &item.delete])
-            .filter_map(|operation| operation.as_ref()?.extensions.as_ref()?.get(X_IDEMPOTENCY))
+            .flat_map(operations_of)
+            .filter_map(|(_, operation)| operation.extensions.as_ref()?.get(X_IDEMPOTENCY))
             .map(|extension| extension["operation"].as_str().unwrap_or_default())
     }
 
@@ -374,8 +360,8 @@ impl Served {
         let mut document = self.document.clone();
         let items = document.paths.paths.values_mut();
         let extensions = items
-            .flat_map(|item| [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete])
-            .filter_map(|operation| operation.as_mut()?.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
+            .flat_map(operations_of_mut)
+            .filter_map(|(_, operation)| operation.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
         for (extension, policy) in extensions.zip(&policies) {
             if let Some(policy) = policy {
                 extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;

@@ -1,5 +1,7 @@
 //! All routes and operations, each listed once.
 
+use std::sync::LazyLock;
+
 use actix_web::App;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
@@ -109,12 +111,15 @@ pub fn resource_kinds() -> Vec<&'static ResourceKind> {
     host::resource_kinds(&descriptors)
 }
 
-/// The OpenAPI document of the API.
-pub fn document() -> OpenApi {
-    let mut document = assembled_document();
-    openapi_components::tighten(&mut document);
-    openapi_components::share(&mut document);
-    document
+/// The OpenAPI document of the API. It takes a while to make, so all servers of a process share one.
+pub fn document() -> &'static OpenApi {
+    static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| {
+        let mut document = assembled_document();
+        openapi_components::tighten(&mut document);
+        openapi_components::share(&mut document);
+        document
+    });
+    &DOCUMENT
 }
 
 /// The same with each part in its place, as the operations describe themselves.
