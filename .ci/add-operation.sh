@@ -39,7 +39,8 @@ done
 tests
 [ "${1:-}" = --forget ] || exit 0
 
-# A fresh copy of the patched tree each time, so that what was left out before is there again.
+# A fresh copy of the patched tree each time, so that what was left out before is there again: with new times, by which cargo
+# notices that.
 whole=$(mktemp -d)
 trap 'rm -rf "$copy" "$whole"' EXIT
 cp -a . "$whole"
@@ -47,7 +48,7 @@ forget() {
     local said
     printf '\n== without %s\n' "$1"
     rm -rf "$copy"
-    cp -a "$whole" "$copy"
+    cp -R "$whole" "$copy"
     cd "$copy"
     for file in $(git apply --numstat "$patch" | cut -f3 | grep -E "^$1") $(grep -xE "$1" <<<openapi/openapi.json); do
         if [ -e "$root/$file" ]; then cp "$root/$file" "$file"; else rm "$file"; fi
