@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use oncepay::base::derived_secrets::Vault;
 use oncepay::base::ids::WebhookEndpointId;
-use oncepay::base::signature::{self, Secret, Signed};
+use oncepay::base::signature::{self, Secret, SignatureHeaders};
 use oncepay::config::Config;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -108,7 +108,12 @@ fn ids(received: &[Received]) -> HashSet<String> {
 
 fn verify(message: &Received, secret: Secret) -> Result<(), signature::Refusal> {
     let Received { id, timestamp, signature, body, .. } = message;
-    signature::verify(&[secret], Signed { id, timestamp, signature }, body.as_bytes(), chrono::Utc::now())
+    signature::verify(
+        &[secret],
+        SignatureHeaders { id, timestamp, signature },
+        body.as_bytes(),
+        chrono::Utc::now(),
+    )
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver as Lines};
 use std::thread;
 use std::time::Duration;
 
-use oncepay::base::signature::{Secret, Signed, verify};
+use oncepay::base::signature::{Secret, SignatureHeaders, verify};
 
 use crate::support::acquirer::{Acquirer, Received, Receiver, WEBHOOK_SECRET};
 use crate::support::*;
@@ -120,7 +120,7 @@ fn listen_forwards_what_happens_from_now_on_in_its_order_and_signed() {
     let received = receiver.received();
     assert_eq!(received.len(), told.len(), "what happened before isn't told, nor what wasn't taken again");
     for (Received { id, timestamp, signature, body, .. }, kind) in received.iter().zip(told) {
-        let signed = Signed { id, timestamp, signature };
+        let signed = SignatureHeaders { id, timestamp, signature };
         assert_eq!(verify(&[secret_of(&secret)], signed, body.as_bytes(), chrono::Utc::now()), Ok(()));
         let event = scene.client.get(&format!("/v1/events/{id}")).expect(200).json();
         let message: serde_json::Value = serde_json::from_str(body).unwrap();

@@ -1,14 +1,14 @@
 //! Events and deliveries are deleted when they are old, and nothing else is; and nobody misses them.
 
 use diesel::RunQueryDsl;
-use oncepay::webhooks::retention::{Pruned, Retention, prune};
+use oncepay::webhooks::retention::{PruneResult, Retention, prune};
 use serde_json::json;
 
 use crate::support::*;
 
 const RETENTION: Retention = Retention { events_days: 90, deliveries_days: 30 };
 
-fn pruned(database: &TestDatabase, batch: i32) -> Pruned {
+fn pruned(database: &TestDatabase, batch: i32) -> PruneResult {
     prune(&mut database.as_app(), RETENTION, None, batch).unwrap()
 }
 
@@ -63,9 +63,9 @@ fn what_is_old_is_deleted_and_the_audit_stays_clean() {
     // 91, 91, 31, 0 and 0 days old.
     assert_eq!(counts(&database), [5, 5]);
 
-    assert_eq!(pruned(&database, 100), Pruned { events: 2, deliveries: 3, next_after: None });
+    assert_eq!(pruned(&database, 100), PruneResult { events: 2, deliveries: 3, next_after: None });
     assert_eq!(counts(&database), [3, 2]);
-    assert_eq!(pruned(&database, 100), Pruned::default());
+    assert_eq!(pruned(&database, 100), PruneResult::default());
     let events = client.get("/v1/events").expect(200).json();
     let types: Vec<_> =
         events["data"].as_array().unwrap().iter().map(|event| event["type"].clone()).collect();
@@ -94,16 +94,16 @@ fn deliveries_go_with_their_event_and_batches_are_no_larger_than_asked_for() {
     }
     let keep = Retention { events_days: 90, deliveries_days: 36_500 };
     age(&database, 89);
-    assert_eq!(prune(&mut database.as_app(), keep, None, 2).unwrap(), Pruned::default());
+    assert_eq!(prune(&mut database.as_app(), keep, None, 2).unwrap(), PruneResult::default());
     age(&database, 2);
     assert_eq!(
         prune(&mut database.as_app(), keep, None, 2).unwrap(),
-        Pruned { events: 2, deliveries: 0, next_after: None }
+        PruneResult { events: 2, deliveries: 0, next_after: None }
     );
     assert_eq!(counts(&database), [1, 1]);
     assert_eq!(
         prune(&mut database.as_app(), keep, None, 2).unwrap(),
-        Pruned { events: 1, deliveries: 0, next_after: None }
+        PruneResult { events: 1, deliveries: 0, next_after: None }
     );
     assert_eq!(counts(&database), [0, 0]);
 }

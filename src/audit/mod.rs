@@ -5,7 +5,7 @@
 //! database itself refuses most of the violations. That is why an audit is worth having: it tells when a
 //! guard has failed.
 
-pub mod api;
+pub(crate) mod api;
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Text};
@@ -260,7 +260,7 @@ const CHECKS: &[Check] = &[
 ];
 
 #[derive(QueryableByName)]
-struct Found {
+struct CheckRow {
     #[diesel(sql_type = BigInt)]
     violations: i64,
     #[diesel(sql_type = Array<Text>)]
@@ -285,7 +285,7 @@ pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<A
                      coalesce((array_agg(v.sample ORDER BY v.sample))[1:{SAMPLES_MAX}], '{{}}') AS samples \
                      FROM ({query}) AS v (sample)"
                 ))
-                .get_result::<Found>(conn)?;
+                .get_result::<CheckRow>(conn)?;
                 Ok(CheckResult {
                     name: check.name,
                     description: check.description,

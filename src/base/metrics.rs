@@ -98,9 +98,9 @@ impl Registry {
 
 /// Adds one to a gauge while it lives.
 #[derive(Debug)]
-pub struct Counted(IntGauge);
+pub struct GaugeGuard(IntGauge);
 
-impl Counted {
+impl GaugeGuard {
     /// Adds one to `gauge`.
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
@@ -108,7 +108,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -112,7 +112,7 @@ impl Refusal {
 
 /// The headers of a signed message.
 #[derive(Clone, Copy, Debug)]
-pub struct Signed<'a> {
+pub struct SignatureHeaders<'a> {
     /// [`ID`].
     pub id: &'a str,
     /// [`TIMESTAMP`].
@@ -127,7 +127,7 @@ pub struct Signed<'a> {
 /// Errors, in the order checked: malformed, out of time, forged.
 pub fn verify(
     secrets: &[Secret],
-    signed: Signed<'_>,
+    signed: SignatureHeaders<'_>,
     body: &[u8],
     now: DateTime<Utc>,
 ) -> Result<(), Refusal> {
@@ -166,7 +166,7 @@ mod tests {
     fn verified(signature: &str, timestamp: &str, body: &[u8], seconds_later: i64) -> Result<(), Refusal> {
         let other = Secret::new(&[7; 32]);
         let now = DateTime::from_timestamp(AT + seconds_later, 0).unwrap();
-        verify(&[other, specimen()], super::Signed { id: ID, timestamp, signature }, body, now)
+        verify(&[other, specimen()], super::SignatureHeaders { id: ID, timestamp, signature }, body, now)
     }
 
     /// The example of the specification.

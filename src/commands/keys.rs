@@ -7,7 +7,7 @@ use clap::Subcommand;
 use diesel::prelude::*;
 
 use crate::error::Failure;
-use crate::idempotency::status::{self, KeyId, KeyRow, Life};
+use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
 use crate::idempotency_api::key_list::{self, KeyFilter, KeyQuery};
 use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S};
 use crate::storage::db;
@@ -178,12 +178,12 @@ fn change(
 }
 
 fn one_line(row: &KeyRow) -> Result<String, Failure> {
-    let life = match row.life()? {
-        Life::Running => "running",
-        Life::Abandoned => "abandoned",
-        Life::Parked => "parked",
-        Life::Completed => "completed",
-        Life::Expired | Life::Forgotten => "expired",
+    let state = match row.state()? {
+        KeyState::Running => "running",
+        KeyState::Abandoned => "abandoned",
+        KeyState::Parked => "parked",
+        KeyState::Completed => "completed",
+        KeyState::Expired | KeyState::Forgotten => "expired",
     };
     let outcome = match (row.response_status, &row.last_error) {
         (Some(status), _) => format!("status={status}"),
@@ -191,7 +191,7 @@ fn one_line(row: &KeyRow) -> Result<String, Failure> {
         (None, None) => String::new(),
     };
     let line = format!(
-        "{}  {life:<9}  {:<28}  attempts={:<3} {outcome:<34} {}",
+        "{}  {state:<9}  {:<28}  attempts={:<3} {outcome:<34} {}",
         time_text(row.created_at),
         row.operation,
         row.attempts,

@@ -1,7 +1,7 @@
 //! The engine's half of the errors: failures that don't depend on the operation.
 //!
 //! Storage and the idempotency engine know these errors and nothing of the domain. A domain's own error type
-//! holds a [`Failure`] in one of its variants and implements [`Failing`].
+//! holds a [`Failure`] in one of its variants and implements [`AsFailure`].
 
 use super::catalogue::Code;
 
@@ -130,12 +130,12 @@ impl Failure {
 }
 
 /// An error that may be a [`Failure`].
-pub trait Failing: From<Failure> {
+pub trait AsFailure: From<Failure> {
     /// The [`Failure`] in this error, if it is one.
     fn failure(&self) -> Option<&Failure>;
 }
 
-impl Failing for Failure {
+impl AsFailure for Failure {
     fn failure(&self) -> Option<&Failure> {
         Some(self)
     }

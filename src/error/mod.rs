@@ -22,7 +22,7 @@ use crate::base::signature::Refusal;
 
 pub use catalogue::{CatalogueEntry, Code};
 pub use database::violated_constraint;
-pub use failure::{Cause, Failing, Failure};
+pub use failure::{AsFailure, Cause, Failure};
 pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
 
 /// One invalid field.
@@ -195,7 +195,7 @@ impl Error {
     }
 }
 
-impl Failing for Error {
+impl AsFailure for Error {
     fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Failure(failure) => Some(failure),

@@ -17,7 +17,7 @@ use crate::processor::{Messages, Processor, ProcessorCall};
 use crate::storage::db::Db;
 use crate::web::auth::KnownKeys;
 
-pub use callers::{ACQUIRER, Caller, OPERATORS};
+pub use callers::Caller;
 
 /// The engine of this service.
 pub type Engine = idempotency::Engine<Oncepay>;
@@ -26,7 +26,7 @@ pub type Context<'a> = idempotency::Context<'a, Oncepay>;
 /// The input of one of this service's operations.
 pub type Input<'a> = idempotency::Input<'a, Oncepay>;
 /// A registered operation of this service.
-pub type Registered = idempotency::Registered<Oncepay>;
+pub type RegisteredOperation = idempotency::RegisteredOperation<Oncepay>;
 /// The description of one of this service's operations.
 pub type Descriptor = idempotency::Descriptor<Caller>;
 

@@ -18,7 +18,7 @@ use super::store::{self, Answer, Claim, Claimant, Completion};
 /// Result of a look-up of a key that is claimed if it is new.
 pub enum ClaimResult {
     /// The request has claimed its key; this was read with it.
-    Claimed(Claim, Option<serde_json::Value>),
+    ClaimWithData(Claim, Option<serde_json::Value>),
     /// The key isn't new; this is the decision on it.
     Found(Decision),
     /// Another request is claiming the key right now.
@@ -95,7 +95,7 @@ fn look_up(
     let results = decisions.into_iter().map(|decision| {
         Ok(match decision? {
             Decision::Claim => match claimed.next().flatten() {
-                Some((claim, read)) => ClaimResult::Claimed(claim, read),
+                Some((claim, read)) => ClaimResult::ClaimWithData(claim, read),
                 None => ClaimResult::Contended,
             },
             decision => ClaimResult::Found(decision),

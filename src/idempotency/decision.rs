@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::policy::{Enforcement, OnExpired, OnMismatch, Policy};
-use super::store::{Answer, Life, Stored};
+use super::store::{Answer, KeyState, StoredKey};
 
 /// The decision on a key.
 #[derive(Debug)]
@@ -30,11 +30,11 @@ pub enum Decision {
 
 /// Decides on a key for which `stored` was found. Checks in this order: free, other request, expired,
 /// running.
-pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
+pub fn decide(stored: Option<StoredKey>, policy: &Policy) -> Decision {
     let Some(stored) = stored else { return Decision::Claim };
-    let is_free = match stored.life {
-        Life::Forgotten => true,
-        Life::Expired => policy.on_expired == OnExpired::Execute,
+    let is_free = match stored.state {
+        KeyState::Forgotten => true,
+        KeyState::Expired => policy.on_expired == OnExpired::Execute,
         _ => false,
     };
     if is_free {
@@ -46,13 +46,13 @@ pub fn decide(stored: Option<Stored>, policy: &Policy) -> Decision {
     if !is_same && !is_forgiven {
         return Decision::Mismatch;
     }
-    match (stored.life, stored.answer) {
-        (Life::Expired, _) => Decision::Expired,
+    match (stored.state, stored.answer) {
+        (KeyState::Expired, _) => Decision::Expired,
         (_, Some(answer)) if is_same => Decision::Replay(answer),
         (_, Some(answer)) => Decision::ReplayDespiteMismatch(answer),
         // Only the same request may finish what was begun.
-        (Life::Abandoned, None) if is_same => Decision::TakeOver(stored.created_at),
-        (life, None) => Decision::Running { is_parked: life == Life::Parked },
+        (KeyState::Abandoned, None) if is_same => Decision::TakeOver(stored.created_at),
+        (state, None) => Decision::Running { is_parked: state == KeyState::Parked },
     }
 }
 

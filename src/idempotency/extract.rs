@@ -22,7 +22,7 @@ use super::fingerprint::RequestContent;
 use super::host::Host;
 use super::key::{IDEMPOTENCY_KEY, IdempotencyKey};
 use super::operation::{BatchedOperation, ErrorOf, ExternalOperation, LocalOperation, Operation};
-use super::request::{IdempotentRequest, Treatment, read};
+use super::request::{IdempotentRequest, RequestRules, read};
 
 /// Maximum size of a body in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -165,7 +165,7 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
             message_id,
         }),
         operation: Arc::new(operation),
-        treatment: Treatment { policy, enforcement, wait },
+        treatment: RequestRules { policy, enforcement, wait },
     };
     Ok(if is_keyed { request } else { request.unkeyed() })
 }

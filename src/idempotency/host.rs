@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use secrecy::SecretString;
 
-use crate::error::failure::{Failing, Failure};
+use crate::error::failure::{AsFailure, Failure};
 
 use super::reply::Reply;
 
@@ -33,7 +33,7 @@ pub trait Host: Send + Sync + 'static {
 }
 
 /// An error of a host.
-pub trait HostError: Failing + From<diesel::result::Error> + Debug + Send + Sync + 'static {
+pub trait HostError: AsFailure + From<diesel::result::Error> + Debug + Send + Sync + 'static {
     /// Whether this error settles the request, so that it is stored and replayed.
     fn is_final(&self) -> bool;
 

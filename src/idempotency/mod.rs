@@ -98,13 +98,13 @@ mod host;
 mod key;
 pub mod metrics;
 mod operation;
-pub mod policies;
-pub mod policy;
+pub(crate) mod policies;
+pub(crate) mod policy;
 mod registry;
 mod reply;
 mod request;
 mod settings;
-pub mod status;
+pub(crate) mod status;
 mod store;
 mod waiting;
 pub mod workers;
@@ -121,7 +121,7 @@ pub use operation::{
     BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation, Operation,
 };
 pub use policy::{OwnSettings, Policy, PolicySetting, SettingKind, SettingValue};
-pub use registry::Registered;
+pub use registry::RegisteredOperation;
 pub use reply::{KeptHeader, Reply, SEALED};
 pub use request::IdempotentRequest;
 pub use settings::{Recovery, Settings, Timing};

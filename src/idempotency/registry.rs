@@ -3,29 +3,29 @@
 use futures_util::future::BoxFuture;
 
 use super::descriptor::Descriptor;
-use super::engine::{Due, Engine, RecoveryResult};
+use super::engine::{DueRequest, Engine, RecoveryResult};
 use super::host::Host;
 use super::operation::{BatchedOperation, ExternalOperation, LocalOperation, Operation};
 
-type Recover<H> = fn(Engine<H>, Due) -> BoxFuture<'static, RecoveryResult>;
+type Recover<H> = fn(Engine<H>, DueRequest) -> BoxFuture<'static, RecoveryResult>;
 
 /// An operation of the host `H`.
 #[derive(Debug)]
-pub struct Registered<H: Host> {
+pub struct RegisteredOperation<H: Host> {
     /// Description of the operation.
     pub descriptor: Descriptor<H::Caller>,
     recover: Option<Recover<H>>,
 }
 
-impl<H: Host> Clone for Registered<H> {
+impl<H: Host> Clone for RegisteredOperation<H> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<H: Host> Copy for Registered<H> {}
+impl<H: Host> Copy for RegisteredOperation<H> {}
 
-impl<H: Host> Registered<H> {
+impl<H: Host> RegisteredOperation<H> {
     /// Registers an operation that changes only our own database. It needs no recovery: if it dies, it has
     /// never begun.
     pub fn local<O: LocalOperation<Host = H>>() -> Self {
@@ -53,7 +53,7 @@ impl<H: Host> Registered<H> {
     }
 
     /// Finishes an abandoned request.
-    pub(super) async fn recover(&self, engine: Engine<H>, due: Due) -> RecoveryResult {
+    pub(super) async fn recover(&self, engine: Engine<H>, due: DueRequest) -> RecoveryResult {
         let Some(recover) = self.recover else { return RecoveryResult::Lost };
         // Runs in a task of its own, so that a panic ends this attempt and not the worker. Its lease has to
         // expire then.

@@ -15,7 +15,7 @@ use super::policy::{Enforcement, Policy};
 
 /// The rules for a request.
 #[derive(Clone, Debug)]
-pub(super) struct Treatment {
+pub(super) struct RequestRules {
     /// The policy of its operation.
     pub policy: Arc<Policy>,
     /// The enforcement that applies to it.
@@ -32,14 +32,14 @@ pub struct IdempotentRequest<O> {
     /// The operation that is requested.
     pub(super) operation: Arc<O>,
     /// The rules for it.
-    pub(super) treatment: Treatment,
+    pub(super) treatment: RequestRules,
 }
 
 impl<O: Operation> IdempotentRequest<O> {
     /// Reads a stored request again. Fails if this release would refuse it.
     pub(super) fn restore(
         envelope: Envelope,
-        treatment: Treatment,
+        treatment: RequestRules,
         host: &O::Host,
     ) -> Result<Self, ErrorOf<O>> {
         let value = json::parse(&envelope.content.body).map_err(Failure::JsonMalformed)?;

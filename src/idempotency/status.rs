@@ -13,22 +13,21 @@ use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
 
 use super::key::IdempotencyKey;
-pub use super::store::Life;
-pub(crate) use super::store::life;
+pub use super::store::KeyState;
+pub(crate) use super::store::key_state;
 
 /// How far the effects of a request can be, in the database and in the API.
 pub(crate) const RECOVERY_POINTS: [&str; 2] = ["started", "finished"];
 
 /// A key's row, without request and answer.
 #[derive(Clone, Debug, QueryableByName)]
-#[expect(missing_docs, reason = "the columns are described in the migrations")]
 pub struct KeyRow {
     #[diesel(sql_type = SqlUuid)]
     pub merchant_id: MerchantId,
     #[diesel(sql_type = Text)]
     pub key: String,
     #[diesel(sql_type = Text)]
-    life: String,
+    state: String,
     #[diesel(sql_type = Text)]
     pub operation: String,
     #[diesel(sql_type = Text)]
@@ -63,8 +62,8 @@ pub struct KeyRow {
 
 impl KeyRow {
     /// The key's state.
-    pub fn life(&self) -> Result<Life, Failure> {
-        self.life.parse()
+    pub fn state(&self) -> Result<KeyState, Failure> {
+        self.state.parse()
     }
 
     /// The id of the row.
@@ -78,8 +77,8 @@ macro_rules! key_columns {
     () => {
         concat!(
             "merchant_id, key, ",
-            $crate::idempotency::status::life!(),
-            " AS life, operation, request_id, attempts, recoveries, recovery_point, last_error, response_status, \
+            $crate::idempotency::status::key_state!(),
+            " AS state, operation, request_id, attempts, recoveries, recovery_point, last_error, response_status, \
              resource_type, resource_id, created_at, completed_at, expires_at, lease_expires_at, recover_at, parked_at"
         )
     };
@@ -124,7 +123,7 @@ pub fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<
     .get_result::<KeyRow>(conn)
     .optional()?;
     match row {
-        Some(row) if row.life()? != Life::Forgotten => Ok(Some(row)),
+        Some(row) if row.state()? != KeyState::Forgotten => Ok(Some(row)),
         _ => Ok(None),
     }
 }

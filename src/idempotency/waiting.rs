@@ -21,7 +21,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::{Notify, watch};
 
 use crate::base::ids::MerchantId;
-use crate::base::metrics::Counted;
+use crate::base::metrics::GaugeGuard;
 use crate::storage::db::Db;
 
 use super::key::IdempotencyKey;
@@ -85,7 +85,7 @@ impl Waiters {
         deadline: Instant,
     ) -> Option<WaitResult> {
         let (group, mut answered) = self.join(db, merchant, key);
-        let _counted = Counted::new(&self.gauge);
+        let _counted = GaugeGuard::new(&self.gauge);
         let answered = pin!(answered.wait_for(Option::is_some));
         let free = pin!(group.free.notified());
         match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {

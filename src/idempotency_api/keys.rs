@@ -15,7 +15,7 @@ use crate::base::ids::MerchantId;
 use crate::base::time::{self, Timestamp};
 use crate::error::{Error, Failure, FieldError};
 use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
-use crate::idempotency::status::{self, KeyId, KeyRow, Life};
+use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
 use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, parameter};
 use crate::storage::db::Db;
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
@@ -118,10 +118,10 @@ pub struct OperatorKeyStatus {
 
 impl KeyStatus {
     fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
-        let status = match row.life()? {
-            Life::Running | Life::Abandoned | Life::Parked => IN_PROGRESS,
-            Life::Completed => COMPLETED,
-            Life::Expired | Life::Forgotten => EXPIRED,
+        let status = match row.state()? {
+            KeyState::Running | KeyState::Abandoned | KeyState::Parked => IN_PROGRESS,
+            KeyState::Completed => COMPLETED,
+            KeyState::Expired | KeyState::Forgotten => EXPIRED,
         };
         Ok(Self {
             key: row.key.clone(),

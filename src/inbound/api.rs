@@ -41,7 +41,7 @@ const REASON_MAX: usize = 500;
 
 /// An event from the processor.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct KeptEvent {
+pub struct AcquirerEvent {
     /// Our id for the event, in the order of receipt.
     #[schema(value_type = String, example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     id: AcquirerEventId,
@@ -86,7 +86,7 @@ pub struct KeptEvent {
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = acquirer_events)]
-struct KeptRow {
+struct AcquirerEventRow {
     id: AcquirerEventId,
     event_id: String,
     #[diesel(column_name = type_)]
@@ -102,7 +102,7 @@ struct KeptRow {
     settled_at: Option<DateTime<Utc>>,
 }
 
-impl KeptRow {
+impl AcquirerEventRow {
     fn find(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Self, Error> {
         acquirer_events::table
             .find(id)
@@ -112,8 +112,8 @@ impl KeptRow {
             .ok_or(Error::AcquirerEventNotFound)
     }
 
-    fn into_event(self) -> KeptEvent {
-        KeptEvent {
+    fn into_event(self) -> AcquirerEvent {
+        AcquirerEvent {
             id: self.id,
             object: "acquirer_event",
             event_id: self.event_id,
@@ -159,7 +159,7 @@ problems!(ListProblems, operating_listing:);
         ("type" = Option<String>, Query, description = "Only events of this type"),
         ("event_id" = Option<String>, Query, description = "Only the event with this id of the processor"),
     ),
-    responses((status = 200, description = "A page of events.", body = List<KeptEvent>), ListProblems),
+    responses((status = 200, description = "A page of events.", body = List<AcquirerEvent>), ListProblems),
 )]
 #[get("/v1/operator/acquirer-events")]
 pub async fn list(
@@ -176,7 +176,7 @@ pub async fn list(
         .run_retrying(move |conn| {
             conn.transaction(|conn| {
                 plan_freely(conn)?;
-                let mut query = acquirer_events::table.select(KeptRow::as_select()).into_boxed();
+                let mut query = acquirer_events::table.select(AcquirerEventRow::as_select()).into_boxed();
                 if let Some(State(state)) = state {
                     query = query.filter(acquirer_events::state.eq(state));
                 }
@@ -187,7 +187,7 @@ pub async fn list(
                     query = query.filter(acquirer_events::event_id.eq(event_id));
                 }
                 load_page!(conn, query, acquirer_events::id, page)?
-                    .try_map(|row: KeptRow| Ok(row.into_event()))
+                    .try_map(|row: AcquirerEventRow| Ok(row.into_event()))
             })
         })
         .await?;
@@ -203,7 +203,7 @@ problems!(GetProblems, operating: AcquirerEventNotFound);
     operation_id = "operator.acquirer_events.get",
     tag = "Operators",
     params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The event.", body = KeptEvent), GetProblems),
+    responses((status = 200, description = "The event.", body = AcquirerEvent), GetProblems),
 )]
 #[get("/v1/operator/acquirer-events/{id}")]
 pub async fn get(
@@ -212,7 +212,9 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Error> {
     let id = id.parse().map_err(|_| Error::AcquirerEventNotFound)?;
-    let event = db.run_retrying(move |conn| KeptRow::find(conn, id).map(KeptRow::into_event)).await?;
+    let event = db
+        .run_retrying(move |conn| AcquirerEventRow::find(conn, id).map(AcquirerEventRow::into_event))
+        .await?;
     Ok(HttpResponse::Ok().json(event))
 }
 
@@ -246,7 +248,7 @@ impl LocalOperation for ReplayEvent {
         let kept = store::lock(conn, id)?.ok_or(Error::AcquirerEventNotFound)?;
         let outcome = worker::try_again(conn, &kept, &*context.host().messages, &context.host().metrics)?;
         store::note(conn, &kept, &outcome)?;
-        Ok(Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())?)
+        Ok(Reply::json(StatusCode::OK, &AcquirerEventRow::find(conn, id)?.into_event())?)
     }
 }
 
@@ -260,7 +262,7 @@ problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
     operation_id = "operator.acquirer_events.replay",
     tag = "Operators",
     params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
-    responses((status = 200, description = "The event, with its new state.", body = KeptEvent), ReplayProblems),
+    responses((status = 200, description = "The event, with its new state.", body = AcquirerEvent), ReplayProblems),
 )]
 #[post("/v1/operator/acquirer-events/{id}/replay")]
 pub async fn replay(
@@ -310,7 +312,7 @@ impl LocalOperation for DismissEvent {
             let outcome = Outcome::Dismissed(format!("{}: {}", context.actor(), self.reason));
             store::note(conn, &kept, &outcome)?;
         }
-        Ok(Reply::json(StatusCode::OK, &KeptRow::find(conn, id)?.into_event())?)
+        Ok(Reply::json(StatusCode::OK, &AcquirerEventRow::find(conn, id)?.into_event())?)
     }
 }
 
@@ -326,7 +328,7 @@ problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
     tag = "Operators",
     params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
     request_body = DismissEvent,
-    responses((status = 200, description = "The event.", body = KeptEvent), DismissProblems),
+    responses((status = 200, description = "The event.", body = AcquirerEvent), DismissProblems),
 )]
 #[post("/v1/operator/acquirer-events/{id}/dismiss")]
 pub async fn dismiss(

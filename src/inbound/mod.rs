@@ -16,9 +16,9 @@
 //! Not promised: an order. An event that contradicts earlier ones (`charge.failed` of a captured charge)
 //! changes nothing, and is kept as *contradicted*, for people to look at.
 
-pub mod api;
+pub(crate) mod api;
 mod events;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod reconcile;
 mod store;
 mod worker;

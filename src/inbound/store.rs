@@ -61,7 +61,7 @@ pub fn insert(
 
 /// A stored event that is locked until the transaction ends.
 #[derive(Clone, Debug, Queryable)]
-pub struct Kept {
+pub struct LockedEvent {
     /// Our id.
     pub id: AcquirerEventId,
     /// The processor's id.
@@ -78,9 +78,9 @@ pub struct Kept {
     pub now: DateTime<Utc>,
 }
 
-type KeptSql = (SqlUuid, Text, Binary, Text, Integer, Bool, Timestamptz);
+type LockedEventSql = (SqlUuid, Text, Binary, Text, Integer, Bool, Timestamptz);
 
-macro_rules! kept {
+macro_rules! locked_event {
     ($rest:literal) => {
         concat!(
             "SELECT id, event_id, body, state, attempts, overdue_at IS NOT NULL, clock_timestamp() FROM acquirer_events ",
@@ -91,7 +91,7 @@ macro_rules! kept {
 
 /// A parked event that its caller must try.
 #[derive(Clone, Debug, Queryable)]
-pub struct Taken {
+pub struct DueEvent {
     /// Our id.
     pub id: AcquirerEventId,
     /// The processor's id.
@@ -110,7 +110,7 @@ pub struct Taken {
 ///
 /// Marks the event as overdue if it was received longer than `overdue_after` ago. Skips events that another
 /// instance has locked.
-pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Option<Taken>, Error> {
+pub fn take_due(conn: &mut PgConnection, overdue_after: Duration) -> Result<Option<DueEvent>, Error> {
     Ok(statement::<(SqlUuid, Text, Text, Nullable<Text>, Bool)>(
         "WITH due AS MATERIALIZED ( \
              SELECT id, overdue_at FROM acquirer_events WHERE due_at <= statement_timestamp() \
@@ -138,8 +138,8 @@ pub fn lock_parked(
     merchant: MerchantId,
     object_id: Uuid,
     event_id: &str,
-) -> Result<Vec<Kept>, Error> {
-    Ok(statement::<KeptSql>(kept!(
+) -> Result<Vec<LockedEvent>, Error> {
+    Ok(statement::<LockedEventSql>(locked_event!(
         "WHERE settled_at IS NULL AND merchant_id = {} AND object_id = {} AND event_id <> {} \
          ORDER BY id FOR UPDATE SKIP LOCKED"
     ))
@@ -150,15 +150,15 @@ pub fn lock_parked(
 }
 
 /// Finds an event by its id and locks it.
-pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<Kept>, Error> {
-    Ok(statement::<KeptSql>(kept!("WHERE id = {} FOR UPDATE"))
+pub fn lock(conn: &mut PgConnection, id: AcquirerEventId) -> Result<Option<LockedEvent>, Error> {
+    Ok(statement::<LockedEventSql>(locked_event!("WHERE id = {} FOR UPDATE"))
         .bind::<SqlUuid, _>(id)
         .get_result(conn)
         .optional()?)
 }
 
 /// Stores the outcome of another attempt. An applied event stays applied if the attempt finds it so.
-pub fn note(conn: &mut PgConnection, kept: &Kept, outcome: &Outcome) -> Result<(), Error> {
+pub fn note(conn: &mut PgConnection, kept: &LockedEvent, outcome: &Outcome) -> Result<(), Error> {
     statement::<()>(
         "UPDATE acquirer_events e SET \
              attempts = e.attempts + CASE WHEN asked.state = 'dismissed' THEN 0 ELSE 1 END, \
@@ -180,7 +180,7 @@ pub fn note(conn: &mut PgConnection, kept: &Kept, outcome: &Outcome) -> Result<(
     Ok(())
 }
 
-fn pause_after(kept: &Kept) -> Duration {
+fn pause_after(kept: &LockedEvent) -> Duration {
     let longest = if kept.is_overdue { PAUSE_OVERDUE } else { PAUSE_MAX };
     crate::base::time::backoff(PAUSE_MIN, u32::try_from(kept.attempts).unwrap_or(0), longest)
 }

@@ -10,14 +10,14 @@ use crate::base::defaults::defaults;
 use crate::base::ids::AcquirerEventId;
 use crate::base::signature::Refusal;
 use crate::base::time;
-use crate::error::{Error, Failing, Failure};
+use crate::error::{AsFailure, Error, Failure};
 use crate::host::metrics::Metrics as HostMetrics;
 use crate::processor::{Event, Messages};
 use crate::storage::db::Db;
 
 use super::events::{self, Outcome};
 use super::report;
-use super::store::{self, Kept, Taken};
+use super::store::{self, DueEvent, LockedEvent};
 
 /// Number of events deleted at a time.
 const PRUNE_BATCH: i32 = 500;
@@ -130,7 +130,7 @@ async fn try_all(
     metrics: &Arc<HostMetrics>,
 ) -> Result<(), Error> {
     while let Some(taken) = db.run_retrying(move |conn| store::take_due(conn, overdue_after)).await? {
-        let Taken { id, event_id, kind, detail, becomes_overdue } = taken;
+        let DueEvent { id, event_id, kind, detail, becomes_overdue } = taken;
         if becomes_overdue {
             let detail = detail.unwrap_or_default();
             log::error!(event_id, kind; "an event of the processor has waited for too long: {detail}");
@@ -171,7 +171,7 @@ fn try_parked(
 /// Retries a stored event, and the events that waited for it.
 pub(super) fn try_again(
     conn: &mut PgConnection,
-    kept: &Kept,
+    kept: &LockedEvent,
     messages: &dyn Messages,
     metrics: &HostMetrics,
 ) -> Result<Outcome, Error> {

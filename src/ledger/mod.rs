@@ -15,7 +15,7 @@
 //! entries that could overdraw an account lock it.
 
 mod accounts;
-pub mod api;
+pub(crate) mod api;
 mod balance;
 mod checkpoints;
 

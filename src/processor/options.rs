@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::HttpSettings;
+use super::{HttpSettings, TestCard};
 use crate::base::defaults::defaults;
 
 /// Connection to the payment processor. Without an address, a sandbox in this process simulates it.
@@ -42,6 +42,33 @@ pub struct ProcessorOptions {
     /// Interval of the processor's health check, in milliseconds
     #[arg(long = "processor-probe-interval-ms", alias = "acquirer-probe-interval-ms", env = "ONCEPAY_PROCESSOR_PROBE_INTERVAL_MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub probe_interval_ms: u64,
+
+    /// Payment methods that are passed on to the processor. The others are refused at once
+    #[arg(
+        long = "processor-payment-methods",
+        env = "ONCEPAY_PROCESSOR_PAYMENT_METHODS",
+        value_enum,
+        default_value_t = PaymentMethods::TestCards
+    )]
+    pub payment_methods: PaymentMethods,
+}
+
+/// Which payment method tokens a processor that is reached over HTTP has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PaymentMethods {
+    /// Those of `oncepay simulator`
+    TestCards,
+    /// Any: the processor decides
+    Any,
+}
+
+impl PaymentMethods {
+    fn check(self) -> fn(&str) -> Result<(), String> {
+        match self {
+            Self::TestCards => TestCard::check,
+            Self::Any => |_| Ok(()),
+        }
+    }
 }
 
 impl ProcessorOptions {
@@ -63,6 +90,7 @@ impl ProcessorOptions {
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             request_timeout: Duration::from_millis(self.request_timeout_ms),
             probe_interval: Duration::from_millis(self.probe_interval_ms),
+            check_payment_method: self.payment_methods.check(),
         })
     }
 }

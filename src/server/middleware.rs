@@ -8,7 +8,7 @@ use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
 
 use super::metrics::Metrics;
-use crate::base::metrics::Counted;
+use crate::base::metrics::GaugeGuard;
 use crate::error::Error;
 use crate::host::Engine;
 use crate::storage::deadline;
@@ -23,7 +23,7 @@ pub async fn context(
     let id = RequestId::of(&req);
     req.extensions_mut().insert(id.clone());
     let _in_flight =
-        req.app_data::<web::Data<Metrics>>().map(|metrics| Counted::new(&metrics.http_in_flight));
+        req.app_data::<web::Data<Metrics>>().map(|metrics| GaugeGuard::new(&metrics.http_in_flight));
 
     // No clone of the request may be alive here: the router needs it exclusively. Errors of handlers and
     // extractors come back as responses, so `?` only passes on the failure of an inner middleware.

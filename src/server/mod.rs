@@ -2,12 +2,12 @@
 
 pub mod adapter;
 mod event_catalogue;
-pub mod health;
-pub mod metrics;
-pub mod middleware;
-pub mod openapi;
+pub(crate) mod health;
+pub(crate) mod metrics;
+pub(crate) mod middleware;
+pub(crate) mod openapi;
 mod openapi_components;
-pub mod problem_pages;
+pub(crate) mod problem_pages;
 mod routes;
 
 use std::sync::Arc;
@@ -120,7 +120,7 @@ pub fn serve(
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
     let document = document();
     let methods = Arc::new(methods_by_path(document));
-    let document = web::Data::new(openapi::Served::new(document));
+    let document = web::Data::new(openapi::ServedDocument::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
     let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_processor });

@@ -23,7 +23,7 @@ use utoipa::openapi::{Ref, RefOr, Required};
 use super::event_catalogue;
 use crate::base::signature;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
-use crate::host::{Caller, Engine, Registered};
+use crate::host::{Caller, Engine, RegisteredOperation};
 use crate::idempotency::{Policy, PolicySetting, SettingKind};
 use crate::web::problems::string_header;
 
@@ -67,7 +67,7 @@ pub fn base() -> utoipa::openapi::OpenApi {
 }
 
 /// Adds to `document`, whose paths are complete, the parts that all operations share.
-pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[Registered]) {
+pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredOperation]) {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(
         "api_key",
@@ -222,7 +222,7 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
 }
 
 /// Adds the parts that all changing operations share.
-fn finish_change(operation: &mut Operation, registered: &Registered) {
+fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         body.required =
             Some(if registered.descriptor.body_optional { Required::False } else { Required::True });
@@ -313,7 +313,7 @@ pub(super) fn codes_of(response: &Response) -> Vec<Code> {
 /// Name of the extension with the idempotency policy of an operation.
 const X_IDEMPOTENCY: &str = "x-idempotency";
 
-fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value {
+fn x_idempotency(registered: &RegisteredOperation, policy: &Policy) -> serde_json::Value {
     json!({
         "operation": registered.descriptor.name,
         "shape": if registered.is_external() { "external" } else { "local" },
@@ -322,21 +322,21 @@ fn x_idempotency(registered: &Registered, policy: &Policy) -> serde_json::Value 
 }
 
 /// The document, ready to serve.
-pub struct Served {
+pub struct ServedDocument {
     document: &'static utoipa::openapi::OpenApi,
     /// The last answer: policies rarely change, and it takes a while to serialize and compress the document.
-    latest: Mutex<Option<Arc<Written>>>,
+    latest: Mutex<Option<Arc<SerializedDocument>>>,
 }
 
 /// The document with certain policies, serialized.
-struct Written {
+struct SerializedDocument {
     /// Policies of the operations, in document order. `None` is the default policy.
     policies: Vec<Option<Arc<Policy>>>,
     plain: web::Bytes,
     compressed: OnceLock<web::Bytes>,
 }
 
-impl Served {
+impl ServedDocument {
     /// Serves this document.
     pub fn new(document: &'static utoipa::openapi::OpenApi) -> Self {
         Self { document, latest: Mutex::default() }
@@ -352,7 +352,7 @@ impl Served {
     }
 
     /// Returns the document with these policies, one per operation and in the same order.
-    fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<Written>, Error> {
+    fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<SerializedDocument>, Error> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(written) = latest.as_ref().filter(|written| written.policies == policies) {
             return Ok(Arc::clone(written));
@@ -368,13 +368,13 @@ impl Served {
             }
         }
         let plain = serde_json::to_vec(&document).map_err(Error::internal)?.into();
-        let written = Arc::new(Written { policies, plain, compressed: OnceLock::new() });
+        let written = Arc::new(SerializedDocument { policies, plain, compressed: OnceLock::new() });
         *latest = Some(Arc::clone(&written));
         Ok(written)
     }
 }
 
-impl Written {
+impl SerializedDocument {
     fn compressed(&self) -> web::Bytes {
         let compress = || {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -389,7 +389,7 @@ impl Written {
 /// Serves the document with the current policies, compressed for clients that accept it. Needs no key.
 #[actix_web::get("/openapi.json")]
 pub async fn show(
-    served: web::Data<Served>,
+    served: web::Data<ServedDocument>,
     engine: web::Data<Engine>,
     accepted: Option<web::Header<AcceptEncoding>>,
 ) -> Result<HttpResponse, Error> {

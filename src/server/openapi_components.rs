@@ -43,7 +43,7 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("ChargeFailure", "code", failures),
         ("Delivery", "status", deliveries),
         ("Dispute", "status", disputes::STATUSES.to_vec()),
-        ("KeptEvent", "state", inbound::api::STATES.to_vec()),
+        ("AcquirerEvent", "state", inbound::api::STATES.to_vec()),
         ("KeyStatus", "recovery_point", RECOVERY_POINTS.to_vec()),
         ("KeyStatus", "status", keys::STATUSES.to_vec()),
         ("Payout", "status", payouts::STATUSES.to_vec()),

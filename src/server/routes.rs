@@ -7,7 +7,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use crate::host::{self, Registered};
+use crate::host::{self, RegisteredOperation};
 use crate::idempotency::ResourceKind;
 use crate::idempotency_api::{keys, policies};
 use crate::ledger::api as ledger;
@@ -79,29 +79,29 @@ pub(super) fn routes(config: &mut ServiceConfig) {
 }
 
 /// Lists the operations that change something.
-pub fn operations() -> Vec<Registered> {
+pub fn operations() -> Vec<RegisteredOperation> {
     vec![
-        Registered::batched::<charges::create::CreateCharge>(),
-        Registered::external::<charges::capture::CaptureCharge>(),
-        Registered::external::<charges::cancel::CancelCharge>(),
-        Registered::local::<charges::update::UpdateCharge>(),
-        Registered::external::<refunds::CreateRefund>(),
-        Registered::external::<payouts::CreatePayout>(),
-        Registered::local::<inbound::ReceiveEvent>(),
-        Registered::local::<inbound::api::ReplayEvent>(),
-        Registered::local::<inbound::api::DismissEvent>(),
-        Registered::local::<api_keys::CreateApiKey>(),
-        Registered::local::<api_keys::RevokeApiKey>(),
-        Registered::local::<endpoints::CreateWebhookEndpoint>(),
-        Registered::local::<endpoints::UpdateWebhookEndpoint>(),
-        Registered::local::<endpoints::RotateSecret>(),
-        Registered::local::<endpoints::DeleteWebhookEndpoint>(),
-        Registered::local::<events_api::RedeliverEvent>(),
-        Registered::local::<merchants::CreateMerchant>(),
-        Registered::local::<merchants::ChangePricing>(),
-        Registered::local::<keys::RetryKey>(),
-        Registered::local::<keys::ReleaseKey>(),
-        Registered::local::<policies::ReplacePolicy>(),
+        RegisteredOperation::batched::<charges::create::CreateCharge>(),
+        RegisteredOperation::external::<charges::capture::CaptureCharge>(),
+        RegisteredOperation::external::<charges::cancel::CancelCharge>(),
+        RegisteredOperation::local::<charges::update::UpdateCharge>(),
+        RegisteredOperation::external::<refunds::CreateRefund>(),
+        RegisteredOperation::external::<payouts::CreatePayout>(),
+        RegisteredOperation::local::<inbound::ReceiveEvent>(),
+        RegisteredOperation::local::<inbound::api::ReplayEvent>(),
+        RegisteredOperation::local::<inbound::api::DismissEvent>(),
+        RegisteredOperation::local::<api_keys::CreateApiKey>(),
+        RegisteredOperation::local::<api_keys::RevokeApiKey>(),
+        RegisteredOperation::local::<endpoints::CreateWebhookEndpoint>(),
+        RegisteredOperation::local::<endpoints::UpdateWebhookEndpoint>(),
+        RegisteredOperation::local::<endpoints::RotateSecret>(),
+        RegisteredOperation::local::<endpoints::DeleteWebhookEndpoint>(),
+        RegisteredOperation::local::<events_api::RedeliverEvent>(),
+        RegisteredOperation::local::<merchants::CreateMerchant>(),
+        RegisteredOperation::local::<merchants::ChangePricing>(),
+        RegisteredOperation::local::<keys::RetryKey>(),
+        RegisteredOperation::local::<keys::ReleaseKey>(),
+        RegisteredOperation::local::<policies::ReplacePolicy>(),
     ]
 }
 

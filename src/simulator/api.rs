@@ -21,9 +21,9 @@ use crate::error::Failure;
 use super::error::Error;
 use super::faults::Call;
 use super::faults::{Faults, lost_answer};
-use super::operations::{self, Operation, Order, What};
+use super::operations::{self, Instruction, Operation, Order};
 use super::payment_method::PaymentMethod;
-use super::perform::{self, Performed};
+use super::perform::{self, PerformResult};
 
 /// Duration of `pm_card_slow`.
 const SLOW: Duration = Duration::from_secs(2);
@@ -166,8 +166,8 @@ async fn authorize(
     let payment_method =
         payment_method.parse().map_err(|error| Error::Invalid(format!("payment_method {error}.")))?;
     let capture_key = capture_key.map(key).transpose()?;
-    let what = What::Authorize { money: amount.money()?, payment_method, capture_key };
-    perform(bank, &req, what, parties).await
+    let instruction = Instruction::Authorize { money: amount.money()?, payment_method, capture_key };
+    perform(bank, &req, instruction, parties).await
 }
 
 #[post("/authorizations/{id}/captures")]
@@ -179,7 +179,7 @@ async fn capture(
 ) -> Result<HttpResponse, Error> {
     let AmountBody { amount, parties } = body.into_inner();
     let authorization_id = text("authorization_id", id.into_inner())?;
-    perform(bank, &req, What::Capture { authorization_id, money: amount.money()? }, parties).await
+    perform(bank, &req, Instruction::Capture { authorization_id, money: amount.money()? }, parties).await
 }
 
 #[post("/authorizations/{id}/void")]
@@ -190,7 +190,7 @@ async fn void(
     body: web::Json<Parties>,
 ) -> Result<HttpResponse, Error> {
     let authorization_id = text("authorization_id", id.into_inner())?;
-    perform(bank, &req, What::Void { authorization_id }, body.into_inner()).await
+    perform(bank, &req, Instruction::Void { authorization_id }, body.into_inner()).await
 }
 
 #[post("/authorizations/{id}/refunds")]
@@ -202,7 +202,7 @@ async fn refund(
 ) -> Result<HttpResponse, Error> {
     let AmountBody { amount, parties } = body.into_inner();
     let authorization_id = text("authorization_id", id.into_inner())?;
-    perform(bank, &req, What::Refund { authorization_id, money: amount.money()? }, parties).await
+    perform(bank, &req, Instruction::Refund { authorization_id, money: amount.money()? }, parties).await
 }
 
 #[post("/payouts")]
@@ -213,7 +213,7 @@ async fn pay_out(
 ) -> Result<HttpResponse, Error> {
     let PayoutBody { amount, destination, parties } = body.into_inner();
     let destination = text("destination", destination)?;
-    perform(bank, &req, What::Payout { money: amount.money()?, destination }, parties).await
+    perform(bank, &req, Instruction::Payout { money: amount.money()?, destination }, parties).await
 }
 
 /// Checks that the database can hold a text.
@@ -244,22 +244,22 @@ fn attempt(req: &HttpRequest) -> Result<Option<u32>, Error> {
 async fn perform(
     bank: web::Data<Bank>,
     req: &HttpRequest,
-    what: What,
+    instruction: Instruction,
     parties: Parties,
 ) -> Result<HttpResponse, Error> {
     let order = Order {
         key: idempotency_key(req)?,
-        what,
+        instruction,
         merchant: text("merchant", parties.merchant)?,
         reference: text("reference", parties.reference)?,
     };
-    let (call, attempt, shared) = (Call::from(order.what.kind()), attempt(req)?, bank.clone());
+    let (call, attempt, shared) = (Call::from(order.instruction.kind()), attempt(req)?, bank.clone());
     Ok(bank.faults.around(call, async move { answer(&shared, order, attempt).await }).await)
 }
 
 /// Performs an order, with the behavior of its payment method.
 async fn answer(bank: &Bank, order: Order, attempt: Option<u32>) -> Result<HttpResponse, Error> {
-    let payment_method = order.what.payment_method();
+    let payment_method = order.instruction.payment_method();
     if payment_method == Some(PaymentMethod::ErrorOnce) {
         let key = order.key.clone();
         let is_first = bank
@@ -273,9 +273,9 @@ async fn answer(bank: &Bank, order: Order, attempt: Option<u32>) -> Result<HttpR
     let decide_after = bank.decide_after;
     let performed = bank.db.run_retrying(move |conn| perform::perform(conn, &order, decide_after)).await?;
     let (operation, is_replay) = match performed {
-        Performed::New(operation) => (operation, false),
-        Performed::Replayed(operation) => (operation, true),
-        Performed::KeyReused => return Err(Error::IdempotencyKeyReused),
+        PerformResult::New(operation) => (operation, false),
+        PerformResult::Replayed(operation) => (operation, true),
+        PerformResult::KeyReused => return Err(Error::IdempotencyKeyReused),
     };
     match payment_method {
         Some(PaymentMethod::Slow) if !is_replay => tokio::time::sleep(SLOW).await,

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::error::Failure;
 
 use super::faults::Faults;
-use super::operations::{Operation, Order, Outcome, What};
+use super::operations::{Instruction, Operation, Order, Outcome};
 use super::outbox::{self, EventType};
 use super::perform::perform;
 use super::schema::{AuthorizationStatus, DeclineCode, Kind, Status, authorizations, operations};
@@ -123,7 +123,7 @@ pub(super) fn capture_next(conn: &mut PgConnection, faults: &Faults) -> Result<b
         let money = authorize.money().ok_or_else(|| Failure::internal("an authorization has no amount"))?;
         let order = Order {
             key,
-            what: What::Capture { authorization_id: authorization_id.clone(), money },
+            instruction: Instruction::Capture { authorization_id: authorization_id.clone(), money },
             merchant: authorize.merchant.clone(),
             reference: authorize.reference.clone(),
         };

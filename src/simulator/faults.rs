@@ -147,7 +147,7 @@ impl From<Plan> for State {
 
 /// The faults of one request.
 #[derive(Debug, PartialEq, Eq)]
-struct Fate {
+struct RequestFaults {
     delay: Duration,
     fault: Option<Fault>,
 }
@@ -214,9 +214,9 @@ impl Faults {
     }
 
     /// Delays add up. Of the other faults, the first that hits applies.
-    fn draw(&self, call: Call) -> Fate {
+    fn draw(&self, call: Call) -> RequestFaults {
         let State { plan, for_requests: random, .. } = &mut *self.state();
-        let mut fate = Fate { delay: Duration::ZERO, fault: None };
+        let mut fate = RequestFaults { delay: Duration::ZERO, fault: None };
         for rule in &mut plan.rules {
             let is_over = rule.times.is_some_and(|times| rule.hits >= times);
             let concerns = rule.kinds.as_ref().is_none_or(|kinds| kinds.contains(&call));
@@ -265,7 +265,8 @@ mod tests {
             {"fault": "drop_answer", "kinds": ["capture"], "times": 1},
             {"fault": "error_after"},
         ]}));
-        let fate = |delay_ms, fault| Fate { delay: Duration::from_millis(delay_ms), fault: Some(fault) };
+        let fate =
+            |delay_ms, fault| RequestFaults { delay: Duration::from_millis(delay_ms), fault: Some(fault) };
         assert_eq!(faults.draw(Call::Capture), fate(20, Fault::DropAnswer));
         assert_eq!(faults.draw(Call::Capture), fate(20, Fault::ErrorAfter));
         assert_eq!(faults.draw(Call::Find), fate(0, Fault::ErrorAfter));

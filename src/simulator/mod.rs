@@ -84,7 +84,7 @@ pub struct Webhook {
 }
 
 /// A running simulator.
-pub struct Running {
+pub struct RunningSimulator {
     address: SocketAddr,
     control_address: Option<SocketAddr>,
     listener: Listener,
@@ -92,7 +92,7 @@ pub struct Running {
     workers: Vec<JoinHandle<()>>,
 }
 
-impl Running {
+impl RunningSimulator {
     /// Address of the API.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -135,7 +135,7 @@ pub fn migrate(conn: &mut PgConnection) -> Result<(), String> {
 
 /// Migrates the database and starts a simulator. Must be called inside an actix system. The error is a
 /// sentence.
-pub fn start(settings: Settings) -> Result<Running, String> {
+pub fn start(settings: Settings) -> Result<RunningSimulator, String> {
     if settings.control_listen.is_some_and(|address| !address.ip().is_loopback()) {
         return Err(
             "The control asks for no key, so --control-listen must be an address of this machine, such as \
@@ -171,7 +171,7 @@ pub fn start(settings: Settings) -> Result<Running, String> {
     };
     let mut workers = vec![actix_web::rt::spawn(keep_deciding(bank))];
     workers.extend(sender.map(|sender| actix_web::rt::spawn(sender.keep_sending())));
-    Ok(Running { address, control_address, listener, control, workers })
+    Ok(RunningSimulator { address, control_address, listener, control, workers })
 }
 
 /// Decides due pending operations. Doesn't return.

@@ -18,14 +18,14 @@ use super::schema::{DeclineCode, Kind, Status, operations};
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) key: String,
-    pub(super) what: What,
+    pub(super) instruction: Instruction,
     pub(super) merchant: String,
     pub(super) reference: String,
 }
 
 /// The kind of an operation, with its arguments.
 #[derive(Clone, Debug)]
-pub(super) enum What {
+pub(super) enum Instruction {
     /// If the decision takes time, the whole amount is then captured as if requested under `capture_key`.
     Authorize {
         money: Money,
@@ -49,7 +49,7 @@ pub(super) enum What {
     },
 }
 
-impl What {
+impl Instruction {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Authorize { .. } => Kind::Authorize,
@@ -148,11 +148,11 @@ impl Operation {
         Some(currency.format(self.amount?))
     }
 
-    pub(super) fn is_of(&self, what: &What) -> bool {
-        self.kind == what.kind()
-            && self.target == what.target()
-            && self.amount == what.money().map(Money::amount)
-            && self.currency.as_deref() == what.money().map(|money| money.currency().code())
+    pub(super) fn is_of(&self, instruction: &Instruction) -> bool {
+        self.kind == instruction.kind()
+            && self.target == instruction.target()
+            && self.amount == instruction.money().map(Money::amount)
+            && self.currency.as_deref() == instruction.money().map(|money| money.currency().code())
     }
 }
 

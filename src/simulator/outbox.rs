@@ -70,7 +70,7 @@ pub(super) fn add(
 
 /// An event that a sender owns for a while.
 #[derive(Clone, Debug)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedEvent {
     pub(super) id: String,
     pub(super) body: String,
     /// Number of the attempt, from 1.
@@ -78,7 +78,7 @@ pub(super) struct Claimed {
 }
 
 /// Claims the event that has been due for longest.
-pub(super) fn claim(conn: &mut PgConnection) -> QueryResult<Option<Claimed>> {
+pub(super) fn claim(conn: &mut PgConnection) -> QueryResult<Option<ClaimedEvent>> {
     let claimed = statement::<(Text, Text, Integer)>(
         "UPDATE outbox SET attempts = attempts + 1, due_at = clock_timestamp() + interval '1 ms' * {} \
          WHERE id = (SELECT id FROM outbox WHERE deliveries_due > 0 AND due_at <= statement_timestamp() \
@@ -88,11 +88,11 @@ pub(super) fn claim(conn: &mut PgConnection) -> QueryResult<Option<Claimed>> {
     .bind::<BigInt, _>(milliseconds(CLAIM))
     .get_result::<(String, String, i32)>(conn)
     .optional()?;
-    Ok(claimed.map(|(id, body, attempt)| Claimed { id, body, attempt }))
+    Ok(claimed.map(|(id, body, attempt)| ClaimedEvent { id, body, attempt }))
 }
 
 /// Records that `event` has arrived. If it must arrive once more, that is due at once.
-pub(super) fn delivered(conn: &mut PgConnection, event: &Claimed) -> QueryResult<()> {
+pub(super) fn delivered(conn: &mut PgConnection, event: &ClaimedEvent) -> QueryResult<()> {
     statement::<()>(
         "UPDATE outbox SET deliveries_due = deliveries_due - 1, delivered_at = clock_timestamp(), \
              due_at = clock_timestamp() \
@@ -105,7 +105,7 @@ pub(super) fn delivered(conn: &mut PgConnection, event: &Claimed) -> QueryResult
 }
 
 /// Records that `event` hasn't arrived: it's due again after `pause`, or given up because of its age.
-pub(super) fn failed(conn: &mut PgConnection, event: &Claimed, pause: Duration) -> QueryResult<()> {
+pub(super) fn failed(conn: &mut PgConnection, event: &ClaimedEvent, pause: Duration) -> QueryResult<()> {
     statement::<()>(
         "UPDATE outbox SET due_at = clock_timestamp() + interval '1 ms' * {}, \
              deliveries_due = CASE WHEN created_at > clock_timestamp() - interval '1 ms' * {} \

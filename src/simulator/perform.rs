@@ -13,7 +13,7 @@ use crate::base::money::Money;
 use crate::error::Failure;
 
 use super::error::Refusal;
-use super::operations::{Operation, Order, Outcome, What, find};
+use super::operations::{Instruction, Operation, Order, Outcome, find};
 use super::payment_method::PaymentMethod;
 use super::schema::{
     AuthorizationStatus, DeclineCode, Kind, Status, authorizations, failed_once, operations,
@@ -37,7 +37,7 @@ struct NewOperation<'a> {
 }
 
 /// Result of an [`Order`].
-pub(super) enum Performed {
+pub(super) enum PerformResult {
     /// The order took effect, or was refused, now.
     New(Operation),
     /// The order had been performed before.
@@ -52,17 +52,17 @@ pub(super) fn perform(
     conn: &mut PgConnection,
     order: &Order,
     decide_after: Duration,
-) -> Result<Performed, Failure> {
+) -> Result<PerformResult, Failure> {
     conn.transaction(|conn| {
         if let Some(stored) = find(conn, &order.key)? {
             return Ok(replay(stored, order));
         }
-        let outcome = judge(conn, &order.what)?;
+        let outcome = judge(conn, &order.instruction)?;
         let new_authorization = format!("auth_{}", Uuid::now_v7().as_simple());
         match insert(conn, order, &outcome, &new_authorization, decide_after)? {
             Some(operation) => {
-                take_effect(conn, &order.what, outcome.status, &new_authorization)?;
-                Ok(Performed::New(operation))
+                take_effect(conn, &order.instruction, outcome.status, &new_authorization)?;
+                Ok(PerformResult::New(operation))
             }
             // Another transaction was faster; the insert has waited for its end.
             None => {
@@ -74,30 +74,30 @@ pub(super) fn perform(
     })
 }
 
-fn replay(stored: Operation, order: &Order) -> Performed {
-    if stored.is_of(&order.what) { Performed::Replayed(stored) } else { Performed::KeyReused }
+fn replay(stored: Operation, order: &Order) -> PerformResult {
+    if stored.is_of(&order.instruction) { PerformResult::Replayed(stored) } else { PerformResult::KeyReused }
 }
 
-/// Decides the end of `what`. Locks its authorization, so that the decision stays true.
-fn judge(conn: &mut PgConnection, what: &What) -> Result<Outcome, Failure> {
-    Ok(match what {
-        What::Authorize { payment_method, .. } => match payment_method {
+/// Decides the end of `instruction`. Locks its authorization, so that the decision stays true.
+fn judge(conn: &mut PgConnection, instruction: &Instruction) -> Result<Outcome, Failure> {
+    Ok(match instruction {
+        Instruction::Authorize { payment_method, .. } => match payment_method {
             PaymentMethod::Declined => DeclineCode::Generic.into(),
             PaymentMethod::InsufficientFunds => DeclineCode::InsufficientFunds.into(),
             PaymentMethod::Async => Status::Pending.into(),
             _ => Status::Succeeded.into(),
         },
-        What::Payout { .. } => Status::Pending.into(),
-        What::Capture { authorization_id, .. }
-        | What::Void { authorization_id }
-        | What::Refund { authorization_id, .. } => {
+        Instruction::Payout { .. } => Status::Pending.into(),
+        Instruction::Capture { authorization_id, .. }
+        | Instruction::Void { authorization_id }
+        | Instruction::Refund { authorization_id, .. } => {
             let authorization = authorizations::table
                 .find(authorization_id)
                 .select(Authorization::as_select())
                 .for_update()
                 .first(conn)
                 .optional()?;
-            match check(authorization, what) {
+            match check(authorization, instruction) {
                 Ok(()) => Status::Succeeded.into(),
                 Err(refusal) => refusal.into(),
             }
@@ -117,24 +117,26 @@ struct Authorization {
 
 /// Errors in the order checked: `authorization_not_found`, `currency_mismatch`, `authorization_not_open` for captures
 /// and voids, `amount_exceeds_authorization`, `amount_exceeds_captured`.
-fn check(authorization: Option<Authorization>, what: &What) -> Result<(), Refusal> {
+fn check(authorization: Option<Authorization>, instruction: &Instruction) -> Result<(), Refusal> {
     let Some(authorization) = authorization else {
         return Err(Refusal::new("authorization_not_found", "There is no such authorization."));
     };
-    if what.money().is_some_and(|money| money.currency().code() != authorization.currency) {
+    if instruction.money().is_some_and(|money| money.currency().code() != authorization.currency) {
         let message = format!("The authorization is in {}.", authorization.currency);
         return Err(Refusal::new("currency_mismatch", message));
     }
-    let must_be_open = matches!(what.kind(), Kind::Capture | Kind::Void);
+    let must_be_open = matches!(instruction.kind(), Kind::Capture | Kind::Void);
     if must_be_open && authorization.status != AuthorizationStatus::Open {
         let message = format!("The authorization is {}.", authorization.status.as_str());
         return Err(Refusal::new("authorization_not_open", message));
     }
-    match what {
-        What::Capture { money, .. } if money.amount() > authorization.amount => {
+    match instruction {
+        Instruction::Capture { money, .. } if money.amount() > authorization.amount => {
             Err(Refusal::new("amount_exceeds_authorization", "More than was authorized can't be captured."))
         }
-        What::Refund { money, .. } if money.amount() > authorization.captured - authorization.refunded => {
+        Instruction::Refund { money, .. }
+            if money.amount() > authorization.captured - authorization.refunded =>
+        {
             Err(Refusal::new(
                 "amount_exceeds_captured",
                 "More than is left of the capture can't be refunded.",
@@ -152,23 +154,23 @@ fn insert(
     new_authorization: &str,
     decide_after: Duration,
 ) -> QueryResult<Option<Operation>> {
-    let what = &order.what;
-    let authorization_id = match what {
-        What::Authorize { .. } => Some(new_authorization),
-        What::Payout { .. } => None,
-        _ => Some(what.target()),
+    let instruction = &order.instruction;
+    let authorization_id = match instruction {
+        Instruction::Authorize { .. } => Some(new_authorization),
+        Instruction::Payout { .. } => None,
+        _ => Some(instruction.target()),
     };
     let new = NewOperation {
         id: format!("op_{}", Uuid::now_v7().as_simple()),
-        kind: what.kind(),
+        kind: instruction.kind(),
         idempotency_key: &order.key,
-        target: what.target(),
+        target: instruction.target(),
         status: outcome.status,
         decline_code: outcome.decline_code,
         refusal: outcome.refusal.as_ref().map(|refusal| json!(refusal)),
         authorization_id,
-        amount: what.money().map(at_scale),
-        currency: what.money().map(|money| money.currency().code()),
+        amount: instruction.money().map(at_scale),
+        currency: instruction.money().map(|money| money.currency().code()),
         merchant: &order.merchant,
         reference: &order.reference,
     };
@@ -197,11 +199,11 @@ fn at_scale(money: Money) -> Decimal {
 /// Applies the operation to its authorization.
 fn take_effect(
     conn: &mut PgConnection,
-    what: &What,
+    instruction: &Instruction,
     status: Status,
     new_authorization: &str,
 ) -> QueryResult<()> {
-    if let What::Authorize { money, capture_key, .. } = what {
+    if let Instruction::Authorize { money, capture_key, .. } = instruction {
         let capture_key = capture_key.as_ref().filter(|_| status == Status::Pending);
         let status = match status {
             Status::Succeeded => AuthorizationStatus::Open,
@@ -222,19 +224,19 @@ fn take_effect(
     if status != Status::Succeeded {
         return Ok(());
     }
-    let authorization = authorizations::table.find(what.target());
-    match what {
-        What::Authorize { .. } | What::Payout { .. } => return Ok(()),
-        What::Capture { money, .. } => diesel::update(authorization)
+    let authorization = authorizations::table.find(instruction.target());
+    match instruction {
+        Instruction::Authorize { .. } | Instruction::Payout { .. } => return Ok(()),
+        Instruction::Capture { money, .. } => diesel::update(authorization)
             .set((
                 authorizations::status.eq(AuthorizationStatus::Captured),
                 authorizations::captured.eq(money.amount()),
             ))
             .execute(conn)?,
-        What::Void { .. } => diesel::update(authorization)
+        Instruction::Void { .. } => diesel::update(authorization)
             .set(authorizations::status.eq(AuthorizationStatus::Voided))
             .execute(conn)?,
-        What::Refund { money, .. } => diesel::update(authorization)
+        Instruction::Refund { money, .. } => diesel::update(authorization)
             .set(authorizations::refunded.eq(authorizations::refunded + money.amount()))
             .execute(conn)?,
     };

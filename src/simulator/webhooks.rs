@@ -14,7 +14,7 @@ use crate::base::time;
 use crate::error::Failure;
 use crate::storage::db::Db;
 
-use super::outbox::{self, Claimed};
+use super::outbox::{self, ClaimedEvent};
 
 /// Maximum wait for the receiver's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ impl Sender {
 
     /// Sends an event. The error is for the log. Redirects are errors too: following one would sign for
     /// another receiver.
-    async fn send(&self, event: &Claimed) -> Result<(), String> {
+    async fn send(&self, event: &ClaimedEvent) -> Result<(), String> {
         #[expect(clippy::disallowed_methods, reason = "the simulator's clock isn't the service's")]
         let timestamp = chrono::Utc::now().timestamp();
         let answer = self

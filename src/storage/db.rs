@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 
 use super::deadline;
 use super::metrics::Metrics;
-use crate::base::metrics::Counted;
-use crate::error::{Failing, Failure};
+use crate::base::metrics::GaugeGuard;
+use crate::error::{AsFailure, Failure};
 
 /// All migrations, built into the binary.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -125,7 +125,7 @@ impl Db {
     /// of `work`, then `database_unavailable` if it takes longer than ten seconds or than the request has
     /// [left](deadline). In that last case it isn't known whether `work` has taken effect. A panic in `work`
     /// is `internal`, and its connection is discarded.
-    pub async fn run<T: Send + 'static, E: Failing + Send + 'static>(
+    pub async fn run<T: Send + 'static, E: AsFailure + Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
@@ -134,7 +134,7 @@ impl Db {
 
     /// Like [`run`](Self::run), with another limit than ten seconds: for background work that sets its own
     /// `statement_timeout`.
-    pub async fn run_within<T: Send + 'static, E: Failing + Send + 'static>(
+    pub async fn run_within<T: Send + 'static, E: AsFailure + Send + 'static>(
         &self,
         limit: Duration,
         work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
@@ -147,7 +147,7 @@ impl Db {
             .map_err(|_| Failure::DatabaseUnavailable("all connections are in use".into()))?
             .map_err(Failure::internal)?;
         metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
-        let in_use = Counted::new(&metrics.pool_in_use);
+        let in_use = GaugeGuard::new(&metrics.pool_in_use);
         let used = Arc::clone(&lane);
         let work = spawn_blocking(move || {
             // Moved in, so that the permit outlives the use of the connection even if the caller is dropped
@@ -162,7 +162,7 @@ impl Db {
             }
             result
         });
-        let mut work = Watched { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
+        let mut work = WatchedTask { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
         match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Failure::internal("the database work panicked").into()),
@@ -221,7 +221,7 @@ impl Db {
     ///
     /// Gives up after five seconds. `work` must be a whole transaction that is safe to repeat if the answer
     /// to an earlier commit was lost, as reads, claims and fenced writes are.
-    pub async fn run_retrying<T: Send + 'static, E: Failing + Send + 'static>(
+    pub async fn run_retrying<T: Send + 'static, E: AsFailure + Send + 'static>(
         &self,
         work: impl Fn(&mut PgConnection) -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<T, E> {
@@ -253,12 +253,12 @@ impl Db {
     }
 }
 
-fn is_unavailable<T, E: Failing>(result: &Result<T, E>) -> bool {
+fn is_unavailable<T, E: AsFailure>(result: &Result<T, E>) -> bool {
     result.as_ref().is_err_and(|error| matches!(error.failure(), Some(Failure::DatabaseUnavailable(_))))
 }
 
 /// Work under way, which is still watched when its caller no longer waits.
-struct Watched<'a, T: Send + 'static> {
+struct WatchedTask<'a, T: Send + 'static> {
     db: &'a Db,
     lane: Arc<Lane>,
     give_up_at: Instant,
@@ -266,7 +266,7 @@ struct Watched<'a, T: Send + 'static> {
     work: Option<JoinHandle<T>>,
 }
 
-impl<T: Send + 'static> Watched<'_, T> {
+impl<T: Send + 'static> WatchedTask<'_, T> {
     async fn ended(&mut self) -> Result<T, tokio::task::JoinError> {
         let ended = self.work.as_mut().expect("it's asked for once").await;
         self.work = None;
@@ -274,7 +274,7 @@ impl<T: Send + 'static> Watched<'_, T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Watched<'_, T> {
+impl<T: Send + 'static> Drop for WatchedTask<'_, T> {
     fn drop(&mut self) {
         // Without a runtime, the process is ending.
         if let Some(work) = self.work.take().filter(|work| !work.is_finished())

@@ -1,9 +1,8 @@
 //! Access to Postgres.
 
-pub mod batch;
+pub(crate) mod batch;
 pub mod db;
-pub mod deadline;
+pub(crate) mod deadline;
 pub mod metrics;
-#[expect(missing_docs, reason = "the migrations describe each table and column")]
-pub mod schema;
-pub mod sql;
+pub(crate) mod schema;
+pub(crate) mod sql;

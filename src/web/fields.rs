@@ -253,12 +253,6 @@ impl<'a> Fields<'a> {
         time
     }
 
-    /// Takes a required word of a type that can be parsed.
-    pub fn choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
-        self.required(name)?;
-        self.optional_choice(name)
-    }
-
     /// Takes an optional word of a type that can be parsed.
     pub fn optional_choice<T: FromStr<Err = String>>(&mut self, name: &'static str) -> Option<T> {
         self.optional_read(name, str::parse)

@@ -1,8 +1,8 @@
 //! The parts that all endpoints share.
 
 pub mod auth;
-pub mod fields;
+pub(crate) mod fields;
 pub mod listener;
-pub mod lists;
-pub mod problems;
-pub mod request_id;
+pub(crate) mod lists;
+pub(crate) mod problems;
+pub(crate) mod request_id;

@@ -92,10 +92,10 @@ fn has_cause<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
 pub(super) struct Client {
     /// Client for `https`.
     secure: reqwest::Client,
-    secure_reach: Reach,
+    secure_reach: AddressPolicy,
     /// Client for `http`.
     plain: reqwest::Client,
-    plain_reach: Reach,
+    plain_reach: AddressPolicy,
 }
 
 impl Client {
@@ -108,7 +108,7 @@ impl Client {
         allow_loopback: bool,
     ) -> Result<Self, String> {
         let lookups = Lookups::new(resolve);
-        let client = |reach: Reach| {
+        let client = |reach: AddressPolicy| {
             reqwest::Client::builder()
                 .user_agent(concat!("Oncepay/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(connect_timeout)
@@ -121,8 +121,8 @@ impl Client {
                 .build()
                 .map_err(|error| format!("Can't set up the client for webhook endpoints: {error}."))
         };
-        let secure_reach = Reach { public: true, loopback: allow_loopback };
-        let plain_reach = Reach { public: false, loopback: allow_loopback };
+        let secure_reach = AddressPolicy { public: true, loopback: allow_loopback };
+        let plain_reach = AddressPolicy { public: false, loopback: allow_loopback };
         Ok(Self { secure: client(secure_reach)?, secure_reach, plain: client(plain_reach)?, plain_reach })
     }
 
@@ -168,12 +168,12 @@ fn excerpt(answer: &[u8]) -> String {
 
 /// The addresses that the client may connect to.
 #[derive(Clone, Copy, Debug)]
-struct Reach {
+struct AddressPolicy {
     public: bool,
     loopback: bool,
 }
 
-impl Reach {
+impl AddressPolicy {
     fn allows(self, ip: IpAddr) -> bool {
         (self.public && address::is_public(ip)) || (self.loopback && ip.to_canonical().is_loopback())
     }
@@ -187,7 +187,7 @@ struct NotAllowed;
 /// Resolves names to their allowed addresses. The connection goes to one of these, so a different DNS answer
 /// a moment later changes nothing.
 struct Guard {
-    reach: Reach,
+    reach: AddressPolicy,
     lookups: Arc<Lookups>,
 }
 
@@ -290,12 +290,12 @@ mod tests {
     fn only_what_was_allowed_is_reached() {
         let (public, loopback) = ("8.8.8.8", ["127.0.0.1", "::1", "::ffff:127.0.0.1"]);
         let private = ["10.0.0.1", "169.254.169.254", "::", "0.0.0.0", "fd00::1"];
-        let allows = |reach: Reach, ip: &str| reach.allows(ip.parse().unwrap());
+        let allows = |reach: AddressPolicy, ip: &str| reach.allows(ip.parse().unwrap());
         for (reach, takes_public, takes_loopback) in [
-            (Reach { public: true, loopback: false }, true, false),
-            (Reach { public: true, loopback: true }, true, true),
-            (Reach { public: false, loopback: true }, false, true),
-            (Reach { public: false, loopback: false }, false, false),
+            (AddressPolicy { public: true, loopback: false }, true, false),
+            (AddressPolicy { public: true, loopback: true }, true, true),
+            (AddressPolicy { public: false, loopback: true }, false, true),
+            (AddressPolicy { public: false, loopback: false }, false, false),
         ] {
             assert_eq!(allows(reach, public), takes_public, "{reach:?}");
             assert!(loopback.iter().all(|ip| allows(reach, ip) == takes_loopback), "{reach:?}");

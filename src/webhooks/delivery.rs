@@ -36,14 +36,16 @@ use crate::base::defaults::defaults;
 use crate::base::derived_secrets::Vault;
 use crate::base::faults;
 use crate::base::ids::EventId;
-use crate::base::metrics::Counted;
+use crate::base::metrics::GaugeGuard;
 use crate::base::time::{self, Timestamp};
 use crate::error::Error;
 use crate::storage::batch::Batcher;
 use crate::storage::db::Db;
 
 use super::client::{Answer, Client, Failure};
-use super::outbox::{self, Among, Claimed, EndpointKey, Noted, Outcome, Room, State};
+use super::outbox::{
+    self, AttemptEffect, Capacity, ClaimedDelivery, EndpointFilter, EndpointKey, Outcome, State,
+};
 use crate::base::signature;
 
 /// Time that a lease adds to the endpoint's: for storing the outcome, even if the database is slow.
@@ -152,7 +154,7 @@ struct Shared {
     vault: Vault,
     client: Client,
     options: Options,
-    outcomes: Arc<Batcher<Outcome, Option<Noted>>>,
+    outcomes: Arc<Batcher<Outcome, Option<AttemptEffect>>>,
     places: Arc<Places>,
     metrics: Arc<Metrics>,
 }
@@ -198,12 +200,12 @@ impl Worker {
             // endpoints share them.
             let looks_at_all = look_at <= Instant::now() || (!freed.is_empty() && places.are_scarce(options));
             let among = match looks_at_all {
-                true => Among::All,
+                true => EndpointFilter::All,
                 false if freed.is_empty() => {
                     let _ = tokio::time::timeout_at(look_at.into(), places.has_freed.notified()).await;
                     continue;
                 }
-                false => Among::These(freed),
+                false => EndpointFilter::These(freed),
             };
             let asked = Instant::now();
             let begun = self.begin_due(among).await;
@@ -272,7 +274,7 @@ impl Worker {
     ///
     /// Doesn't retry if the claim's commit may have been lost: a retry would claim other deliveries, and
     /// these are due again after the lease.
-    async fn begin_due(&self, among: Among) -> Result<usize, Error> {
+    async fn begin_due(&self, among: EndpointFilter) -> Result<usize, Error> {
         let Shared { db, options, places, .. } = &*self.shared;
         let room = places.room(options);
         if room.places == 0 {
@@ -291,9 +293,9 @@ impl Worker {
     }
 
     /// Sends a message that was claimed after `asked`, and stores the outcome.
-    async fn attempt(self, claimed: Claimed, _place: Place, asked: Instant) {
+    async fn attempt(self, claimed: ClaimedDelivery, _place: Place, asked: Instant) {
         let Shared { options, metrics, .. } = &*self.shared;
-        let in_flight = Counted::new(&metrics.webhook_in_flight);
+        let in_flight = GaugeGuard::new(&metrics.webhook_in_flight);
         faults::reach("delivery_before_send");
         let begun = Instant::now();
         let sent = self.send(&claimed).await;
@@ -321,13 +323,13 @@ impl Worker {
         }
     }
 
-    async fn send(&self, claimed: &Claimed) -> Result<Answer, Failure> {
+    async fn send(&self, claimed: &ClaimedDelivery) -> Result<Answer, Failure> {
         let (id, body) = (claimed.event.to_string(), Message::of(claimed).into_body());
         let headers = self.headers(claimed, &id, &body);
         self.shared.client.post(&claimed.url, headers, body).await
     }
 
-    fn headers(&self, claimed: &Claimed, id: &str, body: &str) -> HeaderMap {
+    fn headers(&self, claimed: &ClaimedDelivery, id: &str, body: &str) -> HeaderMap {
         // Receivers refuse signatures from minutes ago, or from the future.
         let timestamp = claimed.claimed_at.timestamp();
         let sign = |version| {
@@ -348,7 +350,7 @@ impl Worker {
 
     /// Stores an outcome, retrying until the lease ends: after that, another sender owns the delivery. `None`
     /// if the outcome couldn't be stored, was stored already, or belongs to another sender.
-    async fn note(&self, outcome: Outcome, lease_ends_at: Instant) -> Option<Noted> {
+    async fn note(&self, outcome: Outcome, lease_ends_at: Instant) -> Option<AttemptEffect> {
         let Shared { db, outcomes, options, .. } = &*self.shared;
         let give_up_after = options.give_up_after();
         let mut failures = 0;
@@ -399,7 +401,7 @@ impl Worker {
 
 /// The record of an attempt, and its consequence.
 fn outcome_of(
-    claimed: &Claimed,
+    claimed: &ClaimedDelivery,
     sent: Result<Answer, Failure>,
     duration: Duration,
     options: &Options,
@@ -445,7 +447,7 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn of(claimed: &'a Claimed) -> Self {
+    fn of(claimed: &'a ClaimedDelivery) -> Self {
         Self {
             id: claimed.event,
             kind: &claimed.kind,
@@ -471,13 +473,13 @@ impl<'a> Message<'a> {
 /// The attempts of this instance that are under way.
 #[derive(Default)]
 struct Places {
-    taken: Mutex<Taken>,
+    taken: Mutex<Occupancy>,
     /// Notified whenever an attempt ends.
     has_freed: Notify,
 }
 
 #[derive(Default)]
-struct Taken {
+struct Occupancy {
     by_endpoint: HashMap<EndpointKey, i32>,
     all: usize,
     by_failing: usize,
@@ -493,15 +495,15 @@ struct Place {
 }
 
 impl Places {
-    fn taken(&self) -> MutexGuard<'_, Taken> {
+    fn taken(&self) -> MutexGuard<'_, Occupancy> {
         // Each change is atomic, so a panic elsewhere can't have left a partial one.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn room(&self, options: &Options) -> Room {
+    fn room(&self, options: &Options) -> Capacity {
         let taken = self.taken();
         let (all, per_endpoint) = (options.delivery_concurrency, options.delivery_concurrency_per_endpoint);
-        Room {
+        Capacity {
             places: (all as usize).saturating_sub(taken.all),
             places_for_failing: (all.div_ceil(2) as usize).saturating_sub(taken.by_failing),
             places_per_endpoint: per_endpoint,

@@ -25,11 +25,11 @@
 //! which others continue. So messages can arrive twice in both directions, and never count twice: the engine
 //! sees to that here, and `webhook-id` there.
 
-pub mod address;
+pub(crate) mod address;
 mod client;
-pub mod delivery;
-pub mod endpoints;
-pub mod events_api;
-pub mod metrics;
+pub(crate) mod delivery;
+pub(crate) mod endpoints;
+pub(crate) mod events_api;
+pub(crate) mod metrics;
 pub(crate) mod outbox;
 pub mod retention;

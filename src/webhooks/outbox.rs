@@ -27,7 +27,7 @@ pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
 
 /// The endpoints that a claim searches.
 #[derive(Clone, Debug)]
-pub(super) enum Among {
+pub(super) enum EndpointFilter {
     /// All endpoints with pending deliveries.
     All,
     /// These endpoints, which may have more deliveries. The fewer, the cheaper.
@@ -36,7 +36,7 @@ pub(super) enum Among {
 
 /// The capacity of a sender.
 #[derive(Clone, Debug)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     /// Free places in all.
     pub(super) places: usize,
     /// Free places for endpoints whose last attempt failed.
@@ -51,7 +51,7 @@ pub(super) struct Room {
 
 /// A delivery that a sender owns until its lease expires.
 #[derive(Clone, Debug)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedDelivery {
     pub(super) merchant: MerchantId,
     pub(super) id: DeliveryId,
     pub(super) endpoint: WebhookEndpointId,
@@ -74,7 +74,7 @@ pub(super) struct Claimed {
     pub(super) tried_since: DateTime<Utc>,
 }
 
-impl Claimed {
+impl ClaimedDelivery {
     pub(super) fn endpoint_key(&self) -> EndpointKey {
         (self.merchant, self.endpoint)
     }
@@ -179,16 +179,16 @@ macro_rules! claim {
 /// is lost, its deliveries are due again after the lease.
 pub(super) fn claim(
     conn: &mut PgConnection,
-    among: Among,
-    room: &Room,
+    among: EndpointFilter,
+    room: &Capacity,
     lease: Duration,
-) -> Result<Vec<Claimed>, Error> {
+) -> Result<Vec<ClaimedDelivery>, Error> {
     let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
     let (merchants, endpoints): (Vec<_>, Vec<_>) = in_flight.into_iter().unzip();
     let count = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
     let claim = match among {
-        Among::All => statement::<ClaimedSql>(claim!(with_waiting)),
-        Among::These(these) => {
+        EndpointFilter::All => statement::<ClaimedSql>(claim!(with_waiting)),
+        EndpointFilter::These(these) => {
             let (merchants, endpoints): (Vec<_>, Vec<_>) = these.into_iter().unzip();
             statement(claim!(with_named))
                 .bind::<Array<SqlUuid>, _>(merchants)
@@ -210,7 +210,7 @@ pub(super) fn claim(
         let ((merchant, id, endpoint_id, number), (url, secret_version, previous, failing)) =
             (delivery, endpoint);
         let (event, kind, event_created_at, data, claimed_at, tried_since) = event;
-        Claimed {
+        ClaimedDelivery {
             merchant,
             id,
             endpoint: endpoint_id,
@@ -248,7 +248,7 @@ pub(super) struct Outcome {
 
 /// The effect of a stored outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Noted {
+pub(super) struct AttemptEffect {
     pub(super) state: State,
     /// Whether the endpoint has failed for so long that it must be disabled.
     pub(super) endpoint_is_given_up: bool,
@@ -293,7 +293,7 @@ pub(super) fn note(
     conn: &mut PgConnection,
     outcomes: &[Outcome],
     give_up_after: Duration,
-) -> Result<Vec<Option<Noted>>, Failure> {
+) -> Result<Vec<Option<AttemptEffect>>, Failure> {
     let give_up_after_s = give_up_after.as_secs_f64();
     let rows = statement::<(BigInt, Text, Bool)>(
         "WITH outcome AS MATERIALIZED ( \
@@ -345,7 +345,7 @@ pub(super) fn note(
         let state = known.ok_or_else(|| Failure::internal(format!("a delivery can't be {state}")))?;
         let slot = usize::try_from(position - 1).ok().and_then(|index| noted.get_mut(index));
         *slot.ok_or_else(|| Failure::internal("an outcome that nobody asked for"))? =
-            Some(Noted { state, endpoint_is_given_up });
+            Some(AttemptEffect { state, endpoint_is_given_up });
     }
     Ok(noted)
 }

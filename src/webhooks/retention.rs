@@ -37,7 +37,7 @@ pub struct Retention {
 
 /// Result of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
+pub struct PruneResult {
     /// Deleted events. The deliveries deleted with them don't count.
     pub events: i64,
     /// Deliveries deleted because of their own age.
@@ -88,7 +88,7 @@ pub fn prune(
     retention: Retention,
     after: Option<MerchantId>,
     batch: i32,
-) -> Result<Pruned, Error> {
+) -> Result<PruneResult, Error> {
     let days = |days: u32| i32::try_from(days).map_err(Error::internal);
     let (events, deliveries, next_after) = statement::<(BigInt, BigInt, Nullable<SqlUuid>)>(
         "SELECT events_deleted, deliveries_deleted, next_after \
@@ -99,5 +99,5 @@ pub fn prune(
     .bind::<Integer, _>(batch)
     .bind::<Nullable<SqlUuid>, _>(after)
     .get_result(conn)?;
-    Ok(Pruned { events, deliveries, next_after })
+    Ok(PruneResult { events, deliveries, next_after })
 }

@@ -22,7 +22,7 @@ use crate::idempotency::operation::{
 };
 use crate::idempotency::policy::{Enforcement, Policy};
 use crate::idempotency::reply::Reply;
-use crate::idempotency::request::{IdempotentRequest, Treatment};
+use crate::idempotency::request::{IdempotentRequest, RequestRules};
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
 
 use super::{Engine, Response, is_claim_lost};
@@ -68,7 +68,7 @@ impl<O: BatchedOperation> BatchHooks<O> {
 }
 
 /// An abandoned request that is due for recovery.
-pub struct Due {
+pub struct DueRequest {
     /// Name of the operation.
     pub operation: String,
     /// Time of the key's claim.
@@ -235,7 +235,7 @@ impl<H: Host> Engine<H> {
         };
         let started = Instant::now();
         Ok(match batchers.claims.call(Self::claimant(request)).await?.transpose()? {
-            Some(ClaimResult::Claimed(claim, read)) => {
+            Some(ClaimResult::ClaimWithData(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 // A reservation that can't be parsed is read again later, and fails then.
                 Some(Ok(Start::Ours(claim, (batch.reservation_from)(&request.operation, read).ok())))
@@ -466,7 +466,7 @@ impl<H: Host> Engine<H> {
     /// Finishes a stored, abandoned request, for the recovery worker.
     pub(in crate::idempotency) async fn recover<O: ExternalOperation<Host = H>>(
         &self,
-        due: Due,
+        due: DueRequest,
     ) -> RecoveryResult {
         let request_id = due.envelope.request_id.clone();
         match self.take_over_and_finish::<O>(due).await {
@@ -480,11 +480,11 @@ impl<H: Host> Engine<H> {
 
     async fn take_over_and_finish<O: ExternalOperation<Host = H>>(
         &self,
-        due: Due,
+        due: DueRequest,
     ) -> Result<RecoveryResult, H::Error> {
         let policy = self.policy(O::DESCRIPTOR.name).await?;
         let lease = self.inner.settings.timing.lease;
-        let Due { envelope, created_at, .. } = due;
+        let DueRequest { envelope, created_at, .. } = due;
         let taking = envelope.clone();
         // Takes the request over before reading it: a request that can't be read must count as an attempt.
         let taken = self
@@ -496,7 +496,7 @@ impl<H: Host> Engine<H> {
         self.inner.metrics.takeovers.inc();
 
         let request_id = envelope.request_id.clone();
-        let treatment = Treatment { policy, enforcement: Enforcement::Enforce, wait: None };
+        let treatment = RequestRules { policy, enforcement: Enforcement::Enforce, wait: None };
         let attempt = async {
             let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.host());
             let request = restored.map_err(|error| {

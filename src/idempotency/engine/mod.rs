@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use diesel::{Connection, PgConnection};
 
 use crate::base::faults;
-use crate::error::failure::{Failing, Failure};
+use crate::error::failure::{AsFailure, Failure};
 use crate::storage::db::Db;
 use crate::storage::deadline;
 
@@ -30,10 +30,10 @@ use super::policies::{ByOperation, Defaults, Policies};
 use super::policy::{Enforcement, Policy};
 use super::request::IdempotentRequest;
 use super::settings::{Settings, Timing};
-use super::store::{self, Answer, Claim, Claimant, Stored};
+use super::store::{self, Answer, Claim, Claimant, StoredKey};
 use super::waiting::{WaitResult, Waiters};
 
-pub use external::{Due, RecoveryResult};
+pub use external::{DueRequest, RecoveryResult};
 pub use respond::Response;
 
 /// Maximum number of look-ups of a key that another request is claiming in an open transaction, or that
@@ -287,7 +287,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Looks the request's key up.
-    fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<Stored>, Failure> {
+    fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<StoredKey>, Failure> {
         store::find(conn, envelope, H::PROOF_SQL)
     }
 
@@ -352,6 +352,6 @@ impl<H: Host> Engine<H> {
 }
 
 /// Whether an error means that another attempt has taken over.
-fn is_claim_lost(error: &impl Failing) -> bool {
+fn is_claim_lost(error: &impl AsFailure) -> bool {
     matches!(error.failure(), Some(Failure::ClaimLost))
 }

@@ -71,7 +71,7 @@ pub fn claim(
 }
 
 /// A claim, and the data that was read with it.
-pub type Claimed = (Claim, Option<serde_json::Value>);
+pub type ClaimWithData = (Claim, Option<serde_json::Value>);
 
 /// Runs [`claim`] for many requests, in one round trip. `select_sql` is an SQL expression of type `jsonb`
 /// over the new row (`idempotency_keys`), whose value comes with each claim.
@@ -84,7 +84,7 @@ pub fn claim_all(
     claimants: &[&Claimant],
     lease: Duration,
     select_sql: &'static str,
-) -> Result<Vec<Option<Claimed>>, Failure> {
+) -> Result<Vec<Option<ClaimWithData>>, Failure> {
     let tokens = column(claimants, |_| Uuid::new_v4());
     let fingerprints = column(claimants, |claimant| {
         Fingerprint::of(claimant.policy.fingerprint.recipe(), &claimant.envelope.content)

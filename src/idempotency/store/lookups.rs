@@ -13,7 +13,9 @@ use crate::idempotency::key::IdempotencyKey;
 use crate::storage::sql::statement;
 
 use super::claims::Claim;
-use super::rows::{Answer, Life, Stored, StoredRow, StoredSql, column, stored_columns, try_lock_key};
+use super::rows::{
+    Answer, KeyState, StoredKey, StoredKeyRow, StoredKeySql, column, stored_columns, try_lock_key,
+};
 
 /// Looks the key up, and checks the caller's proof. Takes no lock and writes nothing: a replay needs only
 /// this.
@@ -23,7 +25,7 @@ pub fn find(
     conn: &mut PgConnection,
     envelope: &Envelope,
     proof_sql: &'static str,
-) -> Result<Option<Stored>, Failure> {
+) -> Result<Option<StoredKey>, Failure> {
     find_all(conn, &[envelope], proof_sql)?
         .pop()
         .ok_or_else(|| Failure::internal("a look-up has no result"))?
@@ -35,9 +37,9 @@ pub fn find_all(
     conn: &mut PgConnection,
     envelopes: &[&Envelope],
     proof_sql: &'static str,
-) -> Result<Vec<Result<Option<Stored>, Failure>>, Failure> {
+) -> Result<Vec<Result<Option<StoredKey>, Failure>>, Failure> {
     let rows = load_all(conn, envelopes, proof_sql)?;
-    let mut compare = |row: Option<StoredRow>, envelope: &Envelope| {
+    let mut compare = |row: Option<StoredKeyRow>, envelope: &Envelope| {
         let Some(row) = row else { return Ok(None) };
         let is_same = match row.is_of(envelope) {
             Some(is_same) => is_same,
@@ -79,15 +81,15 @@ fn load(
     conn: &mut PgConnection,
     merchant: MerchantId,
     key: &IdempotencyKey,
-) -> Result<Option<StoredRow>, Failure> {
-    Ok(statement::<StoredSql>(concat!(
+) -> Result<Option<StoredKeyRow>, Failure> {
+    Ok(statement::<StoredKeySql>(concat!(
         "SELECT ",
         stored_columns!(),
         " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
     ))
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key.as_str())
-    .get_result::<StoredRow>(conn)
+    .get_result::<StoredKeyRow>(conn)
     .optional()?)
 }
 
@@ -99,8 +101,8 @@ fn load_all(
     conn: &mut PgConnection,
     envelopes: &[&Envelope],
     proof_sql: &'static str,
-) -> Result<Vec<Result<Option<StoredRow>, Failure>>, Failure> {
-    let rows = statement::<(Bool, Nullable<Bool>, Nullable<StoredSql>)>(concat!(
+) -> Result<Vec<Result<Option<StoredKeyRow>, Failure>>, Failure> {
+    let rows = statement::<(Bool, Nullable<Bool>, Nullable<StoredKeySql>)>(concat!(
         "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
          FROM unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number) \
          LEFT JOIN LATERAL ({}) AS auth ON true \
@@ -115,7 +117,7 @@ fn load_all(
     .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
     .bind::<Array<Nullable<Binary>>, _>(column(envelopes, |envelope| envelope.proof.as_deref()))
     .fragment(statement::<()>(proof_sql))
-    .load::<(bool, Option<bool>, Option<StoredRow>)>(conn)?;
+    .load::<(bool, Option<bool>, Option<StoredKeyRow>)>(conn)?;
     Ok(rows
         .into_iter()
         .map(|(needs_no_proof, is_revoked, stored)| match is_revoked {
@@ -172,10 +174,10 @@ pub fn await_answer(
         .get_result(conn)?;
         return Ok(if is_free { AnswerState::Free } else { AnswerState::Claiming });
     };
-    match row.life.parse()? {
-        Life::Running | Life::Parked => Ok(AnswerState::Running),
-        Life::Abandoned | Life::Expired | Life::Forgotten => Ok(AnswerState::Free),
-        Life::Completed => Ok(row.into_answer()?.map_or(AnswerState::Free, AnswerState::Answered)),
+    match row.state.parse()? {
+        KeyState::Running | KeyState::Parked => Ok(AnswerState::Running),
+        KeyState::Abandoned | KeyState::Expired | KeyState::Forgotten => Ok(AnswerState::Free),
+        KeyState::Completed => Ok(row.into_answer()?.map_or(AnswerState::Free, AnswerState::Answered)),
     }
 }
 

@@ -39,8 +39,8 @@ macro_rules! announcement {
     };
 }
 
-/// SQL: the state of a key, as one of the words of [`Life`]. All statements share it, so that they agree.
-macro_rules! life {
+/// SQL: the state of a key, as one of the words of [`KeyState`]. All statements share it, so that they agree.
+macro_rules! key_state {
     () => {
         "CASE WHEN state = 'in_progress' THEN \
              CASE WHEN parked_at IS NOT NULL THEN 'parked' \
@@ -79,14 +79,14 @@ macro_rules! completion {
 macro_rules! stored_columns {
     () => {
         concat!(
-            $crate::idempotency::store::rows::life!(),
-            " AS life, fingerprint_version, fingerprint, request_method, request_path, request_id, \
+            $crate::idempotency::store::rows::key_state!(),
+            " AS state, fingerprint_version, fingerprint, request_method, request_path, request_id, \
              response_status, response_headers, response_body, created_at, expires_at"
         )
     };
 }
 
-pub(crate) use life;
+pub(crate) use key_state;
 pub(super) use {announcement, answers_channel, completion, stored_columns, try_lock_key};
 
 /// A stored answer.
@@ -102,7 +102,7 @@ pub struct Answer {
 
 /// State of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum KeyState {
     /// A claim with a live lease.
     Running,
     /// The lease of the last claim has expired or was released.
@@ -117,7 +117,7 @@ pub enum Life {
     Forgotten,
 }
 
-impl std::str::FromStr for Life {
+impl std::str::FromStr for KeyState {
     type Err = Failure;
 
     fn from_str(word: &str) -> Result<Self, Failure> {
@@ -128,28 +128,28 @@ impl std::str::FromStr for Life {
             "completed" => Self::Completed,
             "expired" => Self::Expired,
             "forgotten" => Self::Forgotten,
-            _ => return Err(Failure::internal(format!("a key's life can't be {word}"))),
+            _ => return Err(Failure::internal(format!("a key can't be {word}"))),
         })
     }
 }
 
 /// The stored state of a key.
 #[derive(Debug)]
-pub struct Stored {
-    pub life: Life,
+pub struct StoredKey {
+    pub state: KeyState,
     /// Time of the claim, which tells this life of the key from any other.
     pub created_at: DateTime<Utc>,
     /// Whether the stored request is the same as this one.
     pub is_same_request: bool,
     /// Whether the stored request has the same method and path.
     pub is_same_path: bool,
-    /// The answer, with [`Life::Completed`].
+    /// The answer, with [`KeyState::Completed`].
     pub answer: Option<Arc<Answer>>,
 }
 
 #[derive(Queryable)]
-pub(super) struct StoredRow {
-    pub life: String,
+pub(super) struct StoredKeyRow {
+    pub state: String,
     fingerprint_version: i16,
     fingerprint: Vec<u8>,
     request_method: String,
@@ -162,7 +162,7 @@ pub(super) struct StoredRow {
     expires_at: DateTime<Utc>,
 }
 
-pub(super) type StoredSql = (
+pub(super) type StoredKeySql = (
     Text,
     SmallInt,
     Binary,
@@ -176,7 +176,7 @@ pub(super) type StoredSql = (
     Timestamptz,
 );
 
-impl StoredRow {
+impl StoredKeyRow {
     fn fingerprint(&self) -> Fingerprint {
         Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
     }
@@ -188,12 +188,12 @@ impl StoredRow {
     }
 
     /// Converts the row to the state that the caller of `envelope` sees.
-    pub fn compared_with(self, envelope: &Envelope, is_same_request: bool) -> Result<Stored, Failure> {
+    pub fn compared_with(self, envelope: &Envelope, is_same_request: bool) -> Result<StoredKey, Failure> {
         let is_same_path =
             self.request_method == envelope.content.method && self.request_path == envelope.content.path;
-        let (life, created_at) = (self.life.parse()?, self.created_at);
-        let answer = if life == Life::Completed { self.into_answer()? } else { None };
-        Ok(Stored { life, created_at, is_same_request, is_same_path, answer })
+        let (state, created_at) = (self.state.parse()?, self.created_at);
+        let answer = if state == KeyState::Completed { self.into_answer()? } else { None };
+        Ok(StoredKey { state, created_at, is_same_request, is_same_path, answer })
     }
 
     /// Returns the stored answer, if there is one.

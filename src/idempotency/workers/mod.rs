@@ -12,14 +12,14 @@ use secrecy::SecretString;
 
 use super::engine::Engine;
 use super::host::Host;
-use super::registry::Registered;
+use super::registry::RegisteredOperation;
 
 /// Starts the workers of an engine: the copy of the policies, the recovery worker, the reaper, the sampler of
 /// the key table, and a thread that listens to other instances on a connection of its own to `url`. Must be
 /// called in a runtime.
 pub fn start<H: Host>(
     engine: &Engine<H>,
-    operations: Vec<Registered<H>>,
+    operations: Vec<RegisteredOperation<H>>,
     url: SecretString,
     reaper_interval: Duration,
     metrics_interval: Duration,

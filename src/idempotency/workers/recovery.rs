@@ -21,16 +21,16 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
-use crate::idempotency::engine::{Due, Engine, RecoveryResult};
+use crate::idempotency::engine::{DueRequest, Engine, RecoveryResult};
 use crate::idempotency::envelope::Envelope;
 use crate::idempotency::fingerprint::RequestContent;
 use crate::idempotency::host::Host;
 use crate::idempotency::key::IdempotencyKey;
-use crate::idempotency::registry::Registered;
+use crate::idempotency::registry::RegisteredOperation;
 use crate::storage::sql::statement;
 
 /// Finishes due requests. Doesn't return. A slow request occupies one place, and the others go on.
-pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Registered<H>>>) {
+pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<RegisteredOperation<H>>>) {
     let recovery = engine.timing().recovery;
     let places = recovery.concurrency as usize;
     let mut running = FuturesUnordered::new();
@@ -66,9 +66,9 @@ pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<Reg
 /// Finds due requests, up to `limit`. Parks those that are due and exhausted.
 async fn find_due<H: Host>(
     engine: &Engine<H>,
-    operations: &[Registered<H>],
+    operations: &[RegisteredOperation<H>],
     limit: usize,
-) -> Result<Vec<Due>, Failure> {
+) -> Result<Vec<DueRequest>, Failure> {
     // Only operations that this release knows: after a rollback, requests of the newer release wait for it.
     let known: Vec<&'static str> = operations
         .iter()
@@ -83,7 +83,11 @@ async fn find_due<H: Host>(
 }
 
 /// Takes a due request over and tries to finish it.
-async fn recover<H: Host>(engine: &Engine<H>, operations: &[Registered<H>], due: Due) -> RecoveryResult {
+async fn recover<H: Host>(
+    engine: &Engine<H>,
+    operations: &[RegisteredOperation<H>],
+    due: DueRequest,
+) -> RecoveryResult {
     // The query asked only for known operations.
     let Some(operation) = operations.iter().find(|operation| operation.descriptor.name == due.operation)
     else {
@@ -108,7 +112,7 @@ fn due(
     operations: &[&'static str],
     attempts_max: u32,
     limit: i64,
-) -> Result<Vec<Due>, Failure> {
+) -> Result<Vec<DueRequest>, Failure> {
     let rows = statement::<(SqlUuid, Text, Text, Timestamptz, Text, Text, Text, Text, Binary)>(
         "SELECT merchant_id, key, operation, created_at, request_id, request_method, request_path, request_query, \
              request_body \
@@ -127,7 +131,7 @@ fn due(
             let key = IdempotencyKey::bare(&key).ok_or_else(|| Failure::internal("a stored key is none"))?;
             let raw_body = body.clone();
             let content = RequestContent { method, path, query, body, raw_body };
-            Ok(Due {
+            Ok(DueRequest {
                 operation,
                 created_at,
                 envelope: Envelope {

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::base::signature::{self, Refusal, Secret, Signed};
+use crate::base::signature::{self, Refusal, Secret, SignatureHeaders};
 use crate::error::FieldError;
 use crate::processor::{Change, Decline, Event, Messages, Notice};
 use crate::web::fields::{Fields, TEXT_MAX};
@@ -46,7 +46,7 @@ impl Messages for StandardMessages {
         now: DateTime<Utc>,
     ) -> Result<String, Refusal> {
         let sent = |name| header(name).unwrap_or_default();
-        let signed = Signed {
+        let signed = SignatureHeaders {
             id: sent(signature::ID),
             timestamp: sent(signature::TIMESTAMP),
             signature: sent(signature::SIGNATURE),
