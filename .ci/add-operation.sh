@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Adds an operation to a copy of the tree, as CONTRIBUTING.md says how, builds the copy and runs what knows of operations. With
-# --forget it also leaves out one of the patch's files after the other, and each time something must fail.
+# Adds an operation to a copy of the tree, as CONTRIBUTING.md describes, builds the copy, and runs the tests that know
+# of operations. With --forget, also leaves out each of the patch's files in turn, and expects a failure each time.
 #
-# The copy is built into this tree's target folder, for the dependencies that are there; the next `cargo build` puts the
-# program back.
+# The copy is built into this tree's target folder, to use the compiled dependencies. The next `cargo build` restores
+# the program.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -25,7 +25,7 @@ tests() {
         crashes::no_operation_is_left_out_of_that api::charge_notes::
 }
 
-# What CONTRIBUTING.md lists is what the patch touches.
+# CONTRIBUTING.md must list every file that the patch touches.
 listed=$(sed -n '/^## Add an operation/,/^## /p' CONTRIBUTING.md | awk -F'|' '/^\| `/ { print $2 }' | grep -o '`[^`]*`' | tr -d '`' |
     sed 's,/…_,/[0-9-]*_,')
 for file in $(git apply --numstat "$patch" | cut -f3); do
@@ -39,8 +39,8 @@ done
 tests
 [ "${1:-}" = --forget ] || exit 0
 
-# A fresh copy of the patched tree each time, so that what was left out before is there again: with new times, by which cargo
-# notices that.
+# Each round starts from a fresh copy of the patched tree, so that the files left out before are there again. Their
+# times are new, so cargo notices them.
 whole=$(mktemp -d)
 trap 'rm -rf "$copy" "$whole"' EXIT
 cp -a . "$whole"
@@ -61,7 +61,7 @@ forget() {
 }
 for pattern in $listed; do
     case $pattern in
-        # What an operation does is for its author to test.
+        # The author of an operation tests its behavior.
         tests/api/*) ;;
         *) forget "$pattern" ;;
     esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the commands of AGENTS.md, so that they stay true: every line of the blocks that are fenced with ```sh check.
-# Run it after the other checks, when everything is compiled; it needs what `cargo test` needs.
+# Run it after the other checks, when everything is compiled; it needs the same tools as `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,7 @@ while read -r command; do
         cat "$log"
         die "this command fails (status $status): $command"
     fi
-    # A name that matches no test passes, too.
+    # Cargo passes even if a name matches no test.
     [[ $command != 'cargo test'* ]] || grep -qE ' [1-9][0-9]* passed' "$log" || die "this command runs no test: $command"
 done <<<"$commands"
 

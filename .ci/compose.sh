@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Whether the set of containers can work, as far as that shows without an engine and without the ten minutes that the
-# image takes: whether Compose and HAProxy understand their files, what is mounted exists, versions agree, and the
-# sources that the image gets are enough to build it. As root it installs Compose and HAProxy where they are missing.
+# Checks the set of containers as far as possible without an engine, and without the ten minutes that building the
+# image takes: Compose and HAProxy understand their files, mounted files exist, versions agree, and the sources sent
+# to the image are enough to build it. As root, installs Compose and HAProxy if they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,23 +28,23 @@ else
     compose=(docker-compose)
 fi
 
-# Also without the load profile: nothing else may depend on what is in it.
+# Checks the file without the load profile, too: nothing else may depend on the profile's services.
 "${compose[@]}" config -q || die 'docker-compose.yml is not valid.'
 all=$("${compose[@]}" --profile load config) || die 'docker-compose.yml is not valid with the profile load.'
 grep -q '^  k6:' <<<"$all" || die 'the profile load has no k6.'
 
-# The engine makes an empty folder of a file that isn't there, and goes on.
+# The engine would make an empty folder in place of a missing file, and go on.
 mounted=$(grep -oE "$PWD/[^: ]+" <<<"$all" | sort -u)
 [ -n "$mounted" ] || die 'found no file that is mounted.'
 while read -r path; do
     [ -e "$path" ] || die "$path is mounted, but does not exist."
 done <<<"$mounted"
 
-# Debian's HAProxy may be older than the container's, which is for the good as long as it understands the file.
+# Debian's HAProxy may be older than the container's. That's fine as long as it understands the file.
 checked=$(haproxy -c -f containers/haproxy.cfg 2>&1) || die "containers/haproxy.cfg is not valid.
 $checked"
 
-# What is linked against one Debian's libc needn't start on another.
+# A program linked against one Debian's libc may not start on another.
 releases=$(sed -nE 's/^FROM (rust|debian):.*(bookworm|trixie|forky).*/\2/p' Dockerfile)
 [[ $releases =~ ^([a-z]+)$'\n'([a-z]+)$ && ${BASH_REMATCH[1]} = "${BASH_REMATCH[2]}" ]] ||
     die "the image is built on another Debian than it runs on: ${releases//$'\n'/, }."
@@ -52,8 +52,8 @@ releases=$(sed -nE 's/^FROM (rust|debian):.*(bookworm|trixie|forky).*/\2/p' Dock
 k6=$(sed -n 's/.*image: grafana\/k6:/==/p' docker-compose.yml)
 grep -q "k6$k6\b" .ci/load.sh || die "the checks run the load scripts with another k6 than the container's, $k6."
 
-# The sources as the image gets them, where a file that is included from elsewhere isn't found. In the folder of the
-# build, whose dependencies serve here, too: as they are with those of the tests, so that none is compiled twice.
+# Builds the sources as the image gets them, so a file that is included from elsewhere is missing. Uses this build's
+# folder and the tests' features, so that no dependency is compiled twice.
 copied=$(sed -n 's/^COPY \([^-].*\) [^ ]*$/\1/p' Dockerfile | tr ' ' '\n' | sort)
 sent=$(sed -n 's/^!//p' .dockerignore | sort)
 [ "$copied" = "$sent" ] || die "the Dockerfile copies something else than .dockerignore lets through:

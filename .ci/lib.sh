@@ -1,12 +1,12 @@
-# What the checks share.
+# Functions that the checks share.
 
 step() {
     printf '\n== %s (%ss so far)\n' "$*" "$SECONDS"
     "$@"
 }
 
-# some_tests FILTER... [-- ARGUMENT...]: runs the integration tests that these name. Cargo is content with a filter that
-# no test matches any more; this isn't.
+# some_tests FILTER... [-- ARGUMENT...]: runs the integration tests that the filters name. Unlike Cargo, fails if a
+# filter matches no test any more.
 some_tests() {
     local filter filters=() named
     while [ $# -gt 0 ] && [ "$1" != -- ]; do

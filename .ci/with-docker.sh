@@ -227,8 +227,9 @@ export DOCKER_HOST="unix://$run/docker.sock"
 # engine goes away instead.
 export TESTCONTAINERS_RYUK_DISABLED=true
 
-# A damaged cache must not fail the run: then once more from nothing. And where
-# the file system is unfit for the engine's usual storage: with the plain one.
+# A damaged cache must not fail the run: the second attempt starts from nothing.
+# The third uses the plain storage, in case the file system can't hold the usual
+# one.
 started=no
 for attempt in '' empty plain; do
     options=()

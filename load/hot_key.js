@@ -1,7 +1,7 @@
-// Proves that thousands of duplicates on one key neither charge twice nor get into the way of others. A merchant pays
-// under ever new keys for the whole run. In its middle third another one sends the same request over and over, at a fixed
-// rate, whatever the answers: at first it's still running, then it's replayed. The summary shows the first merchant's
-// latency before, during and after.
+// Proves that thousands of duplicates on one key neither charge twice nor get into the way of others. One merchant pays
+// under ever new keys for the whole run. In the middle third, another one sends the same request over and over, at a
+// fixed rate, whatever the answers: first while the request is still running, then as replays. The summary shows the
+// first merchant's latency before, during and after.
 //
 //   k6 run load/hot_key.js        CLIENTS=4  DURATION=15s  DUPLICATES=5000
 
@@ -59,11 +59,11 @@ export const others = iteration(async ({ merchants: [, { apiKey }] }) => {
   const passed = (Date.now() - exec.scenario.startTime) / 1000 / third;
   const when = passed < 1 ? 'before' : passed < 2 ? 'during' : 'after';
   await pay(new Client(apiKey), newKey('charge'), { copies: 1, patience: () => steady }, `others ${when}`);
-  // So that others pay at much the same pace in all three.
+  // Keeps the pace of the payments about the same in all three parts.
   await pause(20);
 });
 
-/** Of this virtual user, which compares its answers with each other. The key's card takes two seconds. */
+/** This virtual user's request, whose answers it compares with each other. The key's card takes two seconds. */
 const request = chargeRequest('slow-and-hot', 'duplicates');
 request.isTimed = true;
 
@@ -71,7 +71,7 @@ export const duplicate = iteration(async ({ merchants: [{ apiKey }] }) => {
   const client = new Client(apiKey);
   const number = exec.scenario.iterationInTest;
   if (number === 0) {
-    // Whether it's this one that executes it or another one, it's one charge.
+    // Whichever virtual user executes the request, there is one charge.
     clientCounts('charges', 1);
     await client.execute(request);
     if (request.first) {

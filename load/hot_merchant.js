@@ -1,6 +1,6 @@
-// Proves that a merchant with all the traffic is as right and about as fast as many merchants with a share each: there
-// is no row that all payments of a merchant have to pass. The first half of the run pays for many merchants, the second
-// half for one; the summary compares them.
+// Proves that one merchant with all the traffic is served as correctly and about as fast as many merchants with a share
+// each: no row is touched by all payments of a merchant. The first half of the run pays for many merchants, the second
+// half for one. The summary compares them.
 //
 //   k6 run load/hot_merchant.js   CLIENTS=8  DURATION=20s  MERCHANTS=20
 

@@ -1,6 +1,6 @@
-// Proves that a payment's whole way is walked once: authorization, capture of a part, one or two refunds at the same time,
-// payout. Each request is sent twice at once, half of the time by clients that hang up early, and all lives share one
-// merchant's balance. In the end each account of the ledger holds what counting anew gives.
+// Proves that each step of a payment happens once: authorization, capture of a part, one or two refunds at the same
+// time, payout. Each request is sent twice at once, half of the time by clients that hang up early, and all payments
+// share one merchant's balance. In the end, each account of the ledger must hold the amount that a recount gives.
 //
 //   k6 run load/lifecycle.js      CLIENTS=5  DURATION=15s
 

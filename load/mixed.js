@@ -1,6 +1,6 @@
-// Proves that it stays so: a soak of everything at once, at a gentle pace. Most clients pay once; some retry, some storm,
-// some reuse a key for another request, some go all the way to a payout, some read. Watch the chart for latency that
-// creeps up with the tables.
+// Proves that the service stays correct and fast: a soak of everything at once, at a gentle pace. Most clients pay
+// once; some retry, some storm, some reuse a key for another request, some go all the way to a payout, some read. Watch
+// the chart for latency that creeps up with the tables.
 //
 //   k6 run load/mixed.js          CLIENTS=10  DURATION=1m  MERCHANTS=3
 
@@ -29,7 +29,7 @@ export const setup = () => newMerchants('mixed', merchantsCount);
 export const teardown = checkLedger;
 export const handleSummary = summary('mixed', series);
 
-/** What clients do, and how many of a hundred do it. */
+/** Clients' actions, with the percentage of clients that perform each. */
 const HABITS = [
   [60, payOnce],
   [10, payAndRetry],

@@ -1,9 +1,10 @@
-// Proves that a retry storm charges once. Every request is sent two to ten times at once, by clients that hang up within
-// milliseconds, ignore `Retry-After`, or ask to wait; over all instances, when several are given; with cards that are
-// declined, slow, or whose answer gets lost; and again later. Some are authorizations, whose captures, refunds and payouts
-// are sent in the same way. Each answer must be the same as the first, and the ledger must agree to the cent.
+// Proves that a retry storm charges once. Every request is sent two to ten times at once and again later, by clients
+// that hang up within milliseconds, ignore `Retry-After`, or ask to wait. The copies go to all instances, if several
+// are given, and use cards that are declined, slow, or whose answer gets lost. Some requests are authorizations, whose
+// captures, refunds and payouts are sent in the same way. Each answer must be the same as the first, and the ledger
+// must agree to the cent.
 //
-// An instance may be killed meanwhile.
+// You can kill an instance during the run.
 //
 //   k6 run load/retry_storm.js    CLIENTS=20  DURATION=20s
 
@@ -18,7 +19,7 @@ import { summary } from './lib/summary.js';
 
 const series = ['executed', 'replayed'];
 const runSeconds = seconds('DURATION', '20s');
-/** Requests that a client remembers, to send them again. */
+/** Maximum number of requests that a client remembers, to send them again. */
 const REMEMBERED_MAX = 20;
 
 export const options = optionsOf({
@@ -27,7 +28,7 @@ export const options = optionsOf({
       executor: 'constant-vus',
       vus: number('CLIENTS', 20),
       duration: `${runSeconds}s`,
-      // Whatever has been begun gets its answer.
+      // Every request that has begun gets its answer.
       gracefulStop: '5m',
     },
   },

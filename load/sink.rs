@@ -1,17 +1,18 @@
-//! Takes webhooks as fast as they come, and counts them: the other side of `load/deliveries.py`.
+//! Receives webhooks as fast as they come, and counts them: the counterpart of `load/deliveries.py`.
 //!
-//! `sink [ADDRESS]` listens there (by default on a free port of this host), says where, and then answers every request:
-//! a POST with 200; a GET with how many messages have come, and how many of them under a `webhook-id` that had come before.
+//! `sink [ADDRESS]` listens there (by default on a free port of this host), prints its address, and then
+//! answers every request: a POST with 200; a GET with the number of messages so far, and the number of them
+//! under a repeated `webhook-id`.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// What has come.
+/// Messages received so far.
 #[derive(Default)]
 struct Seen {
-    /// Path and id: several endpoints may be told of the same event.
+    /// Path and id: several endpoints may receive the same event.
     ids: HashSet<String>,
     messages: usize,
 }
@@ -23,13 +24,13 @@ fn main() -> std::io::Result<()> {
     let seen = Arc::<Mutex<Seen>>::default();
     for stream in listener.incoming() {
         let (stream, seen) = (stream?, Arc::clone(&seen));
-        // Whoever hangs up in the middle hasn't delivered.
+        // A client that hangs up early hasn't delivered.
         std::thread::spawn(move || answer_all(stream, &seen));
     }
     Ok(())
 }
 
-/// Answers what comes on a connection until it's closed.
+/// Answers the requests on a connection until it's closed.
 fn answer_all(stream: TcpStream, seen: &Mutex<Seen>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = (BufReader::new(stream.try_clone()?), stream);

@@ -1,6 +1,6 @@
-// Proves, in a few seconds, that the promises hold one by one: the first answer again byte for byte, one charge for
-// copies sent at once, refusals that change nothing, declines that stay declines, a lost answer of the processor, and the
-// way from an authorization to a payout. And that the ledger agrees with all of it.
+// Proves, in a few seconds, that the promises hold one by one: the same answer again byte for byte, one charge for
+// copies sent at once, refusals that change nothing, declines that stay declines, a lost answer of the processor, and
+// the way from an authorization to a payout. Also proves that the ledger agrees with all of it.
 //
 //   k6 run load/smoke.js          CLIENTS=2  ROUNDS=2
 
@@ -24,7 +24,7 @@ export const options = optionsOf({
       maxDuration: '5m',
     },
   },
-  // What it takes depends on the machine; only the chart needs to know.
+  // The duration depends on the machine. Only the chart needs it.
   runSeconds: 8 * number('ROUNDS', 2),
   series,
 });
@@ -37,7 +37,7 @@ export default iteration(async ({ merchants: [{ apiKey }] }) => {
   const client = new Client(apiKey);
 
   const charge = await pay(client, newKey('charge'));
-  // Compares each answer with the first.
+  // The storm compares each answer with the first.
   await storm(client, charge, 2, () => steady);
   await refusals(client, charge);
 
@@ -48,7 +48,7 @@ export default iteration(async ({ merchants: [{ apiKey }] }) => {
   await lifecycle(client, newKey('life'), copies);
 });
 
-/** None of these may change anything, which is what the check at the end finds. */
+/** Sends requests that must not change anything. The check at the end finds any change. */
 async function refusals(client, charge) {
   const other = { ...JSON.parse(charge.text), amount: '999.99' };
   await client.refused(new Request({ path: charge.path, key: charge.key, body: other }), 422, 'idempotency_key_reused');

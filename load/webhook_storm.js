@@ -1,14 +1,14 @@
-// Proves that each of the processor's events takes effect once, however often and in whatever order it's delivered. Charges,
-// a refund and payouts are made first, in sets about which there are ten events: disputes that are opened, won and lost, a
-// refund that comes back, pending charges that are decided, payouts that arrive and come back, a settlement. Then 32 virtual
-// users deliver each event three times, signed and in random order, over all instances, when several are given. The three
-// deliveries of one event are with three different users, so a dispute's end often comes before its beginning, and two
-// deliveries may be under way at once; what is answered 409 or 503 is delivered again. Charges go on meanwhile.
+// Proves that each of the processor's events takes effect once, however often and in whatever order it's delivered.
+// Charges, a refund and payouts are made first, in sets with ten events each: disputes that are opened, won and lost, a
+// refund that comes back, pending charges that are decided, payouts that arrive and come back, a settlement. Then 32
+// virtual users deliver each event three times, signed and in random order, to all instances, if several are given.
+// Different users make the three deliveries of one event, so a dispute's end often comes before its beginning, and two
+// deliveries may be under way at once. A delivery answered 409 or 503 is repeated. Charges go on meanwhile.
 //
-// In the end no event may still wait. Each is delivered once more and must get the bytes that the others got. Each must be
-// kept as applied, and the ledger must agree to the cent.
+// In the end, no event may still wait. Each is delivered once more and must get the same bytes as before. Each must be
+// stored as applied, and the ledger must agree to the cent.
 //
-// An instance may be killed meanwhile.
+// You can kill an instance during the run.
 //
 //   k6 run load/webhook_storm.js  EVENTS=10000  CLIENTS=32  MERCHANTS=4
 
@@ -26,7 +26,7 @@ import { dice, newKey, plan, settlementOf } from './lib/plan.js';
 import { number, operatorKey, webhookSecret } from './lib/settings.js';
 import { summary } from './lib/summary.js';
 
-/** What there's an event about, by the kinds of charges of a set: its type, and which of their objects it names. */
+/** The events of a set, by the kind of charge: the event's type, and the object of the charge that it names. */
 const TOLD = [
   ['dispute_won', 'dispute.opened', 'charge'],
   ['dispute_won', 'dispute.won', 'charge'],
@@ -41,11 +41,11 @@ const TOLD = [
 ];
 const KINDS = [...new Set(TOLD.map(([kind]) => kind))];
 const DELIVERIES = 3;
-/** Virtual users that pay meanwhile. */
+/** Number of virtual users that pay meanwhile. */
 const PAYERS = 4;
-/** Requests at once while what the events are about is made, and at the end. */
+/** Number of parallel requests while the events' objects are made, and at the end. */
 const WIDTH = 24;
-/** Longest time in which what is parked must find what it's about. */
+/** Maximum time in which a parked event must find its object. */
 const PARKED_MAX_MS = 60000;
 
 const series = ['set-up', 'executed', 'replayed', 'charges'];
@@ -59,17 +59,17 @@ if (!/^whsec_./.test(webhookSecret)) {
   throw new Error('ONCEPAY_WEBHOOK_SECRET must be what the service expects events to be signed with (whsec_…).');
 }
 const secret = encoding.b64decode(webhookSecret.slice('whsec_'.length));
-/** Events that came before what they are about. */
+/** Events that came before their objects. */
 const overtakers = new Counter('overtakers');
 const ONCE = { copies: 1, patience: () => steady };
 
-/** Most deliveries that a deliverer has to make, one per iteration. */
+/** Maximum number of deliveries that a deliverer has to make, one per iteration. */
 const shareMax = DELIVERIES * Math.ceil(eventsCount / clients);
 
 export const options = {
   ...optionsOf({
     scenarios: {
-      // One scenario, in which virtual users are numbered from 1: who does what follows from the number.
+      // All users share one scenario, in which they are numbered from 1: the number decides who does what.
       storm: {
         executor: 'per-vu-iterations',
         vus: PAYERS + clients,
@@ -77,7 +77,7 @@ export const options = {
         maxDuration: '1h',
       },
     },
-    // With what it takes to make the objects. It depends on the machine; only the chart needs to know.
+    // Includes the time to make the objects. The duration depends on the machine. Only the chart needs it.
     runSeconds: Math.ceil(eventsCount / 100),
     series,
     compared: ['answers'],
@@ -90,7 +90,7 @@ export const handleSummary = summary('webhook_storm', series, (_, value) => [
   `    answers to one event ${value('difference{of:answers}') ? 'DIFFER' : 'are all the same'}`,
 ]);
 
-/** Makes the objects. The events follow from them, so only their ids are handed on: of each set, by kind of charge. */
+/** Makes the objects. The events follow from them, so it returns only the ids of each set, by kind of charge. */
 export async function setup() {
   const { merchants } = await newMerchants('webhook_storm', merchantsCount);
   const numbers = Array.from({ length: eventsCount / TOLD.length }, (_, i) => i);
@@ -125,9 +125,9 @@ async function make(client, path, key, body, of) {
   return made.id;
 }
 
-/** An event of the processor. It's signed anew for each attempt, as a provider does. */
+/** An event of the processor, signed anew for each attempt, as a provider does. */
 class Event extends Request {
-  /** The event with a number below `EVENTS`. */
+  /** Makes the event with a number below `EVENTS`. */
   constructor(data, i) {
     const { merchants, sets } = data;
     const [setNumber, [kind, type, object]] = [Math.floor(i / TOLD.length), TOLD[i % TOLD.length]];
@@ -153,7 +153,7 @@ class Event extends Request {
   }
 }
 
-/** The processor's id for an event. A run is told from others by its first merchant. */
+/** Returns the processor's id for an event. The first merchant's id distinguishes the runs. */
 function eventId({ merchants: [{ id }] }, i) {
   return `evt_${id}_${i}`;
 }
@@ -163,17 +163,17 @@ export default iteration(async (data) => {
   if (who >= PAYERS) {
     await deliver(data, who - PAYERS);
   } else if (round < shareMax / 2) {
-    // It's two requests, so that all are done at about the same time.
+    // A payment takes two requests, so all users finish at about the same time.
     const client = new Client(data.merchants[who % data.merchants.length].apiKey);
     await pay(client, newKey('charge'), ONCE, 'charges');
   }
 });
 
 const processor = new Client();
-/** The deliveries that are left to this virtual user, once it has looked which are its own. */
+/** Remaining deliveries of this virtual user, once it has looked which are its own. */
 let share = null;
 
-/** Makes one of the deliveries of a deliverer. */
+/** Makes the next delivery of a deliverer. */
 async function deliver(data, deliverer) {
   share = share || shareOf(deliverer);
   if (share.length === 0) {
@@ -181,7 +181,7 @@ async function deliver(data, deliverer) {
   }
   const { i, copy } = share.pop();
   const event = new Event(data, i);
-  // Whoever has the first copy enters it in the books.
+  // Only the first copy counts as a new key.
   event.isCounted = copy > 0;
   const answer = await processor.execute(event);
   if (!answer) {
@@ -202,7 +202,10 @@ async function deliver(data, deliverer) {
   }
 }
 
-/** Which events are delivered by whom: the copies of one go to deliverers that are a third of the way round apart. */
+/**
+ * Returns the deliveries of a deliverer. The copies of one event go to deliverers that are a third of the way round
+ * apart.
+ */
 function shareOf(deliverer) {
   const own = [];
   for (let i = 0; i < eventsCount; i++) {
@@ -219,12 +222,12 @@ function shareOf(deliverer) {
   return own;
 }
 
-/** A number for an answer's bytes. Those of all deliveries add up to less than 2^53. */
+/** Returns a number for an answer's bytes. The numbers of all deliveries add up to less than 2^53. */
 function markOf({ text }) {
   return dice(text)(2 ** 31);
 }
 
-/** The check at the end: of the events, then of the ledger. */
+/** Checks the events, then the ledger. */
 export async function teardown(data) {
   try {
     await checkEvents(data);
@@ -234,7 +237,7 @@ export async function teardown(data) {
   await checkLedger(data);
 }
 
-/** Whether each event is kept as applied, and its answer still the one that everybody got. */
+/** Checks that each event is stored as applied, and that its answer is still the one that everybody got. */
 async function checkEvents(data) {
   const operator = new Client(operatorKey);
   const ids = new Set(Array.from({ length: eventsCount }, (_, i) => eventId(data, i)));
@@ -245,7 +248,7 @@ async function checkEvents(data) {
     await pause(500);
   }
 
-  // The newest come first, so this is the run's own and what came after.
+  // The list begins with the newest events, so these are the run's own and any that came later.
   const missing = new Set(ids);
   const kept = await operator.all('/v1/operator/acquirer-events', (page) => {
     page.forEach(({ event_id }) => missing.delete(event_id));

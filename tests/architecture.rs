@@ -1,11 +1,12 @@
-//! The shape of `src/`: who may import whom, and other claims of the map in `src/lib.rs` that can be read off the sources.
+//! The shape of `src/`: its imports, and other claims of the map in `src/lib.rs` that the sources can
+//! confirm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders and files of `src/`, from the ground up. Each may import those on lines before its own, and none on its
-/// own line.
+/// The folders and files of `src/`, from the ground up. Each may import those on earlier lines, and none on
+/// its own line.
 const FLOORS: &[&[&str]] = &[
     &["base"],
     &["error"],
@@ -28,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
     &["commands"],
 ];
 
-/// All that the engine may import: with these it can be lifted out.
+/// All that the engine may import. With these, the engine can be moved into a crate of its own.
 const ENGINE_IMPORTS: &[&str] = &[
     "base::faults",
     "base::ids",
@@ -46,7 +47,7 @@ const ENGINE_IMPORTS: &[&str] = &[
 /// All that the simulator may import, so that no bug can make both sides of a payment wrong in the same way.
 const SIMULATOR_IMPORTS: &[&str] = &["base", "error", "storage", "web::listener"];
 
-/// The files in which transactions begin, but for those of tests and of `dev`.
+/// The files in which transactions begin, except those of tests and of `dev`.
 const TRANSACTIONS: &[&str] = &[
     // Requests.
     "idempotency/engine/external.rs",
@@ -68,9 +69,9 @@ const TRANSACTIONS: &[&str] = &[
 struct Source {
     /// Path below `src/`.
     path: String,
-    /// As a module, such as `["payments", "charges", "create"]`.
+    /// Path as a module, such as `["payments", "charges", "create"]`.
     module: Vec<String>,
-    /// Without comments and tests.
+    /// Code without comments and tests.
     code: String,
 }
 
@@ -104,7 +105,7 @@ fn sources() -> Vec<Source> {
         .collect()
 }
 
-/// A source without its comments and its unit tests.
+/// Returns a source without its comments and its unit tests.
 fn code_of(text: &str) -> String {
     let tests = text.find("\n#[cfg(test)]\nmod ").unwrap_or(text.len());
     let lines = text[..tests].lines().map(|line| match line.find("//") {
@@ -115,7 +116,7 @@ fn code_of(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The paths that a `use` tree names, such as `a::{b, c::d}`.
+/// Collects the paths that a `use` tree names, such as `a::{b, c::d}`.
 fn expand(prefix: &[String], tree: &str, found: &mut Vec<Vec<String>>) {
     let (mut depth, mut start) = (0, 0);
     let with_end = format!("{tree},");
@@ -150,7 +151,7 @@ fn expand(prefix: &[String], tree: &str, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// What a source names of this crate, as absolute paths.
+/// Returns the names of this crate that a source uses, as absolute paths.
 fn names(source: &Source) -> BTreeSet<Vec<String>> {
     let mut found = Vec::new();
     for statement in source.code.split("use ").skip(1) {
@@ -173,7 +174,7 @@ fn names(source: &Source) -> BTreeSet<Vec<String>> {
                 "crate" => return Some(path[1..].to_vec()),
                 "self" => return Some([&source.module[..], &path[1..]].concat()),
                 "super" => &source.module[..source.module.len() - supers],
-                // A module that was declared here.
+                // The path starts with a module that is declared in this file.
                 _ if is_face => return Some([&source.module[..], &path[..]].concat()),
                 _ => return None,
             };
@@ -182,7 +183,7 @@ fn names(source: &Source) -> BTreeSet<Vec<String>> {
         .collect()
 }
 
-/// Which file of `sources` each of them imports.
+/// Returns, for each of `sources`, the files that it imports.
 fn arrows(sources: &[Source]) -> Vec<BTreeSet<usize>> {
     let by_module: BTreeMap<&[String], usize> =
         sources.iter().enumerate().map(|(number, source)| (&source.module[..], number)).collect();
@@ -201,7 +202,7 @@ fn floor_of(name: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&name))
 }
 
-/// Imports from a folder to one that isn't below it.
+/// Lists the imports from a folder to one that isn't below it.
 fn upward(sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();
     for (source, targets) in sources.iter().zip(arrows(sources)) {
@@ -224,8 +225,8 @@ fn upward(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// Files that import each other in a circle, as one of them and the way round. That a folder's `mod.rs` shows what its
-/// own files have, which may know it, is no circle.
+/// Finds files that import each other in a circle, and returns the way round. Imports between a folder's
+/// `mod.rs` and the folder's own files make no circle.
 fn circle(sources: &[Source]) -> Option<String> {
     let arrows = arrows(sources);
     let is_own_face = |from: usize, to: usize| {
@@ -262,7 +263,7 @@ fn circle(sources: &[Source]) -> Option<String> {
     found.then(|| files.join(" → "))
 }
 
-/// What files under `folder` import from elsewhere and `allowed` doesn't have.
+/// Lists the imports from elsewhere by files under `folder`, except those in `allowed`.
 fn beyond(sources: &[Source], folder: &str, allowed: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for source in sources.iter().filter(|source| source.module.first().is_some_and(|name| name == folder)) {
@@ -271,7 +272,7 @@ fn beyond(sources: &[Source], folder: &str, allowed: &[&str]) -> Vec<String> {
             let is_allowed = allowed.iter().any(|allowed| {
                 name == *allowed || name.strip_prefix(allowed).is_some_and(|rest| rest.starts_with("::"))
             });
-            // Names of other crates look the same, unless they're folders of ours.
+            // Names of other crates look the same, unless they are folders of ours.
             if !is_allowed && floor_of(name.split("::").next().unwrap_or_default()).is_some() {
                 found.push(format!("{} imports {name}", source.path));
             }
@@ -325,7 +326,7 @@ fn the_simulator_shares_nothing_that_could_be_wrong_on_both_sides() {
     assert_eq!(beyond(&sources(), "simulator", SIMULATOR_IMPORTS), Vec::<String>::new());
 }
 
-/// The files whose code has `text`, of those whose path starts with `prefix`.
+/// Lists the files under `prefix` whose code contains `text`.
 fn files_with<'a>(sources: &'a [Source], prefix: &str, text: &str) -> Vec<&'a str> {
     let found = sources.iter().filter(|source| source.path.starts_with(prefix) && source.code.contains(text));
     found.map(|source| source.path.as_str()).collect()

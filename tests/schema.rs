@@ -1,4 +1,4 @@
-//! Whether the tables that Diesel is told of are those that the migrations make.
+//! Checks that the tables declared to Diesel are those that the migrations make.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use diesel::{PgConnection, QueryableByName, RunQueryDsl};
 
 use crate::support::*;
 
-/// Tables and columns that Diesel isn't told of, and why. All else it is.
+/// Tables and columns that aren't declared to Diesel, with the reason. All others are.
 const UNTOLD: &[(&str, &str)] = &[
     ("acquirer_operations", "a copy of the processor's list, which SQL compares with our books"),
     ("acquirer_reads", "one row, beside that copy"),
@@ -108,7 +108,7 @@ fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// What the `table!` macros of a file say.
+/// Reads the `table!` macros of a file.
 fn told(file: &Path) -> BTreeMap<String, Table> {
     let text = fs::read_to_string(file).unwrap();
     let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap().trim()).collect();
@@ -137,7 +137,7 @@ fn told(file: &Path) -> BTreeMap<String, Table> {
     tables
 }
 
-/// The tables of a schema, with their types in Diesel's words.
+/// Reads the tables of a schema, with their types in Diesel's terms.
 fn real(conn: &mut PgConnection, schema: &str) -> BTreeMap<String, Table> {
     #[derive(QueryableByName)]
     struct Column {
@@ -189,7 +189,7 @@ fn in_diesels_words(kind: &str) -> String {
         "text" => "Text",
         "timestamp with time zone" => "Timestamptz",
         "uuid" => "Uuid",
-        // What Diesel calls it has to be added here first.
+        // A type that isn't listed here has to be added first.
         other => other,
     }
     .to_owned()

@@ -1,4 +1,5 @@
-//! The engine alone, guarding the handler of a toy domain: seats of a theater, each of which is booked once.
+//! The engine alone, guarding the handler of a toy domain: seats in a theater, each of which can be booked
+//! once.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,12 @@
-// Latency over time as a page of its own: an SVG, and the summary below it. Nothing is loaded from anywhere.
+// Draws latency over time as a page of its own: an SVG, and the summary below it. The page loads nothing
+// from elsewhere.
 
 import { SLICES, sliceMs } from './metrics.js';
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [960, 420, 64, 16, 16, 40];
 const COLORS = ['#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626'];
 
-/** The page. Of each series the median as a thin line and the 99th percentile as a bold one. */
+/** Returns the page. For each series, a thin line is the median and a bold one the 99th percentile. */
 export function chart(summary, series, metrics) {
   const lines = series.map((name) => ({ name, points: pointsOf(name, metrics) }));
   const all = lines.flatMap(({ points }) => points);
@@ -16,7 +17,7 @@ export function chart(summary, series, metrics) {
   const low = 10 ** Math.floor(Math.log10(Math.max(Math.min(...all.map(({ p50 }) => p50)), 0.1)));
   const high = Math.max(...all.map(({ p99 }) => p99), low * 10) * 1.1;
   const x = (slice) => LEFT + ((slice + 0.5) / slices) * (WIDTH - LEFT - RIGHT);
-  // Logarithmic: replays take a tenth of what executions take, and both are of interest.
+  // The scale is logarithmic: replays take a tenth of the time of executions, and both matter.
   const y = (ms) =>
     HEIGHT - BOTTOM - (Math.log(Math.max(ms, low) / low) / Math.log(high / low)) * (HEIGHT - TOP - BOTTOM);
 

@@ -1,18 +1,18 @@
-// A client as it should be: the same request under the same key until there's a final answer, with a timeout for each
-// attempt and growing, jittered pauses in between. And clients as they are: impatient ones that hang up early, ask for
-// nothing to be waited for and come back at once.
+// A client as it should be: sends the same request under the same key until there is a final answer, with a timeout for
+// each attempt and growing, jittered pauses in between. And clients as they are: impatient ones that hang up early,
+// don't ask the service to wait, and come back at once.
 
 import http from 'k6/http';
 import { countAttempt, countKey, countLost, countOutcome, measure, unexpectedAnswer, violation } from './metrics.js';
 import { urls } from './settings.js';
 
-/** Longest time to get a final answer. Above the lease (30 s), after which a request whose instance died goes on. */
+/** Maximum time to get a final answer. Above the lease (30 s), after which a request whose instance died goes on. */
 const GIVE_UP_MS = 90000;
 const TIMEOUT_MS = 10000;
 const PAUSE_MIN_MS = 50;
 const PAUSE_MAX_MS = 5000;
 
-/** Waits like the README tells clients to. */
+/** Waits as the README tells clients to. */
 export const steady = {
   timeoutMs: () => TIMEOUT_MS,
   pauseMs: (attempt, retryAfterMs) => retryAfterMs + between(0.5, 1) * backoff(attempt),
@@ -20,8 +20,8 @@ export const steady = {
 };
 
 /**
- * One of the clients that make a storm, drawn anew each time. Half of them hang up within milliseconds, in the middle of
- * the request; later attempts are given more time, or they'd never end. Some ask the service to wait for the first
+ * Returns a client of a storm, drawn anew each time. Half of these clients hang up within milliseconds, in the middle
+ * of the request; later attempts are given more time, or they'd never end. Some ask the service to wait for the first
  * request; some ignore `Retry-After`.
  */
 export function impatient() {
@@ -34,25 +34,25 @@ export function impatient() {
   };
 }
 
-/** A request that changes something, and what is known about its answers. All copies of it share this object. */
+/** A request that changes something, with the facts known about its answers. All copies of it share this object. */
 export class Request {
-  /** `series` is where its latencies go in the chart; without one, to `executed` or `replayed`. */
+  /** `series` is the series of its latencies in the chart. Without it, they go to `executed` or `replayed`. */
   constructor({ method = 'POST', path, name = path, key, body, expect = 201, series, isTimed = true }) {
     Object.assign(this, { method, path, name, key, expect, series, isTimed });
     this.text = JSON.stringify(body);
     this.isCounted = false;
     this.executions = 0;
-    /** Whether an answer may have been lost on the way to us, so that an execution went unseen. */
+    /** True if an answer may have been lost on the way to us, so that an execution went unseen. */
     this.anyLost = false;
     this.first = null;
   }
 
-  /** Headers of one attempt. */
+  /** Returns the headers of one attempt. */
   headers() {
     return headersOf(this);
   }
 
-  /** Takes note of a final answer. Each must be the first one again. */
+  /** Records a final answer. Each must equal the first one. */
   note(answer) {
     if (answer.status !== this.expect) {
       unexpectedAnswer(`${this.method} ${this.path} ${this.key}: ${answer.brief()}`);
@@ -73,13 +73,13 @@ export class Request {
     }
   }
 
-  /** Takes note that an answer may have been lost. */
+  /** Records that an answer may have been lost. */
   lose() {
     this.anyLost = true;
     countLost();
   }
 
-  /** When all copies have their answers: somebody must have been told that it's the first. */
+  /** Checks, once all copies have their answers, that one of the answers was the first. */
   settle() {
     if (this.first && this.executions === 0 && !this.anyLost) {
       violation('never_executed', `${this.key}: all of its answers are replays`);
@@ -88,15 +88,15 @@ export class Request {
 }
 
 /**
- * Talks to the service as one merchant or operator, or without a key of the API as the processor: to an instance that is
- * drawn for each request, and with each further attempt to the next one.
+ * Talks to the service as one merchant or operator, or without an API key as the processor. Draws an instance for each
+ * request, and goes to the next one with each further attempt.
  */
 export class Client {
   constructor(apiKey) {
     this.apiKey = apiKey;
   }
 
-  /** Sends a request until its answer is final. Without one in time, that's a violation, and null. */
+  /** Sends a request until its answer is final. If there is none in time, records a violation and returns null. */
   async execute(request, patience = steady) {
     if (!request.isCounted) {
       request.isCounted = true;
@@ -115,7 +115,7 @@ export class Client {
     return null;
   }
 
-  /** Sends a request once. Null if there's no answer. */
+  /** Sends a request once. Returns null if there is no answer. */
   async attempt(request, patience = steady, attempt = 0, instance = anyInstance()) {
     countAttempt(attempt > 0);
     const { method, path, text, name } = request;
@@ -142,7 +142,7 @@ export class Client {
     } else if (answer.isReplay !== undefined) {
       const outcome = answer.isReplay ? 'replayed' : 'executed';
       countOutcome(outcome);
-      // Whoever asked for waiting has waited for somebody else.
+      // A client that asked for waiting has waited for another client's request.
       if (request.isTimed && !patience.headers.Prefer) {
         measure(request.series || outcome, answer.ms);
       }
@@ -158,7 +158,7 @@ export class Client {
     }
   }
 
-  /** Reads an object, with retries. Counts in the chart if it's given a series. */
+  /** Reads an object, with retries. Measures the latency if a series is given. */
   async read(path, series) {
     const answer = await this.insist('GET', path, null, {}, path.replace(/\?.*/, '').replace(/_[0-9a-f]{32}/g, '_…'));
     if (series) {
@@ -168,7 +168,7 @@ export class Client {
     return answer.json();
   }
 
-  /** Sends what belongs to the script rather than to the load until it succeeds. Throws if it doesn't. */
+  /** Sends a request of the script that isn't part of the load, until it succeeds. Throws if it doesn't. */
   async insist(method, path, body, headers, name = path) {
     const answer = await this.ask(method, path, body, headers, name);
     if (answer.status >= 300) {
@@ -177,7 +177,7 @@ export class Client {
     return answer;
   }
 
-  /** Sends what isn't part of the load until it's answered. Throws if it isn't. */
+  /** Sends a request that isn't part of the load, until it's answered. Throws if it isn't. */
   async ask(method, path, body, headers, name) {
     const [giveUpAt, instance] = [Date.now() + GIVE_UP_MS, anyInstance()];
     for (let attempt = 0; Date.now() < giveUpAt; attempt++) {
@@ -194,7 +194,7 @@ export class Client {
     throw new Error(`${method} ${path}: no answer`);
   }
 
-  /** Reads a list page by page, to its end or until `isEnough` says so of a page. */
+  /** Reads a list page by page, to its end or until `isEnough` accepts a page. */
   async all(path, isEnough = () => false) {
     const items = [];
     for (let page = { has_more: true }; page.has_more;) {
@@ -208,7 +208,7 @@ export class Client {
     return items;
   }
 
-  /** One request over the wire. Null if there's no answer. */
+  /** Sends one HTTP request. Returns null if there is no answer. */
   async send(method, path, body, headers, { name, instance = anyInstance(), timeoutMs = TIMEOUT_MS }) {
     const url = urls[instance % urls.length];
     const params = {
@@ -218,7 +218,7 @@ export class Client {
     };
     try {
       const response = await http.asyncRequest(method, `${url}${path}`, body, params);
-      // Never the service's: this is how a proxy says that it got no answer, as when the instance has died.
+      // The service never sends these: a proxy does if it got no answer, as when the instance has died.
       return [502, 504].includes(response.status) ? null : new Answer(response);
     } catch (_) {
       return null;
@@ -241,7 +241,7 @@ class Answer {
     return JSON.parse(this.text);
   }
 
-  /** Enough to tell it from others. */
+  /** Returns enough of the answer to tell it from others. */
   brief() {
     return `${this.status} ${this.text.slice(0, 150)}`;
   }
@@ -254,7 +254,7 @@ export async function storm(client, request, copies, patience = impatient) {
   return request.first;
 }
 
-/** Headers of a request. */
+/** Returns the headers of a request. */
 export function headersOf({ key }) {
   return { 'Content-Type': 'application/json', ...(key === undefined ? {} : { 'Idempotency-Key': key }) };
 }
@@ -263,12 +263,12 @@ function anyInstance() {
   return Math.floor(Math.random() * urls.length);
 }
 
-/** Waits without holding up what else this virtual user does. */
+/** Waits without blocking the other work of this virtual user. */
 export function pause(ms) {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-/** Does the work for each item, `width` of them at a time. Returns the results in the order of the items. */
+/** Runs `work` for each item, `width` at a time. Returns the results in the order of the items. */
 export async function together(width, items, work) {
   const results = [];
   let next = 0;
@@ -282,7 +282,7 @@ export async function together(width, items, work) {
   return results;
 }
 
-/** A random number between two bounds. */
+/** Returns a random number between two bounds. */
 export function between(low, high) {
   return low + Math.random() * (high - low);
 }

@@ -1,10 +1,11 @@
-// The check at the end of each run: reads all that the run has left behind, through the API, and counts it again.
+// The check at the end of each run: reads everything that the run has left behind, through the API, and recounts it.
 //
-// Of each merchant: one charge per key, and of each charge what the plan of its key says, to the cent. One journal entry
-// for each thing that moves money, of that amount, and none for anything else. Sums, trial balance and balance from the
-// postings. Then a sample of the keys again: the same charge as ever. And the service's own audit of its books.
+// For each merchant, there must be one charge per key, and each charge must match its key's plan to the cent. Each
+// movement of money must have one journal entry with its amount, and there may be no others. Sums, trial balance and
+// balance must follow from the postings. Then a sample of the keys is sent again and must give the same charges. Last,
+// the service audits its own books.
 //
-// What the client has counted meanwhile is compared by `ledgerCounts`.
+// `ledgerCounts` compares the client's own counts with these.
 
 import { Client, headersOf } from './client.js';
 import { countDuplicates, ledgerCounts, ledgerWasChecked, violation } from './metrics.js';
@@ -13,10 +14,10 @@ import { chargeRequest } from './payments.js';
 import { plan, settlementOf, sum } from './plan.js';
 import { operatorKey } from './settings.js';
 
-/** Keys of each merchant that are sent once more at the end. */
+/** Maximum number of keys per merchant that are sent once more at the end. */
 const SENT_AGAIN_MAX = 50;
 
-/** The whole check. Whatever it can't check is a violation, too. */
+/** Runs the whole check. Anything that it can't check is a violation, too. */
 export async function checkLedger({ merchants }) {
   try {
     for (const merchant of merchants) {
@@ -36,7 +37,7 @@ async function checkMerchant(client) {
   const disputes = groupBy(await client.all('/v1/disputes'), (dispute) => dispute.charge_id);
   const entries = groupBy(await client.all('/v1/ledger/journal-entries'), (entry) => entry.source);
 
-  /** Sources of journal entries that there must be, with their lines. */
+  /** Expected sources of journal entries, with their lines. */
   const expected = {};
   const byKey = groupBy(charges, (charge) => charge.reference);
   for (const [key, ofKey] of Object.entries(byKey)) {
@@ -61,8 +62,8 @@ async function checkMerchant(client) {
 }
 
 /**
- * Compares a charge, its refunds and its disputes with their plan. Returns the lines of their journal entries by source,
- * and of that of its settlement.
+ * Compares a charge, its refunds and its disputes with their plan. Returns the lines of their journal entries by
+ * source, including the entry of the settlement.
  */
 function checkCharge(charge, refunds, disputes) {
   const planned = plan(charge.reference);
@@ -127,7 +128,7 @@ function checkPayouts(key, payouts) {
   return sources;
 }
 
-/** Compares the journal with the sources that there must be. Returns sums of what was posted, by account and by what. */
+/** Compares the journal with the expected sources. Returns the sums of the postings, by account and by kind. */
 function checkEntries(entries, expected) {
   const posted = { captured: 0, refunded: 0, 'paid out': 0, accounts: {} };
   const what = { 'ch:capture': 'captured', re: 'refunded', po: 'paid out' };
@@ -211,12 +212,12 @@ function line(account, side, inCents) {
   return `${account} ${side} ${inCents}`;
 }
 
-/** Lines of an entry that moves an amount. */
+/** Returns the lines of an entry that moves an amount. */
 function moved(inCents, debited, credited) {
   return [line(debited, 'debit', inCents), line(credited, 'credit', inCents)];
 }
 
-/** A list as a text that doesn't depend on its order. */
+/** Returns a list as a text that doesn't depend on its order. */
 function ordered(items) {
   return items.map(String).sort().join(', ');
 }

@@ -1,10 +1,10 @@
-// Merchants of a run's own, so that their ledgers hold this run's payments and nothing else.
+// Merchants that each run makes for itself, so that their ledgers hold only this run's payments.
 
 import { Client, headersOf } from './client.js';
 import { PRICING } from './money.js';
 import { operatorKey } from './settings.js';
 
-/** Makes `count` merchants. What is returned is what k6 hands to every virtual user and to the check at the end. */
+/** Makes `count` merchants. k6 hands the result to every virtual user and to the check at the end. */
 export async function newMerchants(script, count = 1) {
   const operator = new Client(operatorKey);
   const run = `load-${Date.now().toString(36)}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`;

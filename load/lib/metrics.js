@@ -1,17 +1,17 @@
-// What a run counts and measures, and which of it makes it fail.
+// The counts and measurements of a run, and those that make it fail.
 //
 // k6 keeps no samples for the summary, only sums and percentiles per metric and per tag that a threshold names. So each
 // latency is tagged with one of a fixed number of slices of the run's time, and each slice gets a threshold without a
-// condition: that is all it takes to draw the latency over time afterwards, however long the run.
+// condition. That is enough to draw the latency over time afterwards, however long the run.
 
 import exec from 'k6/execution';
 import { Counter, Gauge, Trend } from 'k6/metrics';
 
-/** Slices of time in the chart. */
+/** Number of time slices in the chart. */
 export const SLICES = 40;
-/** What the client and the ledger both count. Amounts in cents. */
+/** Counts that both the client and the ledger keep. Amounts are in cents. */
 export const BOOKED = ['charges', 'journal entries', 'captured', 'refunded', 'paid out'];
-/** What can be wrong. */
+/** Kinds of violations. */
 export const VIOLATIONS = {
   executed_twice: 'keys executed more than once',
   never_executed: 'keys answered as replays that nobody executed',
@@ -42,12 +42,13 @@ const ledgerChecks = new Counter('ledger_checks');
 
 const OUTCOMES = ['executed', 'replayed', 'in progress', 'no answer', 'unavailable'];
 
-/** Length of a slice; set by `options`. */
+/** Length of a slice, in milliseconds; set by `options`. */
 export let sliceMs = 1000;
 
 /**
- * Options of a script: `scenarios` that take `runSeconds` together, and the names of the `series` in its chart.
- * Must be called by every virtual user, which it is where scripts are loaded. `compared` is what `compare` is given.
+ * Returns the options of a script: `scenarios` that take `runSeconds` together, the names of the `series` in its chart,
+ * and the names `compared` by `compare`. Every virtual user must call it, which happens if a script calls it on
+ * loading.
  */
 export function options({ scenarios, runSeconds, series, compared = [] }) {
   sliceMs = (runSeconds * 1000) / SLICES;
@@ -56,9 +57,9 @@ export function options({ scenarios, runSeconds, series, compared = [] }) {
     violations: none,
     unexpected: none,
     duplicates: none,
-    // Below zero there were more executions than keys.
+    // A value below zero means more executions than keys.
     unseen_executions: ['count>=0'],
-    // Above zero there are keys that nobody was told to have executed, though no answer was lost.
+    // A value above zero means keys that nobody was told to have executed, though no answer was lost.
     unexplained_executions: ['count<=0'],
     // A run that checked nothing has proved nothing.
     ledger_checks: ['count>0'],
@@ -81,7 +82,7 @@ export function options({ scenarios, runSeconds, series, compared = [] }) {
   return {
     scenarios,
     thresholds,
-    // Whoever gets no answer has to deal with it, rather than k6 logging it.
+    // The caller handles a missing answer, instead of k6 logging it.
     throw: true,
     setupTimeout: '5m',
     // The check reads everything that the run has written.
@@ -97,19 +98,19 @@ export function countAttempt(isRetry) {
   }
 }
 
-/** A key that is sent for the first time. */
+/** Counts a key that is sent for the first time. */
 export function countKey() {
   keys.add(1);
   unseen.add(1);
   unexplained.add(1);
 }
 
-/** An answer that may have been lost on its way, and with it the word that something was executed. */
+/** Counts an answer that may have been lost, and with it the news of an execution. */
 export function countLost() {
   unexplained.add(-1);
 }
 
-/** How an attempt ended: one of `OUTCOMES`. */
+/** Counts how an attempt ended: one of `OUTCOMES`. */
 export function countOutcome(outcome) {
   outcomes.add(1, { outcome });
   if (outcome === 'executed') {
@@ -126,15 +127,15 @@ export function measure(series, ms) {
   latency.add(ms, { series, slice: String(Math.min(slice, SLICES - 1)) });
 }
 
-/** The client's books: what it has sent and what it was told. `of` is one of `BOOKED`. */
+/** Adds to the client's books: its requests and the answers it got. `of` is one of `BOOKED`. */
 export function clientCounts(of, count) {
   client.add(count, { of });
   difference.add(count, { of });
 }
 
 /**
- * The ledger's books, at the end. The check can't read what the virtual users have counted, as k6 lets nobody read a
- * metric; but a counter to which they add and from which it subtracts is zero if both agree.
+ * Adds to the ledger's books, at the end. The check can't read the counts of the virtual users, since k6 lets nobody
+ * read a metric. But a counter to which they add and from which it subtracts is zero if both agree.
  */
 export function ledgerCounts(of, count) {
   ledger.add(count, { of });
@@ -142,14 +143,14 @@ export function ledgerCounts(of, count) {
 }
 
 /**
- * Compares numbers that several virtual users know, who can't ask each other, with those that the check at the end knows:
- * it passes the same ones with the sign turned. They are whole, and of a size that lets the sum stay exact.
+ * Compares numbers of several virtual users, who can't ask each other, with the numbers of the check at the end. The
+ * check passes the same numbers with the sign turned. They are integers, and small enough for an exact sum.
  */
 export function compare(of, number) {
   difference.add(number, { of });
 }
 
-/** What a virtual user does in an iteration. If it breaks off, that's a violation; k6 would only log it. */
+/** Makes an iteration of a virtual user from `work`. An exception is a violation; k6 would only log it. */
 export function iteration(work) {
   return async (data) => {
     try {
@@ -160,29 +161,29 @@ export function iteration(work) {
   };
 }
 
-/** More than one of what there must be one of. */
+/** Counts duplicates of something that must be unique. */
 export function countDuplicates(count) {
   duplicates.add(count);
 }
 
-/** The check went through to its end. */
+/** Records that the check went through to its end. */
 export function ledgerWasChecked() {
   ledgerChecks.add(1);
 }
 
-/** What must not happen has. `kind` is one of `VIOLATIONS`. */
+/** Records a violation. `kind` is one of `VIOLATIONS`. */
 export function violation(kind, message) {
   violations.add(1, { kind });
   tell(`${kind}: ${message}`);
 }
 
-/** An answer that isn't what the contract says. */
+/** Records an answer that breaks the contract. */
 export function unexpectedAnswer(message) {
   unexpected.add(1);
   tell(`unexpected answer: ${message}`);
 }
 
-/** Messages per virtual user: of a service that is broken there's no need to see every trace. */
+/** Maximum number of messages per virtual user: a broken service would fill the log with traces. */
 const MESSAGES_MAX = 2;
 let messages = 0;
 

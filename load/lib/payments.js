@@ -1,11 +1,11 @@
-// Payments as a plan says, each step by a client that retries, and checked as soon as it's through.
+// Makes payments according to a plan, each step by a client that retries, and checks each at once.
 
 import { Request, steady, storm } from './client.js';
 import { clientCounts, violation } from './metrics.js';
 import { CURRENCY, amount, cents } from './money.js';
 import { plan } from './plan.js';
 
-/** The request for a charge under a key. */
+/** Returns the request for a charge under a key. */
 export function chargeRequest(key, series) {
   const { card, capture, authorized, answer } = plan(key);
   return new Request({
@@ -14,21 +14,21 @@ export function chargeRequest(key, series) {
     body: { amount: amount(authorized), currency: CURRENCY, payment_method: card, capture, reference: key },
     expect: answer,
     series,
-    // Its two seconds are the processor's.
+    // The two seconds of this card are the processor's.
     isTimed: card !== 'pm_card_slow',
   });
 }
 
-/** How a payment is made: how many `copies` of each request at once, and how the `patience` of each is drawn. */
+/** How to make a payment: `copies` of each request are sent at once, and `patience` draws the patience of each. */
 const ONCE = { copies: 1, patience: () => steady };
 
 /**
- * Makes the charge of a key, and makes sure that there is one. Returns its request, of which more copies can be sent,
- * or null if there was no answer.
+ * Makes the charge of a key, and checks that there is one. Returns its request, of which more copies can be sent, or
+ * null if there was no answer.
  */
 export async function pay(client, key, { copies, patience } = ONCE, series) {
   const request = chargeRequest(key, series);
-  // Before it's sent, since from then on it counts, whatever becomes of the answer.
+  // Counted before it's sent, since from then on the charge counts, whatever happens to the answer.
   clientCounts('charges', 1);
   const answer = await storm(client, request, copies, patience);
   if (!answer) {
@@ -38,7 +38,7 @@ export async function pay(client, key, { copies, patience } = ONCE, series) {
   return request;
 }
 
-/** Writes down what a charge's answer said, and makes sure that there is that charge and no other under its key. */
+/** Records the answer of a charge, and checks that there is that charge and no other under its key. */
 export async function book(client, { key, first }) {
   const body = first.json();
   if (first.status === 201 && body.amount_captured !== '0.00') {
@@ -53,8 +53,8 @@ export async function book(client, { key, first }) {
 }
 
 /**
- * Authorizes, captures, refunds and pays out, as the plan of the key says. With `bySteps`, each of these is a series of
- * the chart.
+ * Authorizes, captures, refunds and pays out, as the key's plan says. With `bySteps`, each of these is a series of the
+ * chart.
  */
 export async function lifecycle(client, key, { copies, patience } = ONCE, bySteps = false) {
   const { captured, refunds, payout } = plan(key);
@@ -81,7 +81,7 @@ export async function lifecycle(client, key, { copies, patience } = ONCE, byStep
   }
   clientCounts('captured', cents(capture.amount_captured));
   clientCounts('journal entries', 1);
-  // At once: they are different requests of one charge, and none may take from another.
+  // Sent at once: they are different requests for one charge, and none may affect another.
   await Promise.all(
     refunds.map(async (part, i) => {
       const body = { charge_id: id, amount: amount(part), metadata: { key } };

@@ -1,9 +1,9 @@
-// What is paid under a key. Everything follows from the key itself: amounts, the card, whether it's captured later,
-// refunded and paid out. So the check at the end can tell of each charge that it finds, to the cent, what it must look
-// like, without anybody having written down what was sent.
+// The payment of a key. Everything follows from the key itself: amounts, the card, and whether the payment is captured
+// later, refunded and paid out. So the check at the end can tell the expected state of each charge that it finds, to
+// the cent, without a record of the requests.
 //
 // A real client's keys are random UUIDs that it stores before sending. Ours name the virtual user and its iteration,
-// which is as unique within the merchant that each run makes for itself.
+// which is just as unique within the merchant that each run makes for itself.
 
 import exec from 'k6/execution';
 import { fee } from './money.js';
@@ -21,7 +21,10 @@ const CARDS = {
   async_approved: 'pm_card_async',
   async_declined: 'pm_card_async',
 };
-/** Kinds that the processor decides by its events: what it says, and in what that makes them other than a good charge. */
+/**
+ * Kinds that the processor decides by its events: the content of the event, and how the result differs from a good
+ * charge.
+ */
 const BY_EVENTS = {
   dispute_won: { dispute: 'won', payoutEnd: 'paid' },
   dispute_lost: { dispute: 'lost', payoutEnd: 'failed', status: 'disputed' },
@@ -29,7 +32,7 @@ const BY_EVENTS = {
   async_approved: { isSettled: true },
   async_declined: { captured: 0, status: 'failed' },
 };
-/** Cards of the sandbox and how many of a hundred charges use them, where a script wants trouble. */
+/** Cards of the sandbox, with the percentage of charges that use them, in scripts that want trouble. */
 const TROUBLED_CARDS = [
   ['pm_card_visa', 78],
   ['pm_card_declined', 8],
@@ -39,17 +42,20 @@ const TROUBLED_CARDS = [
   ['pm_card_slow', 1],
 ];
 
-/** A new key of the virtual user that asks, at most one per kind and iteration. `kind` is one of the kinds of `plan`. */
+/**
+ * Makes a new key of the calling virtual user, at most one per kind and iteration. `kind` is one of the kinds of
+ * `plan`.
+ */
 export function newKey(kind) {
   return `${kind}-${exec.vu.idInTest}-${exec.vu.iterationInInstance}`;
 }
 
 /**
- * What is paid under a key, by its kind, the word that it begins with: `charge` is a charge with a good card, `declined`,
- * `lost` and `slow` are charges with a card that has this happen, `troubled` with any card. And `life` is an authorization
- * that is captured in part, refunded once or twice, and paid out in part.
+ * Returns the plan of a key, by its kind, which is the word that it begins with. `charge` is a charge with a good card;
+ * `declined`, `lost` and `slow` are charges whose card has this effect; `troubled` has any card. `life` is an
+ * authorization that is captured in part, refunded once or twice, and paid out in part.
  *
- * Others are what the processor's events make of them: charges whose dispute is won or lost (with a payout that arrives or
+ * The processor's events decide the other kinds: charges whose dispute is won or lost (with a payout that arrives or
  * comes back), whose refund comes back, or that were pending until they were approved (and settled) or declined.
  */
 export function plan(key) {
@@ -104,12 +110,12 @@ export function plan(key) {
   };
 }
 
-/** The processor's name for what it settles: it does so charge by charge, and calls the settlement by the charge's id. */
+/** Returns the processor's name for a settlement: it settles charge by charge, and uses the charge's id. */
 export function settlementOf(chargeId) {
   return chargeId.replace('ch_', 'set_');
 }
 
-/** Sum of whole numbers. */
+/** Returns the sum of whole numbers. */
 export function sum(numbers) {
   return numbers.reduce((total, number) => total + number, 0);
 }

@@ -1,5 +1,5 @@
-// Where the service is, who we are, and how long to run: from the environment, else from the dev.env that
-// `oncepay dev` writes.
+// Addresses of the service, our keys, and the duration of runs: from the environment, else from the
+// dev.env that `oncepay dev` writes.
 
 const known = { ...devEnv(), ...__ENV };
 
@@ -9,10 +9,10 @@ export const urls = (known.ONCEPAY_URLS || known.ONCEPAY_URL || '')
   .map((url) => url.trim().replace(/\/$/, ''))
   .filter((url) => url);
 
-/** Key of an operator, who makes the merchants of a run and asks for the audit. */
+/** Key of the operator that makes the merchants of a run and requests the audit. */
 export const operatorKey = known.ONCEPAY_OPERATOR_KEY;
 
-/** What the processor signs its events with: `whsec_` and base64. */
+/** Secret with which the processor signs its events: `whsec_` and base64. */
 export const webhookSecret = (known.ONCEPAY_WEBHOOK_SECRET || '').split(',')[0].trim();
 
 if (urls.length === 0 || !operatorKey) {
@@ -22,7 +22,7 @@ if (urls.length === 0 || !operatorKey) {
   );
 }
 
-/** A whole number that `k6 run -e NAME=…` may set. */
+/** Reads a whole number that `k6 run -e NAME=…` may set. */
 export function number(name, byDefault) {
   const value = known[name] === undefined ? byDefault : Number(known[name]);
   if (!Number.isInteger(value) || value < 1) {
@@ -31,7 +31,7 @@ export function number(name, byDefault) {
   return value;
 }
 
-/** Seconds of a duration like `90s`, `5m` or `1h30m` that `k6 run -e NAME=…` may set. */
+/** Reads the seconds of a duration like `90s`, `5m` or `1h30m` that `k6 run -e NAME=…` may set. */
 export function seconds(name, byDefault) {
   const text = known[name] || byDefault;
   const parts = /^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$/.exec(text);
@@ -42,14 +42,14 @@ export function seconds(name, byDefault) {
   return total;
 }
 
-/** File for the chart of a script. */
+/** Returns the file for the chart of a script. */
 export function chartPath(script) {
   return known.CHART || fileOf(`../out/${script}.html`);
 }
 
 function devEnv() {
   const folder = __ENV.ONCEPAY_DATA_DIR;
-  // Like the service itself, by default next to the sources, else as seen from the working directory.
+  // Like the service itself: next to the sources by default, else relative to the working directory.
   const path = !folder
     ? fileOf('../../.oncepay/dev.env')
     : `${folder.startsWith('/') ? '' : `${__ENV.PWD}/`}${folder}/dev.env`;
@@ -61,7 +61,7 @@ function devEnv() {
   }
 }
 
-/** `open` takes paths relative to the script that k6 was given, so ours are made absolute. */
+/** Makes a path absolute, since `open` takes paths relative to the script that k6 was given. */
 function fileOf(relative) {
   return decodeURIComponent(import.meta.resolve(relative).replace(/^file:\/\//, ''));
 }

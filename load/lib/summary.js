@@ -1,11 +1,14 @@
-// What a person reads at the end of a run.
+// The summary that a run prints at its end.
 
 import { chart } from './chart.js';
 import { BOOKED, VIOLATIONS } from './metrics.js';
 import { amount } from './money.js';
 import { chartPath, urls } from './settings.js';
 
-/** A `handleSummary`. `notes` may add lines of a script's own, from the figures of a series and the value of a metric. */
+/**
+ * Returns a `handleSummary`. `notes` may add lines of a script's own, from the figures of a series and the value of a
+ * metric.
+ */
 export function summary(script, series, notes = () => []) {
   const path = chartPath(script);
   return ({ metrics, state }) => {

@@ -1,7 +1,8 @@
-//! Names that settings had before.
+//! Old names of settings.
 //!
-//! A deployment goes on working when a setting is renamed: the old variable counts as long as the new one isn't set, and
-//! with it the file that `…_FILE` names. Old flags are aliases, where the flags are declared.
+//! A deployment goes on working when a setting is renamed: the old variable counts as long as the new one
+//! isn't set, and so does the file that its `…_FILE` variant names. Old flags are aliases, where the flags
+//! are declared.
 
 use std::ffi::OsString;
 
@@ -25,16 +26,16 @@ const RENAMED: &[(&str, &str)] = &[
     ("ONCEPAY_SIMULATOR_CONTROL_URL", "ONCEPAY_ACQUIRER_CONTROL_URL"),
 ];
 
-/// Shown in the help of each command that has such a setting.
+/// Note for the help of each command that has such a setting.
 pub const HELP: &str = "Settings that were named ONCEPAY_ACQUIRER_… and --acquirer-… before, and ONCEPAY_READY_WITHOUT_ACQUIRER and \
                         ONCEPAY_SANDBOX_JOURNAL, are still read under those names";
 
-/// The old name of the variable `name`, if it had another one.
+/// Returns the old name of the variable `name`, if it had another one.
 pub fn old_name(name: &str) -> Option<&'static str> {
     RENAMED.iter().find(|(new, _)| *new == name).map(|(_, old)| *old)
 }
 
-/// Lets every setting of `command` and its subcommands be given under its old variable where the new one isn't set.
+/// Makes `command` and its subcommands read each setting from its old variable if the new one isn't set.
 pub fn with_old_names(command: clap::Command, variable: &impl Fn(&str) -> Option<OsString>) -> clap::Command {
     let is_set = |name: &str| variable(name).is_some() || variable(&format!("{name}_FILE")).is_some();
     let old_of = |arg: &clap::Arg| arg.get_env().and_then(|name| old_name(name.to_str()?));
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// The variables that the settings of `oncepay serve` are read from where `set` are set.
+    /// Returns the variables from which `oncepay serve` reads its settings if `set` are set.
     fn variables(set: &[&str]) -> Vec<String> {
         let variable = |name: &str| set.contains(&name).then(|| OsString::from("x"));
         let command = with_old_names(Config::augment_args(clap::Command::new("serve")), &variable);

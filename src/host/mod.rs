@@ -44,7 +44,7 @@ pub struct Oncepay {
     pub known_keys: Arc<KnownKeys>,
     /// Metrics of operations and their callers.
     pub metrics: Arc<metrics::Metrics>,
-    /// Whether webhooks may be delivered to the service's own host.
+    /// True if webhooks may be delivered to the service's own host.
     pub allows_loopback: bool,
     /// All operations.
     pub operations: Vec<Descriptor>,

@@ -1,4 +1,4 @@
-//! The processor's events: what follows from what each says.
+//! The processor's events and their effects on our books.
 
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
@@ -14,25 +14,26 @@ use crate::payments::{payouts, refunds, settlements};
 use crate::processor::{Change, Event, Messages, Notice};
 use crate::web::fields::{Fields, parse_json};
 
-/// What has come of an event.
+/// Outcome of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It has changed something.
+    /// The event has changed something.
     Applied,
-    /// Things were as it says already.
+    /// Our books already matched the event.
     Unchanged,
-    /// Our books say otherwise and can't be changed to what it says. For people to find out who is right.
+    /// The event contradicts our books, which can't be changed to match. People have to find out who is
+    /// right.
     Contradicted(String),
-    /// We don't know what it says.
+    /// The type of the event is unknown.
     Unknown,
-    /// What it's about isn't there yet.
+    /// The object of the event doesn't exist yet.
     Parked(String),
-    /// An operator has found that nothing is to be done about it.
+    /// An operator has found that the event needs no action.
     Dismissed(String),
 }
 
 impl Outcome {
-    /// As it's stored, shown and counted.
+    /// Returns the outcome's word, as stored, shown and counted.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -44,7 +45,7 @@ impl Outcome {
         }
     }
 
-    /// Why it's so, where that isn't obvious.
+    /// Returns the reason for the outcome, if it isn't obvious.
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Contradicted(detail) | Self::Parked(detail) | Self::Dismissed(detail) => Some(detail),
@@ -79,14 +80,14 @@ pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
     read(messages, &parse_json(body)?)
 }
 
-/// Makes our books say what the event says, in the caller's transaction.
+/// Brings our books into line with the event, in the caller's transaction.
 ///
-/// Locks: what it's about, then ledger accounts as the domain's functions say.
+/// Locks: the event's object, then ledger accounts as documented at the domain's functions.
 pub fn apply(event: &Event, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let Some(Notice { merchant, change }) = &event.notice else { return Ok(Outcome::Unknown) };
     match apply_change(*merchant, change, conn, now) {
         Ok(learned) => Ok(learned.into()),
-        // Made by a request of ours that hasn't been committed yet, or that we don't know of at all.
+        // Our request that makes the object hasn't been committed yet, or we don't know the object at all.
         Err(error @ (Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) => {
             Ok(Outcome::Parked(error.to_string()))
         }
@@ -121,7 +122,7 @@ fn apply_change(
     }
 }
 
-/// Whose object an event is about, and which.
+/// Returns the object of an event, and the merchant that owns it.
 pub fn subject(event: &Event) -> Option<(MerchantId, Uuid)> {
     let Notice { merchant, change } = event.notice.as_ref()?;
     let object_id = match change {
@@ -138,7 +139,7 @@ pub fn subject(event: &Event) -> Option<(MerchantId, Uuid)> {
     Some((*merchant, object_id))
 }
 
-/// Whether other events may have been waiting for this one.
+/// True if other events may have been waiting for this one.
 pub fn is_awaited(event: &Event) -> bool {
     matches!(&event.notice, Some(Notice { change: Change::DisputeOpened { .. }, .. }))
 }

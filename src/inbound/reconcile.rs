@@ -90,7 +90,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every difference has been dealt with.
+    /// True if every difference has been dealt with.
     pub fn is_settled(&self) -> bool {
         self.differences.iter().all(|difference| difference.is_voided)
     }
@@ -152,7 +152,7 @@ pub struct Difference {
     /// Seconds since we learned of the processor's operation.
     #[diesel(sql_type = Nullable<Double>)]
     pub known_for_s: Option<f64>,
-    /// Whether the difference was an orphan that has been voided.
+    /// True if the difference was an orphan that has been voided.
     #[diesel(sql_type = Bool)]
     pub is_voided: bool,
 }
@@ -382,7 +382,7 @@ pub async fn keep_reconciling(
     }
 }
 
-/// Whether it's this instance's turn. If so, no instance has another turn for `interval`.
+/// Returns true if it's this instance's turn. If so, no instance has another turn for `interval`.
 fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error> {
     remember_beginning(conn)?;
     let taken = statement::<()>(

@@ -72,7 +72,7 @@ pub struct LockedEvent {
     pub state: String,
     /// Number of attempts.
     pub attempts: i32,
-    /// Whether the event has been marked as overdue.
+    /// True if the event has been marked as overdue.
     pub is_overdue: bool,
     /// Current time by the database's clock.
     pub now: DateTime<Utc>,
@@ -100,7 +100,7 @@ pub struct DueEvent {
     pub kind: String,
     /// The reason why the event waits.
     pub detail: Option<String>,
-    /// Whether the event has just become overdue.
+    /// True if the event has just become overdue.
     pub becomes_overdue: bool,
 }
 

@@ -219,7 +219,7 @@ pub(super) fn apply_awaiting(
     Ok(())
 }
 
-/// Whether the database caused the failure, and not the event.
+/// True if the database caused the failure, and not the event.
 fn is_passing(error: &Error) -> bool {
     matches!(error.failure(), Some(Failure::DatabaseUnavailable(_) | Failure::TransientConflict(_)))
 }

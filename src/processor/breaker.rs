@@ -1,8 +1,9 @@
 //! A circuit breaker: while the processor is down, calls fail at once instead of each waiting for a timeout.
 //!
-//! Whether it's down is found out by asking for its health, all the time, and sooner when calls fail. Failing calls
-//! alone don't open the circuit: one kind of request that the processor chokes on would shut out all others. So calls
-//! are let through again as soon as it's healthy, with or without traffic, and none has to be the guinea pig.
+//! The breaker learns of an outage by asking for the processor's health, all the time, and sooner when calls
+//! fail. Failing calls alone don't open the circuit: one kind of request that the processor chokes on would
+//! shut out all others. So calls are let through again as soon as the processor is healthy, with or without
+//! traffic, and no call has to serve as the probe.
 //!
 //! The pattern is from Michael Nygard's *Release It!*; the usual form lets a call through as the probe.
 
@@ -14,23 +15,23 @@ use tokio::sync::Notify;
 
 use super::ProcessorError;
 
-/// Calls in a row that may fail before the health is asked for out of turn.
+/// Number of failed calls in a row after which the health check runs out of turn.
 const FAILURES_MAX: u32 = 5;
-/// Answers about its health that may be missing in a row.
+/// Number of failed health checks in a row after which the circuit opens.
 const MISSES_MAX: u32 = 2;
 
-/// Lets calls through, or not.
+/// Lets calls through, or fails them at once.
 #[derive(Debug)]
 pub struct Breaker {
     is_open: AtomicBool,
     failures: AtomicU32,
     suspicious: Notify,
-    /// 1 while calls are let through.
+    /// 1 while the circuit is closed, 0 while it's open.
     available: IntGauge,
 }
 
 impl Breaker {
-    /// A closed one: calls are let through. `available` is 1 while they are.
+    /// Makes a closed breaker. `available` is 1 while calls are let through.
     pub fn new(available: IntGauge) -> Self {
         Self {
             is_open: AtomicBool::new(false),
@@ -40,7 +41,7 @@ impl Breaker {
         }
     }
 
-    /// Whether calls are held back.
+    /// True while the circuit is open.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
@@ -50,19 +51,19 @@ impl Breaker {
         if self.is_open() { Err(ProcessorError::Down) } else { Ok(()) }
     }
 
-    /// A call was answered.
+    /// Records that a call was answered.
     pub fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
-    /// A call failed.
+    /// Records that a call failed.
     pub fn failed(&self) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
             self.suspicious.notify_one();
         }
     }
 
-    /// Asks for the health every `interval` and opens and closes the circuit by it; doesn't return.
+    /// Checks the health every `interval`, and opens and closes the circuit accordingly. Doesn't return.
     pub async fn watch<Healthy>(&self, interval: Duration, is_healthy: impl Fn() -> Healthy)
     where
         Healthy: Future<Output = bool>,
@@ -104,7 +105,7 @@ mod tests {
         Breaker::new(IntGauge::new("a", "b").expect("valid"))
     }
 
-    /// Watches for as long as `test` takes, with the health that it sets.
+    /// Runs `test` while the breaker watches the health that `test` sets.
     fn watched(test: impl AsyncFn(&Breaker, &AtomicBool)) {
         actix_web::rt::System::new().block_on(async {
             let (breaker, healthy) = (breaker(), AtomicBool::new(true));
@@ -151,7 +152,7 @@ mod tests {
     fn failing_calls_make_it_look_out_of_turn() {
         actix_web::rt::System::new().block_on(async {
             let (breaker, healthy) = (breaker(), AtomicBool::new(true));
-            // So long that it's never its turn again.
+            // Too long for a second turn during the test.
             let watching = breaker.watch(Duration::from_secs(3600), async || healthy.load(Ordering::Relaxed));
             let test = async {
                 tokio::task::yield_now().await;

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use super::{Breaker, ProcessorCall, ProcessorError};
 
-/// Times that a call is sent or asked about in one attempt.
+/// Maximum number of tries in one attempt.
 const TRIES_MAX: u32 = 3;
-/// Longest pause before the second try; doubles.
+/// Maximum pause before the second try. It doubles with each try.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Has a provider do something once, and finds out what came of it.
+/// Has a provider do something once, and returns the outcome.
 ///
-/// A call can end in four ways: it did what it should; it was declined or refused; it certainly didn't happen (the
-/// connection was never made); or *nobody knows*, because the answer was lost. Of the last nothing is assumed: `find` asks
-/// the provider what came of the key, and only if it doesn't know the key does `send` send the call again, under the same
-/// key, so that it's harmless even if the first one is still on its way. A later attempt of the same request begins with
-/// that question.
+/// A call can end in four ways: it did what it should; it was declined or refused; it certainly didn't happen
+/// (the connection was never made); or *nobody knows*, because the answer was lost. In the last case, `find`
+/// asks the provider for the outcome under the key. Only if the provider doesn't know the key does `send`
+/// repeat the call. The repetition has the same key, so it's harmless even if the first call is still on its
+/// way. A later attempt of the same request begins with `find`.
 ///
-/// An error is that of the last try. A refusal is final, so that nothing is tried after it.
+/// Returns the error of the last try. A refusal is final and ends the tries.
 pub async fn once<T, Find, Send>(
     call: &ProcessorCall,
     breaker: &Breaker,
@@ -67,8 +67,8 @@ mod tests {
     use super::*;
     use crate::base::ids::MerchantId;
 
-    /// Calls in an attempt, where the processor is asked and sent what is given, in this order. What it was asked and sent:
-    /// `f` and `s`; and how it ended.
+    /// Runs the calls of an attempt, with these answers of the processor, in this order. Returns the calls,
+    /// `f` for `find` and `s` for `send`, and the outcome.
     fn play(
         attempt: u32,
         found: Vec<Result<Option<u8>, ProcessorError>>,
@@ -105,9 +105,9 @@ mod tests {
         for lost in [AnswerLost, Failed] {
             assert_eq!(told(play(1, vec![Ok(Some(1))], vec![Err(lost)])), is("sf", Some(1)));
         }
-        // Nobody has heard it, so there is nothing to ask.
+        // The call never reached the processor, so there is nothing to ask.
         assert_eq!(told(play(1, vec![], vec![Err(Unreachable), Ok(1)])), is("ss", Some(1)));
-        // Without an answer to the question it isn't sent again.
+        // Without an answer to `find`, the call isn't repeated.
         let (log, outcome) = play(1, vec![Err(AnswerLost), Err(Failed)], vec![Err(AnswerLost)]);
         assert!(log == "sff" && matches!(outcome, Err(Failed)), "{log} {outcome:?}");
         // A refusal is final.

@@ -1,4 +1,4 @@
-//! What a provider tells us by itself, in our words.
+//! Events that a provider sends, in our terms.
 
 use crate::base::ids::{ChargeId, MerchantId, PayoutId, RefundId, SettlementId};
 use crate::base::money::Money;
@@ -8,57 +8,58 @@ use super::Decline;
 /// An event of a provider.
 #[derive(Debug)]
 pub struct Event {
-    /// Name of its type, as sent; at most 100 characters.
+    /// Name of the type, as sent. At most 100 characters.
     pub kind: String,
-    /// What it says, if the type is one that we know.
+    /// Content of the event, if the type is known.
     pub notice: Option<Notice>,
 }
 
-/// What an event says of one of a merchant's objects. Objects have our ids: each call hands the provider a reference.
+/// The content of an event: a change to one of a merchant's objects. Objects have our ids, since each call
+/// hands the provider a reference.
 #[derive(Debug)]
 pub struct Notice {
-    /// Whose object it is.
+    /// Merchant that owns the object.
     pub merchant: MerchantId,
-    /// What has happened to it.
+    /// Change to the object.
     pub change: Change,
 }
 
-/// What has happened.
+/// A change to an object.
 #[derive(Debug)]
 pub enum Change {
-    /// A pending charge is approved and, if that was asked for with the authorization, captured.
+    /// A pending charge is approved and, if the authorization requested that, captured.
     ChargeSucceeded(ChargeId),
     /// A pending charge is declined.
     ChargeFailed(ChargeId, Decline),
-    /// A refund that was made has come back.
+    /// A refund has come back.
     RefundFailed(RefundId),
-    /// A payout that was on its way has arrived.
+    /// A payout has arrived.
     PayoutPaid(PayoutId),
-    /// A payout that was on its way has come back.
+    /// A payout has come back.
     PayoutFailed(PayoutId),
-    /// What the provider owed us is in our bank account.
+    /// Money that the provider owed us has arrived in our bank account.
     SettlementPaid(SettlementId, Money),
     /// The customer contests a charge.
     DisputeOpened {
-        /// Which charge.
+        /// Id of the charge.
         charge_id: ChargeId,
-        /// The provider's name for the dispute.
+        /// The provider's id of the dispute.
         dispute: String,
-        /// What the customer says.
+        /// The customer's reason.
         reason: Option<String>,
     },
     /// A dispute was decided for us.
     DisputeWon {
-        /// Which charge.
+        /// Id of the charge.
         charge_id: ChargeId,
-        /// The provider's name for the dispute.
+        /// The provider's id of the dispute.
         dispute: String,
     },
     /// A dispute was decided for the customer.
     DisputeLost {
-        /// Which charge.
+        /// Id of the charge.
         charge_id: ChargeId,
-        /// The provider's name for the dispute.
+        /// The provider's id of the dispute.
         dispute: String,
     },
 }

@@ -11,7 +11,7 @@ pub struct Metrics {
     pub processor_calls: IntCounterVec,
     /// Duration of these requests, by call.
     pub processor_seconds: HistogramVec,
-    /// Whether calls to the processor are allowed at the moment.
+    /// 1 if calls to the processor are allowed at the moment.
     pub processor_available: IntGauge,
 }
 

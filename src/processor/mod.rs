@@ -1,11 +1,12 @@
 //! The payment processor: the provider that moves money between cardholders and us.
 //!
-//! Three traits describe a provider. [`Processor`] makes it do things, [`Books`] reads what it says it did, and
-//! [`Messages`] checks and reads what it sends us by itself. An [`Adapter`] holds an implementation of each. The rest of the
-//! service sees these traits only; `docs/processor.md` says how to write an adapter.
+//! Three traits describe a provider. [`Processor`] makes calls to it, [`Books`] reads its own list of
+//! operations, and [`Messages`] verifies and reads its webhooks. An [`Adapter`] holds an implementation of
+//! each. The rest of the service sees only these traits. `docs/processor.md` says how to write an adapter.
 //!
-//! Two adapters are here: the [`Sandbox`], which plays a provider inside this process, and [`HttpProcessor`], which speaks
-//! the protocol of `oncepay simulator`. [`calls::once`] and [`Breaker`] are for adapters that call over a network.
+//! This module has two adapters: the [`Sandbox`], which plays a provider inside this process, and
+//! [`HttpProcessor`], which speaks the protocol of `oncepay simulator`. [`calls::once`] and [`Breaker`] are
+//! for adapters that call over a network.
 
 mod breaker;
 pub mod calls;
@@ -37,31 +38,34 @@ pub use options::ProcessorOptions;
 pub use sandbox::{CallRecord, Sandbox};
 pub use test_cards::{TestCard, UnknownTestCard};
 
-/// A provider as the service uses it.
+/// A provider, as the service uses it.
 #[derive(Clone)]
 pub struct Adapter {
-    /// Makes it do things.
+    /// Makes calls to the provider.
     pub processor: Arc<dyn Processor>,
-    /// Reads what it says it did. `None`: it keeps no books, so that nothing is reconciled.
+    /// Reads the provider's list of operations. `None` if the provider keeps no books; then nothing is
+    /// reconciled.
     pub books: Option<Arc<dyn Books>>,
-    /// Checks and reads what it sends by itself.
+    /// Verifies and reads the provider's webhooks.
     pub messages: Arc<dyn Messages>,
 }
 
-/// What a provider does. Each call is idempotent under its key: repeating it has no further effect and tells the same outcome.
+/// The calls of a provider. Each is idempotent under its key: a repetition has no further effect and returns
+/// the same outcome.
 ///
-/// An error of a call means that its outcome isn't known, unless the variant of [`ProcessorError`] says more.
+/// An error means that the outcome of the call isn't known, unless the variant of [`ProcessorError`] says
+/// more.
 #[async_trait]
 pub trait Processor: Send + Sync {
-    /// Checks a payment method token at the door, without asking anybody. The error is the end of a sentence whose subject is
-    /// the field. Tokens are opaque to the service, so that a provider whose tokens don't show whether they exist takes all
-    /// of them here and declines later.
+    /// Checks a payment method token before any call. The error is the end of a sentence whose subject is the
+    /// field. Tokens are opaque to the service. A provider whose tokens don't show whether they exist accepts
+    /// all of them here, and declines later.
     fn check_payment_method(&self, _token: &str) -> Result<(), String> {
         Ok(())
     }
 
-    /// Asks the issuer for `amount`. The money is held for us, not yet moved. If the decision takes time and `capture` is
-    /// given, all of it is captured as soon as it's approved, as if by that call.
+    /// Asks the issuer for `amount`, which is then held for us but not moved yet. If the decision takes time
+    /// and `capture` is given, the provider captures the whole amount upon approval, as if by that call.
     async fn authorize(
         &self,
         call: &ProcessorCall,
@@ -70,7 +74,7 @@ pub trait Processor: Send + Sync {
         capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError>;
 
-    /// Moves `amount` of an authorization to us; what is left of it is released. Works once.
+    /// Moves `amount` of an authorization to us, and releases the rest. Works once per authorization.
     async fn capture(
         &self,
         call: &ProcessorCall,
@@ -78,10 +82,10 @@ pub trait Processor: Send + Sync {
         amount: Money,
     ) -> Result<(), ProcessorError>;
 
-    /// Gives an authorization up; nothing is moved.
+    /// Gives up an authorization. No money moves.
     async fn void(&self, call: &ProcessorCall, authorization_id: &str) -> Result<(), ProcessorError>;
 
-    /// Returns `amount` of what was captured to the customer.
+    /// Returns `amount` of a capture to the customer.
     async fn refund(
         &self,
         call: &ProcessorCall,
@@ -89,7 +93,7 @@ pub trait Processor: Send + Sync {
         amount: Money,
     ) -> Result<(), ProcessorError>;
 
-    /// Sends `amount` to a merchant's bank account. It's on its way then; whether it arrives is told later.
+    /// Sends `amount` to a merchant's bank account. An event reports later whether the payout has arrived.
     async fn payout(
         &self,
         call: &ProcessorCall,
@@ -97,32 +101,35 @@ pub trait Processor: Send + Sync {
         destination: &str,
     ) -> Result<(), ProcessorError>;
 
-    /// Finds what came of a call by its key. `None` if the provider doesn't know the key, so that the call has had no effect,
-    /// or can't look it up, but tells the first outcome when the call is repeated.
+    /// Finds the outcome of a call by its key. Returns `None` if the provider doesn't know the key, so the
+    /// call has had no effect. Also returns `None` if the provider has no look-up, but answers a repeated
+    /// call with the first outcome.
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError>;
 
-    /// Whether calls make sense at the moment. If not they fail at once, with [`ProcessorError::Down`].
+    /// True if calls make sense at the moment. Otherwise they fail at once, with [`ProcessorError::Down`].
     fn is_available(&self) -> bool {
         true
     }
 
-    /// Watches over the provider's health for as long as the server runs, for [`is_available`](Self::is_available). Returns
-    /// at once where there is nothing to watch.
+    /// Watches the provider's health while the server runs, for [`is_available`](Self::is_available). Returns
+    /// at once if there is nothing to watch.
     async fn watch(&self) {}
 }
 
-/// The books of a provider: what it says it did.
+/// The books of a provider: its own list of operations.
 #[async_trait]
 pub trait Books: Send + Sync {
-    /// Lists up to `limit` of the operations that were made or have changed after the cursor `after`, in the order of their
-    /// [`sequence`](ProcessorOperation::sequence). The cursor is 0 at first, then the sequence of the last operation read.
+    /// Lists up to `limit` operations that were made or have changed after the cursor `after`, in the order
+    /// of their [`sequence`](ProcessorOperation::sequence). The cursor is 0 at first, then the sequence of
+    /// the last operation read.
     async fn operations(&self, after: i64, limit: usize) -> Result<Page, ProcessorError>;
 }
 
-/// The messages (webhooks) of a provider: how to tell that one is genuine, and what it says.
+/// The messages (webhooks) of a provider: their verification and their content.
 pub trait Messages: Send + Sync {
-    /// Checks that the provider has signed a message around `now`, and returns the id of its event, which is the same with
-    /// every delivery. `header` gives a header that was sent exactly once, by its name in lower case.
+    /// Verifies that the provider signed a message around `now`. Returns the id of the message's event, which
+    /// is the same in every delivery. `header` returns a header that was sent exactly once, by its name in
+    /// lower case.
     ///
     /// Errors, in the order checked: malformed, out of time, forged.
     fn verify<'a>(
@@ -132,105 +139,106 @@ pub trait Messages: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<String, Refusal>;
 
-    /// Reads the members of a message's body. Passes over what it doesn't know: a provider may add to its events. The errors
-    /// are all there are, with JSON pointers.
+    /// Reads the members of a message's body. Ignores unknown members, since a provider may add to its
+    /// events. Returns all errors, with JSON pointers.
     fn read(&self, body: &Map<String, Value>) -> Result<Event, Vec<FieldError>>;
 
-    /// Types of events, as sent, that are read into a [`Notice`]. For metrics, which begin at 0 for each of them.
+    /// Types of events, as sent, that are read into a [`Notice`]. The metrics of these types begin at 0.
     fn types(&self) -> &'static [&'static str];
 }
 
-/// Names a call.
+/// Identifies a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessorCall {
     /// Idempotency key towards the processor.
     pub key: String,
-    /// Whose money it's about.
+    /// Merchant on whose behalf the call is made.
     pub merchant: MerchantId,
-    /// Our id of what the call is for (`ch_…`, `re_…`, `po_…`), the same in every attempt. By it the processor's
-    /// books are compared with ours.
+    /// Our id of the call's object (`ch_…`, `re_…`, `po_…`), the same in every attempt. The reconciliation
+    /// matches the processor's books with ours by it.
     pub reference: String,
-    /// Which attempt of the request makes the call, from 1. From 2 on an earlier attempt may have got through. The sandbox
-    /// and the simulator play their faults by it.
+    /// Number of the request's attempt, from 1. From 2 on, an earlier attempt may have got through. The
+    /// sandbox and the simulator choose their faults by it.
     pub attempt: u32,
 }
 
-/// What came of asking for money.
+/// Result of an authorization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorization {
-    /// The processor's name for it.
+    /// The processor's id of the authorization.
     pub id: String,
     /// The issuer's decision.
     pub decision: Decision,
 }
 
-/// The issuer's decision. Asking again under the same key doesn't change it.
+/// The issuer's decision. A repetition under the same key doesn't change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Money is held.
+    /// The money is held.
     Approved,
-    /// It isn't.
+    /// The money isn't held.
     Declined(Decline),
-    /// The customer has to do something first; the processor will tell.
+    /// The customer has to do something first. An event reports the decision.
     Pending,
 }
 
-/// Why an issuer declined: the provider's code, which is passed on to the merchant.
+/// The reason for an issuer's decline: the provider's code, which is passed on to the merchant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decline(String);
 
 impl Decline {
-    /// Code where the provider doesn't tell a reason.
+    /// Code of a decline without a reason.
     const GENERIC: &str = "generic_decline";
-    /// Code of an account that doesn't hold enough, the one that has an error code of its own.
+    /// Code for lack of money, the only decline with an error code of its own.
     const INSUFFICIENT_FUNDS: &str = "insufficient_funds";
-    /// Most characters of a code.
+    /// Maximum number of characters in a code.
     const LENGTH_MAX: usize = 100;
 
-    /// A decline with the provider's code, which is cut after 100 characters and without control characters; a generic one
-    /// if nothing is left of it.
+    /// Makes a decline with the provider's code, without control characters and cut after 100 characters. If
+    /// nothing is left of the code, the decline is generic.
     pub fn new(code: &str) -> Self {
         let kept: String = code.chars().filter(|char| !char.is_control()).take(Self::LENGTH_MAX).collect();
         if kept.is_empty() { Self::generic() } else { Self(kept) }
     }
 
-    /// A decline whose reason isn't told.
+    /// Makes a decline without a reason.
     pub fn generic() -> Self {
         Self(Self::GENERIC.to_owned())
     }
 
-    /// A decline for lack of money.
+    /// Makes a decline for lack of money.
     pub fn insufficient_funds() -> Self {
         Self(Self::INSUFFICIENT_FUNDS.to_owned())
     }
 
-    /// The code.
+    /// Returns the code.
     pub fn code(&self) -> &str {
         &self.0
     }
 
-    /// Whether the account doesn't hold enough.
+    /// True if the account doesn't hold enough.
     pub fn is_insufficient_funds(&self) -> bool {
         self.0 == Self::INSUFFICIENT_FUNDS
     }
 }
 
-/// There is no outcome: the call may or may not have taken effect, unless the variant says more.
+/// A failed call. The call may or may not have taken effect, unless the variant says more.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
-    /// No answer in time, or the connection broke.
+    /// No answer came in time, or the connection broke.
     #[error("the processor's answer was lost")]
     AnswerLost,
-    /// The processor said that it failed.
+    /// The processor reported a failure of its own.
     #[error("the processor failed")]
     Failed,
-    /// The processor couldn't be reached, so that nothing has happened.
+    /// The processor couldn't be reached, so nothing has happened.
     #[error("the processor can't be reached")]
     Unreachable,
-    /// The processor is known to be down and wasn't asked.
+    /// The processor is known to be down, so the call wasn't sent.
     #[error("the processor is down and wasn't asked")]
     Down,
-    /// The processor won't do that, ever: the two sides disagree on what there is. Nothing has happened.
+    /// The processor refuses the call for good: the two sides disagree on the state of things. Nothing has
+    /// happened.
     #[error("the processor refuses: {code}")]
     Refused {
         /// The processor's reason.

@@ -1,65 +1,66 @@
-//! What a provider did, in our words.
+//! Operations of a provider, in our terms.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
 use super::{Authorization, Decision, Decline, ProcessorError};
 
-/// One thing that the provider did, or declined or refused to do.
+/// An operation that the provider performed, declined or refused.
 #[derive(Clone, Debug)]
 pub struct ProcessorOperation {
-    /// The provider's name for it.
+    /// The provider's id of the operation.
     pub id: String,
-    /// Position in its books. Grows whenever an operation is made or changes, so that a reader can go on where it stopped.
+    /// Position in the provider's books. Grows whenever an operation is made or changes, so that a reader can
+    /// go on where it stopped.
     pub sequence: i64,
-    /// What was asked for.
+    /// Kind of the operation.
     pub kind: OperationKind,
-    /// The key under which we asked.
+    /// Our idempotency key of the call.
     pub idempotency_key: String,
-    /// What came of it.
+    /// Outcome of the operation.
     pub status: OperationStatus,
-    /// The authorization that it made or was about.
+    /// Authorization that the operation made or used.
     pub authorization_id: Option<String>,
-    /// Of what moves or holds money.
+    /// Amount, if the operation moves or holds money.
     pub amount: Option<Decimal>,
     /// ISO 4217 code.
     pub currency: Option<String>,
-    /// The merchant that we named.
+    /// Merchant named in our call.
     pub merchant: String,
-    /// The object that we named.
+    /// Object named in our call.
     pub reference: String,
-    /// When it was asked for.
+    /// Time of the call.
     pub created_at: DateTime<Utc>,
 }
 
 /// A page of a provider's books.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// In the order of their sequence.
+    /// Operations in the order of their sequence.
     pub operations: Vec<ProcessorOperation>,
-    /// Whether there are more after the last one.
+    /// True if there are more operations after the last one.
     pub has_more: bool,
 }
 
-/// What a provider can be asked for.
+/// Kinds of operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OperationKind {
-    /// To hold money.
+    /// Holds money.
     Authorize,
-    /// To move what is held.
+    /// Moves held money.
     Capture,
-    /// To give up what is held.
+    /// Releases held money.
     Void,
-    /// To return what was moved.
+    /// Returns moved money.
     Refund,
-    /// To send money to a bank account.
+    /// Sends money to a bank account.
     Payout,
-    /// Something that we never ask for. It's reported as missing here if it's in effect there.
+    /// A kind that we never request. If it's in effect at the provider, it's reported as missing here.
     Other(String),
 }
 
 impl OperationKind {
-    /// Reads the word for it in our copy of the books.
+    /// Reads the kind's word in our copy of the books.
     pub fn from_word(word: &str) -> Self {
         match word {
             "authorize" => Self::Authorize,
@@ -71,7 +72,7 @@ impl OperationKind {
         }
     }
 
-    /// The word for it in our copy of the books.
+    /// Returns the kind's word in our copy of the books.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Authorize => "authorize",
@@ -84,27 +85,27 @@ impl OperationKind {
     }
 }
 
-/// What came of an operation, so far.
+/// Outcome of an operation so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OperationStatus {
-    /// It isn't decided.
+    /// The operation isn't decided yet.
     Pending,
-    /// It was done.
+    /// The operation took effect.
     Succeeded,
-    /// The issuer declined: nothing is held.
+    /// The issuer declined. No money is held.
     Declined(Decline),
-    /// The provider won't do it, for this reason. Nothing has happened.
+    /// The provider refused, for this reason. Nothing has happened.
     Refused(String),
-    /// A payout or refund was done and has arrived.
+    /// A payout or refund took effect and has arrived.
     Paid,
-    /// A payout or refund was done and has come back.
+    /// A payout or refund took effect and has come back.
     Failed,
-    /// Something that we don't know, which counts as no effect.
+    /// An unknown status, which counts as no effect.
     Other(String),
 }
 
 impl OperationStatus {
-    /// The word for it in our copy of the books.
+    /// Returns the status's word in our copy of the books.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Pending => "pending",
@@ -119,7 +120,7 @@ impl OperationStatus {
 }
 
 impl ProcessorOperation {
-    /// Reads it as the outcome of [`authorize`](super::Processor::authorize).
+    /// Converts the operation to the outcome of [`authorize`](super::Processor::authorize).
     pub fn into_authorization(self) -> Result<Authorization, ProcessorError> {
         let decision = match self.status {
             OperationStatus::Succeeded => Decision::Approved,
@@ -130,12 +131,13 @@ impl ProcessorOperation {
                 return Err(unfit(&status));
             }
         };
-        // Without it the money could neither be captured nor given back, so that isn't an outcome to go on with.
+        // Without an id, the money could be neither captured nor released, so there is no usable outcome.
         let id = self.authorization_id.ok_or(ProcessorError::AnswerLost)?;
         Ok(Authorization { id, decision })
     }
 
-    /// Reads it as the outcome of any other call. What becomes of it later isn't of interest here.
+    /// Converts the operation to the outcome of any other call. Later changes of a payout or refund don't
+    /// matter here.
     pub fn into_done(self) -> Result<(), ProcessorError> {
         match self.status {
             OperationStatus::Succeeded
@@ -148,7 +150,7 @@ impl ProcessorOperation {
     }
 }
 
-/// The refusal of an operation whose status makes no sense for what was asked.
+/// The refusal of an operation whose status doesn't fit its kind.
 fn unfit(status: &OperationStatus) -> ProcessorError {
     ProcessorError::Refused { code: format!("status {}", status.as_str()) }
 }

@@ -53,7 +53,7 @@ pub struct ProcessorOptions {
     pub payment_methods: PaymentMethods,
 }
 
-/// Which payment method tokens a processor that is reached over HTTP has.
+/// Payment method tokens of a processor that is reached over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum PaymentMethods {
     /// Those of `oncepay simulator`

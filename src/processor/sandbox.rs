@@ -1,4 +1,4 @@
-//! A processor inside our own process, for development, tests and benchmarks.
+//! A processor inside this process, for development, tests and benchmarks.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,14 +14,14 @@ use crate::base::money::Money;
 use super::test_cards::TestCard;
 use super::{Authorization, Decision, Decline, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 
-/// Plays a processor whose answers are a pure function of the call, attempt number included, so that it
-/// has no state to lose in a crash and any number of instances agree.
+/// A processor whose answers are a pure function of the call, attempt number included. So it has no state to
+/// lose in a crash, and any number of instances agree.
 pub struct Sandbox {
     journal: Journal,
     slowness: Duration,
 }
 
-/// Where calls are noted.
+/// Destination of the call records.
 enum Journal {
     Off,
     Memory(Mutex<Vec<CallRecord>>),
@@ -39,26 +39,26 @@ pub struct CallRecord {
     pub attempt: u32,
     /// Amount with currency, if the call has one.
     pub amount: Option<String>,
-    /// Whether money was held or moved (for the first call with this key) or the earlier effect was
-    /// confirmed (for a repetition).
+    /// True if money was held or moved (for the first call with this key) or the earlier effect was confirmed
+    /// (for a repetition).
     pub took_effect: bool,
 }
 
-/// How long `pm_card_slow` takes, unless told otherwise.
+/// Default duration of `pm_card_slow`.
 const SLOWNESS: Duration = Duration::from_secs(2);
 
 impl Sandbox {
-    /// One that notes nothing.
+    /// Makes a sandbox that records nothing.
     pub fn new() -> Self {
         Self::noting(Journal::Off)
     }
 
-    /// One that remembers every call, for tests in the same process.
+    /// Makes a sandbox that remembers every call, for tests in the same process.
     pub fn recording() -> Self {
         Self::noting(Journal::Memory(Mutex::new(Vec::new())))
     }
 
-    /// One that appends every call to a file as a line of JSON.
+    /// Makes a sandbox that appends every call to a file as a line of JSON.
     pub fn with_call_log(path: &Path) -> std::io::Result<Self> {
         let file = File::options().create(true).append(true).open(path)?;
         Ok(Self::noting(Journal::File(Mutex::new(file))))
@@ -68,12 +68,12 @@ impl Sandbox {
         Self { journal, slowness: SLOWNESS }
     }
 
-    /// The same where `pm_card_slow` takes so long.
+    /// Sets the duration of `pm_card_slow`.
     pub fn with_slowness(self, slowness: Duration) -> Self {
         Self { slowness, ..self }
     }
 
-    /// The calls so far, of a [`recording`](Self::recording) sandbox.
+    /// Returns the calls so far of a [`recording`](Self::recording) sandbox.
     pub fn calls(&self) -> Vec<CallRecord> {
         match &self.journal {
             Journal::Memory(calls) => calls.lock().expect("no holder panics").clone(),
@@ -124,7 +124,8 @@ impl Processor for Sandbox {
         payment_method: &str,
         _capture: Option<&ProcessorCall>,
     ) -> Result<Authorization, ProcessorError> {
-        // Checked at the door. A token of another processor's is left over from before a change of it.
+        // The token was checked at the door. An unknown one is left over from before a change of the
+        // processor.
         let card = payment_method
             .parse()
             .map_err(|_| ProcessorError::Refused { code: "payment_method_unknown".to_owned() })?;
@@ -184,7 +185,7 @@ impl Processor for Sandbox {
         Ok(())
     }
 
-    /// Never knows a key, since it remembers nothing. Repeating the call tells its outcome.
+    /// Always returns `None`, since the sandbox remembers nothing. A repeated call returns its outcome.
     async fn find(&self, _call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
         Ok(None)
     }

@@ -1,5 +1,5 @@
-//! The payment methods of the sandbox, which the simulator has too. To the rest of the service a payment method is an opaque
-//! token.
+//! The payment methods of the sandbox. The simulator has the same ones. To the rest of the service, a payment
+//! method is an opaque token.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,12 +19,12 @@ pub enum TestCard {
     Timeout,
     /// `pm_card_error_once`: fails the first time without effect, then approves.
     ErrorOnce,
-    /// `pm_card_async`: neither approves nor declines until the processor tells.
+    /// `pm_card_async`: neither approves nor declines until the processor sends an event.
     Async,
 }
 
 impl TestCard {
-    /// All there are.
+    /// All payment methods.
     pub const ALL: [Self; 7] = [
         Self::Visa,
         Self::Declined,
@@ -35,12 +35,13 @@ impl TestCard {
         Self::Async,
     ];
 
-    /// Checks that a token names one of them. The error is the end of a sentence whose subject is the token.
+    /// Checks that `token` names one of the payment methods. The error is the end of a sentence whose subject
+    /// is the token.
     pub(super) fn check(token: &str) -> Result<(), String> {
         token.parse::<Self>().map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// The token.
+    /// Returns the token.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Visa => "pm_card_visa",

@@ -15,8 +15,8 @@ use crate::events::EventType;
 
 use crate::base::signature;
 
-/// One entry per event type. `components` holds the schemas of the objects; their examples make up those of
-/// the events.
+/// Returns one entry per event type. `components` holds the schemas of the objects; their examples make up
+/// those of the events.
 pub fn webhooks(components: &Components) -> Paths {
     let entries = EventType::ALL.iter().map(|kind| (kind.as_str(), entry(*kind, components)));
     entries.fold(PathsBuilder::new(), |paths, (name, item)| paths.path(name, item)).build()

@@ -23,7 +23,7 @@ pub async fn live() -> HttpResponse {
 /// Conditions under which this instance is ready.
 #[derive(Clone, Copy, Debug)]
 pub struct Readiness {
-    /// Whether it needs the processor.
+    /// True if the instance needs the processor.
     pub needs_processor: bool,
 }
 

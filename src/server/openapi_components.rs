@@ -1,13 +1,15 @@
-//! What makes the OpenAPI document exact, and short.
+//! Makes the OpenAPI document exact, and short.
 //!
-//! *Exact*: the derives describe types that are read and types that are written the same way, so they take an `Option`
-//! for something that may be missing, and a text for any text. Of what we send more is known, and [`tighten`] says it.
+//! *Exact*: the derives describe types that are read and types that are written the same way, so they take an
+//! `Option` for something that may be missing, and a text for any text. More is known of the types that we
+//! send. [`tighten`] adds it.
 //!
-//! *Short*: most of an operation's answers are those of all operations. [`share`] keeps what repeats in the document's
-//! `components`, once, and has the operations refer to it.
+//! *Short*: most of an operation's answers are those of all operations. [`share`] keeps each repeated part
+//! once, in the document's `components`, and makes the operations refer to it.
 //!
-//! A response is called after its problems (`ChargeNotFound`), or as HTTP calls its status where those are the usual
-//! ones (`Unauthorized`). `…Kept` is one that is kept under the idempotency key, and says so in its headers.
+//! A response is named after its problems (`ChargeNotFound`), or after its HTTP status where the problems are
+//! the usual ones (`Unauthorized`). A response named `…Kept` is kept under the idempotency key, and its
+//! headers say so.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -31,12 +33,12 @@ use crate::payments::{disputes, payouts, refunds};
 use crate::web::problems::is_common;
 use crate::webhooks::{endpoints, outbox};
 
-/// The properties that are one of a few words: schema, name, words.
+/// The properties whose value is one of a few words: schema, name, words.
 fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let account_kinds = || AccountKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
     let deliveries = outbox::State::ALL.iter().map(|state| state.as_str()).collect();
     let failures = [Code::CardDeclined, Code::InsufficientFunds].iter().map(|code| code.as_str()).collect();
-    // Only an operator dismisses an event, which the acquirer doesn't hear of.
+    // Only an operator dismisses an event, so the acquirer never gets that answer.
     let outcomes = inbound::api::STATES.into_iter().filter(|state| *state != "dismissed").collect();
     vec![
         ("Account", "kind", account_kinds()),
@@ -55,7 +57,7 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     ]
 }
 
-/// The query parameters that are one of a few words: operation, name, words.
+/// The query parameters whose value is one of a few words: operation, name, words.
 fn word_parameters() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let filters = KeyFilter::ALL.iter().map(|filter| filter.as_str()).collect();
     vec![
@@ -64,17 +66,18 @@ fn word_parameters() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     ]
 }
 
-/// Says what holds of all that is sent: members that can be `null` are always there, `object` is one word, and some others
-/// are one of a few. What is only left out at times isn't `null` then, and stays optional.
+/// Describes what holds of everything that we send: members that can be `null` are always present, `object`
+/// is one word, and some others are one of a few. A member that is sometimes left out is never `null`, and
+/// stays optional.
 ///
 /// # Panics
 ///
-/// If something that is to be described isn't in the document.
+/// If a property or parameter that is to be described isn't in the document.
 pub fn tighten(document: &mut OpenApi) {
     let asked = request_schemas(document);
     let components = document.components.get_or_insert_default();
     for (name, schema) in &mut components.schemas {
-        // Clients may leave out what they like.
+        // Clients may leave out optional members.
         if asked.contains(name) {
             continue;
         }
@@ -88,7 +91,7 @@ pub fn tighten(document: &mut OpenApi) {
             object.required.sort();
             if let Some(RefOr::T(Schema::Object(property))) = object.properties.get_mut("object") {
                 let word = property.example.clone().unwrap_or_else(|| panic!("{name}.object has no example"));
-                // utoipa has no field for it, and writes these next to its own.
+                // utoipa has no field for `const`, and writes extensions next to its own fields.
                 property.extensions.get_or_insert_default().insert("const".to_owned(), word);
             }
         }
@@ -121,7 +124,7 @@ fn set_words(text: &mut Object, words: &[&'static str]) {
     text.enum_values = Some(words.iter().map(|word| json!(word)).collect());
 }
 
-/// The names of the schemas that are part of a request's body.
+/// Returns the names of the schemas that are part of a request's body.
 fn request_schemas(document: &mut OpenApi) -> BTreeSet<String> {
     let bodies: Vec<_> = document
         .paths
@@ -150,7 +153,7 @@ fn request_schemas(document: &mut OpenApi) -> BTreeSet<String> {
     found
 }
 
-/// The objects that make a schema up, each with some of the properties.
+/// Returns the objects that make up a schema, each with some of the properties.
 fn objects(schema: &mut RefOr<Schema>) -> Vec<&mut Object> {
     match schema {
         RefOr::T(Schema::Object(object)) => vec![object],
@@ -173,8 +176,8 @@ fn is_nullable(schema: &RefOr<Schema>) -> bool {
     }
 }
 
-/// Makes a component of each header, example, response, parameter and member of a message that is written out more than
-/// once, and refers to it wherever it was.
+/// Makes a component of each header, example, response, parameter and message member that occurs more than
+/// once, and refers to it in each place.
 ///
 /// # Panics
 ///
@@ -190,7 +193,7 @@ pub fn share(document: &mut OpenApi) {
             [name.clone(), format!("{name}{status}")]
         },
     );
-    // Before their parts: what only one shared response has is written out in it.
+    // Responses come before their parts, so a part that only one shared response has is written out there.
     document.components.get_or_insert_default().responses.extend(shared);
     let headers = hoist(
         "headers",
@@ -244,8 +247,8 @@ pub fn share(document: &mut OpenApi) {
     components.parameters.extend(parameters);
 }
 
-/// Puts a reference in place of each part that occurs more than once, and returns these parts by name. `names` has a brief
-/// one, and a long one for the case that several parts have the same brief one.
+/// Puts a reference in place of each part that occurs more than once, and returns these parts by name.
+/// `names` returns a brief name, and a long one for the case that several parts have the same brief name.
 fn hoist<'a, T: Serialize + Clone + 'a>(
     section: &str,
     places: impl Iterator<Item = (String, &'a mut RefOr<T>)>,
@@ -283,10 +286,10 @@ fn hoist<'a, T: Serialize + Clone + 'a>(
     components
 }
 
-/// About as long is a reference to the schema of a message's member.
+/// Approximate length of a reference to the schema of a message's member.
 const REFERENCE_BYTES: usize = 60;
 
-/// The members of a message, but for those whose schemas are no longer than a reference.
+/// Returns the members of a message, except those whose schemas are no longer than a reference.
 fn message_members(body: &mut RefOr<RequestBody>) -> Vec<(String, &mut RefOr<Schema>)> {
     let RefOr::T(body) = body else { return Vec::new() };
     let schemas = body.content.values_mut().filter_map(|content| match content {
@@ -298,7 +301,7 @@ fn message_members(body: &mut RefOr<RequestBody>) -> Vec<(String, &mut RefOr<Sch
     long.map(|(name, schema)| (name.clone(), schema)).collect()
 }
 
-/// The name of the schema that is referred to first.
+/// Returns the name of the first schema that is referred to.
 fn first_reference(value: &Value) -> Option<String> {
     match value {
         Value::Object(members) => members.values().find_map(first_reference),
@@ -308,7 +311,7 @@ fn first_reference(value: &Value) -> Option<String> {
     }
 }
 
-/// What a response is called among the components.
+/// Returns the name of a response among the components.
 fn response_name(status: &str, response: &Response) -> String {
     let codes = codes_of(response);
     let own: Vec<_> = codes.iter().copied().filter(|code| !is_common(*code)).collect();
@@ -335,7 +338,7 @@ fn response_name(status: &str, response: &Response) -> String {
     if is_kept { name + "Kept" } else { name }
 }
 
-/// `some words` as `SomeWords`.
+/// Converts `some words` to `SomeWords`.
 fn pascal(text: &str) -> String {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words
@@ -346,7 +349,7 @@ fn pascal(text: &str) -> String {
         .collect()
 }
 
-/// Everything that can be called, ours and the merchants'.
+/// Returns all operations, ours and the merchants'.
 fn operations(document: &mut OpenApi) -> Vec<&mut Operation> {
     let hooks = document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut());
     document.paths.paths.values_mut().chain(hooks).flat_map(operations_of).collect()
@@ -356,7 +359,7 @@ fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     operations_of_mut(item).map(|(_, operation)| operation)
 }
 
-/// The answers that are written out: in their places, or as components.
+/// Returns the answers that are written out, in their places or as components.
 fn responses(document: &mut OpenApi) -> impl Iterator<Item = &mut Response> {
     let hooks = document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut());
     let operations = document.paths.paths.values_mut().chain(hooks).flat_map(operations_of);
@@ -377,7 +380,7 @@ mod tests {
     use super::*;
     use crate::server::routes::{assembled_document, document};
 
-    /// `value` with what it refers to in its place, other than schemas if those are to stay.
+    /// Returns `value` with its references resolved, except those to schemas if `keeps_schemas`.
     fn resolved(value: &Value, document: &Value, keeps_schemas: bool) -> Value {
         match value {
             Value::Object(members) => {
@@ -405,7 +408,7 @@ mod tests {
         }
     }
 
-    /// The document without components that only it has, all others in their places.
+    /// Returns the document with its references resolved, without the components that [`share`] has made.
     fn meaning(document: &OpenApi, keeps_schemas: bool) -> Value {
         let document = to_value(document);
         let mut meaning = resolved(&document, &document, keeps_schemas);
@@ -417,7 +420,7 @@ mod tests {
         meaning
     }
 
-    /// What is at `path` and below in one document and isn't the same in the other, one line each.
+    /// Lists the differences between two documents at `path` and below, one line each.
     fn differences(path: &str, before: &Value, after: &Value, found: &mut Vec<String>) {
         match (before, after) {
             (Value::Object(old), Value::Object(new)) => {
@@ -490,7 +493,7 @@ mod tests {
             let (path, change) = line.split_once(": ").unwrap();
             let parts: Vec<_> = path.split('/').skip(1).collect();
             match parts[..] {
-                // Of an object, or of the part of one that comes to another's.
+                // The schema is an object, or the part of one that another is combined with.
                 ["components", "schemas", name, .., "required"] => {
                     let member = change.strip_suffix(" added").expect(line).trim_matches('"');
                     let schema = schemas[name].to_string();

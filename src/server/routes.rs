@@ -122,7 +122,7 @@ pub fn document() -> &'static OpenApi {
     &DOCUMENT
 }
 
-/// The same with each part in its place, as the operations describe themselves.
+/// Makes the document with each part in its place, as the operations describe themselves.
 pub(super) fn assembled_document() -> OpenApi {
     let (_, mut document) =
         App::new().into_utoipa_app().openapi(openapi::base()).configure(routes).split_for_parts();

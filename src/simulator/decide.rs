@@ -95,7 +95,7 @@ fn decide(
             .returning(authorizations::capture_key)
             .get_result::<Option<String>>(conn)?;
         if approves && capture_key.is_some() {
-            // Its capture sends the event.
+            // The capture sends the event.
             return Ok(());
         }
     }

@@ -179,7 +179,7 @@ impl Faults {
         }
     }
 
-    /// Whether pending authorizations are approved.
+    /// True if pending authorizations are approved.
     pub(super) fn issuers_approve(&self) -> bool {
         self.state().plan.webhooks.async_decision == AsyncDecision::Succeeded
     }

@@ -1,12 +1,12 @@
 //! The simulator: a payment processor as a server of its own, `oncepay simulator`.
 //!
-//! Unlike the sandbox, it's reached through a network and stores its operations. So requests to it get lost,
-//! answers come late or never, it's down for a while, and its books can differ from ours. It has its own
-//! database and its own idempotency, and shares no code with the service that could make both wrong in the
-//! same way.
+//! Unlike the sandbox, the simulator is reached through a network and stores its operations. So requests to
+//! it get lost, answers come late or never, it's down for a while, and its books can differ from ours. It has
+//! its own database and its own idempotency, and shares no code with the service that could make both wrong
+//! in the same way.
 //!
-//! Its second port, the control port, makes it misbehave on purpose. That port has no key, so it accepts only
-//! addresses of this machine.
+//! The second port, the control port, makes the simulator misbehave on purpose. It has no key, so it accepts
+//! only addresses of this machine.
 
 mod api;
 mod command;

@@ -133,7 +133,7 @@ impl Operation {
         self.refusal.clone().and_then(|refusal| serde_json::from_value(refusal).ok())
     }
 
-    /// Whether it was made with `payment_method`.
+    /// True if the operation is an authorization with `payment_method`.
     pub(super) fn is_authorization_with(&self, payment_method: PaymentMethod) -> bool {
         self.kind == Kind::Authorize && self.target == payment_method.as_str()
     }

@@ -18,12 +18,12 @@ pub(super) enum PaymentMethod {
     Timeout,
     /// `pm_card_error_once`: fails the first time without effect, then approves.
     ErrorOnce,
-    /// `pm_card_async`: neither approves nor declines until the processor tells.
+    /// `pm_card_async`: neither approves nor declines until the processor decides.
     Async,
 }
 
 impl PaymentMethod {
-    /// All there are.
+    /// All payment methods.
     pub(super) const ALL: [Self; 7] = [
         Self::Visa,
         Self::Declined,
@@ -34,7 +34,7 @@ impl PaymentMethod {
         Self::Async,
     ];
 
-    /// The token.
+    /// Returns the token.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Visa => "pm_card_visa",

@@ -63,7 +63,7 @@ const CHANGE: &[Code] = &[
 /// Codes that every request can get.
 const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
 
-/// Whether many operations can fail with this code.
+/// True if many operations can fail with this code.
 pub(crate) fn is_common(code: Code) -> bool {
     [MERCHANT, OPERATOR, ACQUIRER, QUERY, CHANGE, ANY].concat().contains(&code)
 }

@@ -1,4 +1,4 @@
-//! Crossbank's adapter: what somebody has to write who brings a provider of their own.
+//! Crossbank's adapter: an example of the code that a new provider needs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,12 @@ use url::form_urlencoded::Serializer;
 
 use super::fake::{API_KEY, SECRET, sign};
 
-/// How far the time of a signature may be off.
+/// Maximum difference between the time of a signature and now.
 const TOLERANCE_S: u64 = 300;
-/// How often Crossbank is asked for its health.
+/// Interval of the health check.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The adapter for the Crossbank at `url`.
+/// Makes the adapter for the Crossbank at `url`.
 pub fn adapter(url: &str, request_timeout: Duration) -> Adapter {
     let client = reqwest::Client::builder()
         .connect_timeout(request_timeout)
@@ -120,7 +120,7 @@ impl TryFrom<Entry> for ProcessorOperation {
     }
 }
 
-/// An amount as Crossbank wants it: JPY has no minor unit, KWD a thousand fils.
+/// Converts an amount to Crossbank's minor units: JPY has none, a KWD has a thousand fils.
 fn minor(amount: Money) -> i64 {
     let scale = amount.currency().scale();
     let minor = amount.amount() * Decimal::from(10_u32.pow(scale));
@@ -168,7 +168,7 @@ impl CrossbankClient {
     }
 }
 
-/// The body of a call.
+/// Makes the body of a call.
 fn form(call: &ProcessorCall, fields: Vec<(&'static str, String)>) -> String {
     Serializer::new(String::new())
         .append_pair("dedupe", &call.key)
@@ -283,10 +283,10 @@ impl Books for CrossbankClient {
     }
 }
 
-/// Crossbank's messages: signed in one header, with the id of the event in the body.
+/// Crossbank's messages, signed in one header, with the id of the event in the body.
 pub struct CrossbankMessages;
 
-/// Types of events that say something to us.
+/// Types of events that are read into a notice.
 const TYPES: [&str; 10] = [
     "hold.approved",
     "hold.collected",
@@ -343,7 +343,7 @@ impl Messages for CrossbankMessages {
     }
 }
 
-/// A text, or a note that it's missing.
+/// Takes a text. Records an error if it's missing.
 fn text<'a>(of: &'a Value, at: &str, name: &str, errors: &mut Vec<FieldError>) -> Option<&'a str> {
     let text = of[name].as_str().filter(|text| (1..=100).contains(&text.len()));
     if text.is_none() {
@@ -353,7 +353,7 @@ fn text<'a>(of: &'a Value, at: &str, name: &str, errors: &mut Vec<FieldError>) -
     text
 }
 
-/// The id of an object of ours, or a note that there is none.
+/// Takes the id of one of our objects. Records an error if there is none.
 fn id<T: std::str::FromStr>(of: &Value, name: &str, errors: &mut Vec<FieldError>) -> Option<T> {
     let id = text(of, "/subject", name, errors)?.parse().ok();
     if id.is_none() {

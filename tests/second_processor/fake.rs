@@ -1,7 +1,8 @@
-//! Crossbank, a made-up provider, played by a small server in the test process.
+//! Crossbank, a made-up provider: a small server in the test process.
 //!
-//! It has nothing in common with our own protocol: bodies are form-encoded, amounts are in minor units, keys of idempotency
-//! are a field (`dedupe`), and messages are signed in one header. Its books are in memory, and outlive a stop of the server.
+//! Crossbank has nothing in common with our own protocol: bodies are form-encoded, amounts are in minor
+//! units, idempotency keys are a field (`dedupe`), and messages are signed in one header. Its books are in
+//! memory, and outlive a stop of the server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,23 +20,23 @@ use url::form_urlencoded;
 
 use crate::support::free_port;
 
-/// What it knows us by.
+/// API key of our service.
 pub const API_KEY: &str = "crossbank-key";
-/// What it signs its messages with.
+/// Secret that signs messages.
 pub const SECRET: &str = "crossbank-secret";
-/// Most entries of a page of its books.
+/// Maximum number of entries in a page of the books.
 const PAGE_MAX: usize = 50;
-/// How soon a stop is noticed.
+/// Interval at which the server looks whether it has to stop.
 const TICK: Duration = Duration::from_millis(5);
 
 /// The fields of a form.
 pub type Form = BTreeMap<String, String>;
 
-/// One thing that it was asked for.
+/// An entry in Crossbank's books.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: String,
-    /// Grows with every entry and change.
+    /// Position in the books. Grows with every entry and change.
     pub mark: i64,
     /// `hold`, `collect`, `release`, `reverse` or `transfer`.
     pub verb: &'static str,
@@ -43,7 +44,7 @@ pub struct Entry {
     pub state: &'static str,
     pub denial: Option<&'static str>,
     pub hold: Option<String>,
-    /// What was sent.
+    /// Fields of the request.
     pub form: Form,
     path: String,
     at_ms: i64,
@@ -72,37 +73,37 @@ impl Entry {
     }
 }
 
-/// How it misbehaves, in percent of the requests.
+/// Faults of the server, in percent of the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Does what it's asked for, and closes the connection.
+    /// Performs the call, and closes the connection.
     pub drop_answer: u8,
     /// Answers 500 and does nothing.
     pub error_before: u8,
-    /// Does what it's asked for, and answers 500.
+    /// Performs the call, and answers 500.
     pub error_after: u8,
-    /// Takes this long for each answer.
+    /// Delay of each answer.
     pub delay_ms: u64,
 }
 
-/// Its books.
+/// Crossbank's books.
 #[derive(Default)]
 struct Books {
     entries: Vec<Entry>,
     mark: i64,
-    /// Keys whose first request has failed or whose first answer was lost, as their source says.
+    /// Keys whose first request has failed or whose first answer was lost, as their source demands.
     had_their_fault: Vec<String>,
     faults: Faults,
-    /// How often each fault has struck: in the order of their fields.
+    /// Number of times that each fault has struck, in the order of the fields.
     hits: [u32; 3],
-    /// Bodies of requests, as they came.
+    /// Bodies of requests, as received.
     bodies: Vec<String>,
 }
 
-/// What an answer is.
+/// An answer to a request.
 enum Answer {
     Json(u16, Value),
-    /// The connection is closed.
+    /// No answer: the connection is closed.
     Nothing,
 }
 
@@ -148,7 +149,7 @@ impl Books {
         entry
     }
 
-    /// Does what it's asked for, once per key.
+    /// Performs a call, once per key.
     fn perform(&mut self, path: &str, form: Form) -> Answer {
         for name in ["dedupe", "account", "order"] {
             if form.get(name).is_none_or(String::is_empty) {
@@ -194,14 +195,14 @@ impl Books {
         Answer::Json(201, entry.json())
     }
 
-    /// Whether a fault of this probability strikes.
+    /// Draws whether a fault of this probability strikes.
     fn strikes(&mut self, place: usize, percent: u8) -> bool {
         let strikes = rand::random_range(0..100) < percent;
         self.hits[place] += u32::from(strikes);
         strikes
     }
 
-    /// Whether a key has its fault now, which it has once.
+    /// Returns true the first time that a key has its fault.
     fn is_first(&mut self, dedupe: &str) -> bool {
         let is_first = !self.had_their_fault.iter().any(|had| had == dedupe);
         if is_first {
@@ -259,7 +260,7 @@ impl Books {
     }
 }
 
-/// What the threads of a server share.
+/// State that the threads of a server share.
 #[derive(Default)]
 struct Shared {
     books: Mutex<Books>,
@@ -273,7 +274,7 @@ impl Shared {
     }
 }
 
-/// The provider.
+/// A running Crossbank.
 pub struct Crossbank {
     port: u16,
     shared: Arc<Shared>,
@@ -293,7 +294,7 @@ impl Crossbank {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Starts it on the same port, after [`stop`](Self::stop).
+    /// Starts the server on the same port, after [`stop`](Self::stop).
     pub fn start_again(&mut self) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -309,13 +310,13 @@ impl Crossbank {
                 let _ = stream.set_nodelay(true);
                 shared.connections.lock().unwrap().push(stream.try_clone().unwrap());
                 let shared = Arc::clone(&shared);
-                // Whoever goes away in the middle gets no answer.
+                // A client that disconnects early gets no answer.
                 thread::spawn(move || serve(stream, &shared));
             }
         }));
     }
 
-    /// Stops it and closes all connections; its books stay.
+    /// Stops the server and closes all connections. The books stay.
     pub fn stop(&mut self) {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
         if let Some(listening) = self.listening.take() {
@@ -330,7 +331,7 @@ impl Crossbank {
         self.shared.books().faults = faults;
     }
 
-    /// How often `drop_answer`, `error_before` and `error_after` have struck.
+    /// Returns how often `drop_answer`, `error_before` and `error_after` have struck.
     pub fn hits(&self) -> [u32; 3] {
         self.shared.books().hits
     }
@@ -339,12 +340,12 @@ impl Crossbank {
         self.shared.books().entries.clone()
     }
 
-    /// Bodies of the requests, as they came.
+    /// Returns the bodies of the requests, as received.
     pub fn bodies(&self) -> Vec<String> {
         self.shared.books().bodies.clone()
     }
 
-    /// How often each call has taken effect, by our key.
+    /// Returns how often each call has taken effect, by our key.
     pub fn effects(&self) -> BTreeMap<String, u32> {
         let mut effects = BTreeMap::new();
         for entry in self.entries().iter().filter(|entry| entry.is_in_effect()) {
@@ -353,15 +354,15 @@ impl Crossbank {
         effects
     }
 
-    /// Forgets the last entry of a kind.
+    /// Removes the last entry of a kind from the books.
     pub fn forget_last(&self, verb: &str) {
         let mut books = self.shared.books();
         let place = books.entries.iter().rposition(|entry| entry.verb == verb).expect("there is one");
         books.entries.remove(place);
     }
 
-    /// Changes what has become of the entry of a kind for one of our objects. If a hold is approved that is to be collected
-    /// at once, it's collected, too. Returns the message that tells of it, of the type `name`.
+    /// Changes the state of the entry of a kind for one of our objects. Collects an approved hold that is to
+    /// be collected at once. Returns the message of type `name` that reports the change.
     pub fn decide(
         &self,
         verb: &str,
@@ -388,7 +389,7 @@ impl Crossbank {
         self.message(name, &subject)
     }
 
-    /// A message that is signed now.
+    /// Makes a message, signed now.
     pub fn message(&self, name: &str, subject: &Value) -> Message {
         let id = format!("n_{}", self.events.fetch_add(1, Ordering::Relaxed));
         Message::new(&json!({"event": {"id": id, "name": name}, "subject": subject}))
@@ -401,7 +402,7 @@ impl Drop for Crossbank {
     }
 }
 
-/// A message of the provider's.
+/// A message from Crossbank.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub signature: String,
@@ -419,7 +420,7 @@ impl Message {
     }
 }
 
-/// The signature of a message, in hex.
+/// Returns the signature of a message, in hex.
 pub fn sign(secret: &str, at: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(format!("{at}.").as_bytes());
@@ -427,7 +428,7 @@ pub fn sign(secret: &str, at: &str, body: &[u8]) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
-/// Answers the requests of a connection, one after the other.
+/// Answers the requests on a connection, one after the other.
 fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {

@@ -1,7 +1,8 @@
-//! A provider that speaks another dialect than ours, to show that one can be replaced: [`adapter`] is all that knows it.
+//! A provider that speaks another protocol than ours, to show that a provider can be replaced: only
+//! [`adapter`] knows it.
 //!
-//! What is below goes through HTTP like any other test. The short version of the fault suite runs with it, too: see
-//! `tests/faults/provider.rs`.
+//! The tests below go through HTTP like any other test. The short version of the fault suite runs with
+//! Crossbank, too: see `tests/faults/provider.rs`.
 
 mod adapter;
 pub mod fake;
@@ -22,11 +23,11 @@ struct Scene {
     client: Client,
     merchant: Merchant,
     crossbank: Crossbank,
-    // Last: it's audited when the service has stopped.
+    // Last: the database is audited after the service has stopped.
     database: TestDatabase,
 }
 
-/// What the reconciliation finds.
+/// Reconciles our books with Crossbank's.
 pub fn compare(crossbank: &Crossbank, database: &TestDatabase) -> Result<Report, String> {
     database.reconcile(&adapter(&crossbank.url(), Duration::from_secs(2)))
 }
@@ -67,7 +68,7 @@ impl Scene {
         self.post("/v1/payouts", &body).expect(201).field("id")
     }
 
-    /// What has taken effect at Crossbank, as `verb minor currency`, in its order.
+    /// Returns the entries in effect at Crossbank as `verb minor currency`, in its order.
     fn effects(&self) -> Vec<String> {
         let entries = self.crossbank.entries();
         let shown = entries.iter().map(|entry| {
@@ -86,13 +87,13 @@ impl Scene {
             .send()
     }
 
-    /// Delivers a message, and says what has come of it.
+    /// Delivers a message, and returns the state of its event.
     #[track_caller]
     fn tell(&self, message: &Message) -> String {
         self.deliver(message).expect(200).field("state")
     }
 
-    /// A message about one of the merchant's objects.
+    /// Makes a message about one of the merchant's objects.
     fn message(&self, name: &str, order: &str, more: &Value) -> Message {
         let mut subject = json!({"account": self.merchant.id, "order": order});
         subject.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -183,7 +184,7 @@ fn the_adapter_says_which_payment_methods_can_be_any() {
     assert_eq!(refused.pointers(), ["/amount", "/payment_method"]);
     assert!(refused.text().contains("must be a source of Crossbank (src_…)"), "{}", refused.text());
     assert!(scene.effects().is_empty());
-    // Nothing was kept.
+    // The key wasn't used up.
     let body = json!({"amount": "1.00", "currency": "USD", "payment_method": "src_good"});
     scene.client.charge("a", &body).expect(201);
 }
@@ -206,7 +207,7 @@ fn the_books_are_read_page_by_page_and_what_is_missing_is_found() {
         scene.charge("src_good", true).expect(201);
     }
     scene.assert_both_sides_agree();
-    // What was read stays read, so the next is forgotten before.
+    // An entry that was read stays read, so the next one is forgotten before the reading.
     scene.charge("src_good", true).expect(201);
     scene.crossbank.forget_last("collect");
     let report = compare(&scene.crossbank, &scene.database).unwrap();
@@ -236,7 +237,7 @@ fn a_charge_is_decided_by_a_message() {
     });
     let told = scene.crossbank.decide("hold", &captured, "done", None, "hold.collected");
     assert_eq!(scene.tell(&told), "applied");
-    // The same message again gets the same answer; another one that says so changes nothing.
+    // The same message again gets the same answer. Another message with the same content changes nothing.
     assert!(scene.deliver(&told).expect(200).is_replay());
     let again = scene.crossbank.decide("hold", &captured, "done", None, "hold.collected");
     assert_eq!(scene.tell(&again), "unchanged");
@@ -284,7 +285,7 @@ fn a_dispute_is_opened_and_won() {
     let scene = Scene::new();
     let charge = scene.charge("src_good", true).expect(201).field("id");
     let case = json!({"case": "cb-1", "story": "never arrived"});
-    // The end overtakes the beginning.
+    // The end arrives before the beginning.
     assert_eq!(scene.tell(&scene.message("chargeback.dropped", &charge, &case)), "parked");
     assert_eq!(scene.tell(&scene.message("chargeback.opened", &charge, &case)), "applied");
     let dispute = scene.get("/v1/disputes")["data"][0].clone();
@@ -294,7 +295,7 @@ fn a_dispute_is_opened_and_won() {
         "{dispute}"
     );
     assert_eq!(scene.status(&format!("/v1/charges/{charge}")), "succeeded");
-    // An operator can have it tried again, which takes reading it again.
+    // An operator can replay the event, which means reading it again.
     let operator = scene.app.client.with_key(&scene.database.operator_key());
     let kept = operator.get("/v1/operator/acquirer-events?type=chargeback.opened").expect(200).json();
     let replay = format!("/v1/operator/acquirer-events/{}/replay", kept["data"][0]["id"].as_str().unwrap());
@@ -320,7 +321,7 @@ fn what_crossbank_has_not_signed_is_refused() {
         let refused = scene.deliver(&message).expect_problem(401, "webhook_signature_invalid");
         assert!(refused.field("detail").contains(reason), "{}", refused.text());
     }
-    // Ours isn't its dialect.
+    // Crossbank doesn't accept our own format.
     scene.app.client.delivery("n_1", &body.to_string()).send().expect(401);
     assert_eq!(scene.tell(&Message::new(&body)), "unknown");
 

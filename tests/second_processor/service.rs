@@ -1,6 +1,6 @@
-//! The service with Crossbank's adapter, as a process of its own: what `oncepay serve` is for the processors that it knows.
+//! The service with Crossbank's adapter, as a process of its own: the counterpart of `oncepay serve`.
 //!
-//! The adapter is no part of `oncepay`, so the process is this test binary, told to run [`serve`] alone.
+//! The adapter is no part of `oncepay`, so the process is this test binary, which runs [`serve`] alone.
 
 use std::io::Write;
 use std::process::Command;
@@ -12,12 +12,12 @@ use oncepay::web::listener::Listener;
 
 use super::adapter::adapter;
 
-/// Address of Crossbank, for the process.
+/// Variable with the address of Crossbank.
 pub const URL_VARIABLE: &str = "CROSSBANK_URL";
-/// As short as that of a service that `oncepay serve` runs beside a short lease.
+/// As short as for a service that `oncepay serve` runs with a short lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The command that starts the process.
+/// Returns the command that starts the process.
 pub fn command() -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "second_processor::service::serve", "--nocapture", "--quiet"]);
@@ -30,7 +30,7 @@ struct Settings {
     config: Config,
 }
 
-/// Serves where it's told where Crossbank is; a test of nothing elsewhere.
+/// Serves if the environment has Crossbank's address. Otherwise it's an empty test.
 #[test]
 fn serve() {
     let Ok(url) = std::env::var(URL_VARIABLE) else { return };

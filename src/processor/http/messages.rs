@@ -1,4 +1,4 @@
-//! The processor's messages, signed as [Standard Webhooks](https://www.standardwebhooks.com) says.
+//! The processor's messages, signed as defined by [Standard Webhooks](https://www.standardwebhooks.com).
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
@@ -8,24 +8,25 @@ use crate::error::FieldError;
 use crate::processor::{Change, Decline, Event, Messages, Notice};
 use crate::web::fields::{Fields, TEXT_MAX};
 
-/// Longest name of a type.
+/// Maximum number of characters in the name of a type.
 const TYPE_LENGTH_MAX: usize = 100;
 
-/// The messages of our own protocol. The sandbox' are the same, though it sends none by itself.
+/// The messages of our own protocol. The sandbox has the same messages, though it sends none by itself.
 #[derive(Debug, Default)]
 pub struct StandardMessages {
-    /// What they may be signed with. Several, while the processor changes over from one to the next.
+    /// Secrets that may sign a message. There are several while the processor changes over from one to the
+    /// next.
     secrets: Vec<Secret>,
 }
 
 impl StandardMessages {
-    /// Messages that are signed with any of `secrets`. Without one, all are refused.
+    /// Makes a reader of messages that are signed with any of `secrets`. Without a secret, it refuses all.
     pub fn new(secrets: Vec<Secret>) -> Self {
         Self { secrets }
     }
 }
 
-/// The types that say something to us.
+/// Types of events that are read into a [`Notice`].
 const TYPES: [&str; 9] = [
     "charge.succeeded",
     "charge.failed",
@@ -72,7 +73,7 @@ impl Messages for StandardMessages {
     }
 }
 
-/// Reads `data`. The processor calls our object by the reference that we gave it.
+/// Reads `data`. The processor names our object by the reference that we gave it.
 fn read_notice(kind: &str, data: &mut Fields<'_>) -> Option<Notice> {
     data.allow_unknown();
     let merchant = data.well_formed_id("merchant", "must be the id of a merchant (mer_…)");
@@ -108,7 +109,7 @@ fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
         }
         _ => {
             let dispute = data.text("dispute", TEXT_MAX);
-            // It explains, and decides nothing: no reason to refuse the dispute.
+            // The reason only explains the dispute, so an invalid one doesn't refuse it.
             let reason = data.lenient_text("reason", TEXT_MAX);
             let (charge_id, dispute) = (charge_id?, dispute?);
             Some(match kind {

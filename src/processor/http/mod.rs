@@ -1,7 +1,7 @@
-//! A processor on the other side of a network.
+//! A processor that is reached over HTTP.
 //!
-//! It speaks our own protocol, that of `oncepay simulator`: `docs/processor.md` describes it. How a call goes on when its
-//! answer is lost is said at [`calls::once`].
+//! The processor speaks our own protocol, that of `oncepay simulator`, which `docs/processor.md` describes.
+//! [`calls::once`] says how a call goes on when its answer is lost.
 //!
 //! | bound | |
 //! |---|---|
@@ -32,25 +32,25 @@ use protocol::{Operation, OperationsPage, Problem};
 
 pub use messages::StandardMessages;
 
-/// Connections that are kept for the next calls.
+/// Maximum number of idle connections that are kept for later calls.
 const IDLE_CONNECTIONS_MAX: usize = 64;
-/// Which attempt of a request calls. The simulator plays its faults by it.
+/// Header with the number of the request's attempt. The simulator chooses its faults by it.
 const ATTEMPT: HeaderName = HeaderName::from_static("oncepay-attempt");
 
-/// How to reach the processor.
+/// Settings of the connection to the processor.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
-    /// Its address.
+    /// Address of the processor.
     pub url: Url,
-    /// The key that it knows us by.
+    /// API key with which the service authenticates.
     pub api_key: SecretString,
-    /// Longest time to connect. Also for the answer about its health.
+    /// Maximum time to connect, and for the health check.
     pub connect_timeout: Duration,
-    /// Longest time for one HTTP request, connecting included.
+    /// Maximum time for one HTTP request, connecting included.
     pub request_timeout: Duration,
-    /// How often it's asked for its health.
+    /// Interval of the health check.
     pub probe_interval: Duration,
-    /// [`Processor::check_payment_method`] of this processor.
+    /// Implementation of [`Processor::check_payment_method`] for this processor.
     pub check_payment_method: fn(&str) -> Result<(), String>,
 }
 
@@ -63,7 +63,7 @@ pub struct HttpProcessor {
 }
 
 impl HttpProcessor {
-    /// Makes one for the processor at `settings.url`. Doesn't connect yet. The error is a sentence.
+    /// Makes a client of the processor at `settings.url`. Doesn't connect yet. The error is a sentence.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
         if settings.url.cannot_be_a_base() || settings.url.host().is_none() {
             return Err(format!(
@@ -75,7 +75,7 @@ impl HttpProcessor {
             .connect_timeout(settings.connect_timeout)
             .timeout(settings.request_timeout)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            // A redirect would carry our key elsewhere.
+            // Following a redirect would send our key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| format!("Can't set up the client of the processor: {error}."))?;
@@ -83,7 +83,7 @@ impl HttpProcessor {
         Ok(Self { client, settings, breaker, metrics })
     }
 
-    /// Has the processor do something once, and finds out what came of it.
+    /// Has the processor do something once, and returns the outcome.
     async fn call(
         &self,
         name: &'static str,
@@ -106,7 +106,7 @@ impl HttpProcessor {
 
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.settings.url.clone();
-        // Checked when it was set.
+        // The settings accept only a URL that can have a path.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
         }
@@ -121,7 +121,7 @@ impl HttpProcessor {
         self.client.request(method, url).bearer_auth(self.settings.api_key.expose_secret())
     }
 
-    /// One HTTP request.
+    /// Sends one HTTP request.
     async fn send<T: serde::de::DeserializeOwned>(
         &self,
         name: &'static str,
@@ -146,7 +146,7 @@ impl HttpProcessor {
     }
 }
 
-/// Sends a request and sorts what comes back.
+/// Sends a request and classifies the answer.
 async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
     let lost = |error: reqwest::Error| {
         log::warn!("no answer from the processor: {:?}", error.without_url());
@@ -242,7 +242,7 @@ impl Processor for HttpProcessor {
         !self.breaker.is_open()
     }
 
-    /// Asks the processor for its health from time to time, and holds calls back while it's down; doesn't return.
+    /// Checks the processor's health from time to time, and holds calls back while it's down. Doesn't return.
     async fn watch(&self) {
         let health = self.url(&["health"]);
         let is_healthy = || {

@@ -1,4 +1,4 @@
-//! What the processor says, as far as we read it.
+//! The processor's answers: the fields that the service reads.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::processor::{Decline, OperationKind, OperationStatus, Page, ProcessorOperation};
 
-/// One thing that the processor did or declined to do.
+/// An operation that the processor performed or declined.
 #[derive(Debug, Deserialize)]
 pub(super) struct Operation {
     id: String,
@@ -53,19 +53,19 @@ impl From<Operation> for ProcessorOperation {
     }
 }
 
-/// Why the processor won't do something, in snake case.
+/// The reason why the processor refuses something, in snake case.
 #[derive(Debug, Deserialize)]
 pub(super) struct Reason {
     pub code: String,
 }
 
-/// The form of its errors.
+/// The form of the processor's errors.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
     pub error: Reason,
 }
 
-/// A page of its operations.
+/// A page of the processor's operations.
 #[derive(Debug, Deserialize)]
 pub(super) struct OperationsPage {
     operations: Vec<Operation>,
