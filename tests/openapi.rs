@@ -165,7 +165,7 @@ fn what_is_one_of_a_few_words_is_the_same_in_the_database() {
     for (schema, property, constraint) in [
         ("Delivery", "status", "webhook_deliveries_state"),
         ("Dispute", "status", "disputes_status"),
-        ("KeptEvent", "state", "acquirer_events_state"),
+        ("AcquirerEvent", "state", "acquirer_events_state"),
         ("KeyStatus", "recovery_point", "idempotency_keys_recovery_point"),
         ("Payout", "status", "payouts_status"),
         ("Refund", "status", "refunds_status"),
