@@ -172,6 +172,10 @@ fn charge(client: &Client, capture: bool) -> String {
 
 /// A request that is stuck, of the scene's merchant; returns its path among the operators'.
 fn stuck(scene: &Scene) -> String {
+    stuck_in(scene, "loans.create")
+}
+
+fn stuck_in(scene: &Scene, operation: &str) -> String {
     let key = format!("stuck-{}", fresh_key());
     execute(
         &mut scene.database.as_owner(),
@@ -179,7 +183,7 @@ fn stuck(scene: &Scene) -> String {
             "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, request_id, \
                  request_method, request_path, request_query, request_body, claim_token, lease_expires_at, recover_at, \
                  attempts, recoveries, recovery_point, created_at, expires_at) \
-             SELECT merchant_id, '{key}', 'in_progress', 'loans.create', 1, sha256('x'), 'req_1', 'POST', '/v1/loans', '', \
+             SELECT merchant_id, '{key}', 'in_progress', '{operation}', 1, sha256('x'), 'req_1', 'POST', '/v1/loans', '', \
                  '{{}}', gen_random_uuid(), now(), now(), 1, 5, 'started', now(), now() + interval '1 day' \
              FROM merchants WHERE replace(merchant_id::text, '-', '') = '{}'",
             scene.merchant_id.trim_start_matches("mer_")
@@ -373,6 +377,34 @@ const OPERATIONS: &[Operation] = &[
         call: None,
         prepare: |scene| ("POST", format!("{}/release", stuck(scene)), json!({})),
         status: 200,
+    },
+    Operation {
+        name: "idempotency_keys.resolve",
+        call: None,
+        prepare: |scene| {
+            let body = json!({"as": "failed", "reason": "Nothing has happened there."});
+            let path = format!("{}/resolve", stuck_in(scene, "charges.create"));
+            // Otherwise the recovery worker finishes it first.
+            execute(
+                &mut scene.database.as_owner(),
+                "UPDATE idempotency_keys SET recover_at = now() + interval '1 hour' WHERE operation = 'charges.create' AND state = 'in_progress'",
+            );
+            ("POST", path, body)
+        },
+        status: 200,
+    },
+    Operation {
+        name: "journal_entries.create",
+        call: None,
+        prepare: |scene| {
+            let line = |kind: &str, side: &str| json!({"account_kind": kind, "side": side, "amount": "0.01", "currency": "USD"});
+            let body = json!({
+                "merchant_id": scene.merchant_id, "reference": "letter 1", "reason": "The bank charged a fee.",
+                "postings": [line("fee_revenue", "debit"), line("bank", "credit")],
+            });
+            ("POST", "/v1/operator/journal-entries".to_owned(), body)
+        },
+        status: 201,
     },
     Operation {
         name: "idempotency_policies.replace",

@@ -47,6 +47,8 @@ mod protocol;
 mod races;
 mod reconciliation;
 mod recovery;
+mod refusals;
+mod reversals;
 mod schema;
 mod seats;
 mod second_processor;

@@ -110,8 +110,10 @@ struct ModelCharge {
 #[derive(Debug, Default)]
 struct Model {
     charges: Vec<ModelCharge>,
-    payouts: Vec<(String, usize, u64, bool)>,
-    disputes: Vec<(String, usize, u64, bool)>,
+    /// Id, currency, amount, status.
+    payouts: Vec<(String, usize, u64, &'static str)>,
+    /// The processor's name, charge, amount, status.
+    disputes: Vec<(String, usize, u64, &'static str)>,
     available: [i64; 3],
     in_transit: [i64; 3],
     /// Whether anything was ever posted in a currency.
@@ -155,6 +157,16 @@ impl Model {
             refunded if refunded < charge.captured => "partially_refunded",
             _ => "refunded",
         };
+    }
+
+    /// What open and lost disputes have taken of a charge.
+    fn taken(&self, charge: usize) -> u64 {
+        let taken = self.disputes.iter().filter(|(_, index, _, status)| *index == charge && *status != "won");
+        taken.map(|(_, _, minor, _)| minor).sum()
+    }
+
+    fn has_open_dispute(&self, charge: usize) -> bool {
+        self.disputes.iter().any(|(_, index, _, status)| *index == charge && *status == "open")
     }
 
     fn balances(&self) -> Value {
@@ -315,15 +327,18 @@ impl Player {
                 if let Some(minor) = minor {
                     body["amount"] = json!(amount(minor, currency));
                 }
-                let left = charge.captured - charge.refunded;
+                let left = (charge.captured - charge.refunded).saturating_sub(self.model.taken(index));
                 let wanted = minor.unwrap_or(left);
-                let expected = match charge.status {
-                    "succeeded" | "partially_refunded" if wanted > left => (422, "refund_exceeds_captured"),
-                    "succeeded" | "partially_refunded" if wanted as i64 > self.model.available[currency] => {
-                        (422, "insufficient_balance")
-                    }
-                    "succeeded" | "partially_refunded" => (201, ""),
-                    _ => (409, "charge_not_refundable"),
+                let is_refundable = match charge.status {
+                    "succeeded" | "partially_refunded" => true,
+                    "disputed" => left > 0 && !self.model.has_open_dispute(index),
+                    _ => false,
+                };
+                let expected = match is_refundable {
+                    true if wanted > left => (422, "refund_exceeds_captured"),
+                    true if wanted as i64 > self.model.available[currency] => (422, "insufficient_balance"),
+                    true => (201, ""),
+                    false => (409, "charge_not_refundable"),
                 };
                 let answer = self.send("POST", "/v1/refunds", body);
                 assert_eq!((answer.status, answer.code().as_str()), expected, "{}", answer.text());
@@ -331,7 +346,9 @@ impl Player {
                     assert_eq!(answer.field("amount"), amount(wanted, currency));
                     self.model.available[currency] -= wanted as i64;
                     self.model.charges[index].refunded += wanted;
-                    self.model.set_captured_status(index);
+                    if self.model.charges[index].status != "disputed" {
+                        self.model.set_captured_status(index);
+                    }
                 }
             }
             Step::Payout { minor, currency } => {
@@ -345,7 +362,7 @@ impl Player {
                 if covered {
                     self.model.available[currency] -= minor as i64;
                     self.model.in_transit[currency] += minor as i64;
-                    self.model.payouts.push((answer.field("id"), currency, minor, false));
+                    self.model.payouts.push((answer.field("id"), currency, minor, "in_transit"));
                 }
             }
             Step::Update { charge } => {
@@ -359,7 +376,7 @@ impl Player {
                 let Some(index) = pick(charge, self.model.charges.len()) else { return };
                 let charge = &self.model.charges[index];
                 let settlement =
-                    if approved { Decision::Approved } else { Decision::Declined(Decline::generic()) };
+                    if approved { Decision::Approved(None) } else { Decision::Declined(Decline::generic()) };
                 let id = charge.id.parse().unwrap();
                 let settled = charges::settle(&mut self.conn, merchant, id, settlement, Utc::now()).unwrap()
                     == NoticeEffect::Applied;
@@ -373,27 +390,46 @@ impl Player {
             }
             Step::SettlePayout { payout, paid } => {
                 let Some(index) = pick(payout, self.model.payouts.len()) else { return };
-                let (id, currency, minor, was_settled) = self.model.payouts[index].clone();
+                let (id, currency, minor, status) = self.model.payouts[index].clone();
                 let settlement = if paid { payouts::Outcome::Paid } else { payouts::Outcome::Failed };
-                let settled =
-                    payouts::settle(&mut self.conn, merchant, id.parse().unwrap(), settlement, Utc::now())
-                        .unwrap()
-                        == NoticeEffect::Applied;
-                assert_eq!(settled, !was_settled);
+                let settled = payouts::settle(
+                    &mut self.conn,
+                    merchant,
+                    id.parse().unwrap(),
+                    settlement.into(),
+                    Utc::now(),
+                )
+                .unwrap()
+                    == NoticeEffect::Applied;
+                assert_eq!(settled, status == "in_transit" || (status == "paid" && !paid));
                 if settled {
-                    self.model.payouts[index].3 = true;
-                    self.model.in_transit[currency] -= minor as i64;
+                    self.model.payouts[index].3 = if paid { "paid" } else { "failed" };
+                    self.model.in_transit[currency] -= if status == "in_transit" { minor as i64 } else { 0 };
                     self.model.available[currency] += if paid { 0 } else { minor as i64 };
                 }
             }
             Step::OpenDispute { charge } => {
                 let Some(index) = pick(charge, self.model.charges.len()) else { return };
+                let (taken, is_open) = (self.model.taken(index), self.model.has_open_dispute(index));
                 let charge = &mut self.model.charges[index];
-                let left = charge.captured - charge.refunded;
+                let contestable = charge.captured - taken;
+                let left = match (charge.captured - charge.refunded).saturating_sub(taken) {
+                    0 => contestable,
+                    left => left,
+                };
                 let id = charge.id.parse().unwrap();
                 let name = fresh_key();
-                let opened = disputes::open(&mut self.conn, merchant, id, &name, None, Utc::now()).unwrap();
-                let disputable = matches!(charge.status, "succeeded" | "partially_refunded") && left > 0;
+                let opened = disputes::open(
+                    &mut self.conn,
+                    merchant,
+                    id,
+                    disputes::Opening { dispute: &name, amount: None, reason: None },
+                    Utc::now(),
+                )
+                .unwrap();
+                let is_captured =
+                    matches!(charge.status, "succeeded" | "partially_refunded" | "refunded" | "disputed");
+                let disputable = is_captured && !is_open && left > 0;
                 assert_eq!(opened == NoticeEffect::Applied, disputable);
                 if disputable {
                     let path = format!("/v1/disputes?limit=1&charge_id={}", charge.id);
@@ -401,22 +437,37 @@ impl Player {
                     assert_eq!(dispute["amount"], amount(left, charge.currency));
                     charge.status = "disputed";
                     self.model.available[charge.currency] -= left as i64;
-                    self.model.disputes.push((name, index, left, false));
+                    self.model.disputes.push((name, index, left, "open"));
                 }
             }
             Step::CloseDispute { dispute, won } => {
                 let Some(number) = pick(dispute, self.model.disputes.len()) else { return };
-                let (name, index, minor, was_closed) = self.model.disputes[number].clone();
+                let (name, index, minor, status) = self.model.disputes[number].clone();
                 let charge_id = self.model.charges[index].id.parse().unwrap();
                 let verdict = if won { Verdict::Won } else { Verdict::Lost };
-                let closed = disputes::close(&mut self.conn, merchant, charge_id, &name, verdict, Utc::now())
-                    .unwrap()
+                let closed = disputes::close(
+                    &mut self.conn,
+                    merchant,
+                    charge_id,
+                    disputes::Decision { dispute: &name, verdict, decided_at: None },
+                    Utc::now(),
+                )
+                .unwrap()
                     == NoticeEffect::Applied;
-                assert_eq!(closed, !was_closed);
-                self.model.disputes[number].3 = true;
-                if closed && won {
-                    self.model.available[self.model.charges[index].currency] += minor as i64;
-                    self.model.set_captured_status(index);
+                let decided = if won { "won" } else { "lost" };
+                assert_eq!(closed, status != decided);
+                if closed {
+                    self.model.disputes[number].3 = decided;
+                    let currency = self.model.charges[index].currency;
+                    match (status, won) {
+                        (_, true) => self.model.available[currency] += minor as i64,
+                        ("won", false) => self.model.available[currency] -= minor as i64,
+                        _ => {}
+                    }
+                    match self.model.taken(index) {
+                        0 => self.model.set_captured_status(index),
+                        _ => self.model.charges[index].status = "disputed",
+                    }
                 }
             }
             Step::Retry { request } => {

@@ -306,7 +306,13 @@ fn a_refusal_is_not_taken_for_an_outage_and_not_for_success() {
     let charge = scene.held("held");
     execute(&mut scene.acquirer.as_owner(), "UPDATE authorizations SET status = 'voided'");
     let path = format!("/v1/charges/{charge}/capture");
-    scene.client.send("POST", &path, "c", &json!({})).expect_problem(503, "processor_unavailable");
+    scene.client.send("POST", &path, "c", &json!({})).expect_problem(409, "charge_not_capturable");
     assert_eq!(scene.requests("capture", "refused"), 1.0, "and not tried again at once");
-    assert_eq!(scene.client.get(&format!("/v1/charges/{charge}")).field("status"), "requires_capture");
+    assert_eq!(
+        scene.requests("find", "answered"),
+        1.0,
+        "but asked whether it's really this call that is refused"
+    );
+    assert_eq!(scene.client.get(&format!("/v1/charges/{charge}")).field("status"), "canceled");
+    assert_eq!(scene.app.client.metrics().value("oncepay_processor_available", &[]), 1.0);
 }

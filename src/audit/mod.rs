@@ -155,6 +155,7 @@ const CHECKS: &[Check] = &[
         description: "refunds that were made without a journal entry of that amount",
         query: Query::Fixed(
             "SELECT 're_' || replace(r.id::text, '-', '') FROM refunds r WHERE r.status <> 'pending' \
+                AND coalesce(r.failure_code, '') NOT IN ('refund_refused', 'request_abandoned') \
                 AND r.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = r.merchant_id AND e.source = 're_' || replace(r.id::text, '-', ''))",
@@ -181,6 +182,7 @@ const CHECKS: &[Check] = &[
         description: "payouts that are on their way or settled without a journal entry of that amount",
         query: Query::Fixed(
             "SELECT 'po_' || replace(o.id::text, '-', '') FROM payouts o WHERE o.status <> 'pending' \
+                AND coalesce(o.failure_code, '') NOT IN ('payout_refused', 'request_abandoned') \
                 AND o.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = o.merchant_id AND e.source = 'po_' || replace(o.id::text, '-', ''))",
@@ -193,8 +195,10 @@ const CHECKS: &[Check] = &[
             "SELECT o.source FROM ( \
                     SELECT merchant_id, 'po_' || replace(id::text, '-', '') || ':' || status AS source, amount \
                     FROM payouts WHERE status IN ('paid', 'failed') \
+                    AND coalesce(failure_code, '') NOT IN ('payout_refused', 'request_abandoned') \
                     UNION ALL SELECT merchant_id, 're_' || replace(id::text, '-', '') || ':failed', amount \
                     FROM refunds WHERE status = 'failed' \
+                    AND coalesce(failure_code, '') NOT IN ('refund_refused', 'request_abandoned') \
                     UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', ''), amount FROM disputes \
                     UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', '') || ':' || status, amount \
                     FROM disputes WHERE status <> 'open') o \

@@ -6,15 +6,22 @@ use std::io::Write;
 use clap::Subcommand;
 use diesel::prelude::*;
 
-use crate::error::Failure;
+use crate::error::{Error, Failure};
+use crate::host;
+use crate::idempotency::Operation;
 use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
 use crate::idempotency_api::key_list::{self, KeyFilter, KeyQuery};
-use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S};
+use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S, ReleaseKey, RetryKey};
+use crate::idempotency_api::resolve;
+use crate::server;
 use crate::storage::db;
+use crate::web::fields::TEXT_MAX;
 use crate::web::lists::{Cursor, Page};
 
 use super::shared::{Database, sentence, time_text, write_line};
 
+/// Name of the operator in the record of actions.
+const OPERATOR: &str = "command line";
 /// Maximum number of keys in one list.
 const KEYS_MAX: i64 = 1_000;
 
@@ -58,6 +65,20 @@ pub enum Command {
         /// All parked keys, as after an outage
         #[arg(long, conflicts_with = "id")]
         all_parked: bool,
+        /// Database of the service
+        #[command(flatten)]
+        database: Database,
+    },
+    /// End a request as failed that can't be finished, and release what was set aside for it
+    Resolve {
+        /// mer_…/key
+        id: String,
+        /// Outcome: failed
+        #[arg(long = "as", value_parser = ["failed"])]
+        outcome: String,
+        /// Reason, for the record of operators' actions
+        #[arg(long)]
+        reason: String,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -130,7 +151,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         }
         Command::Retry { id: Some(id), database, .. } => {
             let id = parse_id(&id)?;
-            change(&mut connect(&database)?, |conn| status::retry(conn, id.merchant, &id.key), out)
+            change(&mut connect(&database)?, |conn| retry(conn, &id), out)
         }
         Command::Retry { id: None, database, .. } => {
             let conn = &mut connect(&database)?;
@@ -142,12 +163,12 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                 let parked = parked.map(|list| list.data).unwrap_or_default();
                 let is_last = i64::try_from(parked.len()).is_ok_and(|count| count < KEYS_MAX);
                 for row in parked {
-                    match status::retry(conn, row.merchant_id, &row.key) {
+                    match conn.transaction(|conn| retry(conn, &row.id())) {
                         // Another operator or attempt has finished or retried it meanwhile.
                         Ok(_)
-                        | Err(Failure::IdempotencyKeyNotInProgress | Failure::IdempotencyKeyNotFound) => {
-                            retried += 1
-                        }
+                        | Err(Error::Failure(
+                            Failure::IdempotencyKeyNotInProgress | Failure::IdempotencyKeyNotFound,
+                        )) => retried += 1,
                         Err(error) => return Err(sentence(error)),
                     }
                 }
@@ -158,18 +179,37 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             write_line(out, &format!("{retried} requests will be tried again."));
             Ok(())
         }
+        Command::Resolve { id, outcome: _, reason, database } => {
+            let id = parse_id(&id)?;
+            if reason.trim().is_empty() || reason.chars().count() > TEXT_MAX {
+                return Err(format!("The reason must have 1 to {TEXT_MAX} characters."));
+            }
+            let resolve = |conn: &mut PgConnection| {
+                resolve::resolve(conn, &server::operations(), &id, OPERATOR, &reason)
+            };
+            change(&mut connect(&database)?, resolve, out)
+        }
         Command::Release { id, database } => {
             let id = parse_id(&id)?;
-            let release =
-                |conn: &mut PgConnection| status::release(conn, id.merchant, &id.key, RELEASED_FOR_S);
+            let release = |conn: &mut PgConnection| {
+                let row = status::release(conn, id.merchant, &id.key, RELEASED_FOR_S)?;
+                host::record_action(conn, OPERATOR, ReleaseKey::DESCRIPTOR.name, &id.to_string(), None)?;
+                Ok(row)
+            };
             change(&mut connect(&database)?, release, out)
         }
     }
 }
 
+fn retry(conn: &mut PgConnection, id: &KeyId) -> Result<KeyRow, Error> {
+    let row = status::retry(conn, id.merchant, &id.key)?;
+    host::record_action(conn, OPERATOR, RetryKey::DESCRIPTOR.name, &id.to_string(), None)?;
+    Ok(row)
+}
+
 fn change(
     conn: &mut PgConnection,
-    act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Failure>,
+    act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Error>,
     out: &mut impl Write,
 ) -> Result<(), String> {
     let row = conn.transaction(act).map_err(sentence)?;

@@ -149,13 +149,13 @@ codes! {
         "The customer's account doesn't hold enough. `charge_id` names the failed charge. The decline is final for this idempotency key.",
         "Ask the customer for another payment method, or try again later, with a new idempotency key.";
     ChargeNotCapturable: "charge_not_capturable", 409, false, true, "Charge can't be captured",
-        "Only an authorized charge (`requires_capture`) can be captured, only once, and not while a capture or cancellation of it is under way.",
+        "Only an authorized charge (`requires_capture`) can be captured, only once, and not while a capture or cancellation of it is under way. The processor can refuse a capture as well: if the authorization has lapsed there, the charge is `canceled` now, with the failure `authorization_expired`.",
         "Retrieve the charge to see its status.";
     CaptureExceedsAuthorization: "capture_exceeds_authorization", 422, false, true, "Capture exceeds the authorization",
         "A capture can't exceed the authorized amount.",
         "Capture the authorized amount or less, with a new idempotency key. To collect more, create another charge.";
     ChargeNotCancelable: "charge_not_cancelable", 409, false, true, "Charge can't be canceled",
-        "Only an authorized charge (`requires_capture`) can be canceled, and not while a capture or cancellation of it is under way.",
+        "Only an authorized charge (`requires_capture`) can be canceled, and not while a capture or cancellation of it is under way. The processor can refuse a cancellation as well, for example of what was captured there.",
         "Retrieve the charge to see its status. A captured charge can be refunded instead.";
     ChargeNotRefundable: "charge_not_refundable", 409, false, true, "Charge can't be refunded",
         "Only a captured charge that isn't fully refunded and isn't disputed can be refunded.",
@@ -166,6 +166,15 @@ codes! {
     InsufficientBalance: "insufficient_balance", 422, false, true, "Insufficient balance",
         "The merchant's available balance in this currency doesn't cover the amount.",
         "Retrieve the balance. When it covers the amount, send the request again with a new idempotency key.";
+    RefundRefused: "refund_refused", 422, false, true, "Refund refused",
+        "The payment processor refuses this refund for good, for example because the charge was refunded there. `refund_id` names the failed refund, and `refusal_code` gives the processor's reason. Its amount is available again.",
+        "Retrieve the charge. If `refusal_code` tells what to correct, send another refund with a new idempotency key. Otherwise ask support.";
+    PayoutRefused: "payout_refused", 422, false, true, "Payout refused",
+        "The payment processor refuses this payout for good, for example because it doesn't pay to this destination. `payout_id` names the failed payout, and `refusal_code` gives the processor's reason. Its amount is available again.",
+        "Correct what `refusal_code` names, and send another payout with a new idempotency key.";
+    RequestAbandoned: "request_abandoned", 409, false, true, "Request abandoned",
+        "The service couldn't finish this request, and an operator has ended it as failed. Whatever was reserved for it is available again, and the object of the request, if there is one, is `failed`.",
+        "Ask support what has become of the payment before you make another one with a new idempotency key.";
     RefundNotFound: "refund_not_found", 404, false, true, "No such refund",
         "There is no refund with this id, or it belongs to another merchant.",
         "Check the id, and use an API key of the merchant that created the refund.";
@@ -212,7 +221,7 @@ codes! {
 
 impl Code {
     /// The snake_case name.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         self.entry().code
     }
 }

@@ -13,10 +13,12 @@ mod database;
 pub mod failure;
 mod problem;
 
+use std::fmt;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::base::ids::ChargeId;
+use crate::base::ids::{ChargeId, PayoutId, RefundId};
 use crate::base::money::{Currency, Money};
 use crate::base::signature::Refusal;
 
@@ -67,16 +69,22 @@ pub enum Error {
     CardDeclined { decline_code: String, charge_id: ChargeId },
     #[error("The card has insufficient funds.")]
     InsufficientFunds { charge_id: ChargeId },
-    #[error("A charge that is {status} can't be captured{}.", while_in_flight(*.in_flight))]
-    ChargeNotCapturable { status: &'static str, in_flight: bool },
+    #[error("A charge that is {status} can't be captured{why}.")]
+    ChargeNotCapturable { status: &'static str, why: Hindrance },
     #[error("At most {authorized} can be captured.")]
     CaptureExceedsAuthorization { authorized: Money },
-    #[error("A charge that is {status} can't be canceled{}.", while_in_flight(*.in_flight))]
-    ChargeNotCancelable { status: &'static str, in_flight: bool },
+    #[error("A charge that is {status} can't be canceled{why}.")]
+    ChargeNotCancelable { status: &'static str, why: Hindrance },
     #[error("A charge that is {status} can't be refunded.")]
     ChargeNotRefundable { status: &'static str },
     #[error("Only {left} of this charge is left to refund.")]
     RefundExceedsCaptured { left: Money },
+    #[error("The processor refused the refund: {refusal_code}.")]
+    RefundRefused { refund_id: RefundId, refusal_code: String },
+    #[error("The processor refused the payout: {refusal_code}.")]
+    PayoutRefused { payout_id: PayoutId, refusal_code: String },
+    #[error("An operator has ended this request, which could not be finished.")]
+    RequestAbandoned,
     #[error("The available balance in {currency} doesn't cover this.")]
     InsufficientBalance { currency: Currency },
     #[error("The object would have more than {entries_max} metadata entries.")]
@@ -111,8 +119,25 @@ pub enum Error {
     EventNotFound,
 }
 
-fn while_in_flight(in_flight: bool) -> &'static str {
-    if in_flight { " while another capture or cancellation of it is under way" } else { "" }
+/// Reason why a capture or cancellation of a charge is refused, besides its status. `Display` ends the sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// The status says it all.
+    Status,
+    /// Another capture or cancellation is under way.
+    InFlight,
+    /// The processor's final refusal.
+    Processor,
+}
+
+impl fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Status => "",
+            Self::InFlight => " while another capture or cancellation of it is under way",
+            Self::Processor => ": the processor refuses",
+        })
+    }
 }
 
 impl Error {
@@ -148,6 +173,9 @@ impl Error {
             Self::ChargeNotCancelable { .. } => Code::ChargeNotCancelable,
             Self::ChargeNotRefundable { .. } => Code::ChargeNotRefundable,
             Self::RefundExceedsCaptured { .. } => Code::RefundExceedsCaptured,
+            Self::RefundRefused { .. } => Code::RefundRefused,
+            Self::PayoutRefused { .. } => Code::PayoutRefused,
+            Self::RequestAbandoned => Code::RequestAbandoned,
             Self::InsufficientBalance { .. } => Code::InsufficientBalance,
             Self::MetadataTooLarge { .. } => Code::MetadataTooLarge,
             Self::ChargeNotFound => Code::ChargeNotFound,

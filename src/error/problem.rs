@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::base::ids::ChargeId;
+use crate::base::ids::{ChargeId, PayoutId, RefundId};
 
 use super::{Code, Error, Failure, FieldError};
 
@@ -55,6 +55,18 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     pub charge_id: Option<ChargeId>,
+    /// With `refund_refused` and `payout_refused`: the processor's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "amount_exceeds_captured")]
+    pub refusal_code: Option<String>,
+    /// With `refund_refused`: the failed refund.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false, example = "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub refund_id: Option<RefundId>,
+    /// With `payout_refused`: the failed payout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false, example = "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
+    pub payout_id: Option<PayoutId>,
 }
 
 impl Problem {
@@ -73,6 +85,9 @@ impl Problem {
             errors: None,
             decline_code: None,
             charge_id: None,
+            refusal_code: None,
+            refund_id: None,
+            payout_id: None,
         }
     }
 
@@ -90,6 +105,14 @@ impl Problem {
                 problem.charge_id = Some(*charge_id);
             }
             Error::DuplicateSuspected { charge_id } => problem.charge_id = Some(*charge_id),
+            Error::RefundRefused { refund_id, refusal_code } => {
+                problem.refusal_code = Some(refusal_code.clone());
+                problem.refund_id = Some(*refund_id);
+            }
+            Error::PayoutRefused { payout_id, refusal_code } => {
+                problem.refusal_code = Some(refusal_code.clone());
+                problem.payout_id = Some(*payout_id);
+            }
             _ => {}
         }
         problem

@@ -1,6 +1,7 @@
 //! The engine's view of this service: its callers and their proofs, its errors, and the resources of its
 //! operations.
 
+mod actions;
 mod callers;
 pub mod metrics;
 
@@ -17,6 +18,7 @@ use crate::processor::{Messages, Processor, ProcessorCall};
 use crate::storage::db::Db;
 use crate::web::auth::KnownKeys;
 
+pub use actions::record_action;
 pub use callers::Caller;
 
 /// The engine of this service.
@@ -47,7 +49,7 @@ pub struct Oncepay {
     /// True if webhooks may be delivered to the service's own host.
     pub allows_loopback: bool,
     /// All operations.
-    pub operations: Vec<Descriptor>,
+    pub operations: Vec<RegisteredOperation>,
 }
 
 impl Oncepay {
@@ -58,19 +60,19 @@ impl Oncepay {
 
     /// Finds the resource kind `name` among those of the operations.
     pub fn resource_kind(&self, name: &str) -> Option<&'static ResourceKind> {
-        let mut kinds = self.operations.iter().filter_map(|operation| operation.target.kind());
+        let mut kinds = self.operations.iter().filter_map(|operation| operation.descriptor.target.kind());
         kinds.find(|kind| kind.name == name)
     }
 
     /// The policy settings that only `operation` has.
     pub fn policy_settings(&self, operation: &str) -> &'static [PolicySetting] {
-        let found = self.operations.iter().find(|known| known.name == operation);
-        found.map(|operation| operation.policy_settings).unwrap_or_default()
+        let found = self.operations.iter().find(|known| known.descriptor.name == operation);
+        found.map(|operation| operation.descriptor.policy_settings).unwrap_or_default()
     }
 
     /// The default policies of all operations.
     pub fn policy_defaults(&self) -> Vec<Defaults> {
-        self.operations.iter().map(Defaults::of).collect()
+        self.operations.iter().map(|operation| Defaults::of(&operation.descriptor)).collect()
     }
 }
 
@@ -92,8 +94,9 @@ impl Host for Oncepay {
 }
 
 /// The kinds of resources of `operations`, each once.
-pub fn resource_kinds(operations: &[Descriptor]) -> Vec<&'static ResourceKind> {
-    let mut kinds: Vec<_> = operations.iter().filter_map(|operation| operation.target.kind()).collect();
+pub fn resource_kinds(operations: &[RegisteredOperation]) -> Vec<&'static ResourceKind> {
+    let kind = |operation: &RegisteredOperation| operation.descriptor.target.kind();
+    let mut kinds: Vec<_> = operations.iter().filter_map(kind).collect();
     kinds.sort_by_key(|kind| kind.name);
     kinds.dedup_by_key(|kind| kind.name);
     kinds

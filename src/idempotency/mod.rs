@@ -103,6 +103,7 @@ pub(crate) mod policy;
 mod registry;
 mod reply;
 mod request;
+pub(crate) mod resolution;
 mod settings;
 pub(crate) mod status;
 mod store;
@@ -118,7 +119,8 @@ pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use host::{Host, HostError};
 pub use key::IdempotencyKey;
 pub use operation::{
-    BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation, Operation,
+    Abandoned, BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation,
+    Operation,
 };
 pub use policy::{OwnSettings, Policy, PolicySetting, SettingKind, SettingValue};
 pub use registry::RegisteredOperation;

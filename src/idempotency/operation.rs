@@ -4,8 +4,13 @@ use std::borrow::Cow;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use diesel::PgConnection;
 use serde_json::Value;
+use uuid::Uuid;
+
+use crate::base::ids::MerchantId;
+use crate::error::failure::Failure;
 
 use super::context::Context;
 use super::descriptor::Descriptor;
@@ -116,6 +121,29 @@ pub trait ExternalOperation: Operation {
         reservation: &Self::Reservation,
         outcome: &Self::Outcome,
     ) -> Result<Commit, ErrorOf<Self>>;
+
+    /// Releases what [`reserve`](Self::reserve) has set aside, in the transaction in which an operator ends a
+    /// request that can't be finished. The default suits operations that reserve nothing.
+    fn abandon(_conn: &mut PgConnection, _abandoned: &Abandoned) -> Result<(), ErrorOf<Self>> {
+        Ok(())
+    }
+}
+
+/// A request that an operator ends.
+#[derive(Clone, Debug)]
+pub struct Abandoned {
+    /// The merchant whose request it is.
+    pub merchant: MerchantId,
+    pub(super) resource_id: Option<Uuid>,
+    /// Time of the end, by the database's clock.
+    pub now: DateTime<Utc>,
+}
+
+impl Abandoned {
+    /// Id of the resource, as in [`Context::resource_id`].
+    pub fn resource_id(&self) -> Result<Uuid, Failure> {
+        self.resource_id.ok_or_else(|| Failure::internal("the request has no resource"))
+    }
 }
 
 /// An external operation whose requests can be claimed and completed in batches, by the SQL of its

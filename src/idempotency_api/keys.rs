@@ -14,7 +14,7 @@ use super::key_list::{self, KeyFilter, KeyQuery};
 use crate::base::ids::MerchantId;
 use crate::base::time::{self, Timestamp};
 use crate::error::{Error, Failure, FieldError};
-use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
 use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, parameter};
 use crate::storage::db::Db;
@@ -143,7 +143,7 @@ impl KeyStatus {
 }
 
 impl OperatorKeyStatus {
-    fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
+    pub(super) fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
         Ok(Self {
             id: row.id().to_string(),
             merchant_id: row.merchant_id,
@@ -401,6 +401,7 @@ macro_rules! intervention {
                 }
                 let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Failure> = $act;
                 let row = act(conn, merchant, key.as_str())?;
+                host::record_action(conn, context.actor(), $operation, &row.id().to_string(), None)?;
                 Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, context.host(), &row)?)?)
             }
         }

@@ -3,3 +3,4 @@
 pub mod key_list;
 pub mod keys;
 pub mod policies;
+pub mod resolve;

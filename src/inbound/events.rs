@@ -85,7 +85,7 @@ pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
 /// Locks: the event's object, then ledger accounts as documented at the domain's functions.
 pub fn apply(event: &Event, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let Some(Notice { merchant, change }) = &event.notice else { return Ok(Outcome::Unknown) };
-    match apply_change(*merchant, change, conn, now) {
+    match apply_change(*merchant, change, conn, now, event.occurred_at) {
         Ok(learned) => Ok(learned.into()),
         // Our request that makes the object hasn't been committed yet, or we don't know the object at all.
         Err(error @ (Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) => {
@@ -100,24 +100,38 @@ fn apply_change(
     change: &Change,
     conn: &mut PgConnection,
     now: DateTime<Utc>,
+    occurred_at: Option<DateTime<Utc>>,
 ) -> Result<NoticeEffect, Error> {
     match change {
-        Change::ChargeSucceeded(id) => charges::settle(conn, merchant, *id, charges::Decision::Approved, now),
+        Change::ChargeSucceeded(id, amount) => {
+            charges::settle(conn, merchant, *id, charges::Decision::Approved(amount.clone()), now)
+        }
         Change::ChargeFailed(id, decline) => {
             charges::settle(conn, merchant, *id, charges::Decision::Declined(decline.clone()), now)
         }
-        Change::RefundFailed(id) => refunds::fail(conn, merchant, *id, now),
-        Change::PayoutPaid(id) => payouts::settle(conn, merchant, *id, payouts::Outcome::Paid, now),
-        Change::PayoutFailed(id) => payouts::settle(conn, merchant, *id, payouts::Outcome::Failed, now),
+        Change::RefundFailed(id, amount) => refunds::fail(conn, merchant, *id, amount.as_ref(), now),
+        Change::PayoutPaid(id, amount) => {
+            let notice =
+                payouts::Notice { outcome: payouts::Outcome::Paid, amount: amount.as_ref(), occurred_at };
+            payouts::settle(conn, merchant, *id, notice, now)
+        }
+        Change::PayoutFailed(id, amount) => {
+            let notice =
+                payouts::Notice { outcome: payouts::Outcome::Failed, amount: amount.as_ref(), occurred_at };
+            payouts::settle(conn, merchant, *id, notice, now)
+        }
         Change::SettlementPaid(id, money) => settlements::book(conn, merchant, *id, *money, now),
-        Change::DisputeOpened { charge_id, dispute, reason } => {
-            disputes::open(conn, merchant, *charge_id, dispute, reason.clone(), now)
+        Change::DisputeOpened { charge_id, dispute, amount, reason } => {
+            let opening = disputes::Opening { dispute, amount: amount.as_ref(), reason: reason.clone() };
+            disputes::open(conn, merchant, *charge_id, opening, now)
         }
         Change::DisputeWon { charge_id, dispute } => {
-            disputes::close(conn, merchant, *charge_id, dispute, Verdict::Won, now)
+            let decision = disputes::Decision { dispute, verdict: Verdict::Won, decided_at: occurred_at };
+            disputes::close(conn, merchant, *charge_id, decision, now)
         }
         Change::DisputeLost { charge_id, dispute } => {
-            disputes::close(conn, merchant, *charge_id, dispute, Verdict::Lost, now)
+            let decision = disputes::Decision { dispute, verdict: Verdict::Lost, decided_at: occurred_at };
+            disputes::close(conn, merchant, *charge_id, decision, now)
         }
     }
 }
@@ -126,11 +140,11 @@ fn apply_change(
 pub fn subject(event: &Event) -> Option<(MerchantId, Uuid)> {
     let Notice { merchant, change } = event.notice.as_ref()?;
     let object_id = match change {
-        Change::ChargeSucceeded(ChargeId(id))
+        Change::ChargeSucceeded(ChargeId(id), _)
         | Change::ChargeFailed(ChargeId(id), _)
-        | Change::RefundFailed(RefundId(id))
-        | Change::PayoutPaid(PayoutId(id))
-        | Change::PayoutFailed(PayoutId(id))
+        | Change::RefundFailed(RefundId(id), _)
+        | Change::PayoutPaid(PayoutId(id), _)
+        | Change::PayoutFailed(PayoutId(id), _)
         | Change::SettlementPaid(SettlementId(id), _)
         | Change::DisputeOpened { charge_id: ChargeId(id), .. }
         | Change::DisputeWon { charge_id: ChargeId(id), .. }

@@ -22,6 +22,8 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::lists::{Cursor, List, Page, Parameters, load_page};
 use crate::web::problems::problems;
 
+use super::corrections::{ShownCorrection, corrections};
+
 /// Side of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -359,13 +361,16 @@ pub struct Entry {
     pub(crate) created_at: Timestamp,
     /// Lines of the entry.
     pub(crate) postings: Vec<Posting>,
+    /// What the entry corrects, and why, if it's a correcting entry.
+    #[schema(example = json!(null))]
+    correction: Option<ShownCorrection>,
 }
 
 /// An entry without its postings: id, source, time.
-type EntryRow = (JournalEntryId, String, DateTime<Utc>);
+pub(super) type EntryRow = (JournalEntryId, String, DateTime<Utc>);
 
 /// Adds the postings to their entries.
-fn with_postings(
+pub(super) fn with_postings(
     conn: &mut PgConnection,
     merchant: MerchantId,
     rows: List<EntryRow>,
@@ -374,15 +379,19 @@ fn with_postings(
     let ids: Vec<uuid::Uuid> = rows.data.iter().map(|(id, ..)| id.0).collect();
     let lines = statement::<PostingSql>(postings_where!("p.entry_id = ANY ({}) ORDER BY p.entry_id, p.line"))
         .bind::<SqlUuid, _>(merchant)
-        .bind::<Array<SqlUuid>, _>(ids)
+        .bind::<Array<SqlUuid>, _>(&ids)
         .load::<PostingRow>(conn)?;
+    let mut corrections: std::collections::HashMap<_, _> =
+        corrections(conn, merchant, &ids)?.into_iter().collect();
     let mut by_entry = std::collections::HashMap::<JournalEntryId, Vec<Posting>>::new();
     for line in lines {
         by_entry.entry(line.0).or_default().push(posting(line)?);
     }
     rows.try_map(|(id, source, created_at)| {
         let postings = by_entry.remove(&id).unwrap_or_default();
-        Ok(Entry { id, object: "journal_entry", source, created_at: Timestamp(created_at), postings })
+        let correction = corrections.remove(&id.0);
+        let created_at = Timestamp(created_at);
+        Ok(Entry { id, object: "journal_entry", source, created_at, postings, correction })
     })
 }
 

@@ -18,6 +18,8 @@ mod accounts;
 pub(crate) mod api;
 mod balance;
 mod checkpoints;
+mod corrections;
+pub(crate) mod operator_entries;
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Numeric, Text, Uuid as SqlUuid};
@@ -32,6 +34,7 @@ use crate::storage::sql::statement;
 pub use accounts::AccountKind;
 pub use balance::balance;
 pub use checkpoints::{keep_rolling_up, roll_up, roll_up_due};
+pub use corrections::{Correction, correct, find_entry};
 
 /// A journal entry before it's posted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +98,17 @@ pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: 
             Some("merchant_payable_covered") => Error::InsufficientBalance { currency: money.currency() },
             _ => error.into(),
         })?;
+    Ok(())
+}
+
+/// Frees what was set aside for the entry of `source`, which won't be posted.
+///
+/// Locks: nothing.
+pub fn release(conn: &mut PgConnection, merchant: MerchantId, source: &str) -> Result<(), Error> {
+    statement::<()>("SELECT ledger_release({}, {})")
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(source)
+        .execute(conn)?;
     Ok(())
 }
 

@@ -5,9 +5,11 @@
 //! | – | `open` | `merchant_payable` to `disputes_held` | becomes `disputed` |
 //! | `open` | `won` | `disputes_held` to `merchant_payable` | returns to its earlier status |
 //! | `open` | `lost` | `disputes_held` to `acquirer_clearing` | stays `disputed` |
+//! | `won` | `lost` | `merchant_payable` to `disputes_held` to `acquirer_clearing`, a correction | becomes `disputed` |
+//! | `lost` | `won` | `acquirer_clearing` to `merchant_payable`, a correction | returns to its earlier status |
 //!
 //! The processor's notices open and close disputes. A dispute takes the money whether or not the balance
-//! covers it: it's the only way in which a merchant comes to owe us.
+//! covers it: it's the only way in which a merchant comes to owe us. So does one on a charge that was refunded.
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use chrono::{DateTime, Utc};
@@ -21,9 +23,10 @@ use crate::base::money::{Currency, Money};
 use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::events::{self, EventType};
-use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::ledger::{self, AccountKind, Correction, JournalEntry};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
 use crate::payments::notice::NoticeEffect;
+use crate::processor::EventAmount;
 use crate::storage::db::Db;
 use crate::storage::schema::disputes;
 use crate::web::auth::AuthenticatedMerchant;
@@ -84,6 +87,7 @@ struct DisputeRow {
     created_at: DateTime<Utc>,
     closed_at: Option<DateTime<Utc>>,
     acquirer_id: Option<String>,
+    decided_at: Option<DateTime<Utc>>,
 }
 
 impl DisputeRow {
@@ -110,6 +114,77 @@ impl DisputeRow {
             .optional()?)
     }
 
+    /// Writes the state.
+    fn save(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        diesel::update(disputes::table.find((self.merchant_id, self.id)))
+            .set((
+                disputes::status.eq(&self.status),
+                disputes::closed_at.eq(self.closed_at),
+                disputes::decided_at.eq(self.decided_at),
+            ))
+            .execute(conn)?;
+        Ok(())
+    }
+
+    /// Posts the journal entry of a decision: the first, or one that corrects the last.
+    fn book(&self, conn: &mut PgConnection, decision: Decision<'_>) -> Result<(), Error> {
+        let (merchant, id) = (self.merchant_id, self.id);
+        let amount = Money::from_stored(self.amount, self.currency.parse().map_err(Error::internal)?);
+        let entry = |source: String, debited, credited| {
+            JournalEntry::new(source).debit(debited, amount).credit(credited, amount)
+        };
+        let (status, credited) = match decision.verdict {
+            Verdict::Won => (WON, AccountKind::MerchantPayable),
+            Verdict::Lost => (LOST, AccountKind::AcquirerClearing),
+        };
+        if self.status == OPEN {
+            let first = entry(format!("{id}:{status}"), AccountKind::DisputesHeld, credited);
+            return ledger::post(conn, merchant, &first);
+        }
+        // Each decision after the first has a number.
+        let source = |status: &str, number: u32| match number {
+            1 => format!("{id}:{status}"),
+            number => format!("{id}:{status}:{number}"),
+        };
+        let mut decisions = Vec::new();
+        for number in 1.. {
+            let found = [
+                ledger::find_entry(conn, merchant, &source(WON, number))?,
+                ledger::find_entry(conn, merchant, &source(LOST, number))?,
+            ];
+            match found.into_iter().flatten().next() {
+                Some(found) => decisions.push(found),
+                None => break,
+            }
+        }
+        let correction = Correction {
+            corrects: decisions.last().copied(),
+            reference: decision.dispute,
+            reason: "The dispute was decided the other way.",
+        };
+        let number = u32::try_from(decisions.len() + 1).map_err(Error::internal)?;
+        match decision.verdict {
+            Verdict::Won => {
+                let entry =
+                    entry(source(WON, number), AccountKind::AcquirerClearing, AccountKind::MerchantPayable);
+                ledger::correct(conn, merchant, &entry, &correction)?;
+            }
+            Verdict::Lost => {
+                // By way of the held money: only so can a merchant come to owe us.
+                ledger::correct(
+                    conn,
+                    merchant,
+                    &held(format!("{id}:reopened:{number}"), amount),
+                    &correction,
+                )?;
+                let entry =
+                    entry(source(LOST, number), AccountKind::DisputesHeld, AccountKind::AcquirerClearing);
+                ledger::correct(conn, merchant, &entry, &correction)?;
+            }
+        }
+        Ok(())
+    }
+
     fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Dispute, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         let dispute = self.into_dispute()?;
@@ -133,8 +208,19 @@ impl DisputeRow {
     }
 }
 
-/// Opens the dispute with the processor's id `acquirer_id`, over all of a charge that is captured and not
-/// refunded.
+/// A dispute as the processor opens it.
+#[derive(Clone, Debug)]
+pub struct Opening<'a> {
+    /// The processor's id of the dispute.
+    pub dispute: &'a str,
+    /// The contested amount. `None`: what is captured and not refunded, or, if that is nothing, all that was captured.
+    pub amount: Option<&'a EventAmount>,
+    /// The customer's reason.
+    pub reason: Option<String>,
+}
+
+/// Opens a dispute over all or a part of a captured charge, refunded or not: the bank takes the money all the same.
+/// A charge can have several at a time, if the processor tells their amounts.
 ///
 /// Errors: `charge_not_found`.
 ///
@@ -143,12 +229,11 @@ pub fn open(
     conn: &mut PgConnection,
     merchant: MerchantId,
     charge_id: ChargeId,
-    acquirer_id: &str,
-    reason: Option<String>,
+    opening: Opening<'_>,
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    match DisputeRow::known_as(conn, merchant, acquirer_id)? {
+    match DisputeRow::known_as(conn, merchant, opening.dispute)? {
         None => {}
         Some(known) if known.charge_id == charge_id => return Ok(NoticeEffect::AlreadyApplied),
         Some(known) => {
@@ -156,27 +241,35 @@ pub fn open(
         }
     }
     let status = charge.status()?;
-    let amount = charge.money(charge.refundable())?;
     match status {
-        ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded if !amount.amount().is_zero() => {}
-        ChargeStatus::Processing
-        | ChargeStatus::RequiresCapture
-        | ChargeStatus::Succeeded
-        | ChargeStatus::PartiallyRefunded
-        | ChargeStatus::Refunded => return Ok(NoticeEffect::too_early("charge", status.as_str())),
-        // The end of the other dispute may be on its way.
-        ChargeStatus::Disputed if is_any_open(conn, merchant, charge_id)? => {
+        ChargeStatus::Processing | ChargeStatus::RequiresCapture => {
             return Ok(NoticeEffect::too_early("charge", status.as_str()));
         }
-        ChargeStatus::Failed | ChargeStatus::Canceled | ChargeStatus::Disputed => {
+        ChargeStatus::Failed | ChargeStatus::Canceled => {
             return Ok(NoticeEffect::contradicts("charge", status.as_str()));
         }
+        // Of what amount? The end of the other dispute may be on its way.
+        ChargeStatus::Disputed if opening.amount.is_none() && is_any_open(conn, merchant, charge_id)? => {
+            return Ok(NoticeEffect::too_early("charge", status.as_str()));
+        }
+        _ => {}
+    }
+    let taken = taken(conn, merchant, charge_id)?;
+    let contestable = charge.money(charge.amount_captured - taken)?;
+    let amount = match opening.amount.map(|amount| amount.in_currency(contestable.currency())) {
+        Some(Ok(amount)) => amount,
+        Some(Err(sentence)) => return Ok(NoticeEffect::Contradicts(sentence)),
+        None => {
+            let left = (charge.refundable() - taken).max(Decimal::ZERO);
+            if left.is_zero() { contestable } else { charge.money(left)? }
+        }
+    };
+    if amount.amount() > contestable.amount() || amount.amount().is_zero() {
+        let sentence = format!("Only {contestable} of the charge isn't contested already.");
+        return Ok(NoticeEffect::Contradicts(sentence));
     }
     let id = DisputeId::at(now);
-    let entry = JournalEntry::new(id.to_string())
-        .debit(AccountKind::MerchantPayable, amount)
-        .credit(AccountKind::DisputesHeld, amount);
-    ledger::post(conn, merchant, &entry)?;
+    ledger::post(conn, merchant, &held(id.to_string(), amount))?;
     charge.set_status(ChargeStatus::Disputed);
     charge.save(conn, EventType::ChargeDisputed)?;
     let row = DisputeRow {
@@ -186,18 +279,45 @@ pub fn open(
         status: OPEN.to_owned(),
         amount: amount.amount(),
         currency: amount.currency().code().to_owned(),
-        reason,
+        reason: opening.reason,
         created_at: now,
         closed_at: None,
-        acquirer_id: Some(acquirer_id.to_owned()),
+        acquirer_id: Some(opening.dispute.to_owned()),
+        decided_at: None,
     };
     diesel::insert_into(disputes::table).values(&row).execute(conn)?;
     row.record(conn, EventType::DisputeOpened)?;
     Ok(NoticeEffect::Applied)
 }
 
+/// The entry that takes the contested amount from the merchant.
+fn held(source: String, amount: Money) -> JournalEntry {
+    JournalEntry::new(source)
+        .debit(AccountKind::MerchantPayable, amount)
+        .credit(AccountKind::DisputesHeld, amount)
+}
+
+/// The amount of a charge that open and lost disputes have taken. Call it with the charge locked.
+pub(crate) fn taken(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    charge_id: ChargeId,
+) -> Result<Decimal, Error> {
+    let taken = disputes::table
+        .filter(disputes::merchant_id.eq(merchant))
+        .filter(disputes::charge_id.eq(charge_id))
+        .filter(disputes::status.ne(WON))
+        .select(diesel::dsl::sum(disputes::amount))
+        .first::<Option<Decimal>>(conn)?;
+    Ok(taken.unwrap_or_default())
+}
+
 /// Whether a charge has an open dispute.
-fn is_any_open(conn: &mut PgConnection, merchant: MerchantId, charge_id: ChargeId) -> Result<bool, Error> {
+pub(crate) fn is_any_open(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    charge_id: ChargeId,
+) -> Result<bool, Error> {
     let open = disputes::table
         .filter(disputes::merchant_id.eq(merchant))
         .filter(disputes::charge_id.eq(charge_id))
@@ -214,50 +334,65 @@ pub enum Verdict {
     Lost,
 }
 
-/// Closes the charge's dispute with the processor's id `acquirer_id`.
+/// The decision on a dispute.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision<'a> {
+    /// The processor's id of the dispute.
+    pub dispute: &'a str,
+    /// The outcome.
+    pub verdict: Verdict,
+    /// Time of the decision, by the processor's clock, if it tells.
+    pub decided_at: Option<DateTime<Utc>>,
+}
+
+/// Closes a dispute of the charge. A later decision the other way, as networks make them, is booked by a correcting
+/// entry that names the entry of the first.
 ///
 /// Errors: `charge_not_found`.
 ///
-/// Locks: the charge. Every change of its disputes locks the charge first.
+/// Locks: the charge. Every change of its disputes locks the charge first. If a won dispute is lost after all, the
+/// merchant's `merchant_payable` account.
 pub fn close(
     conn: &mut PgConnection,
     merchant: MerchantId,
     charge_id: ChargeId,
-    acquirer_id: &str,
-    verdict: Verdict,
+    decision: Decision<'_>,
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
-    let (status, event, credited) = match verdict {
-        Verdict::Won => (WON, EventType::DisputeWon, AccountKind::MerchantPayable),
-        Verdict::Lost => (LOST, EventType::DisputeLost, AccountKind::AcquirerClearing),
-    };
     let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    let Some(mut row) = DisputeRow::known_as(conn, merchant, acquirer_id)? else {
+    let Some(mut row) = DisputeRow::known_as(conn, merchant, decision.dispute)? else {
         return Ok(NoticeEffect::TooEarly("The dispute hasn't been opened.".to_owned()));
     };
     if row.charge_id != charge_id {
         return Ok(NoticeEffect::Contradicts(format!("The dispute is of charge {}.", row.charge_id)));
     }
-    match row.status.as_str() {
-        OPEN => {}
-        known if known == status => return Ok(NoticeEffect::AlreadyApplied),
-        other => return Ok(NoticeEffect::contradicts("dispute", other)),
+    let (status, event) = match decision.verdict {
+        Verdict::Won => (WON, EventType::DisputeWon),
+        Verdict::Lost => (LOST, EventType::DisputeLost),
+    };
+    if row.status == status {
+        // The latest word for it counts, should an older one the other way still come.
+        row.decided_at = row.decided_at.max(decision.decided_at);
+        row.save(conn)?;
+        return Ok(NoticeEffect::AlreadyApplied);
     }
-    let id = row.id;
-    let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
-    let entry = JournalEntry::new(format!("{id}:{status}"))
-        .debit(AccountKind::DisputesHeld, amount)
-        .credit(credited, amount);
-    ledger::post(conn, merchant, &entry)?;
-    if verdict == Verdict::Won {
-        charge.set_captured_status();
-        charge.save(conn, EventType::ChargeDisputeWon)?;
+    if row.decided_at.zip(decision.decided_at).is_some_and(|(known, told)| told < known) {
+        // It was decided the other way since.
+        return Ok(NoticeEffect::AlreadyApplied);
     }
+    row.book(conn, decision)?;
     row.status = status.to_owned();
     row.closed_at = Some(now);
-    diesel::update(disputes::table.find((merchant, id)))
-        .set((disputes::status.eq(&row.status), disputes::closed_at.eq(row.closed_at)))
-        .execute(conn)?;
+    row.decided_at = decision.decided_at;
+    row.save(conn)?;
+    // Other disputes may be open, or lost.
+    if taken(conn, merchant, charge_id)?.is_zero() {
+        charge.set_captured_status();
+        charge.save(conn, EventType::ChargeDisputeWon)?;
+    } else if charge.status()? != ChargeStatus::Disputed {
+        charge.set_status(ChargeStatus::Disputed);
+        charge.save(conn, EventType::ChargeDisputed)?;
+    }
     row.record(conn, event)?;
     Ok(NoticeEffect::Applied)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod balance;
 pub mod charges;
 pub mod disputes;
+pub(crate) mod failure;
 pub mod notice;
 pub mod payouts;
 pub(crate) mod pricing;

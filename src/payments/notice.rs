@@ -3,6 +3,9 @@
 //! Notices come late, more than once, and in any order. For each state of the object, the domain says whether a notice
 //! changes it, repeats what is known, has come too early, or contradicts our books.
 
+use crate::base::money::Money;
+use crate::processor::EventAmount;
+
 /// The effect of a notice on our books.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoticeEffect {
@@ -25,5 +28,14 @@ impl NoticeEffect {
     /// A notice that came too early: the `object` has a `status` that comes before the one that the notice is about.
     pub fn too_early(object: &str, status: &str) -> Self {
         Self::TooEarly(format!("The {object} is {status}."))
+    }
+
+    /// A contradiction, if the notice tells an amount other than the object's.
+    pub fn of_other_amount(told: Option<&EventAmount>, amount: Money) -> Option<Self> {
+        match told?.in_currency(amount.currency()) {
+            Ok(told) if told == amount => None,
+            Ok(told) => Some(Self::Contradicts(format!("Our amount is {amount}, and the event's {told}."))),
+            Err(sentence) => Some(Self::Contradicts(sentence)),
+        }
     }
 }

@@ -4,8 +4,10 @@
 //! |---|---|---|---|
 //! | – | `pending` | the claim, which holds the amount in the ledger | |
 //! | `pending` | `in_transit` | the processor's acceptance | `merchant_payable` to `payouts_in_transit` |
+//! | `pending` | `failed` | the processor's final refusal, or an operator who ends the request | |
 //! | `in_transit` | `paid` | its arrival ([`settle`]) | `payouts_in_transit` to `bank` |
 //! | `in_transit` | `failed` | its return ([`settle`]) | `payouts_in_transit` to `merchant_payable` |
+//! | `paid` | `failed` | its return after it arrived ([`settle`]) | `bank` to `merchant_payable`, a correction |
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
@@ -23,16 +25,20 @@ use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind, Target,
+    Abandoned, Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind,
+    Target,
 };
-use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::ledger::{self, AccountKind, Correction, JournalEntry};
+use crate::payments::failure::{ABANDONED, Failure, PAYOUT_REFUSED, PAYOUT_RETURNED};
 use crate::payments::notice::NoticeEffect;
+use crate::processor::{CallRefusal, EventAmount, or_refusal};
 use crate::storage::db::Db;
 use crate::storage::schema::payouts;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::texts::Texts;
 
 /// Maximum number of characters in `destination`.
 const DESTINATION_MAX: usize = 255;
@@ -47,7 +53,7 @@ const PENDING: &str = "pending";
 const IN_TRANSIT: &str = "in_transit";
 /// It arrived.
 const PAID: &str = "paid";
-/// It came back.
+/// It came back, or was never made.
 const FAILED: &str = "failed";
 /// Where a payout can stand, in the database and in the API.
 pub(crate) const STATUSES: [&str; 4] = [PENDING, IN_TRANSIT, PAID, FAILED];
@@ -82,6 +88,9 @@ pub struct Payout {
     /// Time at which the payout arrived or failed.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     settled_at: Option<Timestamp>,
+    /// Reason of the failure, if the payout failed.
+    #[schema(example = json!(null))]
+    failure: Option<Failure>,
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -96,6 +105,8 @@ struct PayoutRow {
     metadata: serde_json::Value,
     created_at: DateTime<Utc>,
     settled_at: Option<DateTime<Utc>>,
+    failure_code: Option<String>,
+    failure_message: Option<String>,
 }
 
 impl PayoutRow {
@@ -126,11 +137,24 @@ impl PayoutRow {
     fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Payout, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         diesel::update(payouts::table.find((merchant, id)))
-            .set((payouts::status.eq(&self.status), payouts::settled_at.eq(self.settled_at)))
+            .set((
+                payouts::status.eq(&self.status),
+                payouts::settled_at.eq(self.settled_at),
+                payouts::failure_code.eq(&self.failure_code),
+                payouts::failure_message.eq(&self.failure_message),
+            ))
             .execute(conn)?;
         let payout = self.into_payout()?;
         events::record(conn, merchant, event, id.0, &payout)?;
         Ok(payout)
+    }
+
+    /// Marks the payout as failed.
+    fn fail(&mut self, failure: Failure, now: DateTime<Utc>) {
+        FAILED.clone_into(&mut self.status);
+        self.settled_at = Some(now);
+        self.failure_code = Some(failure.code);
+        self.failure_message = Some(failure.message);
     }
 
     fn into_payout(self) -> Result<Payout, Error> {
@@ -145,6 +169,7 @@ impl PayoutRow {
             metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
             created_at: Timestamp(self.created_at),
             settled_at: self.settled_at.map(Timestamp),
+            failure: Failure::from_columns(self.failure_code, self.failure_message),
         })
     }
 }
@@ -162,7 +187,8 @@ pub struct CreatePayout {
     #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
-    /// Your name for the bank account of the merchant that receives the money.
+    /// Your name for the bank account of the merchant that receives the money, without control characters and in
+    /// Unicode normalization form C.
     #[schema(min_length = 1, max_length = 255)]
     destination: String,
     /// Up to 50 entries, names up to 40 and values up to 500 characters.
@@ -190,13 +216,14 @@ impl Operation for CreatePayout {
 #[async_trait]
 impl ExternalOperation for CreatePayout {
     type Reservation = ();
-    type Outcome = ();
+    type Outcome = Result<(), CallRefusal>;
 
-    /// Holds the amount in the ledger, so that nothing else can use it during the processor call. Errors:
-    /// `insufficient_balance`.
+    /// Holds the amount in the ledger, so that nothing else can use it during the processor call. Errors,
+    /// in the order checked: `validation_failed` (texts), `insufficient_balance`.
     ///
     /// Locks: the merchant's `merchant_payable` account.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
+        Texts::default().name("/destination", Some(&self.destination)).check()?;
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
         ledger::hold(conn, merchant, &id.to_string(), self.amount)?;
         let row = PayoutRow {
@@ -209,6 +236,8 @@ impl ExternalOperation for CreatePayout {
             metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
             created_at: context.claimed_at(),
             settled_at: None,
+            failure_code: None,
+            failure_message: None,
         };
         diesel::insert_into(payouts::table).values(&row).execute(conn)?;
         Ok(())
@@ -218,20 +247,29 @@ impl ExternalOperation for CreatePayout {
         Ok(())
     }
 
-    async fn call_processor(&self, context: &Context<'_>, (): &()) -> Result<(), Error> {
+    async fn call_processor(&self, context: &Context<'_>, (): &()) -> Result<Self::Outcome, Error> {
         let call = host::processor_call(context, "payout", PayoutId(context.resource_id()?));
-        Ok(context.host().processor.payout(&call, self.amount, &self.destination).await?)
+        let accepted = context.host().processor.payout(&call, self.amount, &self.destination).await;
+        Ok(or_refusal(accepted)?)
     }
 
+    /// Answers `payout_refused` if the processor refused.
+    ///
     /// Locks: the payout, the merchant's `merchant_payable` account.
     fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         (): &(),
-        (): &(),
+        accepted: &Self::Outcome,
     ) -> Result<Commit, Error> {
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
+        if let Err(refusal) = accepted {
+            let error = Error::PayoutRefused { payout_id: id, refusal_code: refusal.code.clone() };
+            let failure = Failure::new(PAYOUT_REFUSED, error.to_string());
+            undo(conn, merchant, id, failure, context.now())?;
+            return Ok(context.problem(&error)?.into());
+        }
         let mut row = PayoutRow::lock(conn, merchant, id)?;
         let entry = JournalEntry::new(id.to_string())
             .debit(AccountKind::MerchantPayable, self.amount)
@@ -243,6 +281,30 @@ impl ExternalOperation for CreatePayout {
             .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
             .into())
     }
+
+    /// Locks: the payout.
+    fn abandon(conn: &mut PgConnection, abandoned: &Abandoned) -> Result<(), Error> {
+        let id = PayoutId(abandoned.resource_id()?);
+        let failure = Failure::new(ABANDONED, Error::RequestAbandoned.to_string());
+        undo(conn, abandoned.merchant, id, failure, abandoned.now)
+    }
+}
+
+/// Ends a pending payout that was never made, and releases its amount.
+///
+/// Locks: the payout.
+fn undo(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: PayoutId,
+    failure: Failure,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let mut row = PayoutRow::lock(conn, merchant, id)?;
+    ledger::release(conn, merchant, &id.to_string())?;
+    row.fail(failure, now);
+    row.save(conn, EventType::PayoutFailed)?;
+    Ok(())
 }
 
 /// Outcome of a payout.
@@ -254,7 +316,26 @@ pub enum Outcome {
     Failed,
 }
 
-/// Settles a payout that is in transit, on the processor's notice.
+/// The processor's notice of a payout's outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct Notice<'a> {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The amount, if the processor tells it.
+    pub amount: Option<&'a EventAmount>,
+    /// Time of the outcome, by the processor's clock, if it tells.
+    pub occurred_at: Option<DateTime<Utc>>,
+}
+
+impl From<Outcome> for Notice<'_> {
+    /// A notice without further particulars.
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, amount: None, occurred_at: None }
+    }
+}
+
+/// Settles a payout, on the processor's notice: one that is in transit, or one that comes back after it arrived.
+/// Then a correcting entry takes the money out of the bank account again.
 ///
 /// Errors: `payout_not_found`.
 ///
@@ -263,31 +344,56 @@ pub fn settle(
     conn: &mut PgConnection,
     merchant: MerchantId,
     id: PayoutId,
-    settlement: Outcome,
+    notice: Notice<'_>,
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
-    let (status, event, credited) = match settlement {
-        Outcome::Paid => (PAID, EventType::PayoutPaid, AccountKind::Bank),
-        Outcome::Failed => (FAILED, EventType::PayoutFailed, AccountKind::MerchantPayable),
-    };
     let mut row = PayoutRow::lock(conn, merchant, id)?;
-    match row.status.as_str() {
-        IN_TRANSIT => {}
-        PENDING => return Ok(NoticeEffect::too_early("payout", PENDING)),
-        known if known == status => return Ok(NoticeEffect::AlreadyApplied),
-        other => return Ok(NoticeEffect::contradicts("payout", other)),
+    let amount = row.money()?;
+    let is_overtaken =
+        || notice.occurred_at.zip(row.settled_at).is_some_and(|(then, settled)| then < settled);
+    match (row.status.as_str(), notice.outcome) {
+        (IN_TRANSIT, _) | (PAID, Outcome::Failed) => {}
+        (PENDING, _) => return Ok(NoticeEffect::too_early("payout", PENDING)),
+        (PAID, Outcome::Paid) | (FAILED, Outcome::Failed) => return Ok(NoticeEffect::AlreadyApplied),
+        // It arrived and came back, and the notices have overtaken each other.
+        (FAILED, Outcome::Paid) if is_overtaken() => return Ok(NoticeEffect::AlreadyApplied),
+        (other, _) => return Ok(NoticeEffect::contradicts("payout", other)),
     }
-    let entry = JournalEntry::new(format!("{id}:{status}"))
-        .debit(AccountKind::PayoutsInTransit, row.money()?)
-        .credit(credited, row.money()?);
-    ledger::post(conn, merchant, &entry)?;
-    row.status = status.to_owned();
-    row.settled_at = Some(now);
+    if let Some(effect) = NoticeEffect::of_other_amount(notice.amount, amount) {
+        return Ok(effect);
+    }
+    let (status, event) = match notice.outcome {
+        Outcome::Paid => (PAID, EventType::PayoutPaid),
+        Outcome::Failed => (FAILED, EventType::PayoutFailed),
+    };
+    let (debited, credited) = match notice.outcome {
+        Outcome::Paid => (AccountKind::PayoutsInTransit, AccountKind::Bank),
+        Outcome::Failed if row.status == PAID => (AccountKind::Bank, AccountKind::MerchantPayable),
+        Outcome::Failed => (AccountKind::PayoutsInTransit, AccountKind::MerchantPayable),
+    };
+    let entry = JournalEntry::new(format!("{id}:{status}")).debit(debited, amount).credit(credited, amount);
+    if row.status == PAID {
+        let correction = Correction {
+            corrects: ledger::find_entry(conn, merchant, &format!("{id}:{PAID}"))?,
+            reference: &id.to_string(),
+            reason: "The payout came back after it had arrived.",
+        };
+        ledger::correct(conn, merchant, &entry, &correction)?;
+    } else {
+        ledger::post(conn, merchant, &entry)?;
+    }
+    match notice.outcome {
+        Outcome::Paid => {
+            row.status = PAID.to_owned();
+            row.settled_at = Some(now);
+        }
+        Outcome::Failed => row.fail(Failure::new(PAYOUT_RETURNED, "The money came back."), now),
+    }
     row.save(conn, event)?;
     Ok(NoticeEffect::Applied)
 }
 
-problems!(CreateProblems, mutating: InsufficientBalance, ProcessorUnavailable, OutcomeUnknown);
+problems!(CreateProblems, mutating: InsufficientBalance, PayoutRefused, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
 
 /// Create a payout
 ///

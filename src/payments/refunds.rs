@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | – | `pending` | the claim, which reserves the amount in the charge and holds it in the ledger |
 //! | `pending` | `succeeded` | the processor's success |
+//! | `pending` | `failed` | the processor's final refusal, or an operator who ends the request |
 //! | `succeeded` | `failed` | its return, on the processor's notice ([`fail`]) |
 //!
 //! A client never sees `pending` in an answer to its request, since the answer waits for the success; a list
@@ -27,17 +28,22 @@ use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
-    Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind, Target,
+    Abandoned, Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind,
+    Target,
 };
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
+use crate::payments::disputes;
+use crate::payments::failure::{ABANDONED, Failure, REFUND_REFUSED, REFUND_RETURNED};
 use crate::payments::notice::NoticeEffect;
+use crate::processor::{CallRefusal, EventAmount, or_refusal};
 use crate::storage::db::Db;
 use crate::storage::schema::refunds;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::texts::Texts;
 
 /// Refunds, as a resource kind.
 pub static REFUND: ResourceKind =
@@ -47,7 +53,7 @@ pub static REFUND: ResourceKind =
 const PENDING: &str = "pending";
 /// It was made.
 const SUCCEEDED: &str = "succeeded";
-/// It was made, and came back.
+/// It was made and came back, or was never made.
 const FAILED: &str = "failed";
 /// Where a refund can stand, in the database and in the API.
 pub(crate) const STATUSES: [&str; 3] = [PENDING, SUCCEEDED, FAILED];
@@ -64,7 +70,8 @@ pub struct Refund {
     /// Id of the refunded charge.
     #[schema(value_type = String, example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")]
     charge_id: ChargeId,
-    /// `pending` until the processor has made the refund, then `succeeded`; `failed` if the money came back.
+    /// `pending` until the processor has made the refund, then `succeeded`; `failed` if the processor refused it or the
+    /// money came back.
     #[schema(example = "succeeded")]
     status: String,
     /// Amount, at the currency's scale.
@@ -82,9 +89,12 @@ pub struct Refund {
     /// Time of the first request for the refund.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
     created_at: Timestamp,
-    /// Time at which the money came back.
+    /// Time at which the refund was refused or the money came back.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     failed_at: Option<Timestamp>,
+    /// Reason of the failure, if the refund failed.
+    #[schema(example = json!(null))]
+    failure: Option<Failure>,
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -100,6 +110,8 @@ struct RefundRow {
     metadata: serde_json::Value,
     created_at: DateTime<Utc>,
     failed_at: Option<DateTime<Utc>>,
+    failure_code: Option<String>,
+    failure_message: Option<String>,
 }
 
 impl RefundRow {
@@ -116,11 +128,24 @@ impl RefundRow {
     fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Refund, Error> {
         let (merchant, id) = (self.merchant_id, self.id);
         diesel::update(refunds::table.find((merchant, id)))
-            .set((refunds::status.eq(&self.status), refunds::failed_at.eq(self.failed_at)))
+            .set((
+                refunds::status.eq(&self.status),
+                refunds::failed_at.eq(self.failed_at),
+                refunds::failure_code.eq(&self.failure_code),
+                refunds::failure_message.eq(&self.failure_message),
+            ))
             .execute(conn)?;
         let refund = self.into_refund()?;
         events::record(conn, merchant, event, id.0, &refund)?;
         Ok(refund)
+    }
+
+    /// Marks the refund as failed.
+    fn fail(&mut self, failure: Failure, now: DateTime<Utc>) {
+        FAILED.clone_into(&mut self.status);
+        self.failed_at = Some(now);
+        self.failure_code = Some(failure.code);
+        self.failure_message = Some(failure.message);
     }
 
     fn into_refund(self) -> Result<Refund, Error> {
@@ -136,6 +161,7 @@ impl RefundRow {
             metadata: serde_json::from_value(self.metadata).map_err(Error::internal)?,
             created_at: Timestamp(self.created_at),
             failed_at: self.failed_at.map(Timestamp),
+            failure: Failure::from_columns(self.failure_code, self.failure_message),
         })
     }
 }
@@ -151,7 +177,7 @@ pub struct CreateRefund {
     /// Decimal string in the charge's currency. Default: the whole remaining amount.
     #[schema(value_type = Option<String>, example = "5.00")]
     amount: Option<PlainAmount>,
-    /// Free text.
+    /// Free text, without control characters other than tabs and line breaks.
     #[schema(min_length = 1, max_length = 500)]
     reason: Option<String>,
     /// Up to 50 entries, names up to 40 and values up to 500 characters.
@@ -185,24 +211,35 @@ pub struct Reservation {
 #[async_trait]
 impl ExternalOperation for CreateRefund {
     type Reservation = Reservation;
-    type Outcome = ();
+    type Outcome = Result<(), CallRefusal>;
 
     /// Reserves the amount in the charge and holds it in the ledger, so that neither other refunds nor
     /// payouts can use it during the processor call.
     ///
-    /// Errors, in the order checked: `charge_not_found`, `charge_not_refundable`, `validation_failed`
-    /// (decimals), `refund_exceeds_captured`, `insufficient_balance`.
+    /// Errors, in the order checked: `validation_failed` (texts), `charge_not_found`, `charge_not_refundable`,
+    /// `validation_failed` (decimals), `refund_exceeds_captured`, `insufficient_balance`.
     ///
     /// Locks: the charge, the merchant's `merchant_payable` account.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reservation, Error> {
+        Texts::default().lines("/reason", self.reason.as_deref()).check()?;
         let merchant = context.merchant();
         let charge_id = self.charge_id.ok_or(Error::ChargeNotFound)?;
         let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
         let status = charge.status()?;
-        if !matches!(status, ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded) {
+        let is_refundable = match status {
+            ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded => true,
+            // What a lost dispute hasn't taken, such as a refund that came back, can be returned.
+            ChargeStatus::Disputed => {
+                !disputes::is_any_open(conn, merchant, charge_id)?
+                    && disputes::taken(conn, merchant, charge_id)? < charge.refundable()
+            }
+            _ => false,
+        };
+        if !is_refundable {
             return Err(Error::ChargeNotRefundable { status: status.as_str() });
         }
-        let left = charge.money(charge.refundable())?;
+        let disputed = disputes::taken(conn, merchant, charge_id)?;
+        let left = charge.money((charge.refundable() - disputed).max(Decimal::ZERO))?;
         let amount = match &self.amount {
             None => left,
             Some(amount) => amount
@@ -228,6 +265,8 @@ impl ExternalOperation for CreateRefund {
             metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
             created_at: context.claimed_at(),
             failed_at: None,
+            failure_code: None,
+            failure_message: None,
         };
         diesel::insert_into(refunds::table).values(&row).execute(conn)?;
         Ok(Reservation { authorization_id: charge.authorization_id, amount })
@@ -240,20 +279,34 @@ impl ExternalOperation for CreateRefund {
         Ok(Reservation { authorization_id: charge.authorization_id, amount })
     }
 
-    async fn call_processor(&self, context: &Context<'_>, reservation: &Reservation) -> Result<(), Error> {
+    async fn call_processor(
+        &self,
+        context: &Context<'_>,
+        reservation: &Reservation,
+    ) -> Result<Self::Outcome, Error> {
         let call = host::processor_call(context, "refund", RefundId(context.resource_id()?));
-        Ok(context.host().processor.refund(&call, &reservation.authorization_id, reservation.amount).await?)
+        let processor = &context.host().processor;
+        let made = processor.refund(&call, &reservation.authorization_id, reservation.amount).await;
+        Ok(or_refusal(made)?)
     }
 
+    /// Answers `refund_refused` if the processor refused.
+    ///
     /// Locks: the charge, the merchant's `merchant_payable` account.
     fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         reservation: &Reservation,
-        (): &(),
+        made: &Self::Outcome,
     ) -> Result<Commit, Error> {
         let (merchant, id) = (context.merchant(), RefundId(context.resource_id()?));
+        if let Err(refusal) = made {
+            let error = Error::RefundRefused { refund_id: id, refusal_code: refusal.code.clone() };
+            let failure = Failure::new(REFUND_REFUSED, error.to_string());
+            undo(conn, merchant, id, failure, context.now())?;
+            return Ok(context.problem(&error)?.into());
+        }
         let mut row = RefundRow::find(conn, merchant, id)?;
         let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
 
@@ -275,6 +328,33 @@ impl ExternalOperation for CreateRefund {
             .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
             .into())
     }
+
+    /// Locks: the charge.
+    fn abandon(conn: &mut PgConnection, abandoned: &Abandoned) -> Result<(), Error> {
+        let id = RefundId(abandoned.resource_id()?);
+        let failure = Failure::new(ABANDONED, Error::RequestAbandoned.to_string());
+        undo(conn, abandoned.merchant, id, failure, abandoned.now)
+    }
+}
+
+/// Ends a pending refund that was never made: releases its amount in the charge and in the ledger.
+///
+/// Locks: the charge.
+fn undo(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    id: RefundId,
+    failure: Failure,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let mut row = RefundRow::find(conn, merchant, id)?;
+    let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
+    ledger::release(conn, merchant, &id.to_string())?;
+    charge.amount_refund_pending -= row.amount;
+    charge.reserve(conn)?;
+    row.fail(failure, now);
+    row.save(conn, EventType::RefundFailed)?;
+    Ok(())
 }
 
 /// Reverses a refund that came back, on the processor's notice.
@@ -286,6 +366,7 @@ pub fn fail(
     conn: &mut PgConnection,
     merchant: MerchantId,
     id: RefundId,
+    amount: Option<&EventAmount>,
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
@@ -297,7 +378,11 @@ pub fn fail(
         PENDING => return Ok(NoticeEffect::too_early("refund", PENDING)),
         _ => return Ok(NoticeEffect::AlreadyApplied),
     }
+    let told = amount;
     let amount = charge.money(row.amount)?;
+    if let Some(effect) = NoticeEffect::of_other_amount(told, amount) {
+        return Ok(effect);
+    }
     let entry = JournalEntry::new(format!("{id}:failed"))
         .debit(AccountKind::AcquirerClearing, amount)
         .credit(AccountKind::MerchantPayable, amount);
@@ -307,16 +392,15 @@ pub fn fail(
         charge.set_captured_status();
     }
     charge.save(conn, EventType::ChargeRefundFailed)?;
-    row.status = FAILED.to_owned();
-    row.failed_at = Some(now);
+    row.fail(Failure::new(REFUND_RETURNED, "The money came back."), now);
     row.save(conn, EventType::RefundFailed)?;
     Ok(NoticeEffect::Applied)
 }
 
 problems!(
     CreateProblems,
-    mutating: ChargeNotFound, ChargeNotRefundable, RefundExceedsCaptured, InsufficientBalance,
-    ProcessorUnavailable, OutcomeUnknown
+    mutating: ChargeNotFound, ChargeNotRefundable, RefundExceedsCaptured, InsufficientBalance, RefundRefused,
+    RequestAbandoned, ProcessorUnavailable, OutcomeUnknown
 );
 
 /// Create a refund

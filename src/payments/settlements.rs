@@ -1,6 +1,8 @@
 //! Settlements: payments from the processor into our bank account, for a merchant's charges.
 //!
-//! The processor initiates them. Here a settlement is just a journal entry: `bank` from `acquirer_clearing`.
+//! The processor initiates them. Here a settlement is just a journal entry: `bank` from `acquirer_clearing`. If fees
+//! and refunds exceed what was taken, the amount is negative, and so is the entry. A settlement of zero moves nothing and
+//! has no entry, only its event.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -28,7 +30,7 @@ pub struct Settlement {
     /// Always `settlement`.
     #[schema(example = "settlement")]
     object: &'static str,
-    /// Amount, at the currency's scale.
+    /// Amount, at the currency's scale. Negative if we had to pay the processor.
     #[schema(example = "1250.00")]
     amount: String,
     /// ISO 4217 code.
@@ -51,18 +53,24 @@ pub fn book(
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let source = id.to_string();
-    let booked = statement::<Nullable<Numeric>>(
-        "SELECT (SELECT sum(p.amount) FROM postings p \
-                 WHERE p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 AND p.currency = {}) \
-         FROM journal_entries e WHERE e.merchant_id = {} AND e.source = {}",
+    let booked = statement::<(Nullable<Numeric>, Nullable<Text>)>(
+        "SELECT p.amount, p.currency FROM journal_entries e \
+         JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id \
+         JOIN ledger_accounts a ON a.merchant_id = p.merchant_id AND a.id = p.account_id AND a.kind = 'bank' \
+         WHERE e.merchant_id = {} AND e.source = {} \
+         UNION ALL \
+         SELECT (data->>'amount')::numeric, data->>'currency' FROM events \
+         WHERE merchant_id = {} AND object_id = {} AND type = {} LIMIT 1",
     )
-    .bind::<Text, _>(money.currency().code())
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(&source)
-    .get_result::<Option<Decimal>>(conn)
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<SqlUuid, _>(id.0)
+    .bind::<Text, _>(EventType::SettlementPaid.as_str())
+    .get_result::<(Option<Decimal>, Option<String>)>(conn)
     .optional()?;
-    if let Some(amount) = booked {
-        let is_same = amount == Some(money.amount());
+    if let Some((amount, currency)) = booked {
+        let is_same = amount == Some(money.amount()) && currency.as_deref() == Some(money.currency().code());
         let other = || NoticeEffect::Contradicts("It was booked with another amount.".to_owned());
         return Ok(if is_same { NoticeEffect::AlreadyApplied } else { other() });
     }
@@ -70,10 +78,15 @@ pub fn book(
     if !diesel::select(diesel::dsl::exists(merchant_row)).get_result::<bool>(conn)? {
         return Ok(NoticeEffect::Contradicts("There is no such merchant.".to_owned()));
     }
-    let entry = JournalEntry::new(source)
-        .debit(AccountKind::Bank, money)
-        .credit(AccountKind::AcquirerClearing, money);
-    ledger::post(conn, merchant, &entry)?;
+    let absolute = Money::from_stored(money.amount().abs(), money.currency());
+    let (debited, credited) = match money.amount().is_sign_negative() {
+        false => (AccountKind::Bank, AccountKind::AcquirerClearing),
+        true => (AccountKind::AcquirerClearing, AccountKind::Bank),
+    };
+    if !absolute.amount().is_zero() {
+        let entry = JournalEntry::new(source).debit(debited, absolute).credit(credited, absolute);
+        ledger::post(conn, merchant, &entry)?;
+    }
     let settlement = Settlement {
         id,
         object: "settlement",

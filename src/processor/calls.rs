@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Breaker, ProcessorCall, ProcessorError};
+use super::{Asked, Breaker, ProcessorCall, ProcessorError, ProcessorOperation};
 
 /// Maximum number of tries in one attempt.
 const TRIES_MAX: u32 = 3;
@@ -17,19 +17,31 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// repeat the call. The repetition has the same key, so it's harmless even if the first call is still on its
 /// way. A later attempt of the same request begins with `find`.
 ///
-/// Returns the error of the last try. A refusal is final and ends the tries.
-pub async fn once<T, Find, Send>(
+/// No answer is believed unseen. An operation must echo the call (see [`ProcessorOperation::answers`]): a connection that is
+/// off by one answer, as HTTP clients and proxies have been, would otherwise give one charge the decision on another. An
+/// answer that doesn't echo the call counts as lost, and `mismatched` is told, so that it can close the connections. A refusal
+/// without an operation echoes nothing, so it counts only if the provider doesn't know the key and refuses a second time.
+///
+/// An error is that of the last try.
+pub async fn once<Find, Send>(
     call: &ProcessorCall,
+    asked: &Asked<'_>,
     breaker: &Breaker,
+    mismatched: impl Fn(&ProcessorError),
     find: impl Fn() -> Find,
     send: impl Fn() -> Send,
-) -> Result<T, ProcessorError>
+) -> Result<ProcessorOperation, ProcessorError>
 where
-    Find: Future<Output = Result<Option<T>, ProcessorError>>,
-    Send: Future<Output = Result<T, ProcessorError>>,
+    Find: Future<Output = Result<Option<ProcessorOperation>, ProcessorError>>,
+    Send: Future<Output = Result<ProcessorOperation, ProcessorError>>,
 {
+    let checked = |operation: ProcessorOperation| {
+        operation.answers(call, asked).inspect_err(&mismatched)?;
+        Ok(operation)
+    };
     // An earlier attempt may have got through.
     let mut may_have_happened = call.attempt > 1;
+    let mut refused = false;
     let mut error = ProcessorError::Down;
     for tries in 0..TRIES_MAX {
         if tries > 0 {
@@ -38,7 +50,7 @@ where
         }
         breaker.check()?;
         if may_have_happened {
-            match find().await {
+            match find().await.and_then(|found| found.map(checked).transpose()) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
                 Err(lost) => {
@@ -47,9 +59,16 @@ where
                 }
             }
         }
-        error = match send().await {
+        error = match send().await.and_then(checked) {
             Ok(outcome) => return Ok(outcome),
-            Err(refused @ ProcessorError::Refused { .. }) => return Err(refused),
+            Err(confirmed @ ProcessorError::Refused(_)) if refused => return Err(confirmed),
+            Err(ProcessorError::Refused(refusal)) => {
+                refused = true;
+                // What is returned if it's never confirmed.
+                ProcessorError::Rejected { code: refusal.code }
+            }
+            // Sending the same again can't help.
+            Err(rejected @ ProcessorError::Rejected { .. }) => return Err(rejected),
             Err(lost) => lost,
         };
         may_have_happened |= !matches!(error, ProcessorError::Unreachable);
@@ -59,29 +78,57 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
 
-    use ProcessorError::{AnswerLost, Failed, Refused, Unreachable};
+    use ProcessorError::{AnswerLost, Failed, Mismatch, Refused, Rejected, Unreachable};
+    use chrono::DateTime;
     use prometheus::IntGauge;
+    use rust_decimal::Decimal;
 
     use super::*;
     use crate::base::ids::MerchantId;
+    use crate::base::money::Money;
+    use crate::processor::{CallRefusal, OperationKind, OperationStatus, RefusalReason};
 
-    /// Runs the calls of an attempt, with these answers of the processor, in this order. Returns the calls,
-    /// `f` for `find` and `s` for `send`, and the outcome.
-    fn play(
-        attempt: u32,
-        found: Vec<Result<Option<u8>, ProcessorError>>,
-        sent: Vec<Result<u8, ProcessorError>>,
-    ) -> (String, Result<u8, ProcessorError>) {
-        let call = ProcessorCall {
+    fn call(attempt: u32) -> ProcessorCall {
+        ProcessorCall {
             key: "k".to_owned(),
             merchant: MerchantId(uuid::Uuid::nil()),
             reference: "ch_1".to_owned(),
             attempt,
-        };
+        }
+    }
+
+    fn amount(cents: i64) -> Money {
+        Money::from_stored(Decimal::new(cents, 2), "USD".parse().expect("there is such a currency"))
+    }
+
+    /// An answer to `call`: the operation `id`.
+    fn operation(id: u8) -> ProcessorOperation {
+        ProcessorOperation {
+            id: id.to_string(),
+            sequence: 1,
+            kind: OperationKind::Authorize,
+            idempotency_key: "k".to_owned(),
+            status: OperationStatus::Succeeded,
+            authorization_id: Some("auth_1".to_owned()),
+            amount: Some(Decimal::new(500, 2)),
+            currency: Some("USD".to_owned()),
+            merchant: MerchantId(uuid::Uuid::nil()).to_string(),
+            reference: "ch_1".to_owned(),
+            created_at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    type Found = Result<Option<ProcessorOperation>, ProcessorError>;
+    type Sent = Result<ProcessorOperation, ProcessorError>;
+
+    /// Calls in an attempt, where the processor is asked and sent what is given, in this order. What it was asked and sent:
+    /// `f` and `s`; how it ended; and how many answers didn't fit.
+    fn play(attempt: u32, found: Vec<Found>, sent: Vec<Sent>) -> (String, Sent, u32) {
+        let (call, asked) = (call(attempt), Asked::to(OperationKind::Authorize).of(amount(500)));
         let breaker = Breaker::new(IntGauge::new("a", "b").expect("valid"));
-        let log = RefCell::new(String::new());
+        let (log, mismatches) = (RefCell::new(String::new()), Cell::new(0));
         let (found, sent) = (RefCell::new(found.into_iter()), RefCell::new(sent.into_iter()));
         let find = || {
             log.borrow_mut().push('f');
@@ -91,28 +138,97 @@ mod tests {
             log.borrow_mut().push('s');
             std::future::ready(sent.borrow_mut().next().expect("it isn't sent so often"))
         };
-        let outcome = actix_web::rt::System::new().block_on(once(&call, &breaker, find, send));
-        (log.into_inner(), outcome)
+        let mismatched = |_: &ProcessorError| mismatches.set(mismatches.get() + 1);
+        let outcome =
+            actix_web::rt::System::new().block_on(once(&call, &asked, &breaker, mismatched, find, send));
+        (log.into_inner(), outcome, mismatches.get())
+    }
+
+    /// What was asked and sent, and the operation that it ended with.
+    fn told((log, outcome, _): (String, Sent, u32)) -> (String, Option<String>) {
+        (log, outcome.ok().map(|operation| operation.id))
+    }
+
+    fn is(log: &str, id: u8) -> (String, Option<String>) {
+        (log.to_owned(), Some(id.to_string()))
     }
 
     #[test]
     fn what_may_have_happened_is_asked_about_before_it_is_sent_again() {
-        let told = |(log, outcome): (String, Result<u8, ProcessorError>)| (log, outcome.ok());
-        let is = |log: &str, outcome| (log.to_owned(), outcome);
-        assert_eq!(told(play(1, vec![], vec![Ok(1)])), is("s", Some(1)));
-        assert_eq!(told(play(2, vec![Ok(Some(1))], vec![])), is("f", Some(1)));
-        assert_eq!(told(play(2, vec![Ok(None)], vec![Ok(1)])), is("fs", Some(1)));
+        let ok = || Ok(operation(1));
+        let found = || Ok(Some(operation(1)));
+        assert_eq!(told(play(1, vec![], vec![ok()])), is("s", 1));
+        assert_eq!(told(play(2, vec![found()], vec![])), is("f", 1));
+        assert_eq!(told(play(2, vec![Ok(None)], vec![ok()])), is("fs", 1));
         for lost in [AnswerLost, Failed] {
-            assert_eq!(told(play(1, vec![Ok(Some(1))], vec![Err(lost)])), is("sf", Some(1)));
+            assert_eq!(told(play(1, vec![found()], vec![Err(lost)])), is("sf", 1));
         }
-        // The call never reached the processor, so there is nothing to ask.
-        assert_eq!(told(play(1, vec![], vec![Err(Unreachable), Ok(1)])), is("ss", Some(1)));
-        // Without an answer to `find`, the call isn't repeated.
-        let (log, outcome) = play(1, vec![Err(AnswerLost), Err(Failed)], vec![Err(AnswerLost)]);
+        // Nobody has heard it, so there is nothing to ask.
+        assert_eq!(told(play(1, vec![], vec![Err(Unreachable), ok()])), is("ss", 1));
+        // Without an answer to the question it isn't sent again.
+        let (log, outcome, _) = play(1, vec![Err(AnswerLost), Err(Failed)], vec![Err(AnswerLost)]);
         assert!(log == "sff" && matches!(outcome, Err(Failed)), "{log} {outcome:?}");
-        // A refusal is final.
-        let refused = || Err(Refused { code: "no".to_owned() });
-        let (log, outcome) = play(1, vec![], vec![refused()]);
-        assert!(log == "s" && matches!(outcome, Err(Refused { .. })), "{log} {outcome:?}");
+        // Nothing but people can help where the request isn't taken at all.
+        let (log, outcome, _) = play(1, vec![], vec![Err(Rejected { code: "unauthorized".to_owned() })]);
+        assert!(log == "s" && matches!(outcome, Err(Rejected { .. })), "{log} {outcome:?}");
+    }
+
+    #[test]
+    fn a_refusal_is_final_once_it_is_confirmed() {
+        let refused = || Err(Refused(CallRefusal::new("no", RefusalReason::Other)));
+        let (log, outcome, _) = play(1, vec![Ok(None)], vec![refused(), refused()]);
+        assert!(log == "sfs" && matches!(outcome, Err(Refused(_))), "{log} {outcome:?}");
+        // It was the answer to another call.
+        assert_eq!(told(play(1, vec![Ok(Some(operation(1)))], vec![refused()])), is("sf", 1));
+        assert_eq!(told(play(1, vec![Ok(None)], vec![refused(), Ok(operation(1))])), is("sfs", 1));
+        // Nobody confirms it.
+        let (log, outcome, _) = play(1, vec![Err(AnswerLost), Err(AnswerLost)], vec![refused()]);
+        assert!(log == "sff" && matches!(outcome, Err(AnswerLost)), "{log} {outcome:?}");
+        let (log, outcome, _) =
+            play(1, vec![Ok(None), Ok(None)], vec![Err(AnswerLost), Err(AnswerLost), refused()]);
+        assert!(log == "sfsfs" && matches!(outcome, Err(Rejected { .. })), "{log} {outcome:?}");
+    }
+
+    #[test]
+    fn an_answer_to_another_call_is_no_answer() {
+        type Change = fn(&mut ProcessorOperation);
+        let changes: [(&str, Change); 8] = [
+            ("idempotency_key", |operation| operation.idempotency_key.push('2')),
+            ("kind", |operation| operation.kind = OperationKind::Capture),
+            ("merchant", |operation| operation.merchant = MerchantId(uuid::Uuid::max()).to_string()),
+            ("reference", |operation| operation.reference.push('2')),
+            ("currency", |operation| operation.currency = Some("EUR".to_owned())),
+            ("currency", |operation| operation.currency = None),
+            ("amount", |operation| operation.amount = Some(Decimal::new(501, 2))),
+            ("amount", |operation| operation.amount = None),
+        ];
+        for (member, change) in changes {
+            let mut other = operation(2);
+            change(&mut other);
+            let differs = other.answers(&call(1), &Asked::to(OperationKind::Authorize).of(amount(500)));
+            assert!(
+                matches!(differs, Err(Mismatch { member: found }) if found == member),
+                "{member} {differs:?}"
+            );
+            let played = play(1, vec![Ok(Some(other.clone())), Ok(Some(operation(1)))], vec![Ok(other)]);
+            assert_eq!(played.2, 2, "{member}");
+            assert_eq!(told(played), is("sff", 1), "{member}");
+        }
+    }
+
+    #[test]
+    fn less_than_was_asked_for_is_an_answer_to_an_authorization_alone() {
+        let less = operation(1);
+        assert!(less.answers(&call(1), &Asked::to(OperationKind::Authorize).of(amount(2000))).is_ok());
+        let capture = ProcessorOperation { kind: OperationKind::Capture, ..less };
+        let asked = Asked::to(OperationKind::Capture).of(amount(2000)).on("auth_1");
+        assert!(matches!(capture.answers(&call(1), &asked), Err(Mismatch { member: "amount" })));
+        let asked = Asked::to(OperationKind::Capture).of(amount(500)).on("auth_2");
+        assert!(matches!(capture.answers(&call(1), &asked), Err(Mismatch { member: "authorization_id" })));
+        assert!(
+            capture
+                .answers(&call(1), &Asked::to(OperationKind::Capture).of(amount(500)).on("auth_1"))
+                .is_ok()
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! Events that a provider sends, in our terms.
 
+use chrono::{DateTime, Utc};
+
 use crate::base::ids::{ChargeId, MerchantId, PayoutId, RefundId, SettlementId};
-use crate::base::money::Money;
+use crate::base::money::{Currency, Money, PlainAmount};
 
 use super::Decline;
 
@@ -12,6 +14,27 @@ pub struct Event {
     pub kind: String,
     /// Content of the event, if the type is known.
     pub notice: Option<Notice>,
+    /// Time at which it happened, by the provider's clock, if the provider tells.
+    pub occurred_at: Option<DateTime<Utc>>,
+}
+
+/// The amount in an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventAmount {
+    /// The amount.
+    pub amount: PlainAmount,
+    /// Its currency. `None` stands for that of the object.
+    pub currency: Option<Currency>,
+}
+
+impl EventAmount {
+    /// The amount in the currency of the object, or a sentence that says why it can't be.
+    pub fn in_currency(&self, currency: Currency) -> Result<Money, String> {
+        if let Some(other) = self.currency.filter(|other| *other != currency) {
+            return Err(format!("The event is in {other}, and the object in {currency}."));
+        }
+        self.amount.in_currency(currency).map_err(|error| format!("The amount of the event {error}."))
+    }
 }
 
 /// The content of an event: a change to one of a merchant's objects. Objects have our ids, since each call
@@ -28,15 +51,15 @@ pub struct Notice {
 #[derive(Debug)]
 pub enum Change {
     /// A pending charge is approved and, if the authorization requested that, captured.
-    ChargeSucceeded(ChargeId),
+    ChargeSucceeded(ChargeId, Option<EventAmount>),
     /// A pending charge is declined.
     ChargeFailed(ChargeId, Decline),
     /// A refund has come back.
-    RefundFailed(RefundId),
+    RefundFailed(RefundId, Option<EventAmount>),
     /// A payout has arrived.
-    PayoutPaid(PayoutId),
+    PayoutPaid(PayoutId, Option<EventAmount>),
     /// A payout has come back.
-    PayoutFailed(PayoutId),
+    PayoutFailed(PayoutId, Option<EventAmount>),
     /// Money that the provider owed us has arrived in our bank account.
     SettlementPaid(SettlementId, Money),
     /// The customer contests a charge.
@@ -45,6 +68,8 @@ pub enum Change {
         charge_id: ChargeId,
         /// The provider's id of the dispute.
         dispute: String,
+        /// The contested amount. `None`: all of the charge that isn't refunded, or, if that is nothing, all of it.
+        amount: Option<EventAmount>,
         /// The customer's reason.
         reason: Option<String>,
     },

@@ -10,6 +10,7 @@
 
 mod breaker;
 pub mod calls;
+mod error;
 mod http;
 pub mod metrics;
 mod operation;
@@ -31,10 +32,11 @@ use crate::base::signature::Refusal;
 use crate::error::FieldError;
 
 pub use breaker::Breaker;
-pub use event::{Change, Event, Notice};
+pub use error::{CallRefusal, ProcessorError, RefusalReason, or_refusal};
+pub use event::{Change, Event, EventAmount, Notice};
 pub use http::{HttpProcessor, HttpSettings, StandardMessages};
-pub use operation::{OperationKind, OperationStatus, Page, ProcessorOperation};
-pub use options::ProcessorOptions;
+pub use operation::{Asked, OperationKind, OperationStatus, Page, ProcessorOperation};
+pub use options::{PaymentMethods, ProcessorOptions};
 pub use sandbox::{CallRecord, Sandbox};
 pub use test_cards::{TestCard, UnknownTestCard};
 
@@ -54,7 +56,8 @@ pub struct Adapter {
 /// the same outcome.
 ///
 /// An error means that the outcome of the call isn't known, unless the variant of [`ProcessorError`] says
-/// more.
+/// more. A call that can never succeed must fail with [`ProcessorError::Refused`]: after any other error, the
+/// service tries again.
 #[async_trait]
 pub trait Processor: Send + Sync {
     /// Checks a payment method token before any call. The error is the end of a sentence whose subject is the
@@ -176,6 +179,8 @@ pub struct Authorization {
 pub enum Decision {
     /// The money is held.
     Approved,
+    /// Less than the amount is held.
+    PartiallyApproved,
     /// The money isn't held.
     Declined(Decline),
     /// The customer has to do something first. An event reports the decision.
@@ -219,36 +224,6 @@ impl Decline {
     /// True if the account doesn't hold enough.
     pub fn is_insufficient_funds(&self) -> bool {
         self.0 == Self::INSUFFICIENT_FUNDS
-    }
-}
-
-/// A failed call. The call may or may not have taken effect, unless the variant says more.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessorError {
-    /// No answer came in time, or the connection broke.
-    #[error("the processor's answer was lost")]
-    AnswerLost,
-    /// The processor reported a failure of its own.
-    #[error("the processor failed")]
-    Failed,
-    /// The processor couldn't be reached, so nothing has happened.
-    #[error("the processor can't be reached")]
-    Unreachable,
-    /// The processor is known to be down, so the call wasn't sent.
-    #[error("the processor is down and wasn't asked")]
-    Down,
-    /// The processor refuses the call for good: the two sides disagree on the state of things. Nothing has
-    /// happened.
-    #[error("the processor refuses: {code}")]
-    Refused {
-        /// The processor's reason.
-        code: String,
-    },
-}
-
-impl From<ProcessorError> for crate::error::Error {
-    fn from(error: ProcessorError) -> Self {
-        crate::error::Failure::ProcessorUnavailable(error.into()).into()
     }
 }
 

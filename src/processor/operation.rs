@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Authorization, Decision, Decline, ProcessorError};
+use crate::base::money::Money;
+
+use super::{Authorization, CallRefusal, Decision, Decline, ProcessorCall, ProcessorError};
 
 /// An operation that the provider performed, declined or refused.
 #[derive(Clone, Debug)]
@@ -94,9 +96,9 @@ pub enum OperationStatus {
     Succeeded,
     /// The issuer declined. No money is held.
     Declined(Decline),
-    /// The provider refused, for this reason. Nothing has happened.
-    Refused(String),
-    /// A payout or refund took effect and has arrived.
+    /// The provider won't do it, for this reason. Nothing has happened.
+    Refused(CallRefusal),
+    /// A payout or refund was done and has arrived.
     Paid,
     /// A payout or refund took effect and has come back.
     Failed,
@@ -119,14 +121,76 @@ impl OperationStatus {
     }
 }
 
+/// The content of a call, which its answer must echo.
+#[derive(Clone, Debug)]
+pub struct Asked<'a> {
+    kind: OperationKind,
+    amount: Option<Money>,
+    authorization_id: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// A call of this kind.
+    pub fn to(kind: OperationKind) -> Self {
+        Self { kind, amount: None, authorization_id: None }
+    }
+
+    /// The same with an amount.
+    pub fn of(self, amount: Money) -> Self {
+        Self { amount: Some(amount), ..self }
+    }
+
+    /// The same, on an authorization.
+    pub fn on(self, authorization_id: &'a str) -> Self {
+        Self { authorization_id: Some(authorization_id), ..self }
+    }
+}
+
 impl ProcessorOperation {
-    /// Converts the operation to the outcome of [`authorize`](super::Processor::authorize).
-    pub fn into_authorization(self) -> Result<Authorization, ProcessorError> {
+    /// Checks that the operation is an answer to `call`, by all that it echoes. An authorization may be of less than was
+    /// asked for.
+    ///
+    /// Errors: [`ProcessorError::Mismatch`], with the first member that differs of `idempotency_key`, `kind`, `merchant`,
+    /// `reference`, `authorization_id`, `currency` and `amount`.
+    pub fn answers(&self, call: &ProcessorCall, asked: &Asked<'_>) -> Result<(), ProcessorError> {
+        let is_of_authorization =
+            asked.authorization_id.is_none_or(|id| self.authorization_id.as_deref() == Some(id));
+        let (is_of_currency, is_of_amount) = match asked.amount {
+            None => (true, true),
+            Some(money) => (
+                self.currency.as_deref() == Some(money.currency().code()),
+                self.amount.is_some_and(|amount| {
+                    amount == money.amount()
+                        || asked.kind == OperationKind::Authorize
+                            && amount > Decimal::ZERO
+                            && amount < money.amount()
+                }),
+            ),
+        };
+        let members = [
+            ("idempotency_key", self.idempotency_key == call.key),
+            ("kind", self.kind == asked.kind),
+            ("merchant", self.merchant == call.merchant.to_string()),
+            ("reference", self.reference == call.reference),
+            ("authorization_id", is_of_authorization),
+            ("currency", is_of_currency),
+            ("amount", is_of_amount),
+        ];
+        match members.into_iter().find(|(_, is_same)| !is_same) {
+            None => Ok(()),
+            Some((member, _)) => Err(ProcessorError::Mismatch { member }),
+        }
+    }
+
+    /// Reads the operation as the outcome of [`authorize`](super::Processor::authorize), where `amount` was asked for.
+    pub fn into_authorization(self, amount: Money) -> Result<Authorization, ProcessorError> {
+        let is_of_less = self.amount.is_some_and(|approved| approved < amount.amount());
         let decision = match self.status {
+            OperationStatus::Succeeded if is_of_less => Decision::PartiallyApproved,
             OperationStatus::Succeeded => Decision::Approved,
             OperationStatus::Pending => Decision::Pending,
             OperationStatus::Declined(decline) => Decision::Declined(decline),
-            OperationStatus::Refused(code) => return Err(ProcessorError::Refused { code }),
+            OperationStatus::Refused(refusal) => return Err(ProcessorError::Refused(refusal)),
             status @ (OperationStatus::Paid | OperationStatus::Failed | OperationStatus::Other(_)) => {
                 return Err(unfit(&status));
             }
@@ -136,21 +200,20 @@ impl ProcessorOperation {
         Ok(Authorization { id, decision })
     }
 
-    /// Converts the operation to the outcome of any other call. Later changes of a payout or refund don't
-    /// matter here.
+    /// Reads the operation as the outcome of any other call. What becomes of it later isn't of interest here.
     pub fn into_done(self) -> Result<(), ProcessorError> {
         match self.status {
             OperationStatus::Succeeded
             | OperationStatus::Pending
             | OperationStatus::Paid
             | OperationStatus::Failed => Ok(()),
-            OperationStatus::Refused(code) => Err(ProcessorError::Refused { code }),
+            OperationStatus::Refused(refusal) => Err(ProcessorError::Refused(refusal)),
             status @ (OperationStatus::Declined(_) | OperationStatus::Other(_)) => Err(unfit(&status)),
         }
     }
 }
 
-/// The refusal of an operation whose status doesn't fit its kind.
+/// The error for an operation whose status makes no sense for the call. Whether money has moved is for people to find out.
 fn unfit(status: &OperationStatus) -> ProcessorError {
-    ProcessorError::Refused { code: format!("status {}", status.as_str()) }
+    ProcessorError::Rejected { code: format!("status {}", status.as_str()) }
 }

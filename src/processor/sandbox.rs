@@ -12,7 +12,10 @@ use serde::Serialize;
 use crate::base::money::Money;
 
 use super::test_cards::TestCard;
-use super::{Authorization, Decision, Decline, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
+use super::{
+    Authorization, CallRefusal, Decision, Decline, Processor, ProcessorCall, ProcessorError,
+    ProcessorOperation, RefusalReason,
+};
 
 /// A processor whose answers are a pure function of the call, attempt number included. So it has no state to
 /// lose in a crash, and any number of instances agree.
@@ -126,9 +129,9 @@ impl Processor for Sandbox {
     ) -> Result<Authorization, ProcessorError> {
         // The token was checked at the door. An unknown one is left over from before a change of the
         // processor.
-        let card = payment_method
-            .parse()
-            .map_err(|_| ProcessorError::Refused { code: "payment_method_unknown".to_owned() })?;
+        let card = payment_method.parse().map_err(|_| {
+            ProcessorError::Refused(CallRefusal::new("payment_method_unknown", RefusalReason::Other))
+        })?;
         if card == TestCard::Slow {
             tokio::time::sleep(self.slowness).await;
         }

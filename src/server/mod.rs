@@ -112,7 +112,7 @@ pub fn serve(
         known_keys: Arc::default(),
         metrics: Arc::clone(&host_metrics),
         allows_loopback: config.webhook_allow_loopback,
-        operations: descriptors.clone(),
+        operations: operations.clone(),
     };
     let settings = Settings { timing: config.timing(), batch_size_max: config.batch_size_max as usize };
     let engine_metrics = idempotency::metrics::Metrics::new(&registry);

@@ -29,7 +29,7 @@ use crate::idempotency_api::key_list::KeyFilter;
 use crate::idempotency_api::keys;
 use crate::inbound;
 use crate::ledger::AccountKind;
-use crate::payments::{disputes, payouts, refunds};
+use crate::payments::{charges, disputes, failure, payouts, refunds};
 use crate::web::problems::is_common;
 use crate::webhooks::{endpoints, outbox};
 
@@ -37,7 +37,8 @@ use crate::webhooks::{endpoints, outbox};
 fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let account_kinds = || AccountKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
     let deliveries = outbox::State::ALL.iter().map(|state| state.as_str()).collect();
-    let failures = [Code::CardDeclined, Code::InsufficientFunds].iter().map(|code| code.as_str()).collect();
+    let declines = [Code::CardDeclined, Code::InsufficientFunds].map(Code::as_str);
+    let failures = declines.into_iter().chain([charges::AUTHORIZATION_EXPIRED]).collect();
     // Only an operator dismisses an event, so the acquirer never gets that answer.
     let outcomes = inbound::api::STATES.into_iter().filter(|state| *state != "dismissed").collect();
     vec![
@@ -48,6 +49,7 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("AcquirerEvent", "state", inbound::api::STATES.to_vec()),
         ("KeyStatus", "recovery_point", RECOVERY_POINTS.to_vec()),
         ("KeyStatus", "status", keys::STATUSES.to_vec()),
+        ("ObjectFailure", "code", failure::CODES.to_vec()),
         ("Payout", "status", payouts::STATUSES.to_vec()),
         ("Posting", "account_kind", account_kinds()),
         ("Receipt", "state", outcomes),

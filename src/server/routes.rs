@@ -9,8 +9,8 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::host::{self, RegisteredOperation};
 use crate::idempotency::ResourceKind;
-use crate::idempotency_api::{keys, policies};
-use crate::ledger::api as ledger;
+use crate::idempotency_api::{keys, policies, resolve};
+use crate::ledger::{api as ledger, operator_entries};
 use crate::payments::{balance, charges, disputes, payouts, refunds};
 use crate::tenants::{api_keys, merchants};
 use crate::webhooks::{endpoints, events_api};
@@ -59,6 +59,8 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(keys::get_any)
         .service(keys::retry)
         .service(keys::release)
+        .service(resolve::resolve_key)
+        .service(operator_entries::post)
         .service(inbound::api::list)
         .service(inbound::api::get)
         .service(inbound::api::replay)
@@ -101,14 +103,15 @@ pub fn operations() -> Vec<RegisteredOperation> {
         RegisteredOperation::local::<merchants::ChangePricing>(),
         RegisteredOperation::local::<keys::RetryKey>(),
         RegisteredOperation::local::<keys::ReleaseKey>(),
+        RegisteredOperation::local::<resolve::ResolveKey>(),
+        RegisteredOperation::local::<operator_entries::PostJournalEntry>(),
         RegisteredOperation::local::<policies::ReplacePolicy>(),
     ]
 }
 
 /// Lists the kinds of resources of the operations.
 pub fn resource_kinds() -> Vec<&'static ResourceKind> {
-    let descriptors: Vec<_> = operations().iter().map(|operation| operation.descriptor).collect();
-    host::resource_kinds(&descriptors)
+    host::resource_kinds(&operations())
 }
 
 /// The OpenAPI document of the API. It takes a while to make, so all servers of a process share one.

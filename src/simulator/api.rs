@@ -218,7 +218,7 @@ async fn pay_out(
 
 /// Checks that the database can hold a text.
 pub(super) fn text(name: &str, text: String) -> Result<String, Error> {
-    if text.is_empty() || text.len() > TEXT_LENGTH_MAX || text.chars().any(char::is_control) {
+    if text.is_empty() || text.chars().count() > TEXT_LENGTH_MAX || text.chars().any(char::is_control) {
         return Err(Error::Invalid(format!("{name} must have 1 to {TEXT_LENGTH_MAX} printable characters.")));
     }
     Ok(text)

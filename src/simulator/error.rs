@@ -86,8 +86,11 @@ impl ResponseError for Error {
     }
 
     fn error_response(&self) -> HttpResponse {
-        HttpResponse::build(self.status_code())
-            .json(json!({"error": {"code": self.code(), "message": self.to_string()}}))
+        let mut error = json!({"code": self.code(), "message": self.to_string()});
+        if let Self::Refused(Refusal { authorization_status: Some(status), .. }) = self {
+            error["authorization_status"] = json!(status);
+        }
+        HttpResponse::build(self.status_code()).json(json!({"error": error}))
     }
 }
 
@@ -96,10 +99,13 @@ impl ResponseError for Error {
 pub(super) struct Refusal {
     pub(super) code: String,
     pub(super) message: String,
+    /// State of the authorization, if that is the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) authorization_status: Option<String>,
 }
 
 impl Refusal {
     pub(super) fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into() }
+        Self { code: code.to_owned(), message: message.into(), authorization_status: None }
     }
 }

@@ -127,8 +127,9 @@ fn check(authorization: Option<Authorization>, instruction: &Instruction) -> Res
     }
     let must_be_open = matches!(instruction.kind(), Kind::Capture | Kind::Void);
     if must_be_open && authorization.status != AuthorizationStatus::Open {
-        let message = format!("The authorization is {}.", authorization.status.as_str());
-        return Err(Refusal::new("authorization_not_open", message));
+        let status = authorization.status.as_str();
+        let refusal = Refusal::new("authorization_not_open", format!("The authorization is {status}."));
+        return Err(Refusal { authorization_status: Some(status.to_owned()), ..refusal });
     }
     match instruction {
         Instruction::Capture { money, .. } if money.amount() > authorization.amount => {

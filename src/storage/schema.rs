@@ -110,6 +110,8 @@ diesel::table! {
         metadata -> Jsonb,
         created_at -> Timestamptz,
         failed_at -> Nullable<Timestamptz>,
+        failure_code -> Nullable<Text>,
+        failure_message -> Nullable<Text>,
     }
 }
 
@@ -124,6 +126,8 @@ diesel::table! {
         metadata -> Jsonb,
         created_at -> Timestamptz,
         settled_at -> Nullable<Timestamptz>,
+        failure_code -> Nullable<Text>,
+        failure_message -> Nullable<Text>,
     }
 }
 
@@ -139,6 +143,7 @@ diesel::table! {
         created_at -> Timestamptz,
         closed_at -> Nullable<Timestamptz>,
         acquirer_id -> Nullable<Text>,
+        decided_at -> Nullable<Timestamptz>,
     }
 }
 

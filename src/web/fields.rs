@@ -116,6 +116,50 @@ impl<'a> Fields<'a> {
         value
     }
 
+    /// Takes a required list of `min` to `max` objects, and reads the fields of each with `read`.
+    pub fn objects<T>(
+        &mut self,
+        name: &'static str,
+        min: usize,
+        max: usize,
+        read: impl Fn(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let items = match self.required(name)? {
+            Value::Array(items) if (min..=max).contains(&items.len()) => items,
+            _ => {
+                self.error(name, format!("must be a list of {min} to {max} objects"));
+                return None;
+            }
+        };
+        let mut values = Vec::with_capacity(items.len());
+        for (number, item) in items.iter().enumerate() {
+            let at = pointer(&[name, &number.to_string()]);
+            let Value::Object(members) = item else {
+                self.errors.push(FieldError { pointer: at, detail: "must be an object".to_owned() });
+                continue;
+            };
+            let (value, errors) = Fields::read_members(members, &read);
+            values.extend(value);
+            let within =
+                |error: FieldError| FieldError { pointer: format!("{at}{}", error.pointer), ..error };
+            self.errors.extend(errors.into_iter().map(within));
+            if self.errors.len() > UNKNOWN_MAX {
+                break;
+            }
+        }
+        Some(values)
+    }
+
+    /// Takes a required string, parsed by `read`, whose error says what it must be.
+    pub fn required_read<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.required(name)?;
+        self.optional_read(name, read)
+    }
+
     /// Takes an object that may be absent or have another type, in which case it counts as empty.
     pub fn object_if_any<T>(
         &mut self,

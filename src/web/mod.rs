@@ -6,3 +6,4 @@ pub mod listener;
 pub(crate) mod lists;
 pub(crate) mod problems;
 pub(crate) mod request_id;
+pub(crate) mod texts;

@@ -210,8 +210,8 @@ fn a_payout_moves_the_balance_and_settles_later() {
     let failing = scene.payout("6.84").expect(201).field("id");
     let conn = &mut scene.database.as_app();
     let merchant = scene.merchant.id;
-    let settle = |conn: &mut diesel::PgConnection, id: &str, settlement| {
-        payouts::settle(conn, merchant, id.parse().unwrap(), settlement, Utc::now()).unwrap()
+    let settle = |conn: &mut diesel::PgConnection, id: &str, settlement: payouts::Outcome| {
+        payouts::settle(conn, merchant, id.parse().unwrap(), settlement.into(), Utc::now()).unwrap()
             == NoticeEffect::Applied
     };
     assert!(settle(conn, &response.field("id"), payouts::Outcome::Paid));
@@ -250,11 +250,11 @@ fn an_asynchronous_charge_is_processing_until_the_processor_tells() {
     let settle = |conn: &mut diesel::PgConnection, id, settlement| {
         charges::settle(conn, merchant, id, settlement, Utc::now()).unwrap() == NoticeEffect::Applied
     };
-    assert!(settle(conn, captured, Decision::Approved));
-    assert!(settle(conn, held, Decision::Approved));
+    assert!(settle(conn, captured, Decision::Approved(None)));
+    assert!(settle(conn, held, Decision::Approved(None)));
     assert!(settle(conn, declined, Decision::Declined(Decline::insufficient_funds())));
     for id in [captured, held, declined] {
-        assert!(!settle(conn, id, Decision::Approved), "it's settled");
+        assert!(!settle(conn, id, Decision::Approved(None)), "it's settled");
     }
     let status = |id: ChargeId| scene.get_charge(&id.to_string())["status"].clone();
     assert_eq!(
@@ -276,7 +276,14 @@ fn a_dispute_takes_the_money_and_gives_it_back_when_won() {
     scene.payout("20.00").expect(201);
     let mut open = |charge: &str, name: &str| {
         let reason = Some("fraudulent".to_owned());
-        disputes::open(conn, merchant, charge.parse().unwrap(), name, reason, Utc::now()).unwrap()
+        disputes::open(
+            conn,
+            merchant,
+            charge.parse().unwrap(),
+            disputes::Opening { dispute: name, amount: None, reason },
+            Utc::now(),
+        )
+        .unwrap()
     };
     assert_eq!(open(&won, "a"), NoticeEffect::Applied);
     assert_eq!(open(&won, "a"), NoticeEffect::AlreadyApplied);
@@ -294,15 +301,20 @@ fn a_dispute_takes_the_money_and_gives_it_back_when_won() {
     scene.payout("0.01").expect_problem(422, "insufficient_balance");
 
     let mut close = |charge: &str, name: &str, verdict| {
-        disputes::close(conn, merchant, charge.parse().unwrap(), name, verdict, Utc::now()).unwrap()
+        disputes::close(
+            conn,
+            merchant,
+            charge.parse().unwrap(),
+            disputes::Decision { dispute: name, verdict, decided_at: None },
+            Utc::now(),
+        )
+        .unwrap()
     };
     assert!(matches!(close(&won, "unheard", Verdict::Won), NoticeEffect::TooEarly(_)));
     assert!(matches!(close(&lost, "a", Verdict::Won), NoticeEffect::Contradicts(_)), "of another charge");
     assert_eq!(close(&won, "a", Verdict::Won), NoticeEffect::Applied);
     assert_eq!(close(&lost, "c", Verdict::Lost), NoticeEffect::Applied);
     assert_eq!(close(&won, "a", Verdict::Won), NoticeEffect::AlreadyApplied);
-    assert!(matches!(close(&won, "a", Verdict::Lost), NoticeEffect::Contradicts(_)));
-    assert!(matches!(close(&lost, "c", Verdict::Won), NoticeEffect::Contradicts(_)));
     assert_eq!(scene.get_charge(&won)["status"], "partially_refunded");
     assert_eq!(scene.get_charge(&lost)["status"], "disputed");
     assert_eq!(scene.usd()["available"], "-11.32");
@@ -327,8 +339,10 @@ fn every_transition_that_is_not_in_the_table_is_refused() {
         ("succeeded", "disputed"),
         ("partially_refunded", "refunded"),
         ("partially_refunded", "disputed"),
+        ("refunded", "disputed"),
         ("disputed", "succeeded"),
         ("disputed", "partially_refunded"),
+        ("disputed", "refunded"),
         ("refunded", "partially_refunded"),
         ("refunded", "succeeded"),
         ("partially_refunded", "succeeded"),
@@ -391,20 +405,37 @@ fn refunds_payouts_and_disputes_make_only_the_transitions_of_their_tables() {
     scene.payout("1.00").expect(201);
     let id = charge.parse().unwrap();
     let conn = &mut scene.database.as_app();
-    let opened = disputes::open(conn, scene.merchant.id, id, "dispute-1", None, Utc::now()).unwrap();
+    let opened = disputes::open(
+        conn,
+        scene.merchant.id,
+        id,
+        disputes::Opening { dispute: "dispute-1", amount: None, reason: None },
+        Utc::now(),
+    )
+    .unwrap();
     assert_eq!(opened, NoticeEffect::Applied);
     let tables = [
         (
             "refunds",
             vec!["pending", "succeeded", "failed"],
-            vec![("pending", "succeeded"), ("succeeded", "failed")],
+            vec![("pending", "succeeded"), ("pending", "failed"), ("succeeded", "failed")],
         ),
         (
             "payouts",
             vec!["pending", "in_transit", "paid", "failed"],
-            vec![("pending", "in_transit"), ("in_transit", "paid"), ("in_transit", "failed")],
+            vec![
+                ("pending", "in_transit"),
+                ("pending", "failed"),
+                ("in_transit", "paid"),
+                ("in_transit", "failed"),
+                ("paid", "failed"),
+            ],
         ),
-        ("disputes", vec!["open", "won", "lost"], vec![("open", "won"), ("open", "lost")]),
+        (
+            "disputes",
+            vec!["open", "won", "lost"],
+            vec![("open", "won"), ("open", "lost"), ("won", "lost"), ("lost", "won")],
+        ),
     ];
     // What each state asks of the other columns.
     let columns = |table: &str, status: &str| match (table, status) {

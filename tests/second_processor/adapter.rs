@@ -11,8 +11,9 @@ use oncepay::base::signature::Refusal;
 use oncepay::error::FieldError;
 use oncepay::processor::metrics::Metrics;
 use oncepay::processor::{
-    Adapter, Authorization, Books, Breaker, Change, Decline, Event, Messages, Notice, OperationKind,
-    OperationStatus, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation, calls,
+    Adapter, Asked, Authorization, Books, Breaker, CallRefusal, Change, Decline, Event, Messages, Notice,
+    OperationKind, OperationStatus, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation,
+    RefusalReason, calls,
 };
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -34,6 +35,7 @@ pub fn adapter(url: &str, request_timeout: Duration) -> Adapter {
         .connect_timeout(request_timeout)
         .timeout(request_timeout)
         .redirect(reqwest::redirect::Policy::none())
+        .pool_max_idle_per_host(0)
         .build()
         .unwrap();
     let metrics = Metrics::new(&Registry::new());
@@ -144,7 +146,9 @@ impl CrossbankClient {
     ) -> Result<T, ProcessorError> {
         let result = read(request).await;
         match &result {
-            Ok(_) | Err(ProcessorError::Refused { .. }) => self.breaker.succeeded(),
+            Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => {
+                self.breaker.succeeded()
+            }
             Err(_) => self.breaker.failed(),
         }
         result
@@ -153,6 +157,7 @@ impl CrossbankClient {
     async fn call(
         &self,
         call: &ProcessorCall,
+        asked: Asked<'_>,
         path: &[&str],
         fields: Vec<(&'static str, String)>,
     ) -> Result<ProcessorOperation, ProcessorError> {
@@ -164,7 +169,9 @@ impl CrossbankClient {
                 .body(form.clone());
             async { self.send::<Entry>(request).await?.try_into() }
         };
-        calls::once(call, &self.breaker, || self.find(call), send).await
+        // The client has a connection per request, so no answer can be off by one.
+        let mismatched = |error: &ProcessorError| log::error!("{error}");
+        calls::once(call, &asked, &self.breaker, mismatched, || self.find(call), send).await
     }
 }
 
@@ -187,7 +194,15 @@ async fn read<T: serde::de::DeserializeOwned>(request: reqwest::RequestBuilder) 
         status if status.is_success() => answer.json().await.map_err(|_| ProcessorError::AnswerLost),
         status if status.is_client_error() => {
             let Fault { fault } = answer.json().await.map_err(|_| ProcessorError::AnswerLost)?;
-            Err(ProcessorError::Refused { code: fault })
+            Err(match fault.as_str() {
+                "no_such_entry" | "no_such_path" | "dedupe_reused" => {
+                    ProcessorError::Rejected { code: fault }
+                }
+                "no_such_hold" => {
+                    ProcessorError::Refused(CallRefusal::new(&fault, RefusalReason::NothingHeld))
+                }
+                _ => ProcessorError::Refused(CallRefusal::new(&fault, RefusalReason::Other)),
+            })
         }
         _ => Err(ProcessorError::Failed),
     }
@@ -212,7 +227,8 @@ impl Processor for CrossbankClient {
         let mut fields = money(amount);
         fields.push(("source", payment_method.to_owned()));
         fields.extend(capture.map(|capture| ("collect_dedupe", capture.key.clone())));
-        self.call(call, &["holds"], fields).await?.into_authorization()
+        let asked = Asked::to(OperationKind::Authorize).of(amount);
+        self.call(call, asked, &["holds"], fields).await?.into_authorization(amount)
     }
 
     async fn capture(
@@ -221,11 +237,13 @@ impl Processor for CrossbankClient {
         authorization_id: &str,
         amount: Money,
     ) -> Result<(), ProcessorError> {
-        self.call(call, &["holds", authorization_id, "collect"], money(amount)).await?.into_done()
+        let asked = Asked::to(OperationKind::Capture).of(amount).on(authorization_id);
+        self.call(call, asked, &["holds", authorization_id, "collect"], money(amount)).await?.into_done()
     }
 
     async fn void(&self, call: &ProcessorCall, authorization_id: &str) -> Result<(), ProcessorError> {
-        self.call(call, &["holds", authorization_id, "release"], Vec::new()).await?.into_done()
+        let asked = Asked::to(OperationKind::Void).on(authorization_id);
+        self.call(call, asked, &["holds", authorization_id, "release"], Vec::new()).await?.into_done()
     }
 
     async fn refund(
@@ -234,7 +252,8 @@ impl Processor for CrossbankClient {
         authorization_id: &str,
         amount: Money,
     ) -> Result<(), ProcessorError> {
-        self.call(call, &["holds", authorization_id, "reverse"], money(amount)).await?.into_done()
+        let asked = Asked::to(OperationKind::Refund).of(amount).on(authorization_id);
+        self.call(call, asked, &["holds", authorization_id, "reverse"], money(amount)).await?.into_done()
     }
 
     async fn payout(
@@ -245,14 +264,15 @@ impl Processor for CrossbankClient {
     ) -> Result<(), ProcessorError> {
         let mut fields = money(amount);
         fields.push(("to", destination.to_owned()));
-        self.call(call, &["transfers"], fields).await?.into_done()
+        let asked = Asked::to(OperationKind::Payout).of(amount);
+        self.call(call, asked, &["transfers"], fields).await?.into_done()
     }
 
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
         let request = self.request(reqwest::Method::GET, &["entries", &call.key]);
         match self.send::<Entry>(request).await {
             Ok(entry) => entry.try_into().map(Some),
-            Err(ProcessorError::Refused { code }) if code == "no_such_entry" => Ok(None),
+            Err(ProcessorError::Rejected { code }) if code == "no_such_entry" => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -332,7 +352,7 @@ impl Messages for CrossbankMessages {
             .contains(&kind)
             .then(|| read_notice(kind, body.get("subject").unwrap_or(&Value::Null), &mut errors));
         if errors.is_empty() {
-            Ok(Event { kind: kind.to_owned(), notice: notice.flatten() })
+            Ok(Event { kind: kind.to_owned(), notice: notice.flatten(), occurred_at: None })
         } else {
             Err(errors)
         }
@@ -366,14 +386,16 @@ fn id<T: std::str::FromStr>(of: &Value, name: &str, errors: &mut Vec<FieldError>
 fn read_notice(kind: &str, subject: &Value, errors: &mut Vec<FieldError>) -> Option<Notice> {
     let merchant = id(subject, "account", errors);
     let change = match kind {
-        "hold.approved" | "hold.collected" => id(subject, "order", errors).map(Change::ChargeSucceeded),
+        "hold.approved" | "hold.collected" => {
+            id(subject, "order", errors).map(|id| Change::ChargeSucceeded(id, None))
+        }
         "hold.denied" => {
             let decline = subject["denial"].as_str().map_or_else(Decline::generic, Decline::new);
             id(subject, "order", errors).map(|id| Change::ChargeFailed(id, decline))
         }
-        "reversal.bounced" => id(subject, "order", errors).map(Change::RefundFailed),
-        "transfer.arrived" => id(subject, "order", errors).map(Change::PayoutPaid),
-        "transfer.returned" => id(subject, "order", errors).map(Change::PayoutFailed),
+        "reversal.bounced" => id(subject, "order", errors).map(|id| Change::RefundFailed(id, None)),
+        "transfer.arrived" => id(subject, "order", errors).map(|id| Change::PayoutPaid(id, None)),
+        "transfer.returned" => id(subject, "order", errors).map(|id| Change::PayoutFailed(id, None)),
         "remittance.sent" => {
             let currency: Option<Currency> = text(subject, "/subject", "currency", errors)
                 .and_then(|code| code.to_uppercase().parse().ok());
@@ -395,7 +417,7 @@ fn read_notice(kind: &str, subject: &Value, errors: &mut Vec<FieldError>) -> Opt
                 "chargeback.upheld" => Change::DisputeLost { charge_id, dispute },
                 _ => {
                     let reason = subject["story"].as_str().map(str::to_owned);
-                    Change::DisputeOpened { charge_id, dispute, reason }
+                    Change::DisputeOpened { charge_id, dispute, amount: None, reason }
                 }
             })
         }

@@ -26,7 +26,7 @@ use testcontainers_modules::testcontainers::{Container, ImageExt};
 /// Image of the container, unless `ONCEPAY_TEST_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";
 /// Several tests run at a time, each with a pool or two.
-const CONNECTIONS_MAX: u32 = 300;
+const CONNECTIONS_MAX: u32 = 500;
 
 /// The server, with its template database ready.
 struct TestServer {

@@ -7,10 +7,11 @@ use diesel::PgConnection;
 use utoipa::ToSchema;
 
 use crate::base::ids::ChargeId;
-use crate::error::Error;
+use crate::error::{Error, Hindrance};
 use crate::events::EventType;
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
-use crate::idempotency::{Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::idempotency::{Abandoned, Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::processor::{CallRefusal, or_refusal};
 use crate::web::fields::Fields;
 use crate::web::problems::problems;
 
@@ -42,7 +43,7 @@ impl Operation for CancelCharge {
 impl ExternalOperation for CancelCharge {
     /// The processor's id of the authorization.
     type Reservation = String;
-    type Outcome = ();
+    type Outcome = Result<(), CallRefusal>;
 
     /// Keeps the charge for this cancellation. Errors, in the order checked: `charge_not_found`,
     /// `charge_not_cancelable`.
@@ -53,10 +54,7 @@ impl ExternalOperation for CancelCharge {
         let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
         let status = row.status()?;
         if status != ChargeStatus::RequiresCapture || row.in_flight.is_some() {
-            return Err(Error::ChargeNotCancelable {
-                status: status.as_str(),
-                in_flight: row.in_flight.is_some(),
-            });
+            return Err(Error::ChargeNotCancelable { status: status.as_str(), why: row.hindrance() });
         }
         row.in_flight = Some("cancel".to_owned());
         row.reserve(conn)?;
@@ -68,33 +66,57 @@ impl ExternalOperation for CancelCharge {
         Ok(row.authorization_id)
     }
 
-    async fn call_processor(&self, context: &Context<'_>, authorization_id: &String) -> Result<(), Error> {
+    async fn call_processor(
+        &self,
+        context: &Context<'_>,
+        authorization_id: &String,
+    ) -> Result<Self::Outcome, Error> {
         let call = host::processor_call(context, "void", ChargeId(context.resource_id()?));
-        Ok(context.host().processor.void(&call, authorization_id).await?)
+        Ok(or_refusal(context.host().processor.void(&call, authorization_id).await)?)
     }
 
+    /// A refusal because nothing is held any more is a success: that is what the client wants. After any other
+    /// refusal, answers `charge_not_cancelable`.
+    ///
     /// Locks: the charge.
     fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         _authorization_id: &String,
-        (): &(),
+        voided: &Self::Outcome,
     ) -> Result<Commit, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
         row.in_flight = None;
-        row.canceled_at = Some(context.now());
-        row.set_status(ChargeStatus::Canceled);
+        match voided {
+            Ok(()) => {
+                row.canceled_at = Some(context.now());
+                row.set_status(ChargeStatus::Canceled);
+            }
+            Err(refusal) if refusal.is_nothing_held() => row.expire(refusal, context.now()),
+            Err(_) => {
+                row.reserve(conn)?;
+                let status = ChargeStatus::RequiresCapture.as_str();
+                let error = Error::ChargeNotCancelable { status, why: Hindrance::Processor };
+                return Ok(context.problem(&error)?.into());
+            }
+        }
         let charge = row.save(conn, EventType::ChargeCanceled)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
+
+    /// Locks: the charge.
+    fn abandon(conn: &mut PgConnection, abandoned: &Abandoned) -> Result<(), Error> {
+        ChargeRow::end_flight(conn, abandoned.merchant, ChargeId(abandoned.resource_id()?))
+    }
 }
 
-problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, ProcessorUnavailable, OutcomeUnknown);
+problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
 
 /// Cancel a charge
 ///
-/// Voids an authorization, so that the customer's money is no longer held.
+/// Voids an authorization, so that the customer's money is no longer held. Succeeds, too, if the authorization
+/// has lapsed at the processor meanwhile; then the charge has the failure `authorization_expired`.
 #[utoipa::path(
     operation_id = "charges.cancel",
     tag = "Charges",

@@ -8,10 +8,11 @@ use utoipa::ToSchema;
 
 use crate::base::ids::ChargeId;
 use crate::base::money::{Money, PlainAmount};
-use crate::error::Error;
+use crate::error::{Error, Hindrance};
 use crate::events::EventType;
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
-use crate::idempotency::{Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::idempotency::{Abandoned, Commit, ExternalOperation, IdempotentRequest, Operation, Reply, Target};
+use crate::processor::{CallRefusal, or_refusal};
 use crate::web::fields::Fields;
 use crate::web::problems::problems;
 
@@ -63,7 +64,7 @@ impl CaptureCharge {
 #[async_trait]
 impl ExternalOperation for CaptureCharge {
     type Reservation = Reservation;
-    type Outcome = ();
+    type Outcome = Result<(), CallRefusal>;
 
     /// Keeps the charge for this capture. Errors, in the order checked: `charge_not_found`,
     /// `validation_failed` (decimals), `charge_not_capturable`, `capture_exceeds_authorization`.
@@ -75,10 +76,7 @@ impl ExternalOperation for CaptureCharge {
         let amount = self.amount(&row)?;
         let status = row.status()?;
         if status != ChargeStatus::RequiresCapture || row.in_flight.is_some() {
-            return Err(Error::ChargeNotCapturable {
-                status: status.as_str(),
-                in_flight: row.in_flight.is_some(),
-            });
+            return Err(Error::ChargeNotCapturable { status: status.as_str(), why: row.hindrance() });
         }
         if amount.amount() > row.amount {
             return Err(Error::CaptureExceedsAuthorization { authorized: row.money(row.amount)? });
@@ -94,29 +92,56 @@ impl ExternalOperation for CaptureCharge {
         Ok(Reservation { authorization_id: row.authorization_id, amount })
     }
 
-    async fn call_processor(&self, context: &Context<'_>, reservation: &Reservation) -> Result<(), Error> {
+    async fn call_processor(
+        &self,
+        context: &Context<'_>,
+        reservation: &Reservation,
+    ) -> Result<Self::Outcome, Error> {
         let call = host::processor_call(context, "capture", ChargeId(context.resource_id()?));
-        Ok(context.host().processor.capture(&call, &reservation.authorization_id, reservation.amount).await?)
+        let processor = &context.host().processor;
+        let captured = processor.capture(&call, &reservation.authorization_id, reservation.amount).await;
+        Ok(or_refusal(captured)?)
     }
 
+    /// Answers `charge_not_capturable` if the processor refused. If nothing is held there any more, the charge is canceled.
+    ///
     /// Locks: the charge.
     fn commit(
         &self,
         conn: &mut PgConnection,
         context: &Context<'_>,
         reservation: &Reservation,
-        (): &(),
+        captured: &Self::Outcome,
     ) -> Result<Commit, Error> {
         let mut row = ChargeRow::lock(conn, context.merchant(), ChargeId(context.resource_id()?))?;
+        if let Err(refusal) = captured {
+            row.in_flight = None;
+            if refusal.is_nothing_held() {
+                row.expire(refusal, context.now());
+                row.save(conn, EventType::ChargeCanceled)?;
+                return Ok(context.problem(&not_capturable(ChargeStatus::Canceled))?.into());
+            }
+            row.reserve(conn)?;
+            return Ok(context.problem(&not_capturable(ChargeStatus::RequiresCapture))?.into());
+        }
         row.capture(conn, reservation.amount, context.now())?;
         let charge = row.save(conn, EventType::ChargeCaptured)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
+
+    /// Locks: the charge.
+    fn abandon(conn: &mut PgConnection, abandoned: &Abandoned) -> Result<(), Error> {
+        ChargeRow::end_flight(conn, abandoned.merchant, ChargeId(abandoned.resource_id()?))
+    }
+}
+
+fn not_capturable(status: ChargeStatus) -> Error {
+    Error::ChargeNotCapturable { status: status.as_str(), why: Hindrance::Processor }
 }
 
 problems!(
     CaptureProblems,
-    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, ProcessorUnavailable, OutcomeUnknown
+    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown
 );
 
 /// Capture a charge
@@ -124,6 +149,9 @@ problems!(
 /// Captures all or part of the authorized amount, once. The rest is released to the customer. Of two
 /// concurrent captures with different keys, or a capture and a cancellation, one succeeds and the other is
 /// refused.
+///
+/// An authorization lapses at the processor some days after it was granted. A capture after that is refused, and
+/// the charge becomes `canceled` with the failure `authorization_expired`.
 #[utoipa::path(
     operation_id = "charges.capture",
     tag = "Charges",

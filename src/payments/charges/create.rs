@@ -30,11 +30,12 @@ use crate::idempotency::{
     Policy, PolicySetting, Reply, SettingKind, SettingValue, Target,
 };
 use crate::payments::pricing;
-use crate::processor::{Authorization, Decision};
+use crate::processor::{Authorization, Decision, Decline, or_refusal};
 use crate::storage::sql::statement;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::web::lists::lowest_id;
 use crate::web::problems::problems;
+use crate::web::texts::Texts;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
@@ -87,10 +88,10 @@ pub struct CreateCharge {
     /// Whether to capture at once. If false, the money is only held.
     #[schema(value_type = Option<bool>, default = true, nullable = false)]
     capture: bool,
-    /// Free text.
+    /// Free text, without control characters other than tabs and line breaks.
     #[schema(min_length = 1, max_length = 500)]
     description: Option<String>,
-    /// Your own name for the payment.
+    /// Your own name for the payment, without control characters and in Unicode normalization form C.
     #[schema(min_length = 1, max_length = 255)]
     reference: Option<String>,
     /// Up to 50 entries, names up to 40 and values up to 500 characters.
@@ -142,11 +143,13 @@ impl ExternalOperation for CreateCharge {
     type Reservation = Pricing;
     type Outcome = Authorization;
 
-    /// Errors, if the policy refuses suspected duplicates: `duplicate_suspected`, `duplicate_in_progress`.
+    /// Errors, in the order checked: `validation_failed` (texts); if the policy refuses suspected duplicates:
+    /// `duplicate_suspected`, `duplicate_in_progress`.
     ///
     /// Locks: with that policy, the fields that make charges alike.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
-        if !self.needs_reservation(context.policy()) {
+        self.texts().check()?;
+        if !self.refuses_suspected_duplicates(context.policy()) {
             return pricing::pricing(conn, context.merchant(), context.claimed_at());
         }
         if let Some(charge_id) = self.find_alike(conn, context)? {
@@ -164,17 +167,33 @@ impl ExternalOperation for CreateCharge {
         pricing::pricing(conn, context.merchant(), context.claimed_at())
     }
 
+    /// A final refusal is a decline. If less than the amount is approved, or the capture is refused, the authorization
+    /// is voided and the charge declined.
     async fn call_processor(&self, context: &Context<'_>, _: &Pricing) -> Result<Authorization, Error> {
         let charge_id = ChargeId(context.resource_id()?);
         let call = host::processor_call(context, "authorize", charge_id);
         let capture = self.capture.then(|| host::processor_call(context, "capture", charge_id));
-        let authorization = context
-            .host()
-            .processor
-            .authorize(&call, self.amount, &self.payment_method, capture.as_ref())
-            .await?;
-        if let (Some(capture), Decision::Approved) = (capture, &authorization.decision) {
-            context.host().processor.capture(&capture, &authorization.id, self.amount).await?;
+        let processor = &context.host().processor;
+        let authorized =
+            processor.authorize(&call, self.amount, &self.payment_method, capture.as_ref()).await;
+        let mut authorization = match or_refusal(authorized)? {
+            Ok(authorization) => authorization,
+            // There is no authorization, so the call's key stands for it.
+            Err(refusal) => Authorization { id: call.key, decision: declined(&refusal.code) },
+        };
+        let refused = match (&authorization.decision, capture) {
+            (Decision::PartiallyApproved, _) => Some("partial_approval".to_owned()),
+            (Decision::Approved, Some(capture)) => {
+                let captured = processor.capture(&capture, &authorization.id, self.amount).await;
+                or_refusal(captured)?.err().map(|refusal| refusal.code)
+            }
+            _ => None,
+        };
+        if let Some(code) = refused {
+            let void = host::processor_call(context, "void", charge_id);
+            // A refusal means that there is nothing to void.
+            let _ = or_refusal(processor.void(&void, &authorization.id).await)?;
+            authorization.decision = declined(&code);
         }
         Ok(authorization)
     }
@@ -205,9 +224,9 @@ impl ExternalOperation for CreateCharge {
 
 impl BatchedOperation for CreateCharge {
     /// A charge reserves nothing, since the processor's decision creates it. But only a reservation can
-    /// refuse a suspected duplicate in time.
+    /// refuse a suspected duplicate, or a text, in time.
     fn needs_reservation(&self, policy: &Policy) -> bool {
-        self.is_suspicious(policy) && policy.own.word(ON_SUSPECTED_DUPLICATE) == REJECT
+        self.refuses_suspected_duplicates(policy) || !self.texts().are_fine()
     }
 
     fn reservation_from(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
@@ -263,6 +282,9 @@ impl CreateCharge {
         };
         let mut entry = None;
         let event = match &authorization.decision {
+            Decision::PartiallyApproved => {
+                return Err(Error::internal("a charge of less than its amount can't be written"));
+            }
             Decision::Declined(decline) => {
                 let error = row.decline(decline);
                 let (_, effects) = row.to_effects(EventType::ChargeFailed, None)?;
@@ -283,6 +305,17 @@ impl CreateCharge {
         let reply = Reply::json(StatusCode::CREATED, &charge)?
             .header(KeptHeader::Location, format!("/v1/charges/{id}"));
         Ok((effects, reply))
+    }
+
+    fn texts(&self) -> Texts {
+        Texts::default()
+            .name("/payment_method", Some(&self.payment_method))
+            .name("/reference", self.reference.as_deref())
+            .lines("/description", self.description.as_deref())
+    }
+
+    fn refuses_suspected_duplicates(&self, policy: &Policy) -> bool {
+        self.is_suspicious(policy) && policy.own.word(ON_SUSPECTED_DUPLICATE) == REJECT
     }
 
     /// Whether this charge can look like a duplicate. Two charges without a reference can't: a customer may
@@ -346,7 +379,11 @@ impl CreateCharge {
     }
 }
 
-problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, ProcessorUnavailable, OutcomeUnknown);
+fn declined(code: &str) -> Decision {
+    Decision::Declined(Decline::new(code))
+}
+
+problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
 
 /// Create a charge
 ///

@@ -10,7 +10,7 @@
 //! | – | `failed` | creation, declined |
 //! | `processing` | `succeeded`, `requires_capture`, `failed` | the processor's decision ([`settle`]) |
 //! | `requires_capture` | `succeeded` | [capture](mod@capture) |
-//! | `requires_capture` | `canceled` | [cancellation](mod@cancel) |
+//! | `requires_capture` | `canceled` | [cancellation](mod@cancel), or a capture that comes too late |
 //! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::payments::refunds) |
 //! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
 //! | `partially_refunded`, `refunded` | `partially_refunded`, `succeeded` | a refund that came back |
@@ -42,15 +42,18 @@ use utoipa::ToSchema;
 use crate::base::ids::{ChargeId, MerchantId};
 use crate::base::money::{Currency, Money, Pricing};
 use crate::base::time::Timestamp;
-use crate::error::Error;
+use crate::error::{Error, Hindrance};
 use crate::events::{self, EventType};
 use crate::idempotency::{Effects, ResourceKind};
 use crate::ledger::{self, AccountKind, JournalEntry};
 use crate::payments::notice::NoticeEffect;
 use crate::payments::pricing;
-use crate::processor::Decline;
+use crate::processor::{CallRefusal, Decline, EventAmount};
 use crate::storage::schema::charges;
 use crate::web::fields::Metadata;
+
+/// Failure code of a charge whose authorization has lapsed.
+pub(crate) const AUTHORIZATION_EXPIRED: &str = "authorization_expired";
 
 /// Charges, as a resource kind.
 pub static CHARGE: ResourceKind =
@@ -97,7 +100,7 @@ pub struct Charge {
     /// Free-form entries.
     #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({"cart": "7f3a"}))]
     metadata: Metadata,
-    /// Reason of the failure, if the charge failed.
+    /// Reason of the failure, if the charge failed, or was canceled because its authorization had lapsed.
     failure: Option<ChargeFailure>,
     /// The merchant's fee for the capture. Zero before it.
     #[schema(example = "0.66")]
@@ -170,13 +173,13 @@ impl std::str::FromStr for ChargeStatus {
     }
 }
 
-/// Reason why a charge failed.
+/// Reason why a charge failed, or was canceled by the processor.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChargeFailure {
-    /// `card_declined` or `insufficient_funds`.
+    /// `card_declined`, `insufficient_funds` or `authorization_expired`.
     #[schema(example = "card_declined")]
     code: String,
-    /// The issuer's reason.
+    /// The issuer's reason, or the processor's.
     #[schema(example = "generic_decline")]
     decline_code: String,
     /// The reason as text for people.
@@ -322,6 +325,30 @@ impl ChargeRow {
         Ok(entry)
     }
 
+    /// The reason besides its status why the charge can't be captured or canceled.
+    pub fn hindrance(&self) -> Hindrance {
+        if self.in_flight.is_some() { Hindrance::InFlight } else { Hindrance::Status }
+    }
+
+    /// Marks an authorized charge as canceled, since the processor holds nothing for it any more.
+    pub fn expire(&mut self, refusal: &CallRefusal, now: DateTime<Utc>) {
+        self.in_flight = None;
+        self.canceled_at = Some(now);
+        self.set_status(ChargeStatus::Canceled);
+        self.failure_code = Some(AUTHORIZATION_EXPIRED.to_owned());
+        self.failure_decline_code = Some(refusal.code.clone());
+        self.failure_message = Some("The authorization has lapsed at the processor.".to_owned());
+    }
+
+    /// Lets other captures and cancellations of a charge begin, after one that an operator has ended.
+    ///
+    /// Locks: the charge.
+    pub fn end_flight(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Result<(), Error> {
+        let mut row = Self::lock(conn, merchant, id)?;
+        row.in_flight = None;
+        row.reserve(conn)
+    }
+
     /// Marks the charge as declined. Returns the error for the client.
     pub fn decline(&mut self, decline: &Decline) -> Error {
         let (charge_id, decline_code) = (self.id, decline.code().to_owned());
@@ -437,8 +464,8 @@ impl ChargeRow {
 /// The processor's later decision on a charge that was `processing`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Approved and, if the charge was to be captured at once, captured.
-    Approved,
+    /// Approved and, if the charge was to be captured at once, captured: this amount, or all of it.
+    Approved(Option<EventAmount>),
     /// Refused for good.
     Declined(Decline),
 }
@@ -466,17 +493,35 @@ pub fn settle(
             NoticeEffect::contradicts("charge", status.as_str())
         });
     }
+    let all = row.money(row.amount)?;
+    let approved = match &decision {
+        Decision::Approved(Some(amount)) => match amount.in_currency(all.currency()) {
+            Ok(approved) if approved.amount() > all.amount() => {
+                return Ok(NoticeEffect::Contradicts(format!(
+                    "The charge is of {all}, and the event of {approved}."
+                )));
+            }
+            Ok(approved) => approved,
+            Err(sentence) => return Ok(NoticeEffect::Contradicts(sentence)),
+        },
+        _ => all,
+    };
     let event = match decision {
         Decision::Declined(decline) => {
             row.decline(&decline);
             EventType::ChargeFailed
         }
-        Decision::Approved if row.capture => {
-            let amount = row.money(row.amount)?;
-            row.capture(conn, amount, now)?;
+        Decision::Approved(_) if row.capture => {
+            row.capture(conn, approved, now)?;
             EventType::ChargeSucceeded
         }
-        Decision::Approved => {
+        // Less than all of it can't be captured in full later, and a smaller authorization isn't what was asked for.
+        Decision::Approved(_) if approved.amount() < all.amount() => {
+            return Ok(NoticeEffect::Contradicts(format!(
+                "The charge is of {all}, and {approved} was authorized."
+            )));
+        }
+        Decision::Approved(_) => {
             row.set_status(ChargeStatus::RequiresCapture);
             EventType::ChargeAuthorized
         }

@@ -12,6 +12,7 @@ use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{IdempotentRequest, LocalOperation, Operation, Reply, Target};
 use crate::web::fields::{Fields, METADATA_ENTRIES_MAX, Metadata, Patch, TEXT_MAX};
 use crate::web::problems::problems;
+use crate::web::texts::Texts;
 
 use super::{Charge, ChargeRow};
 
@@ -52,6 +53,9 @@ impl Operation for UpdateCharge {
 impl LocalOperation for UpdateCharge {
     /// Locks: the charge.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
+        if let Patch::Set(text) = &self.description {
+            Texts::default().lines("/description", Some(text)).check()?;
+        }
         let id = self.id.ok_or(Error::ChargeNotFound)?;
         let mut row = ChargeRow::lock(conn, context.merchant(), id)?;
 

@@ -1,13 +1,18 @@
 //! The processor's messages, signed as defined by [Standard Webhooks](https://www.standardwebhooks.com).
 
 use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
 use serde_json::{Map, Value};
 
+use crate::base::money::{Currency, Money};
 use crate::base::signature::{self, Refusal, Secret, SignatureHeaders};
+use crate::base::time;
 use crate::error::FieldError;
-use crate::processor::{Change, Decline, Event, Messages, Notice};
+use crate::processor::{Change, Decline, Event, EventAmount, Messages, Notice};
 use crate::web::fields::{Fields, TEXT_MAX};
 
+/// Limit of a settlement's amount, which must be below it.
+const AMOUNT_LIMIT: u64 = 1_000_000_000_000;
 /// Maximum number of characters in the name of a type.
 const TYPE_LENGTH_MAX: usize = 100;
 
@@ -64,7 +69,9 @@ impl Messages for StandardMessages {
                 true => Some(fields.object("data", |data| read_notice(&kind, data))?),
                 false => None,
             };
-            Some(Event { kind, notice })
+            // It only orders decisions, so one that can't be read is no reason to refuse the event.
+            let occurred_at = fields.lenient_text("timestamp", TEXT_MAX).and_then(|text| time::parse(&text));
+            Some(Event { kind, notice, occurred_at })
         })
     }
 
@@ -80,15 +87,19 @@ fn read_notice(kind: &str, data: &mut Fields<'_>) -> Option<Notice> {
     let change = match kind {
         "settlement.paid" => {
             let id = data.well_formed_id("id", "must be the id of a settlement (set_…)");
-            let money = data.money();
+            let money = read_balance(data);
             id.zip(money).map(|(id, money)| Change::SettlementPaid(id, money))
         }
         "refund.failed" => {
-            data.well_formed_id("reference", "must be the id of a refund (re_…)").map(Change::RefundFailed)
+            let id = data.well_formed_id("reference", "must be the id of a refund (re_…)");
+            let amount = read_amount(data);
+            id.map(|id| Change::RefundFailed(id, amount))
         }
         "payout.paid" | "payout.failed" => {
             let id = data.well_formed_id("reference", "must be the id of a payout (po_…)");
-            id.map(if kind == "payout.paid" { Change::PayoutPaid } else { Change::PayoutFailed })
+            let change = if kind == "payout.paid" { Change::PayoutPaid } else { Change::PayoutFailed };
+            let amount = read_amount(data);
+            id.map(|id| change(id, amount))
         }
         _ => read_change_of_charge(kind, data),
     };
@@ -98,7 +109,10 @@ fn read_notice(kind: &str, data: &mut Fields<'_>) -> Option<Notice> {
 fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
     let charge_id = data.well_formed_id("reference", "must be the id of a charge (ch_…)");
     match kind {
-        "charge.succeeded" => Some(Change::ChargeSucceeded(charge_id?)),
+        "charge.succeeded" => {
+            let amount = read_amount(data);
+            Some(Change::ChargeSucceeded(charge_id?, amount))
+        }
         "charge.failed" => {
             let decline_code = data.object_if_any("operation", |operation| {
                 operation.allow_unknown();
@@ -111,12 +125,48 @@ fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
             let dispute = data.text("dispute", TEXT_MAX);
             // The reason only explains the dispute, so an invalid one doesn't refuse it.
             let reason = data.lenient_text("reason", TEXT_MAX);
+            let amount = if kind == "dispute.opened" { read_amount(data) } else { None };
             let (charge_id, dispute) = (charge_id?, dispute?);
             Some(match kind {
                 "dispute.won" => Change::DisputeWon { charge_id, dispute },
                 "dispute.lost" => Change::DisputeLost { charge_id, dispute },
-                _ => Change::DisputeOpened { charge_id, dispute, reason },
+                _ => Change::DisputeOpened { charge_id, dispute, amount, reason },
             })
         }
     }
+}
+
+/// Reads the optional members `amount` and `currency`, either of which may be null.
+fn read_amount(data: &mut Fields<'_>) -> Option<EventAmount> {
+    let amount = data.optional_amount();
+    let currency = match data.optional_text("currency", TEXT_MAX).map(|code| code.parse::<Currency>()) {
+        None => None,
+        Some(Ok(currency)) => Some(currency),
+        Some(Err(error)) => {
+            data.error("currency", error.to_string());
+            None
+        }
+    };
+    amount.map(|amount| EventAmount { amount, currency })
+}
+
+/// Reads `amount` and `currency` of a settlement. Its amount may be zero or negative: fees and refunds can exceed
+/// what was taken.
+fn read_balance(data: &mut Fields<'_>) -> Option<Money> {
+    let text = data.text("amount", TEXT_MAX);
+    let currency =
+        data.required_read("currency", |code| code.parse::<Currency>().map_err(|error| error.to_string()));
+    let (text, currency) = (text?, currency?);
+    let digits = text.strip_prefix('-').unwrap_or(&text);
+    let is_plain =
+        digits.len() <= TEXT_MAX && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let amount = Decimal::from_str_exact(&text).ok().filter(|_| is_plain);
+    let amount = amount
+        .map(|amount| amount.normalize())
+        .filter(|amount| amount.scale() <= currency.scale() && amount.abs() < Decimal::from(AMOUNT_LIMIT));
+    if amount.is_none() {
+        let scale = currency.scale();
+        data.error("amount", format!("must be a decimal string with at most {scale} decimals in {currency}"));
+    }
+    amount.map(|amount| Money::from_stored(amount, currency))
 }

@@ -12,7 +12,7 @@
 mod messages;
 mod protocol;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -26,7 +26,8 @@ use crate::base::money::Money;
 
 use super::metrics::Metrics;
 use super::{
-    Authorization, Books, Breaker, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation, calls,
+    Asked, Authorization, Books, Breaker, OperationKind, Page, Processor, ProcessorCall, ProcessorError,
+    ProcessorOperation, calls,
 };
 use protocol::{Operation, OperationsPage, Problem};
 
@@ -56,7 +57,8 @@ pub struct HttpSettings {
 
 /// Calls a processor over HTTP, in our own protocol.
 pub struct HttpProcessor {
-    client: reqwest::Client,
+    /// Replaced, with all its connections, when an answer turns out to belong to another call.
+    client: RwLock<reqwest::Client>,
     settings: HttpSettings,
     breaker: Breaker,
     metrics: Arc<Metrics>,
@@ -71,14 +73,7 @@ impl HttpProcessor {
                 settings.url
             ));
         }
-        let client = reqwest::Client::builder()
-            .connect_timeout(settings.connect_timeout)
-            .timeout(settings.request_timeout)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            // Following a redirect would send our key elsewhere.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| format!("Can't set up the client of the processor: {error}."))?;
+        let client = RwLock::new(client(&settings)?);
         let breaker = Breaker::new(metrics.processor_available.clone());
         Ok(Self { client, settings, breaker, metrics })
     }
@@ -88,6 +83,7 @@ impl HttpProcessor {
         &self,
         name: &'static str,
         call: &ProcessorCall,
+        asked: Asked<'_>,
         path: &[&str],
         mut body: Value,
     ) -> Result<ProcessorOperation, ProcessorError> {
@@ -101,7 +97,22 @@ impl HttpProcessor {
                 .json(&body);
             async { Ok(self.send::<Operation>(name, request).await?.into()) }
         };
-        calls::once(call, &self.breaker, || self.find(call), send).await
+        let mismatched = |error: &ProcessorError| self.distrust_connections(call, error);
+        calls::once(call, &asked, &self.breaker, mismatched, || self.find(call), send).await
+    }
+
+    /// Drops all connections after an answer that belongs to another call, since every later answer on that connection
+    /// would be off by one as well.
+    fn distrust_connections(&self, call: &ProcessorCall, error: &ProcessorError) {
+        log::error!(reference = call.reference.as_str(), key = call.key.as_str(); "{error}: its connections are closed");
+        self.metrics.processor_mismatches.inc();
+        if let Ok(fresh) = client(&self.settings) {
+            *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
+    }
+
+    fn client(&self) -> reqwest::Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -118,7 +129,7 @@ impl HttpProcessor {
     }
 
     fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
-        self.client.request(method, url).bearer_auth(self.settings.api_key.expose_secret())
+        self.client().request(method, url).bearer_auth(self.settings.api_key.expose_secret())
     }
 
     /// Sends one HTTP request.
@@ -131,13 +142,16 @@ impl HttpProcessor {
         let result = read(request).await;
         let outcome = match &result {
             Ok(_) => "answered",
-            Err(ProcessorError::Refused { .. }) => "refused",
+            Err(ProcessorError::Refused(_)) => "refused",
+            Err(ProcessorError::Rejected { .. }) => "rejected",
             Err(ProcessorError::Unreachable) => "unreachable",
             Err(ProcessorError::Failed) => "failed",
             Err(_) => "lost",
         };
         match &result {
-            Ok(_) | Err(ProcessorError::Refused { .. }) => self.breaker.succeeded(),
+            Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => {
+                self.breaker.succeeded()
+            }
             Err(_) => self.breaker.failed(),
         }
         self.metrics.processor_calls.with_label_values(&[name, outcome]).inc();
@@ -146,7 +160,18 @@ impl HttpProcessor {
     }
 }
 
-/// Sends a request and classifies the answer.
+fn client(settings: &HttpSettings) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .connect_timeout(settings.connect_timeout)
+        .timeout(settings.request_timeout)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        // A redirect would carry our key elsewhere.
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| format!("Can't set up the client of the processor: {error}."))
+}
+
+/// Sends a request and sorts what comes back.
 async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
     let lost = |error: reqwest::Error| {
         log::warn!("no answer from the processor: {:?}", error.without_url());
@@ -158,13 +183,26 @@ async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result
     })?;
     match answer.status() {
         status if status.is_success() => answer.json().await.map_err(lost),
-        StatusCode::TOO_MANY_REQUESTS => Err(ProcessorError::Failed),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(ProcessorError::Failed),
         status if status.is_client_error() => {
-            let problem = answer.json().await.map_err(lost);
-            problem.and_then(|Problem { error }| Err(ProcessorError::Refused { code: error.code }))
+            let Problem { error } = answer.json().await.map_err(lost)?;
+            Err(match is_refusal(status, &error.code) {
+                true => ProcessorError::Refused(error.into()),
+                false => ProcessorError::Rejected { code: error.code },
+            })
         }
         _ => Err(ProcessorError::Failed),
     }
+}
+
+/// True if the error is about what was asked for, so that asking again can't help. The others are about how it was asked: our
+/// credentials, the path, the key.
+fn is_refusal(status: StatusCode, code: &str) -> bool {
+    let is_about_request = matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY
+    );
+    is_about_request && !code.starts_with("idempotency_key_")
 }
 
 fn money(amount: Money) -> Value {
@@ -189,7 +227,8 @@ impl Processor for HttpProcessor {
         if let Some(capture) = capture {
             body["capture_key"] = capture.key.as_str().into();
         }
-        self.call("authorize", call, &["authorizations"], body).await?.into_authorization()
+        let asked = Asked::to(OperationKind::Authorize).of(amount);
+        self.call("authorize", call, asked, &["authorizations"], body).await?.into_authorization(amount)
     }
 
     async fn capture(
@@ -198,13 +237,15 @@ impl Processor for HttpProcessor {
         authorization_id: &str,
         amount: Money,
     ) -> Result<(), ProcessorError> {
+        let asked = Asked::to(OperationKind::Capture).of(amount).on(authorization_id);
         let path = ["authorizations", authorization_id, "captures"];
-        self.call("capture", call, &path, money(amount)).await?.into_done()
+        self.call("capture", call, asked, &path, money(amount)).await?.into_done()
     }
 
     async fn void(&self, call: &ProcessorCall, authorization_id: &str) -> Result<(), ProcessorError> {
         let path = ["authorizations", authorization_id, "void"];
-        self.call("void", call, &path, json!({})).await?.into_done()
+        let asked = Asked::to(OperationKind::Void).on(authorization_id);
+        self.call("void", call, asked, &path, json!({})).await?.into_done()
     }
 
     async fn refund(
@@ -213,8 +254,9 @@ impl Processor for HttpProcessor {
         authorization_id: &str,
         amount: Money,
     ) -> Result<(), ProcessorError> {
+        let asked = Asked::to(OperationKind::Refund).of(amount).on(authorization_id);
         let path = ["authorizations", authorization_id, "refunds"];
-        self.call("refund", call, &path, money(amount)).await?.into_done()
+        self.call("refund", call, asked, &path, money(amount)).await?.into_done()
     }
 
     async fn payout(
@@ -225,7 +267,8 @@ impl Processor for HttpProcessor {
     ) -> Result<(), ProcessorError> {
         let mut body = money(amount);
         body["destination"] = destination.into();
-        self.call("payout", call, &["payouts"], body).await?.into_done()
+        let asked = Asked::to(OperationKind::Payout).of(amount);
+        self.call("payout", call, asked, &["payouts"], body).await?.into_done()
     }
 
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
@@ -233,7 +276,7 @@ impl Processor for HttpProcessor {
             self.request(Method::GET, &["operations", "by-key", &call.key]).header(ATTEMPT, call.attempt);
         match self.send::<Operation>("find", request).await {
             Ok(operation) => Ok(Some(operation.into())),
-            Err(ProcessorError::Refused { code }) if code == "operation_not_found" => Ok(None),
+            Err(ProcessorError::Rejected { code }) if code == "operation_not_found" => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -246,7 +289,7 @@ impl Processor for HttpProcessor {
     async fn watch(&self) {
         let health = self.url(&["health"]);
         let is_healthy = || {
-            let asked = self.client.get(health.clone()).timeout(self.settings.connect_timeout).send();
+            let asked = self.client().get(health.clone()).timeout(self.settings.connect_timeout).send();
             async { asked.await.is_ok_and(|answer| answer.status().is_success()) }
         };
         self.breaker.watch(self.settings.probe_interval, is_healthy).await;

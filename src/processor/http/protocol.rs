@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde::Deserialize;
 
-use crate::processor::{Decline, OperationKind, OperationStatus, Page, ProcessorOperation};
+use crate::processor::{
+    CallRefusal, Decline, OperationKind, OperationStatus, Page, ProcessorOperation, RefusalReason,
+};
 
 /// An operation that the processor performed or declined.
 #[derive(Debug, Deserialize)]
@@ -32,7 +34,7 @@ impl From<Operation> for ProcessorOperation {
             ("declined", _) => OperationStatus::Declined(
                 operation.decline_code.as_deref().map_or_else(Decline::generic, Decline::new),
             ),
-            ("refused", Some(refusal)) => OperationStatus::Refused(refusal.code),
+            ("refused", Some(refusal)) => OperationStatus::Refused(refusal.into()),
             ("paid", _) => OperationStatus::Paid,
             ("failed", _) => OperationStatus::Failed,
             _ => OperationStatus::Other(operation.status),
@@ -57,6 +59,18 @@ impl From<Operation> for ProcessorOperation {
 #[derive(Debug, Deserialize)]
 pub(super) struct Reason {
     pub code: String,
+    /// State of the authorization, if that's why.
+    pub authorization_status: Option<String>,
+}
+
+impl From<Reason> for CallRefusal {
+    fn from(reason: Reason) -> Self {
+        let is_over =
+            matches!(reason.authorization_status.as_deref(), Some("voided" | "expired" | "declined"));
+        let is_nothing_held = is_over || reason.code == "authorization_not_found";
+        let kind = if is_nothing_held { RefusalReason::NothingHeld } else { RefusalReason::Other };
+        Self::new(&reason.code, kind)
+    }
 }
 
 /// The form of the processor's errors.
