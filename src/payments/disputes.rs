@@ -118,7 +118,7 @@ impl DisputeRow {
     }
 
     fn into_dispute(self) -> Result<Dispute, Error> {
-        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        let currency = Currency::stored(&self.currency).map_err(Error::internal)?;
         Ok(Dispute {
             id: self.id,
             object: "dispute",
@@ -244,7 +244,7 @@ pub fn close(
         other => return Ok(NoticeEffect::contradicts("dispute", other)),
     }
     let id = row.id;
-    let amount = Money::from_stored(row.amount, row.currency.parse().map_err(Error::internal)?);
+    let amount = Money::from_stored(row.amount, Currency::stored(&row.currency).map_err(Error::internal)?);
     let entry = JournalEntry::new(format!("{id}:{status}"))
         .debit(AccountKind::DisputesHeld, amount)
         .credit(credited, amount);
