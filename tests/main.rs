@@ -36,6 +36,7 @@ mod inbound;
 mod key_expiry;
 mod known_bugs;
 mod ledger;
+mod ledger_guards;
 mod listen_and_trigger;
 mod migrations;
 mod model;

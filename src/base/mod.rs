@@ -1,5 +1,6 @@
 //! Values and helpers that know nothing of a request.
 
+mod currency;
 pub(crate) mod defaults;
 pub mod derived_secrets;
 pub mod faults;

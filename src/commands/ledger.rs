@@ -78,7 +78,7 @@ pub fn print(conn: &mut PgConnection, merchant: MerchantId, out: &mut impl Write
     let rule = "-".repeat(AMOUNT_WIDTH - 4);
     writeln!(out, "{:ACCOUNT_WIDTH$}{rule:>AMOUNT_WIDTH$}{rule:>AMOUNT_WIDTH$}", "")?;
     for (code, (debit, credit)) in &totals {
-        let format = |amount: Decimal| match code.parse::<Currency>() {
+        let format = |amount: Decimal| match Currency::stored(code) {
             Ok(currency) => currency.format(amount),
             Err(_) => amount.to_string(),
         };

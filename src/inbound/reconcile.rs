@@ -394,9 +394,9 @@ fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error>
     Ok(taken == 1)
 }
 
-/// Formats `amount` at the currency's scale, if the currency is known.
+/// Formats `amount` at the currency's scale. The processor's text needn't be the code of any.
 fn format_amount(amount: Decimal, currency: &str) -> String {
-    currency.parse().map_or_else(|_| amount.to_string(), |currency: Currency| currency.format(amount))
+    Currency::stored(currency).map_or_else(|_| amount.to_string(), |currency| currency.format(amount))
 }
 
 impl fmt::Display for Report {

@@ -209,7 +209,7 @@ fn posting(
         account_id,
         account_kind,
         side: if amount.is_sign_positive() { Side::Debit } else { Side::Credit },
-        amount: currency.parse::<Currency>().map_err(Error::internal)?.format(amount.abs()),
+        amount: Currency::stored(&currency).map_err(Error::internal)?.format(amount.abs()),
         currency,
         created_at: Timestamp(at),
     })
@@ -335,7 +335,7 @@ pub async fn get_account_balance(
             let balance = on_normal_side(&account.kind, query.get_result::<Decimal>(conn)?);
             Ok::<_, Error>(AccountBalance {
                 account_id: account.id,
-                balance: account.currency.parse::<Currency>().map_err(Error::internal)?.format(balance),
+                balance: Currency::stored(&account.currency).map_err(Error::internal)?.format(balance),
                 currency: account.currency,
                 at: at.map(Timestamp),
             })
@@ -564,7 +564,7 @@ fn trial_balance(
     let mut accounts = Vec::new();
     let mut totals: Vec<(Currency, Decimal, Decimal)> = Vec::new();
     for (account_id, kind, code, balance) in rows {
-        let currency: Currency = code.parse().map_err(Error::internal)?;
+        let currency = Currency::stored(&code).map_err(Error::internal)?;
         let (debit, credit) = (balance.max(Decimal::ZERO), (-balance).max(Decimal::ZERO));
         match totals.last_mut() {
             Some((last, debits, credits)) if *last == currency => {

@@ -63,7 +63,7 @@ pub(super) fn post_correction(
         .bind::<SqlUuid, _>(id)
         .bind::<Text, _>(&entry.source)
         .bind::<Array<Text>, _>(&entry.kinds)
-        .bind::<Array<Text>, _>(&entry.currencies)
+        .bind::<Array<Text>, _>(entry.codes())
         .bind::<Array<Numeric>, _>(&entry.amounts)
         .bind::<Nullable<SqlUuid>, _>(correction.corrects)
         .bind::<Text, _>(correction.reference)

@@ -5,8 +5,8 @@
 //! Entries and postings are never changed or deleted.
 //!
 //! The *database* guards all of that: the service's role can't write the tables, only call the function
-//! `ledger_post`, which checks each rule (see the migration that creates it). This module is the service's
-//! side of it.
+//! `ledger_post`, which checks each rule, also that no amount has more decimals than its currency (see the
+//! migrations that create and replace it). This module is the service's side of it.
 //!
 //! # Balances
 //!
@@ -27,7 +27,7 @@ use rust_decimal::Decimal;
 use serde_json::json;
 
 use crate::base::ids::MerchantId;
-use crate::base::money::Money;
+use crate::base::money::{Currency, Money};
 use crate::error::{Error, violated_constraint};
 use crate::storage::sql::statement;
 
@@ -41,7 +41,7 @@ pub use corrections::{Correction, correct, find_entry};
 pub struct JournalEntry {
     source: String,
     kinds: Vec<&'static str>,
-    currencies: Vec<&'static str>,
+    currencies: Vec<Currency>,
     amounts: Vec<Decimal>,
 }
 
@@ -71,10 +71,15 @@ impl JournalEntry {
         })
     }
 
+    /// The currency codes of the lines.
+    fn codes(&self) -> Vec<&str> {
+        self.currencies.iter().map(Currency::code).collect()
+    }
+
     fn line(mut self, account: AccountKind, money: Money, signed_amount: Decimal) -> Self {
         if !signed_amount.is_zero() {
             self.kinds.push(account.as_str());
-            self.currencies.push(money.currency().code());
+            self.currencies.push(money.currency());
             self.amounts.push(signed_amount);
         }
         self
@@ -123,7 +128,7 @@ pub fn post(conn: &mut PgConnection, merchant: MerchantId, entry: &JournalEntry)
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(&entry.source)
         .bind::<Array<Text>, _>(&entry.kinds)
-        .bind::<Array<Text>, _>(&entry.currencies)
+        .bind::<Array<Text>, _>(entry.codes())
         .bind::<Array<Numeric>, _>(&entry.amounts)
         .execute(conn)?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Correcting entries by operators: some truths come by telephone.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, post, web};
@@ -104,11 +104,11 @@ impl Operation for PostJournalEntry {
                 postings: postings?,
             })
         })?;
-        let mut sums = BTreeMap::<&'static str, Decimal>::new();
+        let mut sums = HashMap::<Currency, Decimal>::new();
         for posting in &entry.postings {
             let amount = posting.amount.amount();
             let signed = if posting.side == Side::Debit { amount } else { -amount };
-            *sums.entry(posting.amount.currency().code()).or_default() += signed;
+            *sums.entry(posting.amount.currency()).or_default() += signed;
         }
         match sums.into_iter().find(|(_, sum)| !sum.is_zero()) {
             None => Ok(entry),

@@ -58,24 +58,16 @@ pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance
     .bind::<SqlUuid, _>(merchant)
     .load::<(String, Decimal, Decimal, Decimal)>(conn)?;
 
-    let balances = rows
-        .into_iter()
-        .filter_map(|(code, available, pending, in_transit)| {
-            // The database checks the form of a currency code, not its existence. A manual posting in a
-            // currency that doesn't exist must not hide the others.
-            let Ok(currency) = code.parse::<Currency>() else {
-                log::error!("{merchant} has postings in {code}, which is no currency");
-                return None;
-            };
-            Some(CurrencyBalance {
-                currency,
-                available: currency.format(available),
-                pending: currency.format(pending),
-                in_transit: currency.format(in_transit),
-            })
+    let balances = rows.into_iter().map(|(code, available, pending, in_transit)| {
+        let currency = Currency::stored(&code).map_err(Error::internal)?;
+        Ok::<_, Error>(CurrencyBalance {
+            currency,
+            available: currency.format(available),
+            pending: currency.format(pending),
+            in_transit: currency.format(in_transit),
         })
-        .collect();
-    Ok(Balance { balances })
+    });
+    Ok(Balance { balances: balances.collect::<Result<_, _>>()? })
 }
 
 problems!(GetProblems, reading:);

@@ -129,7 +129,8 @@ impl DisputeRow {
     /// Posts the journal entry of a decision: the first, or one that corrects the last.
     fn book(&self, conn: &mut PgConnection, decision: Decision<'_>) -> Result<(), Error> {
         let (merchant, id) = (self.merchant_id, self.id);
-        let amount = Money::from_stored(self.amount, self.currency.parse().map_err(Error::internal)?);
+        let amount =
+            Money::from_stored(self.amount, Currency::stored(&self.currency).map_err(Error::internal)?);
         let entry = |source: String, debited, credited| {
             JournalEntry::new(source).debit(debited, amount).credit(credited, amount)
         };
@@ -193,7 +194,7 @@ impl DisputeRow {
     }
 
     fn into_dispute(self) -> Result<Dispute, Error> {
-        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        let currency = Currency::stored(&self.currency).map_err(Error::internal)?;
         Ok(Dispute {
             id: self.id,
             object: "dispute",

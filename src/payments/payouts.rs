@@ -130,7 +130,7 @@ impl PayoutRow {
     }
 
     fn money(&self) -> Result<Money, Error> {
-        Ok(Money::from_stored(self.amount, self.currency.parse().map_err(Error::internal)?))
+        Ok(Money::from_stored(self.amount, Currency::stored(&self.currency).map_err(Error::internal)?))
     }
 
     /// Writes the state and its event.
@@ -158,7 +158,7 @@ impl PayoutRow {
     }
 
     fn into_payout(self) -> Result<Payout, Error> {
-        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        let currency = Currency::stored(&self.currency).map_err(Error::internal)?;
         Ok(Payout {
             id: self.id,
             object: "payout",
@@ -218,13 +218,22 @@ impl ExternalOperation for CreatePayout {
     type Reservation = ();
     type Outcome = Result<(), CallRefusal>;
 
-    /// Holds the amount in the ledger, so that nothing else can use it during the processor call. Errors,
-    /// in the order checked: `validation_failed` (texts), `insufficient_balance`.
+    /// Holds the amount in the ledger, so that nothing else can use it during the processor call.
+    ///
+    /// Errors, in the order checked: `validation_failed` (texts, or a withdrawn currency and no balance in it),
+    /// `insufficient_balance`.
     ///
     /// Locks: the merchant's `merchant_payable` account.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
         Texts::default().name("/destination", Some(&self.destination)).check()?;
         let (merchant, id) = (context.merchant(), PayoutId(context.resource_id()?));
+        let currency = self.amount.currency();
+        if let Err(withdrawn) = currency.check_in_use(context.claimed_at())
+            // What is left in it isn't new money, and must be able to leave.
+            && ledger::balance(conn, merchant, AccountKind::MerchantPayable, currency)?.is_zero()
+        {
+            return Err(Error::field("/currency", withdrawn.to_string()));
+        }
         ledger::hold(conn, merchant, &id.to_string(), self.amount)?;
         let row = PayoutRow {
             merchant_id: merchant,
@@ -399,6 +408,9 @@ problems!(CreateProblems, mutating: InsufficientBalance, PayoutRefused, RequestA
 ///
 /// Sends available balance to the merchant's bank. The payout is `in_transit` until the processor reports
 /// that it arrived or failed. Any number of concurrent payouts never overdraw the balance.
+///
+/// A balance that is left in a currency that ISO 4217 has withdrawn can still be paid out. Without one, the currency is
+/// refused with `validation_failed`.
 #[utoipa::path(
     operation_id = "payouts.create",
     tag = "Payouts",

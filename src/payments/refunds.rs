@@ -149,7 +149,7 @@ impl RefundRow {
     }
 
     fn into_refund(self) -> Result<Refund, Error> {
-        let currency: Currency = self.currency.parse().map_err(Error::internal)?;
+        let currency = Currency::stored(&self.currency).map_err(Error::internal)?;
         Ok(Refund {
             id: self.id,
             object: "refund",

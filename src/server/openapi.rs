@@ -36,7 +36,9 @@ use crate::web::problems::string_header;
             key never executes it again: the service returns the first answer, byte for byte. So after a timeout, a dropped \
             connection or a 5xx, simply send the same request again.\n\n\
             Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
-            problems: each `code` has one cause, and `type` is the path of its explanation.",
+            problems: each `code` has one cause, and `type` is the path of its explanation. What is stored is always shown: \
+            an object whose currency was withdrawn as any other, and an amount in a currency that the service doesn't know any \
+            more with the decimals that it has.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),

@@ -139,12 +139,12 @@ impl Operation {
     }
 
     pub(super) fn money(&self) -> Option<Money> {
-        let currency = self.currency.as_ref()?.parse().ok()?;
+        let currency = Currency::stored(self.currency.as_ref()?).ok()?;
         Some(Money::from_stored(self.amount?, currency))
     }
 
     pub(super) fn amount_text(&self) -> Option<String> {
-        let currency: Currency = self.currency.as_ref()?.parse().ok()?;
+        let currency = Currency::stored(self.currency.as_ref()?).ok()?;
         Some(currency.format(self.amount?))
     }
 
@@ -152,7 +152,7 @@ impl Operation {
         self.kind == instruction.kind()
             && self.target == instruction.target()
             && self.amount == instruction.money().map(Money::amount)
-            && self.currency.as_deref() == instruction.money().map(|money| money.currency().code())
+            && self.currency == instruction.money().map(|money| money.currency().to_string())
     }
 }
 

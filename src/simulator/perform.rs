@@ -9,7 +9,7 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::base::money::Money;
+use crate::base::money::{Currency, Money};
 use crate::error::Failure;
 
 use super::error::Refusal;
@@ -31,7 +31,7 @@ struct NewOperation<'a> {
     refusal: Option<Value>,
     authorization_id: Option<&'a str>,
     amount: Option<Decimal>,
-    currency: Option<&'static str>,
+    currency: Option<&'a str>,
     merchant: &'a str,
     reference: &'a str,
 }
@@ -161,6 +161,7 @@ fn insert(
         Instruction::Payout { .. } => None,
         _ => Some(instruction.target()),
     };
+    let currency = instruction.money().map(Money::currency);
     let new = NewOperation {
         id: format!("op_{}", Uuid::now_v7().as_simple()),
         kind: instruction.kind(),
@@ -171,7 +172,7 @@ fn insert(
         refusal: outcome.refusal.as_ref().map(|refusal| json!(refusal)),
         authorization_id,
         amount: instruction.money().map(at_scale),
-        currency: instruction.money().map(|money| money.currency().code()),
+        currency: currency.as_ref().map(Currency::code),
         merchant: &order.merchant,
         reference: &order.reference,
     };

@@ -78,7 +78,7 @@ pub struct CreateCharge {
     /// before the point.
     #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "12.50")]
     amount: Money,
-    /// ISO 4217 code in upper case.
+    /// ISO 4217 code of a currency in use, in upper case.
     #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
@@ -143,12 +143,14 @@ impl ExternalOperation for CreateCharge {
     type Reservation = Pricing;
     type Outcome = Authorization;
 
-    /// Errors, in the order checked: `validation_failed` (texts); if the policy refuses suspected duplicates:
-    /// `duplicate_suspected`, `duplicate_in_progress`.
+    /// Errors, in the order checked: `validation_failed` (texts, or a withdrawn currency; nothing is kept of the
+    /// request) and, if the policy refuses suspected duplicates, `duplicate_suspected`, `duplicate_in_progress`.
     ///
     /// Locks: with that policy, the fields that make charges alike.
     fn reserve(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Pricing, Error> {
         self.texts().check()?;
+        let in_use = self.amount.currency().check_in_use(context.claimed_at());
+        in_use.map_err(|withdrawn| Error::field("/currency", withdrawn.to_string()))?;
         if !self.refuses_suspected_duplicates(context.policy()) {
             return pricing::pricing(conn, context.merchant(), context.claimed_at());
         }
@@ -224,9 +226,11 @@ impl ExternalOperation for CreateCharge {
 
 impl BatchedOperation for CreateCharge {
     /// A charge reserves nothing, since the processor's decision creates it. But only a reservation can
-    /// refuse a suspected duplicate, or a text, in time.
+    /// refuse a suspected duplicate, a text, or a currency that was withdrawn, in time.
     fn needs_reservation(&self, policy: &Policy) -> bool {
-        self.refuses_suspected_duplicates(policy) || !self.texts().are_fine()
+        self.amount.currency().is_limited_in_time()
+            || self.refuses_suspected_duplicates(policy)
+            || !self.texts().are_fine()
     }
 
     fn reservation_from(&self, read: Option<serde_json::Value>) -> Result<Pricing, Error> {
@@ -396,6 +400,9 @@ problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSu
 /// currency and payment method was created a short time ago under another key. `Suspected-Duplicate-Of` then
 /// names the other charge. If the policy says so, the new charge is refused with `duplicate_suspected`
 /// instead.
+///
+/// A currency that ISO 4217 has withdrawn is refused with `validation_failed` from the day of its withdrawal (UTC) on.
+/// Charges made before live on: they can be captured, canceled, refunded and disputed, and retries get the first answer.
 #[utoipa::path(
     operation_id = "charges.create",
     tag = "Charges",

@@ -255,7 +255,7 @@ impl ChargeRow {
     }
 
     pub fn currency(&self) -> Result<Currency, Error> {
-        self.currency.parse().map_err(Error::internal)
+        Currency::stored(&self.currency).map_err(Error::internal)
     }
 
     pub fn status(&self) -> Result<ChargeStatus, Error> {

@@ -90,7 +90,7 @@ pub async fn list(
             if let Some(status) = status {
                 query = query.filter(charges::status.eq(status.as_str()));
             }
-            if let Some(currency) = currency {
+            if let Some(currency) = &currency {
                 query = query.filter(charges::currency.eq(currency.code()));
             }
             if let Some(reference) = &reference {
