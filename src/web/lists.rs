@@ -148,6 +148,15 @@ impl Parameters {
         time
     }
 
+    /// Refuses the parameter `name` beside any of `others`. Comes before those are taken.
+    pub fn exclude(&mut self, name: &str, others: &[&str]) {
+        for other in others {
+            if self.values.contains_key(name) && self.values.contains_key(*other) {
+                self.error(name, format!("can't be combined with {other}"));
+            }
+        }
+    }
+
     /// Takes `limit`, `starting_after` and `ending_before`. The cursors are ids of type `K`.
     pub fn page<K: FromStr>(&mut self) -> Page<K> {
         let limit = self.optional::<i64>("limit", "must be a number from 1 to 100");

@@ -51,7 +51,9 @@ problems!(ListProblems, listing:);
 /// List charges
 ///
 /// Newest first. Filters combine. A cursor is the id of a charge next to the page, so pages don't shift when
-/// charges are added.
+/// charges are added. A charge's id and `created_at` are of the time of its request, and it's listed once that
+/// request is answered: so it can appear behind charges that you know. To learn of every charge, poll
+/// `GET /v1/events?after=`.
 #[utoipa::path(
     operation_id = "charges.list",
     tag = "Charges",
