@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the short load scripts against two instances, one of which is killed in the middle of a storm, and then against
-# one whose claim is broken, which must make them fail.
+# Runs the short load scripts against two instances, one of which is killed in the middle of a storm, then against one whose
+# claim is broken, which must make them fail, and then against one with a processor that sends events of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -79,3 +79,10 @@ if [ "$status" != 99 ] || ! grep -q '^FAIL' "$work/red.txt"; then
     exit 1
 fi
 echo 'retry_storm.js noticed the broken claim, as it must.'
+
+# The processor's events are part of the books, too: it reports each payout as paid while the script runs.
+export ONCEPAY_DATA_DIR=$work/http
+start http 'Oncepay is running' "$oncepay" dev --port 0 --data-dir "$ONCEPAY_DATA_DIR" --processor http
+k6 run -q -e ROUNDS=1 load/smoke.js
+k6 run -q -e CLIENTS=2 -e DURATION=5s load/lifecycle.js
+k6 run -q -e CLIENTS=5 -e DURATION=5s load/retry_storm.js

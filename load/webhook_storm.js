@@ -23,7 +23,7 @@ import { clientCounts, compare, iteration, options as optionsOf, violation } fro
 import { CURRENCY, amount, cents } from './lib/money.js';
 import { pay } from './lib/payments.js';
 import { dice, newKey, plan, settlementOf } from './lib/plan.js';
-import { number, operatorKey, webhookSecret } from './lib/settings.js';
+import { hasProcessor, number, operatorKey, webhookSecret } from './lib/settings.js';
 import { summary } from './lib/summary.js';
 
 /** The events of a set, by the kind of charge: the event's type, and the object of the charge that it names. */
@@ -54,6 +54,9 @@ const clients = number('CLIENTS', 32);
 const merchantsCount = number('MERCHANTS', 4);
 if (eventsCount % TOLD.length !== 0 || clients < DELIVERIES) {
   throw new Error(`EVENTS must be a multiple of ${TOLD.length}, CLIENTS at least ${DELIVERIES}.`);
+}
+if (hasProcessor) {
+  throw new Error('It plays the processor itself, so the service must have a sandbox: `oncepay dev` without --processor.');
 }
 if (!/^whsec_./.test(webhookSecret)) {
   throw new Error('ONCEPAY_WEBHOOK_SECRET must be what the service expects events to be signed with (whsec_…).');

@@ -211,6 +211,89 @@ fn trigger_has_the_acquirer_send_where_there_is_one() {
     eventually("the count", || applied() as usize == sent.len());
 }
 
+/// The books of both sides, after a refund came back: the charge can be refunded again, and the settlement is of what the
+/// processor still has.
+#[test]
+fn trigger_changes_both_books_also_with_settings_of_the_environment() {
+    let database = TestDatabase::new();
+    let (acquirer, app) = App::start_beside(
+        Acquirer::start_with(&database, |settings| settings.decide_after = Duration::ZERO),
+        &database,
+    );
+    let scene = Scene::new(database, app, "");
+    let nothing = tempfile::tempdir().unwrap();
+    let settings = std::fs::read_to_string(scene.folder.path().join("dev.env")).unwrap();
+    let trigger = |kind: &str, control: Option<String>| {
+        let mut command = scene.command(&["trigger", kind]);
+        command.env("ONCEPAY_DATA_DIR", nothing.path()).envs(acquirer.environment());
+        command.envs(settings.lines().filter_map(|line| line.split_once('=')));
+        command.envs(control.map(|url| ("ONCEPAY_SIMULATOR_CONTROL_URL", url)));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), said.into_owned())
+    };
+    let (sends, said) = trigger("payout.paid", None);
+    assert!(!sends && said.contains("ONCEPAY_SIMULATOR_CONTROL_URL"), "{said}");
+    assert_eq!(scene.database.rows("charges"), 0, "nothing was made for an event that can't be sent");
+
+    let control = format!("{}/control", acquirer.control_url);
+    let (sends, said) = trigger("refund.failed", Some(control));
+    assert!(sends && said.contains("The simulator sends refund.failed"), "{said}");
+    eventually("the refund's end", || scene.count("refund.failed") == 1);
+    let refund = scene.client.get("/v1/refunds").expect(200).json()["data"][0].clone();
+    assert_eq!(refund["status"], "failed");
+    // Its fee is no part of what can be returned.
+    scene.client.charge(&fresh_key(), &visa()).expect(201);
+    let all = serde_json::json!({"charge_id": refund["charge_id"]});
+    let again = scene.client.send("POST", "/v1/refunds", "again", &all).expect(201);
+    assert_eq!(again.field("amount"), "12.50");
+    acquirer.wait_for_its_list();
+    let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+        .args(["reconcile", "--reconcile-grace-s", "0"])
+        .env("DATABASE_URL", crate::support::database::exposed(&scene.database.app_url))
+        .envs(acquirer.environment())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.ends_with("Both sides agree.\n"), "{said}");
+}
+
+#[test]
+fn a_refund_that_fails_after_it_was_settled_is_in_the_next_settlement() {
+    let database = TestDatabase::new();
+    let (acquirer, app) = App::start_beside(Acquirer::start(&database), &database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let clearing = || {
+        let trial = client.get("/v1/ledger/trial-balance").expect(200).json();
+        let accounts = trial["accounts"].as_array().unwrap().clone();
+        accounts.into_iter().find(|account| account["kind"] == "acquirer_clearing").unwrap()["debit"].clone()
+    };
+    let refund_of = |amount: &str| {
+        let charge = client.charge(&fresh_key(), &visa()).expect(201).field("id");
+        let body = serde_json::json!({"charge_id": charge, "amount": amount});
+        client.send("POST", "/v1/refunds", &fresh_key(), &body).expect(201).field("id")
+    };
+    let id = merchant.id.to_string();
+    let fail = |refund: &str| {
+        acquirer.send_event("refund.failed", &serde_json::json!({"merchant": id, "reference": refund}))
+    };
+    let failed = |count: i64| {
+        let failures = "SELECT count(*) FROM events WHERE type = 'refund.failed'";
+        eventually("the failure", || database.count(failures) == count);
+    };
+    let (settled, unsettled) = (refund_of("5.00"), refund_of("2.00"));
+    fail(&unsettled);
+    failed(1);
+    assert_eq!(acquirer.settle(&id, "USD")["amount"], "20.00", "two captures less the refund that holds");
+    eventually("the settlement", || clearing() == "0.00");
+    fail(&settled);
+    failed(2);
+    assert_eq!(clearing(), "5.00");
+    assert_eq!(acquirer.settle(&id, "USD")["amount"], "5.00");
+    eventually("the settlement", || clearing() == "0.00");
+}
+
 #[test]
 fn without_a_service_the_commands_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,7 +19,10 @@ struct Scene {
 impl Scene {
     /// With some of everything, in two currencies.
     fn new() -> Self {
-        let database = TestDatabase::new();
+        Self::on(TestDatabase::new())
+    }
+
+    fn on(database: TestDatabase) -> Self {
         let acquirer = Acquirer::start(&database);
         let app = App::start_at(&acquirer, &database, |_| {});
         let merchant = database.merchant();
@@ -108,6 +111,39 @@ fn undisturbed_both_sides_agree_per_currency() {
     scene.charge("USD", "0.50");
     scene.expect_agreement();
     scene.database.assert_audit_is_clean();
+}
+
+#[test]
+fn what_a_sandbox_did_before_counts_on_neither_side() {
+    let database = TestDatabase::new();
+    let sandbox = App::start(&database);
+    let client = sandbox.client.as_merchant(&database.merchant());
+    let charge = client.charge("before", &visa()).expect(201).field("id");
+    client.send("POST", "/v1/refunds", "refund", &json!({"charge_id": charge, "amount": "2.00"})).expect(201);
+    let euro = json!({"amount": "7.00", "currency": "EUR", "payment_method": "pm_card_visa"});
+    client.charge("euro", &euro).expect(201);
+    drop(sandbox);
+    let scene = Scene::on(database);
+    let (agrees, text) = scene.reconcile("never");
+    assert!(agrees && text.ends_with("Both sides agree.\n"), "{text}");
+    let totals: Vec<Vec<_>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let totals: Vec<_> = totals.into_iter().take_while(|words| ["JPY", "USD"].contains(&words[0])).collect();
+    assert_eq!(totals.len(), 6, "{text}");
+    assert!(totals.iter().all(|words| words[2..4] == words[4..6]), "{text}");
+    let not_compared: Vec<_> = text.lines().filter(|line| line.starts_with("Not compared")).collect();
+    let expected = "Not compared: 5 here that the processor doesn't have, from before it was first asked (20";
+    assert!(not_compared.len() == 1 && not_compared[0].starts_with(expected), "{text}");
+    // What the processor lacks of its own time is missed as ever.
+    let missing = scene.charge("USD", "5.00");
+    let mut scene = scene;
+    scene.database.skip_audit();
+    scene.damage(&format!("DELETE FROM operations WHERE reference = '{missing}' AND kind = 'capture'"));
+    let (agrees, text) = scene.reconcile("never");
+    assert!(!agrees && text.contains(&format!("missing_at_acquirer: capture of {missing}")), "{text}");
+    assert!(
+        text.contains("USD      capture           2              17.50           1              12.50"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -222,7 +258,7 @@ fn what_is_under_way_is_no_difference_and_never_an_orphan() {
     assert!(scene.acquirer.operations().iter().any(|operation| operation["amount"] == "12.50"));
     scene.acquirer.control(json!({"rules": []}));
     let (agrees, text) = scene.reconcile("0");
-    assert!(agrees, "{text}");
+    assert!(agrees && text.contains("Not compared: 0 here and 1 there that are under way"), "{text}");
     scene.client.charge("unknown", &visa()).expect(201);
     scene.expect_agreement();
 }

@@ -540,6 +540,11 @@ fn operators_list_what_is_stuck() {
     assert_eq!(keys("?older_than=4m"), ["a"]);
     let time = (chrono::Utc::now() - chrono::Duration::seconds(250)).format("%Y-%m-%dT%H:%M:%SZ");
     assert_eq!(keys(&format!("?older_than={time}")), ["a"]);
+    for (key, expected) in [("a", &["a"][..]), ("b", &["b", "a"])] {
+        let shown =
+            clients[usize::from(key == "b")].get(&format!("/v1/idempotency-keys/{key}")).field("created_at");
+        assert_eq!(keys(&format!("?older_than={shown}")), expected, "a time as shown includes its key");
+    }
     assert_eq!(keys("?status=abandoned"), ["c", "b", "a"]);
     assert_eq!(keys("?status=parked"), Vec::<String>::new());
     assert_eq!(keys(&format!("?merchant_id={}", merchants[1].id)), ["b"]);

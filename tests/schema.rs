@@ -14,7 +14,10 @@ use crate::support::*;
 const UNTOLD: &[(&str, &str)] = &[
     ("acquirer_operations", "a copy of the processor's list, which SQL compares with our books"),
     ("acquirer_reads", "one row, beside that copy"),
+    ("event_feed", "one row, which the function of the feed's horizon writes"),
     ("event_retention", "one row, which the pruning function writes"),
+    ("events.epoch", "of the feed, which SQL reads"),
+    ("events.transaction_id", "as the epoch"),
     ("idempotency_keys", "statements that claim and answer many keys at once"),
     ("journal_corrections", "a function of the ledger writes them, and one statement reads them"),
     ("ledger_checkpoints", "sums that the roll-up and the balance make in SQL"),

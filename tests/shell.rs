@@ -94,6 +94,10 @@ fn stuck_keys_are_listed_retried_and_released() {
     eventually("the last recovery", || database.rows("charges") == 3);
     assert!(ok(&database, &["keys", "list", "--status", "completed"]).contains("3 keys\n"));
     assert_eq!(ok(&database, &["keys", "list", "--status", "completed", "--older-than", "1h"]), "0 keys\n");
+    let listed = ok(&database, &["keys", "list", "--status", "completed"]);
+    let oldest = listed.lines().filter_map(|line| line.split_once("  ")).map(|(time, _)| time).min().unwrap();
+    let until = ok(&database, &["keys", "list", "--status", "completed", "--older-than", oldest]);
+    assert_eq!(until.lines().last(), Some("1 keys"), "a time as shown includes its key: {until}");
     assert!(ok(&database, &["keys", "show", &id("c")]).contains("status=201"));
     for (arguments, complaint) in [
         (vec!["retry".to_owned(), id("a")], "is finished"),

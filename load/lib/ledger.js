@@ -7,15 +7,17 @@
 //
 // `ledgerCounts` compares the client's own counts with these.
 
-import { Client, headersOf } from './client.js';
+import { Client, headersOf, pause } from './client.js';
 import { countDuplicates, ledgerCounts, ledgerWasChecked, violation } from './metrics.js';
 import { CURRENCY, amount, cents, fee } from './money.js';
 import { chargeRequest } from './payments.js';
 import { plan, settlementOf, sum } from './plan.js';
-import { operatorKey } from './settings.js';
+import { hasProcessor, operatorKey } from './settings.js';
 
 /** Maximum number of keys per merchant that are sent once more at the end. */
 const SENT_AGAIN_MAX = 50;
+/** Longest time in which the processor must report the end of every payout. */
+const PAYOUTS_END_MS = 60000;
 
 /** Runs the whole check. Anything that it can't check is a violation, too. */
 export async function checkLedger({ merchants }) {
@@ -31,6 +33,9 @@ export async function checkLedger({ merchants }) {
 }
 
 async function checkMerchant(client) {
+  if (hasProcessor) {
+    await payoutsHaveEnded(client);
+  }
   const charges = await client.all('/v1/charges');
   const refunds = groupBy(await client.all('/v1/refunds'), (refund) => refund.charge_id);
   const payouts = groupBy(await client.all('/v1/payouts'), (payout) => payout.metadata.key);
@@ -59,6 +64,15 @@ async function checkMerchant(client) {
   ledgerCounts('captured', posted.captured);
   ledgerCounts('refunded', posted.refunded);
   ledgerCounts('paid out', posted['paid out']);
+}
+
+/** Waits until the processor has reported the end of every payout. Those that it hasn't are found by the check. */
+async function payoutsHaveEnded(client) {
+  const inTransit = async () =>
+    (await client.read('/v1/balance')).balances.some(({ in_transit: amount }) => cents(amount) > 0);
+  for (const giveUpAt = Date.now() + PAYOUTS_END_MS; Date.now() < giveUpAt && (await inTransit());) {
+    await pause(200);
+  }
 }
 
 /**

@@ -57,7 +57,7 @@ export async function book(client, { key, first }) {
  * chart.
  */
 export async function lifecycle(client, key, { copies, patience } = ONCE, bySteps = false) {
-  const { captured, refunds, payout } = plan(key);
+  const { captured, refunds, payout, payoutEnd } = plan(key);
   const series = (name) => (bySteps ? name : undefined);
   const step = async (name, request) => {
     const answer = await storm(client, new Request({ ...request, series: series(name) }), copies, patience);
@@ -96,6 +96,7 @@ export async function lifecycle(client, key, { copies, patience } = ONCE, byStep
   const paidOut = await step('payout', { path: '/v1/payouts', key: `${key}-payout`, body });
   if (paidOut) {
     clientCounts('paid out', cents(paidOut.amount));
-    clientCounts('journal entries', 1);
+    // One more for its end, which the processor reports.
+    clientCounts('journal entries', payoutEnd ? 2 : 1);
   }
 }

@@ -7,6 +7,7 @@
 
 import exec from 'k6/execution';
 import { fee } from './money.js';
+import { hasProcessor } from './settings.js';
 
 /** Kinds of payments by the card that they use. */
 const CARDS = {
@@ -54,6 +55,8 @@ export function newKey(kind) {
  * Returns the plan of a key, by its kind, which is the word that it begins with. `charge` is a charge with a good card;
  * `declined`, `lost` and `slow` are charges whose card has this effect; `troubled` has any card. `life` is an
  * authorization that is captured in part, refunded once or twice, and paid out in part.
+ *
+ * A processor reports that payout as paid, in a second or so; a sandbox reports nothing.
  *
  * The processor's events decide the other kinds: charges whose dispute is won or lost (with a payout that arrives or
  * comes back), whose refund comes back, or that were pending until they were approved (and settled) or declined.
@@ -107,6 +110,7 @@ export function plan(key) {
     status: 'partially_refunded',
     refunds,
     payout,
+    payoutEnd: hasProcessor ? 'paid' : undefined,
   };
 }
 

@@ -15,6 +15,9 @@ export const operatorKey = known.ONCEPAY_OPERATOR_KEY;
 /** Secret with which the processor signs its events: `whsec_` and base64. */
 export const webhookSecret = (known.ONCEPAY_WEBHOOK_SECRET || '').split(',')[0].trim();
 
+/** Whether the service has a processor that sends events of its own, or a sandbox that sends none. */
+export const hasProcessor = Boolean(known.ONCEPAY_PROCESSOR_URL);
+
 if (urls.length === 0 || !operatorKey) {
   throw new Error(
     'No service is known. Start one with `cargo run -- dev`, or set ONCEPAY_URL (or ONCEPAY_URLS=http://…,http://…) ' +

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::base::faults;
@@ -13,6 +13,14 @@ pub const FORMAT: &str = "must be an RFC 3339 time such as 2026-01-31T09:30:00Z"
 /// Parses an RFC 3339 time of any offset.
 pub fn parse(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
+}
+
+/// First moment after the millisecond of `time`.
+///
+/// Times are stored to the microsecond and shown to the millisecond. So a time that comes back as a parameter
+/// stands for its whole millisecond: what is shown with this time, or an earlier one, is before this moment.
+pub fn end_of_millisecond(time: DateTime<Utc>) -> DateTime<Utc> {
+    time.trunc_subsecs(3) + TimeDelta::milliseconds(1)
 }
 
 /// Current time by this host's clock, which may be wrong, and which other instances don't share. For logs,
@@ -42,5 +50,28 @@ pub struct Timestamp(pub DateTime<Utc>);
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_as_shown_stands_for_its_whole_millisecond() {
+        for (time, end) in [
+            ("2026-01-31T09:30:00Z", "2026-01-31T09:30:00.001Z"),
+            ("2026-01-31T09:30:00.123Z", "2026-01-31T09:30:00.124Z"),
+            ("2026-01-31T09:30:00.123456Z", "2026-01-31T09:30:00.124Z"),
+            ("2026-01-31T09:30:00.999999999Z", "2026-01-31T09:30:01Z"),
+            ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00.001Z"),
+            ("9999-12-31T23:59:59.999-23:59", "+10000-01-01T23:59:00Z"),
+        ] {
+            assert_eq!(
+                end_of_millisecond(parse(time).unwrap()),
+                end.parse::<DateTime<Utc>>().unwrap(),
+                "{time}"
+            );
+        }
     }
 }

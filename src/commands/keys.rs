@@ -33,7 +33,8 @@ pub enum Command {
         /// in_progress, abandoned, parked, completed or expired
         #[arg(long, default_value = "in_progress")]
         status: String,
-        /// Minimum age: in seconds, or with a unit as in 5m, 2h, 1d; or an RFC 3339 time
+        /// Minimum age: in seconds, or with a unit as in 5m, 2h, 1d; or an RFC 3339 time, which includes the keys
+        /// claimed in its millisecond
         #[arg(long)]
         older_than: Option<String>,
         /// Name of an operation

@@ -5,10 +5,8 @@
 //! can reach. It doesn't retry a failed forward: that is for real endpoints. `oncepay trigger` creates events
 //! to listen to.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::CONTENT_TYPE;
 use secrecy::{ExposeSecret, SecretString};
@@ -24,9 +22,6 @@ use crate::events::EventType;
 
 /// Interval of the polls.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How far back each poll reaches: events are listed by the time of their recording, and an event from a long
-/// transaction shows up behind others.
-const OVERLAP: TimeDelta = TimeDelta::seconds(15);
 
 /// Options of the `listen` command.
 #[derive(Debug, clap::Args)]
@@ -130,46 +125,33 @@ async fn show(event: &Value, receiver: Option<&Receiver>) {
     }
 }
 
-/// The new events of a merchant.
+/// The new events of a merchant, from now on.
 struct Feed {
-    since: DateTime<Utc>,
-    /// Time of recording, by event id.
-    seen: BTreeMap<String, DateTime<Utc>>,
+    /// The `next` of the last page.
+    cursor: String,
 }
 
 impl Feed {
     /// Opens a feed that skips all present events.
     async fn open(api: &ApiClient) -> Result<Self, String> {
-        let latest = api.get("/v1/events?limit=1").await?;
-        let since = latest["data"][0]["created_at"].as_str().and_then(time::parse);
-        let mut feed = Self { since: since.unwrap_or(DateTime::UNIX_EPOCH), seen: BTreeMap::new() };
+        let mut feed = Self { cursor: "now".to_owned() };
         feed.next(api).await?;
         Ok(feed)
     }
 
-    /// Reads the new events, in order.
+    /// Reads the new events, in order. After an error, the same events come again.
     async fn next(&mut self, api: &ApiClient) -> Result<Vec<Value>, String> {
-        let from = self.since - OVERLAP;
-        let after = from.to_rfc3339_opts(SecondsFormat::Millis, true);
-        let (mut fresh, mut cursor) = (Vec::new(), String::new());
+        let (mut events, mut cursor) = (Vec::new(), self.cursor.clone());
         loop {
-            let page = api.get(&format!("/v1/events?limit=100&created_after={after}{cursor}")).await?;
-            let events = page["data"].as_array().cloned().unwrap_or_default();
-            let last = events.last().and_then(|event| event["id"].as_str()).map(str::to_owned);
-            fresh.extend(events.into_iter().filter(|event| !self.seen.contains_key(id_of(event))));
-            match last {
-                Some(last) if page["has_more"] == true => cursor = format!("&starting_after={last}"),
-                _ => break,
+            let page = api.get(&format!("/v1/events?limit=100&after={cursor}")).await?;
+            events.extend(page["data"].as_array().cloned().unwrap_or_default());
+            page["next"].as_str().ok_or("The service sent no cursor.")?.clone_into(&mut cursor);
+            if page["has_more"] != true {
+                break;
             }
         }
-        fresh.reverse();
-        for event in &fresh {
-            let recorded = event["created_at"].as_str().and_then(time::parse).unwrap_or(self.since);
-            self.seen.insert(id_of(event).to_owned(), recorded);
-            self.since = self.since.max(recorded);
-        }
-        self.seen.retain(|_, recorded| *recorded >= from);
-        Ok(fresh)
+        self.cursor = cursor;
+        Ok(events)
     }
 }
 

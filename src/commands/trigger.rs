@@ -1,7 +1,8 @@
 //! `oncepay trigger`: creates the objects that an event needs, and has the processor send the event.
 //!
-//! With `oncepay dev --processor http`, the simulator next to the service sends the event. The sandbox sends
-//! nothing, so the command signs and sends the event itself, with the secret in dev.env.
+//! With `oncepay dev --processor http`, the simulator next to the service sends the event, and its books change with
+//! ours. The sandbox keeps no books and sends nothing, so the command signs and sends the event itself. It never does
+//! that where the service has a processor: the processor's books would contradict ours for good.
 
 use clap::ValueEnum;
 use secrecy::{ExposeSecret, SecretString};
@@ -13,6 +14,9 @@ use crate::base::ids::MerchantId;
 use crate::base::signature::{self, Secret};
 use crate::base::time::{self, Timestamp};
 use crate::web::auth::merchant_of_key;
+
+const SIMULATOR_CONTROL_URL: &str = "ONCEPAY_SIMULATOR_CONTROL_URL";
+const PROCESSOR_URL: &str = "ONCEPAY_PROCESSOR_URL";
 
 /// The events that the processor can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,8 +57,17 @@ pub struct Options {
     #[command(flatten)]
     service: client::Options,
 
-    /// Secret that the service expects from the processor, used if no simulator sends the event; default: the
-    /// one in dev.env
+    /// Address of the simulator's control port, such as `http://127.0.0.1:9090/control`; default: the one in
+    /// dev.env
+    #[arg(long, env = SIMULATOR_CONTROL_URL)]
+    simulator_control_url: Option<String>,
+
+    /// Address of the service's processor; default: the one in dev.env. Unless it's a simulator, nothing is sent
+    #[arg(long, env = PROCESSOR_URL)]
+    processor_url: Option<String>,
+
+    /// Secret that the service expects from the processor, used if the service has a sandbox; default: the one in
+    /// dev.env
     #[arg(long, env = "ONCEPAY_WEBHOOK_SECRET", hide_env_values = true)]
     webhook_secret: Option<SecretString>,
 }
@@ -64,9 +77,21 @@ pub fn run(options: &Options) -> Result<(), String> {
     let api = ApiClient::new(&options.service)?;
     let merchant = merchant_of_key(api.api_key().expose_secret())
         .ok_or("The API key is malformed: it's sk_test_ and 64 hexadecimal digits.")?;
-    let simulator = match options.service.setting("ONCEPAY_SIMULATOR_CONTROL_URL") {
-        Some(control) => Simulator::Server { client: client::client()?, control },
-        None => {
+    let control =
+        options.simulator_control_url.clone().or_else(|| options.service.setting(SIMULATOR_CONTROL_URL));
+    let processor = options.processor_url.clone().or_else(|| options.service.setting(PROCESSOR_URL));
+    let simulator = match (control, processor) {
+        (Some(control), _) => {
+            let control = control.trim_end_matches('/').to_owned();
+            Simulator::Server { client: client::client()?, control }
+        }
+        (None, Some(url)) => {
+            return Err(format!(
+                "The service has a processor, {url}, so events must come from there: sent from here, they would \
+                 contradict its books. If it's a simulator, set {SIMULATOR_CONTROL_URL} to its control port's address."
+            ));
+        }
+        (None, None) => {
             let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
             // The service accepts several secrets while one replaces another.
             let secret = secrets.expose_secret().split(',').next().unwrap_or_default().trim();

@@ -77,8 +77,8 @@ impl KeyFilter {
 pub struct KeyQuery {
     /// State of the keys.
     pub filter: KeyFilter,
-    /// Only keys claimed at this time or before.
-    pub created_until: Option<DateTime<Utc>>,
+    /// Only keys claimed before this time.
+    pub created_before: Option<DateTime<Utc>>,
     /// Only keys claimed at least this long ago, by the database's clock.
     pub older_than_s: Option<i64>,
     /// Only keys of this operation.
@@ -126,7 +126,7 @@ pub fn list(
         "SELECT {columns} FROM idempotency_keys \
          WHERE {condition} \
              AND ($1 IS NULL OR ({order}, merchant_id, key) {comparison} ($1, $2, $3 COLLATE \"C\")) \
-             AND ($4 IS NULL OR created_at <= $4) \
+             AND ($4 IS NULL OR created_at < $4) \
              AND ($5 IS NULL OR created_at <= statement_timestamp() - make_interval(secs => $5)) \
              AND ($6 IS NULL OR operation = $6) \
              AND ($7 IS NULL OR merchant_id = $7) \
@@ -135,7 +135,7 @@ pub fn list(
     .bind::<Nullable<Timestamptz>, _>(position)
     .bind::<Nullable<SqlUuid>, _>(cursor.map(|id| id.merchant))
     .bind::<Nullable<Text>, _>(cursor.map(|id| id.key.clone()))
-    .bind::<Nullable<Timestamptz>, _>(query.created_until)
+    .bind::<Nullable<Timestamptz>, _>(query.created_before)
     .bind::<Nullable<Double>, _>(query.older_than_s.map(|seconds| seconds as f64))
     .bind::<Nullable<Text>, _>(query.operation.as_deref())
     .bind::<Nullable<SqlUuid>, _>(query.merchant)

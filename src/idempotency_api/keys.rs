@@ -244,7 +244,7 @@ const OLDER_THAN: &str =
 pub enum OlderThan {
     /// Claimed at least this many seconds ago.
     Seconds(i64),
-    /// Claimed at this time or before.
+    /// Claimed at this time, as it is shown, or before: up to the end of its millisecond.
     Time(DateTime<Utc>),
 }
 
@@ -274,7 +274,7 @@ impl OlderThan {
     pub fn apply(self, query: &mut KeyQuery) {
         match self {
             Self::Seconds(seconds) => query.older_than_s = Some(seconds),
-            Self::Time(time) => query.created_until = Some(time),
+            Self::Time(time) => query.created_before = Some(time::end_of_millisecond(time)),
         }
     }
 }
@@ -291,7 +291,7 @@ problems!(ListProblems, operating_listing:);
     tag = "Operators",
     params(
         ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, without a live attempt), `parked`, `completed` or `expired`", example = "parked"),
-        ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time", example = "5m"),
+        ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time, which includes the keys claimed in its millisecond", example = "5m"),
         ("operation" = Option<String>, Query, description = "Name of an operation", example = "charges.create"),
         ("merchant_id" = Option<String>, Query, description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
     ),

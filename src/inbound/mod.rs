@@ -21,6 +21,7 @@ mod events;
 pub(crate) mod metrics;
 pub mod reconcile;
 mod store;
+mod totals;
 mod worker;
 
 use actix_web::http::StatusCode;

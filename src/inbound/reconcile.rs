@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::metrics::Metrics;
+use super::totals::{self, Named, NotCompared, Totals};
 use crate::base::defaults::defaults;
 use crate::base::ids::MerchantId;
 use crate::base::metrics::Registry;
@@ -83,8 +84,10 @@ impl FromStr for VoidAfter {
 /// Result of a comparison.
 #[derive(Debug)]
 pub struct Report {
-    /// Totals per currency and kind of operation.
+    /// Totals per currency and kind of operation, of what is compared.
     pub totals: Vec<Totals>,
+    /// What isn't compared.
+    pub not_compared: NotCompared,
     /// All differences.
     pub differences: Vec<Difference>,
 }
@@ -94,29 +97,6 @@ impl Report {
     pub fn is_settled(&self) -> bool {
         self.differences.iter().all(|difference| difference.is_voided)
     }
-}
-
-/// Totals of one kind of operation in one currency.
-#[derive(Debug, QueryableByName)]
-pub struct Totals {
-    /// ISO 4217 code.
-    #[diesel(sql_type = Text)]
-    pub currency: String,
-    /// `authorize`, `capture`, `refund` or `payout`.
-    #[diesel(sql_type = Text)]
-    pub kind: String,
-    /// Number of operations in our books.
-    #[diesel(sql_type = BigInt)]
-    pub our_count: i64,
-    /// Total amount in our books.
-    #[diesel(sql_type = Numeric)]
-    pub our_amount: Decimal,
-    /// Number of operations in the processor's books.
-    #[diesel(sql_type = BigInt)]
-    pub their_count: i64,
-    /// Total amount in the processor's books.
-    #[diesel(sql_type = Numeric)]
-    pub their_amount: Decimal,
 }
 
 /// One difference.
@@ -299,24 +279,21 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
-        let totals = diesel::sql_query(
-            "SELECT currency, kind, coalesce(our_count, 0) AS our_count, coalesce(our_amount, 0) AS our_amount, \
-                 coalesce(their_count, 0) AS their_count, coalesce(their_amount, 0) AS their_amount \
-             FROM (SELECT currency, kind, count(*) AS our_count, sum(amount) AS our_amount \
-                   FROM operations_in_effect_here WHERE currency IS NOT NULL GROUP BY 1, 2) AS ours \
-             FULL JOIN (SELECT currency, kind, count(*) AS their_count, sum(amount) AS their_amount \
-                   FROM operations_in_effect_there WHERE currency IS NOT NULL GROUP BY 1, 2) AS theirs \
-             USING (currency, kind) \
-             ORDER BY currency, kind",
-        )
-        .load(conn)?;
-        let differences = diesel::sql_query(
+        let differences: Vec<Difference> = diesel::sql_query(
             "SELECT *, false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
              FROM acquirer_differences(make_interval(secs => $1)) ORDER BY currency, difference, kind, reference",
         )
         .bind::<Double, _>(f64::from(grace_s))
         .load(conn)?;
-        Ok(Report { totals, differences })
+        let mut named = Named::default();
+        for difference in &differences {
+            match &difference.operation_id {
+                Some(id) => named.operations.push(id.clone()),
+                None => named.missing.push(format!("{} {}", difference.kind, difference.reference)),
+            }
+        }
+        let (totals, not_compared) = totals::load(conn, &named)?;
+        Ok(Report { totals, not_compared, differences })
     })
 }
 
@@ -419,6 +396,7 @@ impl fmt::Display for Report {
                 format_amount(total.their_amount, &total.currency),
             )?;
         }
+        self.not_compared.fmt(f)?;
         for difference in &self.differences {
             let currency = difference.currency.as_deref().unwrap_or("no currency");
             let amount = |amount: Option<Decimal>| {

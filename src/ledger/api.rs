@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::base::ids::{AccountId, JournalEntryId, MerchantId};
 use crate::base::money::Currency;
-use crate::base::time::Timestamp;
+use crate::base::time::{self, Timestamp};
 use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::schema::{journal_entries, ledger_accounts};
@@ -299,13 +299,14 @@ problems!(GetBalanceProblems, listing: AccountNotFound);
 
 /// Retrieve the balance of an account
 ///
-/// Returns the current balance, or the balance at a time, which includes postings at exactly that time.
+/// Returns the current balance, or the balance at a time. Times are shown in milliseconds, and a time stands
+/// for its whole millisecond: the balance at the `created_at` of a posting includes that posting.
 #[utoipa::path(
     operation_id = "ledger.accounts.balance.get",
     tag = "Ledger",
     params(
         ("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("at" = Option<String>, Query, description = "RFC 3339 time", example = "2026-01-31T09:30:00Z"),
+        ("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z"),
     ),
     responses((status = 200, description = "The balance.", body = AccountBalance), GetBalanceProblems),
 )]
@@ -326,11 +327,11 @@ pub async fn get_account_balance(
                     .bind::<SqlUuid, _>(account.id),
                 Some(at) => statement::<Numeric>(
                     "SELECT coalesce(sum(amount), 0) FROM postings \
-                     WHERE merchant_id = {} AND account_id = {} AND created_at <= {}",
+                     WHERE merchant_id = {} AND account_id = {} AND created_at < {}",
                 )
                 .bind::<SqlUuid, _>(merchant.0)
                 .bind::<SqlUuid, _>(account.id)
-                .bind::<Timestamptz, _>(at),
+                .bind::<Timestamptz, _>(time::end_of_millisecond(at)),
             };
             let balance = on_normal_side(&account.kind, query.get_result::<Decimal>(conn)?);
             Ok::<_, Error>(AccountBalance {
@@ -521,11 +522,13 @@ problems!(GetTrialBalanceProblems, listing:);
 /// Retrieve the trial balance
 ///
 /// Lists every account with its balance on the debit or the credit side, now or at a time. The sums of the
-/// two columns are equal at every time, since all postings of an entry have the same time.
+/// two columns are equal at every time, since all postings of an entry have the same time. Times are shown in
+/// milliseconds, and a time stands for its whole millisecond: the trial balance at the `created_at` of an entry
+/// includes that entry.
 #[utoipa::path(
     operation_id = "ledger.trial_balance.get",
     tag = "Ledger",
-    params(("at" = Option<String>, Query, description = "RFC 3339 time", example = "2026-01-31T09:30:00Z")),
+    params(("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z")),
     responses((status = 200, description = "The trial balance.", body = TrialBalance), GetTrialBalanceProblems),
 )]
 #[get("/v1/ledger/trial-balance")]
@@ -553,10 +556,10 @@ fn trial_balance(
         .bind::<SqlUuid, _>(merchant),
         Some(at) => statement::<(SqlUuid, Text, Text, Numeric)>(
             "SELECT a.id, a.kind, a.currency, coalesce((SELECT sum(p.amount) FROM postings p \
-                 WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id AND p.created_at <= {}), 0) \
+                 WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id AND p.created_at < {}), 0) \
              FROM ledger_accounts a WHERE a.merchant_id = {} ORDER BY a.currency, a.kind",
         )
-        .bind::<Timestamptz, _>(at)
+        .bind::<Timestamptz, _>(time::end_of_millisecond(at))
         .bind::<SqlUuid, _>(merchant),
     };
     let rows = query.load::<(AccountId, String, String, Decimal)>(conn)?;

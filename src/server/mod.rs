@@ -31,6 +31,7 @@ use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
+use crate::webhooks::feed;
 use crate::webhooks::retention::{self, Retention};
 use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
 
@@ -199,6 +200,7 @@ pub fn serve(
         events_days: config.event_retention_days,
         deliveries_days: config.delivery_retention_days,
     };
+    actix_web::rt::spawn(feed::begin_epoch(roll_up_db.clone()));
     actix_web::rt::spawn(retention::keep_pruning(roll_up_db.clone(), retention, webhooks_metrics));
     actix_web::rt::spawn(ledger::keep_rolling_up(
         roll_up_db,

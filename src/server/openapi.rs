@@ -204,7 +204,11 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
         for (name, kind, description) in [
             ("limit", Type::Integer, "Maximum number of entries, 1 to 100. Default: 20"),
             ("starting_after", Type::String, "Id of an entry. The page starts after it, with older entries"),
-            ("ending_before", Type::String, "Id of an entry. The page ends before it, with newer entries"),
+            (
+                "ending_before",
+                Type::String,
+                "Id of an entry. The page ends before it, with newer entries. Not made for polling: an entry can become visible after a newer one, and is then missed. `GET /v1/events?after=` misses nothing",
+            ),
         ] {
             let parameter = Parameter::builder()
                 .name(name)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, delete, get, post, put, web};
+use diesel::PgConnection;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,7 +18,7 @@ use crate::error::Failure;
 use super::error::Error;
 use super::faults::Plan;
 use super::listener::Listener;
-use super::outbox::{self, EventType};
+use super::outbox::{self, Delivery, EventType};
 
 /// Makes a server on `listener`, not running yet.
 pub(super) fn server(bank: web::Data<Bank>, main: Listener, listener: TcpListener) -> Result<Server, String> {
@@ -83,12 +84,29 @@ struct Event {
     data: Value,
 }
 
+/// Sends an event. `refund.failed` changes the simulator's own books, too, if it has that refund; the other events
+/// change nothing there.
 #[post("/control/events")]
 async fn send_event(bank: web::Data<Bank>, event: web::Json<Event>) -> Result<HttpResponse, Error> {
     let Event { kind, data } = event.into_inner();
     let delivery = bank.faults.draw_delivery();
-    let id = bank.db.run(move |conn| outbox::add(conn, kind, &data, delivery).map_err(Failure::from)).await?;
+    let id = bank.db.run(move |conn| add_event(conn, kind, &data, delivery)).await?;
     Ok(HttpResponse::Created().json(json!({"id": id})))
+}
+
+fn add_event(
+    conn: &mut PgConnection,
+    kind: EventType,
+    data: &Value,
+    delivery: Delivery,
+) -> Result<String, Failure> {
+    if kind == EventType::RefundFailed
+        && let (Some(merchant), Some(reference)) = (data["merchant"].as_str(), data["reference"].as_str())
+        && let Some(id) = decide::fail_refund(conn, merchant, reference, data, delivery)?
+    {
+        return Ok(id);
+    }
+    Ok(outbox::add(conn, kind, data, delivery)?)
 }
 
 #[derive(Deserialize)]

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Timestamptz};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::Failure;
 
 use super::faults::Faults;
 use super::operations::{Instruction, Operation, Order, Outcome};
-use super::outbox::{self, EventType};
+use super::outbox::{self, Delivery, EventType};
 use super::perform::perform;
 use super::schema::{AuthorizationStatus, DeclineCode, Kind, Status, authorizations, operations};
 
@@ -62,6 +62,49 @@ pub(super) fn decide_now(
         let Some(operation) = pending else { return Ok(false) };
         decide(conn, &operation, approves, faults)?;
         Ok(true)
+    })
+}
+
+/// Lets the refund for `reference` fail, as when it comes back from the customer's bank, and puts its event with
+/// what `data` has in addition into the outbox. Its amount can be refunded again. Returns the event's id, or `None` if
+/// there is no successful refund. Locks the refund, then its authorization.
+pub(super) fn fail_refund(
+    conn: &mut PgConnection,
+    merchant: &str,
+    reference: &str,
+    data: &Value,
+    delivery: Delivery,
+) -> Result<Option<String>, Failure> {
+    conn.transaction(|conn| {
+        let succeeded = operations::table
+            .filter(operations::status.eq(Status::Succeeded))
+            .filter(operations::kind.eq(Kind::Refund))
+            .filter(operations::merchant.eq(merchant))
+            .filter(operations::reference.eq(reference))
+            .order(operations::id)
+            .select((Operation::as_select(), operations::settlement_id))
+            .for_update()
+            .first::<(Operation, Option<String>)>(conn)
+            .optional()?;
+        let Some((refund, settlement_id)) = succeeded else { return Ok(None) };
+        let refund = diesel::update(operations::table.find(&refund.id))
+            .set((
+                operations::status.eq(Status::Failed),
+                operations::is_owed_back.eq(settlement_id.is_some()),
+                operations::sequence.eq(sql::<BigInt>(CURRENT_TRANSACTION)),
+            ))
+            .returning(Operation::as_returning())
+            .get_result(conn)?;
+        if let (Some(id), Some(amount)) = (&refund.authorization_id, refund.amount) {
+            diesel::update(authorizations::table.find(id))
+                .set(authorizations::refunded.eq(authorizations::refunded - amount))
+                .execute(conn)?;
+        }
+        let mut told = data_about(&refund);
+        if let (Some(told), Some(data)) = (told.as_object_mut(), data.as_object()) {
+            told.extend(data.clone());
+        }
+        Ok(Some(outbox::add(conn, EventType::RefundFailed, &told, delivery)?))
     })
 }
 
@@ -144,13 +187,17 @@ fn tell(
     operation: &Operation,
     faults: &Faults,
 ) -> Result<(), Failure> {
-    let data = json!({
+    outbox::add(conn, event, &data_about(operation), faults.draw_delivery())?;
+    Ok(())
+}
+
+/// The data of an event about an operation.
+fn data_about(operation: &Operation) -> Value {
+    json!({
         "operation": operation.to_json(),
         "merchant": operation.merchant,
         "reference": operation.reference,
         "amount": operation.amount_text(),
         "currency": operation.currency,
-    });
-    outbox::add(conn, event, &data, faults.draw_delivery())?;
-    Ok(())
+    })
 }

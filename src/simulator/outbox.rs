@@ -124,8 +124,8 @@ fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Settles a merchant's captures in a currency: those that aren't refunded and not settled yet. `None` if the
-/// sum isn't positive; then it waits for more captures. Returns the data of the event.
+/// Settles a merchant's captures in a currency: those that aren't refunded and not settled yet, and refunds that
+/// failed after they had been subtracted. `None` if the sum isn't positive; then it waits for more captures. Returns the data of the event.
 pub(super) fn settle(
     conn: &mut PgConnection,
     merchant: &str,
@@ -134,9 +134,9 @@ pub(super) fn settle(
 ) -> Result<Option<Value>, Failure> {
     conn.transaction(|conn| {
         let operations = statement::<(Text, Numeric)>(
-            "SELECT id, CASE kind WHEN 'capture' THEN amount ELSE -amount END FROM operations \
-             WHERE merchant = {} AND currency = {} AND settlement_id IS NULL AND status = 'succeeded' \
-                 AND kind IN ('capture', 'refund') \
+            "SELECT id, CASE WHEN kind = 'capture' OR is_owed_back THEN amount ELSE -amount END FROM operations \
+             WHERE merchant = {} AND currency = {} AND (is_owed_back \
+                 OR settlement_id IS NULL AND status = 'succeeded' AND kind IN ('capture', 'refund')) \
              ORDER BY id FOR UPDATE",
         )
         .bind::<Text, _>(merchant)
@@ -158,7 +158,7 @@ pub(super) fn settle(
         .bind::<BigInt, _>(operation_count)
         .execute(conn)?;
         let ids: Vec<_> = operations.into_iter().map(|(id, _)| id).collect();
-        statement::<()>("UPDATE operations SET settlement_id = {} WHERE id = ANY ({})")
+        statement::<()>("UPDATE operations SET settlement_id = {}, is_owed_back = false WHERE id = ANY ({})")
             .bind::<Text, _>(&id)
             .bind::<Array<Text>, _>(ids)
             .execute(conn)?;

@@ -32,6 +32,7 @@ table! {
         created_at -> Timestamptz,
         decide_at -> Nullable<Timestamptz>,
         settlement_id -> Nullable<Text>,
+        is_owed_back -> Bool,
     }
 }
 

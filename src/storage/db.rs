@@ -402,6 +402,10 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
             superuser: REVOKE CREATE ON SCHEMA public FROM PUBLIC, oncepay_app;"
             .to_owned());
     }
+    // After a restore in another cluster, new events come after the restored ones.
+    diesel::sql_query("SELECT FROM event_feed_horizon()")
+        .execute(conn)
+        .map_err(|error| format!("Can't find out whether the events are in another cluster: {error}"))?;
     Ok(run)
 }
 

@@ -148,6 +148,15 @@ impl Parameters {
         time
     }
 
+    /// Refuses the parameter `name` beside any of `others`. Comes before those are taken.
+    pub fn exclude(&mut self, name: &str, others: &[&str]) {
+        for other in others {
+            if self.values.contains_key(name) && self.values.contains_key(*other) {
+                self.error(name, format!("can't be combined with {other}"));
+            }
+        }
+    }
+
     /// Takes `limit`, `starting_after` and `ending_before`. The cursors are ids of type `K`.
     pub fn page<K: FromStr>(&mut self) -> Page<K> {
         let limit = self.optional::<i64>("limit", "must be a number from 1 to 100");
@@ -169,16 +178,18 @@ impl Parameters {
         Page { limit: limit.unwrap_or(LIMIT_DEFAULT), cursor }
     }
 
-    /// Takes `created_after` and `created_before`, both exclusive, and returns a range of ids.
+    /// Takes `created_after` and `created_before`, both exclusive, and returns a range of ids. A time stands
+    /// for its whole millisecond, so neither bound includes what is shown with exactly that time.
     pub fn created(&mut self) -> CreatedRange {
         let after = self.optional_time("created_after");
         let before = self.optional_time("created_before");
         CreatedRange {
-            // Answers and ids have times in whole milliseconds.
-            from: after.map(|time| lowest_id(time.timestamp_millis().saturating_add(1))),
+            from: after.map(|time| lowest_id(time::end_of_millisecond(time).timestamp_millis())),
             to: before.map(|time| {
-                let started = i64::from(time.timestamp_subsec_nanos() % 1_000_000 != 0);
-                lowest_id(time.timestamp_millis().saturating_add(started))
+                // With more digits than are shown, the time is after the beginning of its millisecond.
+                let is_shown = time.timestamp_subsec_nanos() % 1_000_000 == 0;
+                let end = if is_shown { time } else { time::end_of_millisecond(time) };
+                lowest_id(end.timestamp_millis())
             }),
         }
     }

@@ -25,6 +25,7 @@ use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
+use crate::webhooks::feed::{self, FeedPage, Filter, Start};
 
 /// Events, as a resource kind.
 pub static EVENT: ResourceKind = ResourceKind {
@@ -99,6 +100,31 @@ impl EventRow {
             kind: self.kind,
             created_at: Timestamp(self.created_at),
             data: self.data,
+        }
+    }
+}
+
+/// A page of events.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventPage {
+    /// The events of the page: newest first, or oldest first with `after`.
+    data: Vec<Event>,
+    /// Whether there are more events in the direction of paging.
+    #[schema(example = false)]
+    has_more: bool,
+    /// The `after` of the next page. Only in answers to requests with `after`, and in each of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "c1_AAAAAQAAAAAAAAMgAAAAAAAAAAAAAAAAAAAAAA")]
+    next: Option<String>,
+}
+
+impl From<FeedPage> for EventPage {
+    fn from(page: FeedPage) -> Self {
+        let to_event = |(id, kind, created_at, data)| EventRow { id, kind, data, created_at }.into_event();
+        Self {
+            data: page.events.into_iter().map(to_event).collect(),
+            has_more: page.has_more,
+            next: Some(page.next.to_string()),
         }
     }
 }
@@ -234,20 +260,31 @@ problems!(ListProblems, listing:);
 
 /// List events
 ///
-/// Newest first. Filters combine. A cursor is the id of an event next to the page, so pages don't shift when
-/// events are added. To catch up on missed messages, list with `ending_before` set to the last event you saw.
-/// An event can become visible seconds after it was created, and after younger ones, so start a minute
-/// earlier and skip the events you know.
+/// Newest first; with `after`, oldest first. Filters combine. A cursor is the id of an event next to the page, so
+/// pages don't shift when events are added.
+///
+/// To poll, or to catch up on missed messages, use `after`: it skips no event. An event can become visible after
+/// younger ones, so a client that asks for what is newer than the newest event it knows (`ending_before`,
+/// `created_after`) would miss some. Each answer to a request with `after` has a `next`, also if the page is
+/// empty: store it when you have dealt with the page, and pass it as the next `after`.
+///
+/// The feed ends where a transaction still runs that can add an event, usually for milliseconds. A transaction
+/// that stays open holds it back, even in another database of the same server. Pages are in the order in which
+/// transactions began, and the events of a page in the order of their time, so an event can be slightly older
+/// than one of the page before. With a filter, a page can be empty and `has_more` be `true`. Cursors stay valid
+/// across restarts, upgrades and restores of the database. Events are kept for a limited time (see the
+/// README); an older cursor goes on with the oldest event.
 #[utoipa::path(
     operation_id = "events.list",
     tag = "Events",
     params(
         ("type" = Option<EventType>, Query, description = "Only events of this type"),
         ("object_id" = Option<String>, Query, description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive"),
-        ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive"),
+        ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("after" = Option<String>, Query, description = "Reads events oldest first, without missing any. The `next` of the page before; or the id of an event, to go on after it (events recorded at about the same time can come again); or `now`, to begin with what is recorded from now on; or empty, to begin with the oldest event. Can't be combined with `starting_after` or `ending_before`", example = "now"),
     ),
-    responses((status = 200, description = "A page of events.", body = List<Event>), ListProblems),
+    responses((status = 200, description = "A page of events.", body = EventPage), ListProblems),
 )]
 #[get("/v1/events")]
 pub async fn list(
@@ -255,14 +292,27 @@ pub async fn list(
     merchant: AuthenticatedMerchant,
     request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let (page, kind, object, created) = Parameters::read(request.query_string(), |parameters| {
+    let (after, page, kind, object, created) = Parameters::read(request.query_string(), |parameters| {
+        parameters.exclude("after", &["starting_after", "ending_before"]);
         (
+            parameters.optional::<Start>("after", Start::FORMAT),
             parameters.page::<EventId>(),
             parameters.optional::<EventType>("type", "must be a type of events"),
             parameters.optional::<ObjectId>("object_id", "must be the id of an object"),
             parameters.created(),
         )
     })?;
+    if let Some(start) = after {
+        let filter = Filter {
+            kind: kind.map(EventType::as_str),
+            object: object.map(|object| (object.text, object.uuid)),
+            from: created.from,
+            to: created.to,
+        };
+        let page =
+            db.run_retrying(move |conn| feed::page(conn, merchant.0, start, &filter, page.limit)).await?;
+        return Ok(HttpResponse::Ok().json(EventPage::from(page)));
+    }
     let events = db
         .run_retrying(move |conn| {
             let mut query = events::table
@@ -283,7 +333,9 @@ pub async fn list(
             if let Some(to) = created.to {
                 query = query.filter(events::id.lt(to));
             }
-            load_page!(conn, query, events::id, page)?.try_map(|row: EventRow| Ok(row.into_event()))
+            let list =
+                load_page!(conn, query, events::id, page)?.try_map(|row: EventRow| Ok(row.into_event()))?;
+            Ok::<_, Error>(EventPage { data: list.data, has_more: list.has_more, next: None })
         })
         .await?;
     Ok(HttpResponse::Ok().json(events))

@@ -17,6 +17,7 @@
 //! ```text
 //!     events::record             in the transaction of the change; a trigger adds a row per subscribed endpoint
 //!     delivery::Worker           claims due deliveries, sends them, stores the outcomes (see there)
+//!     feed::page                 the events for those who poll, none left out
 //!     retention::keep_pruning    deletes old events and deliveries
 //! ```
 //!
@@ -30,6 +31,7 @@ mod client;
 pub(crate) mod delivery;
 pub(crate) mod endpoints;
 pub(crate) mod events_api;
+pub(crate) mod feed;
 pub(crate) mod metrics;
 pub(crate) mod outbox;
 pub mod retention;

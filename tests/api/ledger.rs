@@ -130,6 +130,26 @@ fn balances_at_a_time_are_those_of_then() {
 }
 
 #[test]
+fn a_time_as_shown_includes_the_entry_that_shows_it() {
+    let scene = Scene::new();
+    for number in 0..8 {
+        scene.client.charge(&number.to_string(), &visa()).expect(201);
+    }
+    let account = scene.account("acquirer_clearing", "USD");
+    let postings = scene.get(&format!("/v1/ledger/accounts/{account}/postings"));
+    let times: Vec<_> =
+        postings["data"].as_array().unwrap().iter().map(|row| row["created_at"].as_str().unwrap()).collect();
+    for at in &times {
+        let posted = 1250 * times.iter().filter(|time| *time <= at).count();
+        let expected = json!(format!("{}.{:02}", posted / 100, posted % 100));
+        let balance = scene.get(&format!("/v1/ledger/accounts/{account}/balance?at={at}"));
+        assert_eq!((&balance["balance"], &balance["at"]), (&expected, &json!(at)));
+        let trial_balance = scene.get(&format!("/v1/ledger/trial-balance?at={at}"));
+        assert_eq!(trial_balance["totals"][0]["debit"], expected, "{at}");
+    }
+}
+
+#[test]
 fn the_trial_balance_is_even_at_any_time_in_the_middle_of_a_load() {
     let scene = Scene::new();
     scene.client.charge("first", &visa()).expect(201);

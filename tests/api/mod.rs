@@ -6,6 +6,7 @@ mod bad_input;
 mod balance;
 mod charges;
 mod currencies;
+mod event_feed;
 mod events;
 mod ledger;
 mod lifecycle;

@@ -51,7 +51,9 @@ problems!(ListProblems, listing:);
 /// List charges
 ///
 /// Newest first. Filters combine. A cursor is the id of a charge next to the page, so pages don't shift when
-/// charges are added.
+/// charges are added. A charge's id and `created_at` are of the time of its request, and it's listed once that
+/// request is answered: so it can appear behind charges that you know. To learn of every charge, poll
+/// `GET /v1/events?after=`.
 #[utoipa::path(
     operation_id = "charges.list",
     tag = "Charges",
@@ -59,8 +61,8 @@ problems!(ListProblems, listing:);
         ("status" = Option<ChargeStatus>, Query, description = "Only charges in this state"),
         ("currency" = Option<String>, Query, description = "Only charges in this currency", example = "USD"),
         ("reference" = Option<String>, Query, description = "Only charges with this reference"),
-        ("created_after" = Option<String>, Query, description = "Only charges created after this time (RFC 3339), exclusive"),
-        ("created_before" = Option<String>, Query, description = "Only charges created before this time (RFC 3339), exclusive"),
+        ("created_after" = Option<String>, Query, description = "Only charges created after this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
+        ("created_before" = Option<String>, Query, description = "Only charges created before this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
     ),
     responses((status = 200, description = "A page of charges.", body = List<Charge>), ListProblems),
 )]

@@ -1,0 +1,6 @@
+SET LOCAL lock_timeout = '1s';
+
+ALTER TABLE events DROP COLUMN transaction_id, DROP COLUMN epoch;
+DROP FUNCTION event_feed_horizon;
+DROP FUNCTION event_feed_cluster;
+DROP TABLE event_feed;
