@@ -162,7 +162,7 @@ impl<H: Host> Engine<H> {
         };
         let (claim, reservation) = match begun {
             Start::Refused(answer) => {
-                self.executed(&request, &answer, 1);
+                self.executed(&request, 1);
                 return Ok(Attempt::Executed(answer));
             }
             Start::Ours(claim, reservation) => (claim, reservation),
@@ -170,7 +170,7 @@ impl<H: Host> Engine<H> {
         faults::reach("after_claim");
         match self.call_and_commit(&request, &claim, reservation, batch).await {
             Ok(answer) => {
-                self.executed(&request, &answer, claim.attempt);
+                self.executed(&request, claim.attempt);
                 faults::reach("after_commit_before_response");
                 Ok(Attempt::Executed(answer))
             }
@@ -502,8 +502,8 @@ impl<H: Host> Engine<H> {
             let request = restored.map_err(|error| {
                 Failure::internal(format!("a stored request can't be read any more: {}", error.detailed()))
             })?;
-            let answer = self.call_and_commit(&request, &claim, None, None).await?;
-            self.executed(&request, &answer, claim.attempt);
+            self.call_and_commit(&request, &claim, None, None).await?;
+            self.executed(&request, claim.attempt);
             Ok::<(), H::Error>(())
         };
         match attempt.await {

@@ -44,7 +44,7 @@ impl<H: Host> Engine<H> {
             Ok(answer) => answer,
             Err(attempt) => return Ok(attempt),
         };
-        self.executed(&request, &answer, 1);
+        self.executed(&request, 1);
         faults::reach("local_after_commit_before_response");
         Ok(Attempt::Executed(answer))
     }

@@ -246,15 +246,10 @@ impl<H: Host> Engine<H> {
             if let (Some(deadline), false) = (deadline, is_parked) {
                 let inner = &self.inner;
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
-                    // The claim may have been invisible, so that the request hasn't been compared with it
-                    // yet.
-                    Some(WaitResult::Answered(answer))
-                        if answer.fingerprint.is_of(&envelope.content) == Some(true) =>
-                    {
-                        note("replayed");
-                        return Ok(self.respond(&request, &answer, true));
-                    }
-                    Some(WaitResult::Answered(_) | WaitResult::Free) => continue,
+                    // Looks the key up again, as for any replay: the caller's secret may have been revoked
+                    // meanwhile, and the claim may have been invisible, so that the request hasn't been
+                    // compared with it yet.
+                    Some(WaitResult::Answered | WaitResult::Free) => continue,
                     None => {}
                 }
             }
@@ -338,15 +333,10 @@ impl<H: Host> Engine<H> {
         Ok(claim)
     }
 
-    /// Hands the answer of an executed request to its waiters, and counts the execution.
-    fn executed<O: Operation<Host = H>>(
-        &self,
-        request: &IdempotentRequest<O>,
-        answer: &Arc<Answer>,
-        attempt: u32,
-    ) {
+    /// Wakes the waiters of an executed request, and counts the execution.
+    fn executed<O: Operation<Host = H>>(&self, request: &IdempotentRequest<O>, attempt: u32) {
         let envelope = &request.envelope;
-        self.inner.waiters.answered(envelope.merchant, &envelope.key, answer);
+        self.inner.waiters.answered(envelope.merchant, &envelope.key);
         self.note(O::DESCRIPTOR.name, "executed", &envelope.request_id, Some(envelope), Some(attempt));
     }
 }

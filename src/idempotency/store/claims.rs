@@ -38,8 +38,6 @@ pub struct Claim {
     pub created_at: DateTime<Utc>,
     /// Time at which this attempt took the claim, by the database's clock and by ours.
     pub taken_at: (DateTime<Utc>, Instant),
-    /// Fingerprint of the request that claimed the key.
-    pub fingerprint: Fingerprint,
 }
 
 impl Claim {
@@ -140,7 +138,7 @@ pub fn claim_all(
         .into_iter()
         .map(|(token, resource_id, created_at, read)| (token, (resource_id, created_at, read)))
         .collect();
-    let claims = claimants.iter().zip(tokens).zip(fingerprints).map(|((claimant, token), fingerprint)| {
+    let claims = claimants.iter().zip(tokens).map(|(claimant, token)| {
         let (resource_id, created_at, read) = rows.remove(&token)?;
         let claim = Claim {
             merchant: claimant.envelope.merchant,
@@ -151,7 +149,6 @@ pub fn claim_all(
             recoveries: 0,
             created_at,
             taken_at: (created_at, taken_at),
-            fingerprint,
         };
         Some((claim, read))
     });
@@ -206,7 +203,7 @@ pub fn take_over(
     let token = Uuid::new_v4();
     // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
     // keep the worker away, and with it the end of a request that can't succeed.
-    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(
+    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz)>(
         "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
@@ -221,7 +218,7 @@ pub fn take_over(
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, clock.now, k.fingerprint_version, k.fingerprint",
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, clock.now",
     )
     .bind::<Bool, _>(taker == Taker::Recovery)
     .bind::<SqlUuid, _>(envelope.merchant)
@@ -230,9 +227,9 @@ pub fn take_over(
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(lease.as_secs_f64())
-    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>, i16, Vec<u8>)>(conn)
+    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>)>(conn)
     .optional()?;
-    Ok(row.map(|(resource_id, attempts, recoveries, created_at, now, version, sha256)| Claim {
+    Ok(row.map(|(resource_id, attempts, recoveries, created_at, now)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
@@ -241,7 +238,6 @@ pub fn take_over(
         recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
         created_at,
         taken_at: (now, Instant::now()),
-        fingerprint: Fingerprint { version, sha256 },
     }))
 }
 
