@@ -53,6 +53,7 @@ mod second_processor;
 mod shell;
 mod shutdown;
 mod suspected_duplicates;
+mod unprotected;
 mod waiting;
 mod webhook_storm;
 mod webhooks_retention;

@@ -49,7 +49,11 @@ pub enum Failure {
     #[error(
         "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
     )]
-    OutcomeUnknown(Cause),
+    OutcomeUnknown {
+        cause: Cause,
+        /// Path of the resource that the request makes or changes, if its id is known.
+        location: Option<String>,
+    },
     #[error("The database can't be reached at the moment.")]
     DatabaseUnavailable(Cause),
     #[error("The request collided with others; nothing was changed.")]
@@ -72,6 +76,12 @@ impl Failure {
         Self::Internal(cause.into())
     }
 
+    /// Makes a failure for a request of which it isn't known whether it takes effect, with the technical
+    /// cause.
+    pub fn outcome_unknown(cause: impl Into<Cause>) -> Self {
+        Self::OutcomeUnknown { cause: cause.into(), location: None }
+    }
+
     /// The code of this failure.
     pub fn code(&self) -> Code {
         match self {
@@ -87,7 +97,7 @@ impl Failure {
             Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
             Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
             Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
-            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
+            Self::OutcomeUnknown { .. } => Code::OutcomeUnknown,
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
             Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
@@ -103,7 +113,7 @@ impl Failure {
             Self::DatabaseUnavailable(cause)
             | Self::TransientConflict(cause)
             | Self::ProcessorUnavailable(cause)
-            | Self::OutcomeUnknown(cause)
+            | Self::OutcomeUnknown { cause, .. }
             | Self::Internal(cause) => Some(cause),
             _ => None,
         }

@@ -3,6 +3,7 @@
 
 mod external;
 mod local;
+mod outcome;
 mod respond;
 
 use std::collections::HashMap;
@@ -10,11 +11,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use diesel::{Connection, PgConnection};
+use diesel::PgConnection;
 
 use crate::base::faults;
 use crate::error::failure::{AsFailure, Failure};
-use crate::storage::db::Db;
+use crate::storage::db::{Db, Silence};
 use crate::storage::deadline;
 
 use super::batching::Batchers;
@@ -32,6 +33,8 @@ use super::request::IdempotentRequest;
 use super::settings::{Settings, Timing};
 use super::store::{self, Answer, Claim, Claimant, StoredKey};
 use super::waiting::{WaitResult, Waiters};
+
+use outcome::{for_client, transact};
 
 pub use external::{DueRequest, RecoveryResult};
 pub use respond::Response;
@@ -200,14 +203,23 @@ impl<H: Host> Engine<H> {
             let note = |outcome| self.note(name, outcome, &envelope.request_id, Some(envelope), None);
             let answer_in = deadline::remaining(Duration::MAX);
             let ended = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
+                // Another attempt has the claim of this request. Without a key, no retry could find its answer.
+                Ok(Ok(Attempt::Running { .. }))
+                    if !request.is_protected() && request.progress.is_claimed() =>
+                {
+                    Err(Failure::ClaimLost.into())
+                }
                 Ok(ended) => ended,
                 // The work goes on, so that a retry finds its result.
-                Err(_) => Err(Failure::DatabaseUnavailable("the request's time is over".into()).into()),
+                Err(_) => {
+                    Err(Failure::DatabaseUnavailable(Silence("the request's time is over").into()).into())
+                }
             };
-            let ended = ended.inspect_err(|error| {
+            let ended = ended.map_err(|error| {
                 let is_stranger =
                     matches!(error.failure(), Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked));
                 note(if is_stranger { "unauthorized" } else { "failed" });
+                for_client(&request, error)
             })?;
             let is_parked = match ended {
                 Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
@@ -298,7 +310,7 @@ impl<H: Host> Engine<H> {
         afresh: bool,
         error: &H::Error,
     ) -> Result<Lookup<Arc<Answer>>, H::Error> {
-        conn.transaction(|conn| {
+        transact(conn, request, |conn| {
             let Some(claim) = self.claim(conn, request, afresh)? else {
                 return Ok(Lookup::Again);
             };
@@ -327,8 +339,9 @@ impl<H: Host> Engine<H> {
             store::forget(conn, &request.envelope, &request.treatment.policy)?;
         }
         let claim = store::claim(conn, &Self::claimant(request), self.inner.settings.timing.lease)?;
-        if claim.is_none() {
-            faults::reach("after_conflict");
+        match &claim {
+            Some(claim) => request.progress.claiming(claim),
+            None => faults::reach("after_conflict"),
         }
         Ok(claim)
     }
