@@ -18,6 +18,7 @@ const UNTOLD: &[(&str, &str)] = &[
     ("idempotency_keys", "statements that claim and answer many keys at once"),
     ("ledger_checkpoints", "sums that the roll-up and the balance make in SQL"),
     ("ledger_holds", "functions of the ledger write them, and read them with the balance"),
+    ("master_keys", "two statements, at the start of an instance"),
     ("postings", "functions of the ledger write them, and every reader sums or joins them"),
     ("webhook_deliveries.attempt_count", "the fence between senders, in the statements that claim and note"),
     ("webhook_deliveries.claimed_until", "as the fence"),

@@ -139,6 +139,9 @@ codes! {
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
         "The payment processor failed or didn't answer in time, so the outcome isn't known yet.",
         "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
+    SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
+        "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
+        "Send the same request with the same idempotency key again after `Retry-After`. Another instance, or this one later, answers with the secret.";
     Internal: "internal", 500, true, false, "Internal error",
         "The service hit a bug of its own. It rolled back the request's changes.",
         "Send the same request with the same idempotency key again. If the error persists, report the `request_id`.";

@@ -62,6 +62,8 @@ pub enum Failure {
         "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
     )]
     ProcessorUnavailable(Cause),
+    #[error("The secret that belongs into this answer can't be derived here at the moment.")]
+    SecretUnavailable,
     #[error("Something went wrong on our side.")]
     Internal(Cause),
     /// Another claim of the same key has taken over, and this claim's changes were rolled back. The engine
@@ -101,6 +103,7 @@ impl Failure {
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
             Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
+            Self::SecretUnavailable => Code::SecretUnavailable,
             Self::Internal(_) => Code::Internal,
             // A lost claim means that another attempt owns the key right now.
             Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,

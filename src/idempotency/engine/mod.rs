@@ -222,10 +222,10 @@ impl<H: Host> Engine<H> {
                 for_client(&request, error)
             })?;
             let is_parked = match ended {
-                Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
+                Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)?),
                 Attempt::Replayed(answer) => {
                     note("replayed");
-                    return Ok(self.respond(&request, &answer, true));
+                    return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::ReplayedDespiteMismatch(answer) => {
                     note("mismatch_replayed");
@@ -234,7 +234,7 @@ impl<H: Host> Engine<H> {
                         key_hash = envelope.key.digest_for(envelope.merchant).as_str();
                         "another request's answer was replayed, as the policy says"
                     );
-                    return Ok(self.respond(&request, &answer, true));
+                    return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::Mismatch => {
                     note("mismatch");
