@@ -37,6 +37,7 @@ mod key_expiry;
 mod known_bugs;
 mod ledger;
 mod listen_and_trigger;
+mod lost_claims;
 mod master_key;
 mod migrations;
 mod model;

@@ -15,6 +15,8 @@ const UNTOLD: &[(&str, &str)] = &[
     ("acquirer_operations", "a copy of the processor's list, which SQL compares with our books"),
     ("acquirer_reads", "one row, beside that copy"),
     ("event_retention", "one row, which the pruning function writes"),
+    ("forgotten_idempotency_keys", "a trigger writes it, and the claim reads it"),
+    ("idempotency_generation_start", "one row, which the claim reads"),
     ("idempotency_keys", "statements that claim and answer many keys at once"),
     ("ledger_checkpoints", "sums that the roll-up and the balance make in SQL"),
     ("ledger_holds", "functions of the ledger write them, and read them with the balance"),

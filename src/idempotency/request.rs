@@ -34,6 +34,8 @@ pub struct IdempotentRequest<O> {
     pub(super) operation: Arc<O>,
     /// The rules for it.
     pub(super) treatment: RequestRules,
+    /// Whether the operation calls the processor.
+    pub(super) calls_processor: bool,
     /// What has become of it so far.
     pub(super) progress: Arc<Progress>,
 }
@@ -48,7 +50,7 @@ impl<O: Operation> IdempotentRequest<O> {
         let value = json::parse(&envelope.content.body).map_err(Failure::JsonMalformed)?;
         let operation = read::<O>(&envelope.content.path, &value, host)?;
         let (envelope, operation) = (Arc::new(envelope), Arc::new(operation));
-        Ok(Self { envelope, operation, treatment, progress: Arc::default() })
+        Ok(Self { envelope, operation, treatment, calls_processor: true, progress: Arc::default() })
     }
 
     /// Whether the same request can be sent again without being executed again.
@@ -74,6 +76,7 @@ impl<O> Clone for IdempotentRequest<O> {
             envelope: Arc::clone(&self.envelope),
             operation: Arc::clone(&self.operation),
             treatment: self.treatment.clone(),
+            calls_processor: self.calls_processor,
             progress: Arc::clone(&self.progress),
         }
     }

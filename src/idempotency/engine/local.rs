@@ -26,8 +26,9 @@ impl<H: Host> Engine<H> {
     /// Locks: an advisory lock on (merchant, key), then the operation's locks.
     pub async fn execute_local<O: LocalOperation<Host = H>>(
         &self,
-        request: IdempotentRequest<O>,
+        mut request: IdempotentRequest<O>,
     ) -> Result<Response, H::Error> {
+        request.calls_processor = false;
         self.drive(request, |engine, request| async move { engine.try_local(request).await }).await
     }
 

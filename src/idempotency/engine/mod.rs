@@ -325,6 +325,8 @@ impl<H: Host> Engine<H> {
             operation: O::DESCRIPTOR.name,
             resource: O::DESCRIPTOR.resource(&request.envelope.content.path),
             policy: Arc::clone(&request.treatment.policy),
+            // Nobody repeats a request without a client's key.
+            has_generation: request.calls_processor && request.treatment.enforcement != Enforcement::Off,
         }
     }
 
