@@ -26,10 +26,15 @@ pub struct Config {
     pub database_url: SecretString,
 
     /// Master key from which the service derives the secrets that it hands out: at least 32 characters, the
-    /// same on all instances, kept for good. Changing it leaves API keys valid, but changes every webhook
-    /// endpoint's signing secret
+    /// same on all instances, kept for good. The database knows it by a check value, and the service doesn't
+    /// start with another one
     #[arg(long, env = "ONCEPAY_MASTER_KEY", hide_env_values = true)]
     pub master_key: SecretString,
+
+    /// Master key that the current one replaces: secrets that were derived from it stay as they are. Needed
+    /// while answers that show such secrets are kept, and webhook endpoints sign with them
+    #[arg(long, env = "ONCEPAY_PREVIOUS_MASTER_KEY", hide_env_values = true)]
+    pub previous_master_key: Option<SecretString>,
 
     /// Address to listen on; port 0 picks a free one
     #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
@@ -151,6 +156,10 @@ impl Config {
         if self.master_key.expose_secret().len() < MASTER_KEY_LENGTH_MIN {
             return Err(format!("The master key must have at least {MASTER_KEY_LENGTH_MIN} characters."));
         }
+        let previous = self.previous_master_key.as_ref().map(ExposeSecret::expose_secret);
+        if previous == Some(self.master_key.expose_secret()) {
+            return Err("ONCEPAY_PREVIOUS_MASTER_KEY is the same as ONCEPAY_MASTER_KEY. Unset it.".to_owned());
+        }
         if self.lease_ms < self.processor_timeout_ms + LEASE_MARGIN_MS {
             return Err(format!(
                 "The lease ({} ms) must be at least {LEASE_MARGIN_MS} ms longer than the wait for the processor ({} ms): \
@@ -214,6 +223,8 @@ mod tests {
         assert!(short_lease.validate().is_err_and(|error| error.contains("lease")));
         let short_key = Config { master_key: "m".repeat(31).into(), ..valid() };
         assert!(short_key.validate().is_err_and(|error| error.contains("master key")));
+        let same_key = Config { previous_master_key: Some("m".repeat(32).into()), ..valid() };
+        assert!(same_key.validate().is_err_and(|error| error.contains("the same")));
         let short_retention = Config { event_retention_days: 3, ..valid() };
         assert!(short_retention.validate().is_err_and(|error| error.contains("kept for 3 days only")));
     }

@@ -51,8 +51,7 @@ const SIMULATOR_IMPORTS: &[&str] = &["base", "error", "storage", "web::listener"
 const TRANSACTIONS: &[&str] = &[
     // Requests.
     "idempotency/engine/external.rs",
-    "idempotency/engine/local.rs",
-    "idempotency/engine/mod.rs",
+    "idempotency/engine/outcome.rs",
     // Workers, an event or a batch at a time.
     "inbound/reconcile.rs",
     "inbound/worker.rs",

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncepay::base::derived_secrets::Vault;
+use oncepay::base::derived_secrets::{MasterKeyVersion, Vault};
 use oncepay::base::ids::WebhookEndpointId;
 use oncepay::base::signature::{self, Secret, SignatureHeaders};
 use oncepay::config::Config;
@@ -40,7 +40,8 @@ fn endpoint_for(database: &TestDatabase, merchant: &Merchant, url: &str, event_t
 
 impl Endpoint {
     fn secret(&self, version: i32) -> Secret {
-        Vault::new("m".repeat(32).into()).webhook_secret(WebhookEndpointId(self.id), version)
+        let vault = Vault::of_first("m".repeat(32).into());
+        vault.webhook_secret(WebhookEndpointId(self.id), version, MasterKeyVersion::FIRST).unwrap()
     }
 
     fn set(&self, database: &TestDatabase, changes: &str) {

@@ -206,7 +206,7 @@ fn observe_executes_everything_and_counts_what_it_would_have_done() {
     let bare = scene.client.request("POST", "/v1/charges").json(&visa());
     bare.send().expect(201);
     bare.clone().idempotency_key("a b").send().expect(201);
-    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    scene.client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "outcome_unknown");
     // As if another instance were at it.
     execute(
         &mut scene.database.as_owner(),
@@ -256,7 +256,7 @@ fn a_retry_after_a_lost_answer_resumes_while_observing() {
         client.charge(&fresh_key(), &visa()).expect(201).header("Idempotency-Key").is_none()
     });
     let charges = database.rows("charges");
-    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "outcome_unknown");
     client.charge("k", &with_method("pm_card_timeout")).expect(201);
     std::thread::sleep(Duration::from_millis(1_000));
     assert_eq!(database.rows("charges"), charges + 1);

@@ -128,7 +128,8 @@ impl Hash for State {
 struct Row {
     /// Which life it belongs to: for the properties, no decision depends on it.
     life: usize,
-    /// Stands for `created_at`, which the processor's key is derived from.
+    /// Stands for `created_at` and for `generation`, from which the processor's key is derived: both differ from
+    /// those of any other life.
     created: Token,
     fingerprint: Fingerprint,
     status: Status,

@@ -365,3 +365,81 @@ fn a_local_operation_can_be_waited_for_too() {
     assert!(second.is_replay());
     assert_eq!(second.body, first.body);
 }
+
+/// Whose key is revoked meanwhile gets nothing, like anybody who sends a request again with a revoked key.
+#[test]
+fn who_waits_gets_no_answer_with_a_key_that_was_revoked_meanwhile() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording().with_slowness(Duration::from_secs(4)));
+    let (here, there) = (start(&database, &sandbox), start(&database, &sandbox));
+    let merchant = database.merchant();
+    let client = here.client.as_merchant(&merchant);
+    let issued = client.send("POST", "/v1/api-keys", "issue", &json!({"name": "stolen"})).expect(201).json();
+    let (id, stolen) = (issued["id"].as_str().unwrap(), issued["key"].as_str().unwrap());
+    let send = |app: &App, key: &str, path: &'static str, body: &serde_json::Value, prefer: &'static str| {
+        let (client, body) = (app.client.with_key(key), body.clone());
+        thread::spawn(move || {
+            let request = client.request("POST", path).idempotency_key("k").header("Prefer", prefer);
+            request.json(&body).send()
+        })
+    };
+    let slow = with_method("pm_card_slow");
+    let first = send(&here, &merchant.key, "/v1/charges", &slow, "wait=0");
+    eventually("the claim", || database.count("SELECT count(*) FROM idempotency_keys WHERE key = 'k'") == 1);
+    let strangers = [&here, &there].map(|app| send(app, stolen, "/v1/charges", &slow, "wait=20"));
+    let others = [&here, &there].map(|app| send(app, &merchant.key, "/v1/charges", &slow, "wait=20"));
+    let waiters = |app: &App| app.client.metrics().value("oncepay_idempotency_waiters", &[]);
+    eventually("all waiting", || waiters(&here) == 2.0 && waiters(&there) == 2.0);
+    let revocation = client.request("DELETE", &format!("/v1/api-keys/{id}")).idempotency_key("revoke");
+    revocation.send().expect(200);
+    let first = first.join().unwrap().expect(201);
+    for stranger in strangers {
+        stranger.join().unwrap().expect_problem(401, "api_key_revoked");
+    }
+    for other in others {
+        let replay = other.join().unwrap().expect(201);
+        assert!(replay.is_replay() && replay.body == first.body);
+    }
+}
+
+#[test]
+fn who_waits_as_an_operator_with_a_revoked_key_gets_no_answer_either() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let (here, there) = (start(&database, &sandbox), start(&database, &sandbox));
+    let (kept, revoked) = (database.operator_key(), database.operator_key());
+    let path = "/v1/operator/idempotency-policies/charges.create";
+    let body = json!({"wait_max_seconds": 20});
+    here.client.with_key(&kept).get(path).expect(200);
+    // The first holds its transaction open while it waits for the policy's lock.
+    let mut owner = database.as_owner();
+    let (first, second, stranger) = diesel::Connection::transaction(&mut owner, |conn| {
+        diesel::RunQueryDsl::execute(
+            diesel::sql_query(
+                "SELECT FROM idempotency_policies WHERE operation = 'charges.create' FOR UPDATE",
+            ),
+            conn,
+        )?;
+        let send = |app: &App, key: &str, prefer: &'static str| {
+            let (client, body) = (app.client.with_key(key), body.clone());
+            thread::spawn(move || {
+                client.request("PUT", path).idempotency_key("k").header("Prefer", prefer).json(&body).send()
+            })
+        };
+        let first = send(&here, &kept, "wait=0");
+        eventually("the first's wait for the lock", || database.lock_waits() > 0);
+        let (second, stranger) = (send(&there, &kept, "wait=10"), send(&there, &revoked, "wait=10"));
+        let waiters = || there.client.metrics().value("oncepay_idempotency_waiters", &[]);
+        eventually("both waiting", || waiters() == 2.0);
+        execute(
+            &mut database.as_owner(),
+            &format!("UPDATE operator_keys SET revoked_at = now() WHERE key_sha256 = sha256('{revoked}')"),
+        );
+        Ok::<_, diesel::result::Error>((first, second, stranger))
+    })
+    .unwrap();
+    let first = first.join().unwrap().expect(200);
+    let second = second.join().unwrap().expect(200);
+    assert!(second.is_replay() && second.body == first.body);
+    stranger.join().unwrap().expect_problem(401, "api_key_revoked");
+}

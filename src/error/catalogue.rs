@@ -128,8 +128,8 @@ codes! {
         "Another charge with the same amount, currency, payment method and reference is being created right now with another idempotency key, and the policy refuses duplicates. This one was not executed.",
         "If both are the same payment, use one key for all its attempts. Otherwise send this request again after `Retry-After`: the service creates the charge if the other one fails, and refuses it if the other one succeeds.";
     OutcomeUnknown: "outcome_unknown", 503, false, false, "Outcome unknown",
-        "The request began without the protection of an idempotency key, because the policy of its operation currently gives keys no effect, and its outcome isn't known. The service finishes it by itself.",
-        "Don't send the request again: that would be another payment. Look for its outcome in the list of the resources it creates.";
+        "The request began without the protection of an idempotency key, because the policy of its operation currently gives keys no effect, and its outcome isn't known. If it calls the payment processor, the service finishes it by itself; otherwise it has taken effect by now, or never will.",
+        "Don't send the request again: that could be another payment. Look at the resource that the header `Location` names; without that header, look in the list of the resources that the operation creates. A new resource is found (no more 404) when the request is finished.";
     DatabaseUnavailable: "database_unavailable", 503, true, false, "Database unavailable",
         "The service couldn't reach its database in time.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
@@ -139,6 +139,9 @@ codes! {
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
         "The payment processor failed or didn't answer in time, so the outcome isn't known yet.",
         "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
+    SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
+        "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
+        "Send the same request with the same idempotency key again after `Retry-After`. Another instance, or this one later, answers with the secret.";
     Internal: "internal", 500, true, false, "Internal error",
         "The service hit a bug of its own. It rolled back the request's changes.",
         "Send the same request with the same idempotency key again. If the error persists, report the `request_id`.";

@@ -21,6 +21,11 @@ impl From<diesel::result::Error> for Failure {
                 _,
             )
             | Diesel::BrokenTransactionManager => Self::DatabaseUnavailable(error.into()),
+            // A connection that is lost during the commit can't roll back either.
+            Diesel::RollbackErrorOnCommit { .. } => match error {
+                Diesel::RollbackErrorOnCommit { commit_error, .. } => (*commit_error).into(),
+                error => Self::internal(error),
+            },
             Diesel::DatabaseError(_, information) if collided(&**information) => {
                 Self::TransientConflict(error.into())
             }
@@ -46,19 +51,40 @@ fn collided(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool 
         .any(|message| information.message().starts_with(message))
 }
 
+/// Whether an error means that the connection ended before the answer to a statement came. Then the statement
+/// may have been committed all the same. Any other error is the server's own word that it wasn't.
+pub fn is_connection_lost(error: &diesel::result::Error) -> bool {
+    use diesel::result::Error as Diesel;
+    match error {
+        Diesel::DatabaseError(
+            DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+            _,
+        )
+        | Diesel::BrokenTransactionManager => true,
+        Diesel::DatabaseError(_, information) => {
+            LOST.iter().any(|text| information.message().starts_with(text))
+        }
+        _ => false,
+    }
+}
+
+/// What the server or libpq says when a connection ends.
+const LOST: [&str; 5] = [
+    "terminating connection",
+    "server closed the connection",
+    "could not receive data from server",
+    "no connection to the server",
+    "SSL connection has been closed",
+];
+
 /// The server is there but can't serve: it is shutting down, starting up or read-only, or out of time, disk
 /// or memory. A failed file operation (53100, 58030, 58P01) rolls the transaction back; it works again when
 /// an operator has repaired the disk.
 fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
-    [
-        "terminating connection",
+    let has_failed = [
         "the database system is",
-        "server closed the connection",
         "canceling statement due to",
         "cannot execute",
-        "could not receive data from server",
-        "no connection to the server",
-        "SSL connection has been closed",
         "out of memory",
         "out of shared memory",
         "could not access",
@@ -70,9 +96,8 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
         "could not resize shared memory segment",
         "could not stat",
         "could not write",
-    ]
-    .iter()
-    .any(|message| information.message().starts_with(message))
+    ];
+    has_failed.iter().chain(&LOST).any(|message| information.message().starts_with(message))
         || information.message().ends_with("No space left on device")
 }
 
@@ -112,6 +137,17 @@ mod tests {
         ] {
             assert_eq!(sorted(message), Code::DatabaseUnavailable, "{message}");
         }
+        let error = |message: &str| {
+            diesel::result::Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(message.to_owned()))
+        };
+        let lost = "terminating connection due to administrator command";
+        assert!(is_connection_lost(&error(lost)));
+        assert!(!is_connection_lost(&error("canceling statement due to statement timeout")));
+        let at_commit = diesel::result::Error::RollbackErrorOnCommit {
+            rollback_error: Box::new(diesel::result::Error::BrokenTransactionManager),
+            commit_error: Box::new(error(lost)),
+        };
+        assert_eq!(Error::from(at_commit).code(), Code::DatabaseUnavailable);
         for message in ["deadlock detected", "could not obtain lock on row in relation \"charges\""] {
             assert_eq!(sorted(message), Code::TransientConflict, "{message}");
         }

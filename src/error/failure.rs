@@ -49,7 +49,11 @@ pub enum Failure {
     #[error(
         "It isn't known yet what came of this request; it's being finished. Sending it again would do it again."
     )]
-    OutcomeUnknown(Cause),
+    OutcomeUnknown {
+        cause: Cause,
+        /// Path of the resource that the request makes or changes, if its id is known.
+        location: Option<String>,
+    },
     #[error("The database can't be reached at the moment.")]
     DatabaseUnavailable(Cause),
     #[error("The request collided with others; nothing was changed.")]
@@ -58,6 +62,8 @@ pub enum Failure {
         "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
     )]
     ProcessorUnavailable(Cause),
+    #[error("The secret that belongs into this answer can't be derived here at the moment.")]
+    SecretUnavailable,
     #[error("Something went wrong on our side.")]
     Internal(Cause),
     /// Another claim of the same key has taken over, and this claim's changes were rolled back. The engine
@@ -70,6 +76,12 @@ impl Failure {
     /// Makes a failure for our own bug, with the technical cause.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())
+    }
+
+    /// Makes a failure for a request of which it isn't known whether it takes effect, with the technical
+    /// cause.
+    pub fn outcome_unknown(cause: impl Into<Cause>) -> Self {
+        Self::OutcomeUnknown { cause: cause.into(), location: None }
     }
 
     /// The code of this failure.
@@ -87,10 +99,11 @@ impl Failure {
             Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
             Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
             Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
-            Self::OutcomeUnknown(_) => Code::OutcomeUnknown,
+            Self::OutcomeUnknown { .. } => Code::OutcomeUnknown,
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
             Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
+            Self::SecretUnavailable => Code::SecretUnavailable,
             Self::Internal(_) => Code::Internal,
             // A lost claim means that another attempt owns the key right now.
             Self::IdempotencyRequestInProgress { .. } | Self::ClaimLost => Code::IdempotencyRequestInProgress,
@@ -103,7 +116,7 @@ impl Failure {
             Self::DatabaseUnavailable(cause)
             | Self::TransientConflict(cause)
             | Self::ProcessorUnavailable(cause)
-            | Self::OutcomeUnknown(cause)
+            | Self::OutcomeUnknown { cause, .. }
             | Self::Internal(cause) => Some(cause),
             _ => None,
         }

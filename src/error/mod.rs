@@ -23,7 +23,7 @@ use crate::base::money::{Currency, Money};
 use crate::base::signature::Refusal;
 
 pub use catalogue::{CatalogueEntry, Code};
-pub use database::violated_constraint;
+pub use database::{is_connection_lost, violated_constraint};
 pub use failure::{AsFailure, Cause, Failure};
 pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
 

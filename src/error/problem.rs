@@ -158,6 +158,9 @@ impl Failure {
                 headers.extend(waited_s.map(|seconds| ("Preference-Applied", format!("wait={seconds}"))));
                 headers
             }
+            Self::OutcomeUnknown { location, .. } => {
+                location.iter().map(|location| ("Location", location.clone())).collect()
+            }
             _ => retry_after(self.code()),
         }
     }

@@ -47,7 +47,7 @@ impl HttpHost for Oncepay {
                 }
                 Caller::Operator => {
                     let operator = AuthenticatedOperator::of(&request).await?;
-                    Identity { merchant: OPERATORS, proof: None, actor: Some(operator.name) }
+                    Identity { merchant: OPERATORS, proof: Some(operator.sha256), actor: Some(operator.name) }
                 }
                 Caller::Acquirer => Identity { merchant: ACQUIRER, proof: None, actor: None },
             })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::base::derived_secrets::{Purpose, Vault};
+use crate::base::derived_secrets::{MasterKeyVersion, Purpose, Vault};
 use crate::error::{Error, Failure, Problem};
 use crate::idempotency::policies::Defaults;
 use crate::idempotency::{self, Host, HostError, PolicySetting, Reply, ResourceKind};
@@ -58,6 +58,11 @@ impl Oncepay {
         resource_kinds(&self.operations)
     }
 
+    /// Version of the master key for new secrets. Errors: `secret_unavailable` before the key was checked.
+    pub fn master_key_version(&self) -> Result<MasterKeyVersion, Failure> {
+        self.vault.version().ok_or(Failure::SecretUnavailable)
+    }
+
     /// Finds the resource kind `name` among those of the operations.
     pub fn resource_kind(&self, name: &str) -> Option<&'static ResourceKind> {
         let mut kinds = self.operations.iter().filter_map(|operation| operation.descriptor.target.kind());
@@ -80,16 +85,25 @@ impl Host for Oncepay {
     type Error = Error;
     type Caller = Caller;
 
+    /// The first part finds the keys of merchants, the second those of operators, who have the nil merchant's
+    /// keys: it runs only if the first finds nothing.
     const PROOF_SQL: &'static str = "SELECT a.revoked_at IS NOT NULL AS is_revoked FROM api_keys a \
-         WHERE a.merchant_id = asked.merchant_id AND a.key_sha256 = asked.key_sha256 LIMIT 1";
+         WHERE a.merchant_id = asked.merchant_id AND a.key_sha256 = asked.key_sha256 \
+         UNION ALL SELECT o.revoked_at IS NOT NULL FROM operator_keys o \
+         WHERE asked.merchant_id = '00000000-0000-0000-0000-000000000000' AND o.key_sha256 = asked.key_sha256 \
+         LIMIT 1";
 
     fn is_processor_available(&self) -> bool {
         self.processor.is_available()
     }
 
     fn reveal(&self, seal: &str) -> Option<SecretString> {
-        let (purpose, id) = seal.split_once('/')?;
-        Some(self.vault.derive(purpose.parse().ok()?, id.parse().ok()?))
+        let (purpose, rest) = seal.split_once('/')?;
+        let (id, key) = match rest.split_once('/') {
+            Some((id, key)) => (id, MasterKeyVersion(key.parse().ok()?)),
+            None => (rest, MasterKeyVersion::FIRST),
+        };
+        self.vault.derive(purpose.parse().ok()?, id.parse().ok()?, key)
     }
 }
 
@@ -102,9 +116,13 @@ pub fn resource_kinds(operations: &[RegisteredOperation]) -> Vec<&'static Resour
     kinds
 }
 
-/// Name of the secret in a sealed reply: the one for `purpose` of the object `id`.
-pub fn seal(purpose: Purpose, id: Uuid) -> String {
-    format!("{purpose}/{id}")
+/// Name of the secret in a sealed reply: the one for `purpose` of the object `id`, under a master key. The
+/// first key isn't named, since earlier releases know no other.
+pub fn seal(purpose: Purpose, id: Uuid, key: MasterKeyVersion) -> String {
+    match key {
+        MasterKeyVersion::FIRST => format!("{purpose}/{id}"),
+        MasterKeyVersion(key) => format!("{purpose}/{id}/{key}"),
+    }
 }
 
 /// Identifies the processor call for one step of a request. `reference` is our id of the call's object.

@@ -8,7 +8,7 @@ use diesel::PgConnection;
 use super::metrics::Metrics;
 use crate::error::failure::Failure;
 use crate::storage::batch::Batcher;
-use crate::storage::db::Db;
+use crate::storage::db::{Db, is_outcome_open};
 
 use super::decision::{Decision, decide};
 use super::descriptor::Batching;
@@ -67,6 +67,8 @@ impl Batchers {
 }
 
 /// Looks all keys up, and claims the new ones, in one or two round trips.
+///
+/// Errors: those of the database; `outcome_unknown` if the connection is lost during the claims.
 fn look_up(
     conn: &mut PgConnection,
     requests: &[Claimant],
@@ -89,7 +91,10 @@ fn look_up(
     let claimed = if claimants.is_empty() {
         Vec::new()
     } else {
-        store::claim_all(conn, &claimants, lease, select_sql)?
+        store::claim_all(conn, &claimants, lease, select_sql).map_err(|failure| {
+            // The claims may have been committed.
+            if is_outcome_open(&failure) { Failure::outcome_unknown(failure.detailed()) } else { failure }
+        })?
     };
     let mut claimed = claimed.into_iter();
     let results = decisions.into_iter().map(|decision| {

@@ -214,6 +214,18 @@ impl ResourceKind {
         url
     }
 
+    /// The path of the resource with this id, which the request for `path` makes or changes: that names the
+    /// parents of the resource in the same places.
+    pub(super) fn url_below(&self, path: &str, id: Uuid) -> String {
+        let segments = self.path.split('/').zip(path.split('/').map(Some).chain(std::iter::repeat(None)));
+        let segments = segments.map(|(pattern, given)| match given {
+            _ if pattern == "{id}" => Cow::Owned(self.format(id)),
+            Some(given) if pattern.starts_with('{') => Cow::Borrowed(given),
+            _ => Cow::Borrowed(pattern),
+        });
+        segments.collect::<Vec<_>>().join("/")
+    }
+
     /// SQL: whether the row of (`merchant`, `id`) exists, even if the API hides it.
     pub fn exists_sql(&self, merchant: &str, id: &str) -> String {
         format!("EXISTS (SELECT FROM {} r WHERE {})", self.table, self.row_sql(merchant, id))
@@ -239,6 +251,16 @@ pub(super) enum Resource {
     Existing(&'static str, Uuid),
 }
 
+impl Resource {
+    /// The id, if the resource existed before.
+    pub fn existing(self) -> Option<Uuid> {
+        match self {
+            Self::Existing(_, id) => Some(id),
+            Self::None | Self::New(_) => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +284,10 @@ mod tests {
         let (id, parent) = (Uuid::from_u128(2), Uuid::from_u128(1));
         let url = NOTE.url(id, &[parent]);
         assert_eq!(url, format!("/v1/charges/ch_{}/notes/no_{}", parent.as_simple(), id.as_simple()));
+        let path = format!("/v1/charges/ch_{}/notes", parent.as_simple());
+        assert_eq!(NOTE.url_below(&path, id), url);
+        let path = format!("/v1/charges/ch_{}/capture", parent.as_simple());
+        assert_eq!(PARENT.url_below(&path, parent), PARENT.url(parent, &[]));
         assert_eq!(NOTE.parse(&NOTE.format(id)), Some(id));
         for text in ["no_", "ch_00000000000000000000000000000002", &NOTE.format(id).to_uppercase()] {
             assert_eq!(NOTE.parse(text), None, "{text}");

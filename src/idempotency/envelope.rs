@@ -17,8 +17,8 @@ pub struct Envelope {
     /// The content that the key belongs to.
     pub content: RequestContent,
     /// SHA-256 of the caller's secret, which the look-up of the key checks (see
-    /// [`Host::PROOF_SQL`](super::Host::PROOF_SQL)). `None` if the caller is authenticated already or needs
-    /// no authentication.
+    /// [`Host::PROOF_SQL`](super::Host::PROOF_SQL)). `None` if the caller needs no authentication, as a
+    /// signed message or the service itself.
     pub proof: Option<Vec<u8>>,
     /// Name of the operator, if one sent the request.
     pub actor: Option<String>,

@@ -166,6 +166,8 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
         }),
         operation: Arc::new(operation),
         treatment: RequestRules { policy, enforcement, wait },
+        calls_processor: true,
+        progress: Arc::default(),
     };
     Ok(if is_keyed { request } else { request.unkeyed() })
 }

@@ -26,7 +26,8 @@ pub trait Host: Send + Sync + 'static {
         true
     }
 
-    /// Returns the secret that a reply was sealed with (see [`Reply::seal`]).
+    /// Returns the secret that a reply was sealed with (see [`Reply::seal`]). `None` if it isn't available: the
+    /// reply isn't sent then.
     fn reveal(&self, _seal: &str) -> Option<SecretString> {
         None
     }

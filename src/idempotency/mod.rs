@@ -60,7 +60,9 @@
 //! it would have done. The first request of each key claims it all the same, so keys are protected from the
 //! moment of enforcement, and the retry of an interrupted request resumes it. Where keys have no effect, the
 //! engine executes a request under a unique key of its own. That request survives crashes, too, and the
-//! recovery worker finishes it, so its client is told not to send it again.
+//! recovery worker finishes it. Its client can't send it again without the risk of doing it twice, so whenever
+//! it may have taken effect, the answer is `outcome_unknown` and not an invitation to retry (see the module
+//! `progress`).
 //!
 //! # Promised
 //!
@@ -100,6 +102,7 @@ pub mod metrics;
 mod operation;
 pub(crate) mod policies;
 pub(crate) mod policy;
+mod progress;
 mod registry;
 mod reply;
 mod request;

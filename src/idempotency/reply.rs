@@ -36,6 +36,9 @@ pub const SEALED: &str = "{sealed}";
 /// Name under which a seal is stored among the headers. Never sent.
 const SEAL_HEADER: &str = "Oncepay-Seal";
 
+/// Headers and body of a reply as sent.
+pub(super) type Unsealed<'a> = (Vec<(&'a str, &'a str)>, Vec<u8>);
+
 /// A final answer, stored with the key and sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -81,14 +84,17 @@ impl Reply {
         self
     }
 
-    /// Returns headers and body as sent.
+    /// Returns headers and body as sent. Errors: `secret_unavailable` if the host doesn't reveal the secret.
     pub(super) fn unseal(
         &self,
         reveal: impl Fn(&str) -> Option<SecretString>,
-    ) -> (Vec<(&str, &str)>, Vec<u8>) {
+    ) -> Result<Unsealed<'_>, Failure> {
         let is_seal = |name: &str| name == SEAL_HEADER;
         let seal = self.headers.iter().find(|(name, _)| is_seal(name));
-        let secret = seal.and_then(|(_, seal)| reveal(seal));
+        let secret = match seal {
+            Some((_, seal)) => Some(reveal(seal).ok_or(Failure::SecretUnavailable)?),
+            None => None,
+        };
         let headers = self
             .headers
             .iter()
@@ -102,7 +108,7 @@ impl Reply {
             },
             _ => self.body.clone(),
         };
-        (headers, body)
+        Ok((headers, body))
     }
 
     /// Adds a header that isn't stored: a replay doesn't have it.

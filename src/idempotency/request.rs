@@ -12,6 +12,7 @@ use super::envelope::Envelope;
 use super::key::IdempotencyKey;
 use super::operation::{ErrorOf, Input, Operation};
 use super::policy::{Enforcement, Policy};
+use super::progress::Progress;
 
 /// The rules for a request.
 #[derive(Clone, Debug)]
@@ -33,6 +34,10 @@ pub struct IdempotentRequest<O> {
     pub(super) operation: Arc<O>,
     /// The rules for it.
     pub(super) treatment: RequestRules,
+    /// Whether the operation calls the processor.
+    pub(super) calls_processor: bool,
+    /// What has become of it so far.
+    pub(super) progress: Arc<Progress>,
 }
 
 impl<O: Operation> IdempotentRequest<O> {
@@ -44,12 +49,19 @@ impl<O: Operation> IdempotentRequest<O> {
     ) -> Result<Self, ErrorOf<O>> {
         let value = json::parse(&envelope.content.body).map_err(Failure::JsonMalformed)?;
         let operation = read::<O>(&envelope.content.path, &value, host)?;
-        Ok(Self { envelope: Arc::new(envelope), operation: Arc::new(operation), treatment })
+        let (envelope, operation) = (Arc::new(envelope), Arc::new(operation));
+        Ok(Self { envelope, operation, treatment, calls_processor: true, progress: Arc::default() })
+    }
+
+    /// Whether the same request can be sent again without being executed again.
+    pub(super) fn is_protected(&self) -> bool {
+        self.treatment.enforcement == Enforcement::Enforce
     }
 
     /// Gives the request a key of its own, so that it executes regardless of its client's key.
     pub(super) fn unkeyed(mut self) -> Self {
         Arc::make_mut(&mut self.envelope).key = IdempotencyKey::unkeyed();
+        self.progress = Arc::default();
         self.treatment.enforcement = Enforcement::Off;
         // No client will ask for it again.
         let policy = Arc::make_mut(&mut self.treatment.policy);
@@ -64,6 +76,8 @@ impl<O> Clone for IdempotentRequest<O> {
             envelope: Arc::clone(&self.envelope),
             operation: Arc::clone(&self.operation),
             treatment: self.treatment.clone(),
+            calls_processor: self.calls_processor,
+            progress: Arc::clone(&self.progress),
         }
     }
 }

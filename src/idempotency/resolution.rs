@@ -4,34 +4,21 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Binary, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
 use crate::storage::sql::statement;
 
-use super::fingerprint::Fingerprint;
 use super::host::{Host, HostError};
 use super::key::IdempotencyKey;
 use super::operation::Abandoned;
 use super::registry::RegisteredOperation;
 use super::store::{self, Claim};
 
-type Row =
-    (Option<Uuid>, Option<Uuid>, String, String, String, bool, DateTime<Utc>, DateTime<Utc>, i16, Vec<u8>);
-type RowSql = (
-    Nullable<SqlUuid>,
-    Nullable<SqlUuid>,
-    Text,
-    Text,
-    Text,
-    Bool,
-    Timestamptz,
-    Timestamptz,
-    SmallInt,
-    Binary,
-);
+type Row = (Option<Uuid>, Option<Uuid>, String, String, String, bool, DateTime<Utc>, DateTime<Utc>);
+type RowSql = (Nullable<SqlUuid>, Nullable<SqlUuid>, Text, Text, Text, Bool, Timestamptz, Timestamptz);
 
 /// Ends an unanswered request: releases what its operation has set aside, and stores `answer`, an error, as its
 /// final answer. Returns false, without any effect, if the operation is unknown, as when a later release has begun the
@@ -51,14 +38,14 @@ pub fn abandon<H: Host>(
     let row = statement::<RowSql>(
         "SELECT claim_token, resource_id, operation, request_id, request_path, \
              coalesce(parked_at IS NULL AND lease_expires_at > clock_timestamp(), false), \
-             created_at, clock_timestamp(), fingerprint_version, fingerprint \
+             created_at, clock_timestamp() \
          FROM idempotency_keys WHERE merchant_id = {} AND key = {} FOR UPDATE",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key.as_str())
     .get_result::<Row>(conn)
     .optional()?;
-    let (token, resource_id, name, request_id, path, is_running, created_at, now, version, sha256) =
+    let (token, resource_id, name, request_id, path, is_running, created_at, now) =
         row.ok_or(Failure::IdempotencyKeyNotFound)?;
     let token = token.ok_or(Failure::IdempotencyKeyNotInProgress)?;
     if is_running {
@@ -77,7 +64,8 @@ pub fn abandon<H: Host>(
         recoveries: 0,
         created_at,
         taken_at: (now, Instant::now()),
-        fingerprint: Fingerprint { version, sha256 },
+        // Only calls of the processor need it.
+        generation: None,
     };
     store::complete(conn, &claim, answer.reply(&request_id, &path)?, &request_id)?;
     Ok(true)

@@ -1,11 +1,14 @@
 //! Duplicates that wait for the first request's answer (`Prefer: wait=N`, RFC 7240), without a connection.
 //!
 //! All duplicates of one key that wait on this instance form a group. A group looks at the database once for
-//! all of them. When this instance makes the answer, it hands it to the group without a look. When another
-//! instance makes it, that instance sends a notification, because the group has asked for one in the key's
-//! row. The group also looks every now and then, in case the owner has died, since that notifies nobody. When
-//! an attempt has ended without an answer, one of the group tries to execute the request itself, while the
-//! others go on waiting.
+//! all of them. When this instance makes the answer, it wakes the group without a look. When another instance
+//! makes it, that instance sends a notification, because the group has asked for one in the key's row. The
+//! group also looks every now and then, in case the owner has died, since that notifies nobody. When an
+//! attempt has ended without an answer, one of the group tries to execute the request itself, while the others
+//! go on waiting.
+//!
+//! A group learns *that* there is an answer, not which: each member then looks its key up like any other
+//! duplicate, which checks its API key and its request. Both may have become wrong while it waited.
 //!
 //! Promised: a wait holds no connection, and ends within a second after an answer is committed, whatever gets
 //! lost; as a rule it ends at once.
@@ -25,7 +28,7 @@ use crate::base::metrics::GaugeGuard;
 use crate::storage::db::Db;
 
 use super::key::IdempotencyKey;
-use super::store::{self, Answer, AnswerState};
+use super::store::{self, AnswerState};
 
 /// Half of the pause after a group's first look. It doubles with each look.
 const PAUSE_MIN: Duration = Duration::from_millis(12);
@@ -38,10 +41,10 @@ const PAUSE_MAX_CLAIMING: Duration = Duration::from_millis(100);
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Result of a wait.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum WaitResult {
-    /// An answer. The waiter must check whether it's that of the same request.
-    Answered(Arc<Answer>),
+    /// There is an answer: look it up.
+    Answered,
     /// No attempt works on the request any more: try again, to execute it.
     Free,
 }
@@ -63,8 +66,8 @@ struct Group {
     digest: String,
     /// Makes the group look now.
     look: Notify,
-    /// The answer, for all members.
-    answered: watch::Sender<Option<Arc<Answer>>>,
+    /// Whether there is an answer, for all members.
+    answered: watch::Sender<bool>,
     /// Sends one member off to execute the request.
     free: Notify,
 }
@@ -86,10 +89,10 @@ impl Waiters {
     ) -> Option<WaitResult> {
         let (group, mut answered) = self.join(db, merchant, key);
         let _counted = GaugeGuard::new(&self.gauge);
-        let answered = pin!(answered.wait_for(Option::is_some));
+        let answered = pin!(answered.wait_for(|is_answered| *is_answered));
         let free = pin!(group.free.notified());
         match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {
-            Ok(Either::Left((Ok(answer), _))) => answer.clone().map(WaitResult::Answered),
+            Ok(Either::Left((Ok(_), _))) => Some(WaitResult::Answered),
             // The group ended without a result: the server is stopping.
             Ok(Either::Left((Err(_), _))) => None,
             Ok(Either::Right(_)) => Some(WaitResult::Free),
@@ -102,12 +105,12 @@ impl Waiters {
         db: &Db,
         merchant: MerchantId,
         key: &IdempotencyKey,
-    ) -> (Arc<Group>, watch::Receiver<Option<Arc<Answer>>>) {
+    ) -> (Arc<Group>, watch::Receiver<bool>) {
         let mut groups = self.groups.lock().expect("no holder panics");
         match groups.entry((merchant, key.as_str().to_owned())) {
             Entry::Occupied(group) => (Arc::clone(group.get()), group.get().answered.subscribe()),
             Entry::Vacant(entry) => {
-                let (sender, receiver) = watch::channel(None);
+                let (sender, receiver) = watch::channel(false);
                 let group = Arc::new(Group {
                     merchant,
                     key: key.clone(),
@@ -124,14 +127,14 @@ impl Waiters {
         }
     }
 
-    /// Hands an answer that was made on this instance to its waiters.
-    pub fn answered(&self, merchant: MerchantId, key: &IdempotencyKey, answer: &Arc<Answer>) {
+    /// Wakes those who wait for an answer that was made on this instance.
+    pub fn answered(&self, merchant: MerchantId, key: &IdempotencyKey) {
         let mut groups = self.groups.lock().expect("no holder panics");
         if groups.is_empty() {
             return;
         }
         if let Some(group) = groups.remove(&(merchant, key.as_str().to_owned())) {
-            group.answered.send_replace(Some(Arc::clone(answer)));
+            group.answered.send_replace(true);
             self.answers.with_label_values(&["here"]).inc();
             group.look.notify_one();
         }
@@ -168,12 +171,12 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
     let mut pause = PAUSE_MIN;
     let mut is_told = false;
     let mut last_try: Option<Instant> = None;
-    while group.answered.borrow().is_none() {
+    while !*group.answered.borrow() {
         let looking = Arc::clone(&group);
         let state = db.run(move |conn| store::await_answer(conn, looking.merchant, &looking.key)).await;
-        let (mut answer, mut pause_max) = (None, PAUSE_MAX);
+        let (mut is_answered, mut pause_max) = (false, PAUSE_MAX);
         match state {
-            Ok(AnswerState::Answered(found)) => answer = Some(found),
+            Ok(AnswerState::Answered) => is_answered = true,
             Ok(AnswerState::Free) if last_try.is_none_or(|last| last.elapsed() >= TRY_INTERVAL) => {
                 last_try = Some(Instant::now());
                 group.free.notify_one();
@@ -185,7 +188,7 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
             }
         }
         let found_by = answers.with_label_values(&[if is_told { "notification" } else { "look" }]);
-        if end(&groups, &group, answer, &found_by) {
+        if end(&groups, &group, is_answered, &found_by) {
             return;
         }
         pause = (pause * 2).min(pause_max);
@@ -193,11 +196,11 @@ async fn keep_looking(groups: Groups, group: Arc<Group>, db: Db, answers: IntCou
     }
 }
 
-/// Ends a group if there is an answer or nobody is left. Counts the answer, unless the group has got one
+/// Ends a group if there is an answer or nobody is left. Counts the answer, unless the group has learned of it
 /// meanwhile. Nobody can join meanwhile.
-fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, found_by: &IntCounter) -> bool {
+fn end(groups: &Groups, group: &Arc<Group>, is_answered: bool, found_by: &IntCounter) -> bool {
     let mut groups = groups.lock().expect("no holder panics");
-    if answer.is_none() && group.answered.receiver_count() > 0 {
+    if !is_answered && group.answered.receiver_count() > 0 {
         return false;
     }
     let slot = (group.merchant, group.key.as_str().to_owned());
@@ -205,10 +208,10 @@ fn end(groups: &Groups, group: &Arc<Group>, answer: Option<Arc<Answer>>, found_b
         groups.remove(&slot);
     }
     group.answered.send_if_modified(|current| {
-        let is_first = current.is_none() && answer.is_some();
+        let is_first = is_answered && !*current;
         if is_first {
             found_by.inc();
-            *current = answer;
+            *current = true;
         }
         is_first
     });

@@ -132,6 +132,10 @@ pub struct Difference {
     /// Seconds since we learned of the processor's operation.
     #[diesel(sql_type = Nullable<Double>)]
     pub known_for_s: Option<f64>,
+    /// True if a charge of ours relies on the authorization, though under another reference: after its claim
+    /// was lost, a request gets a new id, and what the processor had done for the first.
+    #[diesel(sql_type = Bool)]
+    pub is_relied_on: bool,
     /// True if the difference was an orphan that has been voided.
     #[diesel(sql_type = Bool)]
     pub is_voided: bool,
@@ -280,8 +284,11 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
         let differences: Vec<Difference> = diesel::sql_query(
-            "SELECT *, false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
-             FROM acquirer_differences(make_interval(secs => $1)) ORDER BY currency, difference, kind, reference",
+            "SELECT *, EXISTS ( \
+                     SELECT FROM charges c \
+                     WHERE c.merchant_id = d.merchant_id AND c.authorization_id = d.authorization_id) AS is_relied_on, \
+                 false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
+             FROM acquirer_differences(make_interval(secs => $1)) d ORDER BY currency, difference, kind, reference",
         )
         .bind::<Double, _>(f64::from(grace_s))
         .load(conn)?;
@@ -300,6 +307,7 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
 impl Difference {
     fn is_orphan_since(&self, age: Duration) -> bool {
         self.difference == "orphaned_authorization"
+            && !self.is_relied_on
             && self.known_for_s.is_some_and(|known| known >= age.as_secs_f64())
     }
 }

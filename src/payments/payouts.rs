@@ -402,7 +402,7 @@ pub fn settle(
     Ok(NoticeEffect::Applied)
 }
 
-problems!(CreateProblems, mutating: InsufficientBalance, PayoutRefused, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
+problems!(CreateProblems, mutating: InsufficientBalance, PayoutRefused, RequestAbandoned, ProcessorUnavailable);
 
 /// Create a payout
 ///

@@ -400,7 +400,7 @@ pub fn fail(
 problems!(
     CreateProblems,
     mutating: ChargeNotFound, ChargeNotRefundable, RefundExceedsCaptured, InsufficientBalance, RefundRefused,
-    RequestAbandoned, ProcessorUnavailable, OutcomeUnknown
+    RequestAbandoned, ProcessorUnavailable
 );
 
 /// Create a refund

@@ -31,8 +31,8 @@ pub struct Readiness {
 /// (`oncepay health`, and many load balancers), so that they get an answer.
 const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Reports whether requests can be served: the database answers and can be written, and the processor is
-/// available. 503 otherwise.
+/// Reports whether requests can be served: the database answers and can be written, the master key is the
+/// database's, and the processor is available. 503 otherwise.
 #[route("/readyz", method = "GET", method = "HEAD")]
 pub async fn ready(
     db: web::Data<Db>,
@@ -48,6 +48,9 @@ pub async fn ready(
         Ok(())
     })
     .await?;
+    if !engine.host().vault.is_open() {
+        return Err(Failure::SecretUnavailable.into());
+    }
     if readiness.needs_processor && !engine.host().processor.is_available() {
         return Err(ProcessorError::Down.into());
     }

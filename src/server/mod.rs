@@ -16,6 +16,7 @@ use std::time::Duration;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use secrecy::SecretString;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -23,12 +24,13 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::base::derived_secrets::Vault;
 use crate::base::metrics::Registry;
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::host::{Engine, Oncepay};
 use crate::idempotency::Settings;
 use crate::inbound::reconcile;
 use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
+use crate::storage::master_keys::{self, MasterKeyError};
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
 use crate::webhooks::feed;
@@ -39,6 +41,9 @@ use health::Readiness;
 use routes::routes;
 
 pub use routes::{document, operations, resource_kinds};
+
+/// Pause between two attempts to check the master key.
+const MASTER_KEY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
@@ -95,7 +100,8 @@ pub fn serve(
         config.pool_timeout(),
         storage::metrics::Metrics::new(&registry),
     );
-    let vault = Vault::new(config.master_key.clone());
+    let vault = Vault::new(config.master_key.clone(), config.previous_master_key.clone());
+    check_master_key(&vault, &config.database_url, &db)?;
     let deliveries = delivery::Worker::new(
         db.clone(),
         vault.clone(),
@@ -209,6 +215,41 @@ pub fn serve(
     deliveries.start(Duration::from_millis(config.metrics_interval_ms));
     let handle = server.handle();
     Ok((server, handle))
+}
+
+/// Checks the master key, and opens the vault. If the database can't be asked now, asks until it can; until
+/// then, the instance isn't ready, and shows and uses no secret. The error is a sentence.
+fn check_master_key(vault: &Vault, database_url: &SecretString, db: &Db) -> Result<(), String> {
+    let checked = storage::db::connect(database_url)
+        .map_err(|error| MasterKeyError::Unchecked(Failure::DatabaseUnavailable(error.into())))
+        .and_then(|mut conn| master_keys::check(&mut conn, vault));
+    match checked {
+        Ok(()) => return Ok(()),
+        Err(MasterKeyError::Unchecked(failure)) => {
+            log::warn!("the master key isn't checked yet: {}", failure.detailed())
+        }
+        Err(refused) => return Err(refused.to_string()),
+    }
+    let (vault, db) = (vault.clone(), db.clone());
+    actix_web::rt::spawn(async move {
+        while !vault.is_open() {
+            tokio::time::sleep(MASTER_KEY_INTERVAL).await;
+            let opening = vault.clone();
+            let checked = db.run(move |conn| {
+                Ok::<_, Failure>(match master_keys::check(conn, &opening) {
+                    Err(MasterKeyError::Unchecked(failure)) => return Err(failure),
+                    checked => checked.map_err(|refused| refused.to_string()),
+                })
+            });
+            match checked.await {
+                Ok(Ok(())) => log::info!("the master key is checked"),
+                // It can't stop by itself in the middle of others' requests. It stays unready.
+                Ok(Err(refused)) => log::error!("{refused}"),
+                Err(failure) => log::debug!("the master key isn't checked yet: {}", failure.detailed()),
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Lists path templates with their methods, as `GET, POST`.

@@ -34,7 +34,9 @@ use crate::web::problems::string_header;
         description = "A payments API that charges once, however often the client retries.\n\n\
             Every request that changes something carries an `Idempotency-Key`. Sending it again with the same \
             key never executes it again: the service returns the first answer, byte for byte. So after a timeout, a dropped \
-            connection or a 5xx, simply send the same request again.\n\n\
+            connection or a 5xx, simply send the same request again. The exception is an operation whose policy gives keys \
+            no effect: whatever may have taken effect without their protection is answered with `outcome_unknown` and \
+            `\"retryable\": false`.\n\n\
             Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
             problems: each `code` has one cause, and `type` is the path of its explanation. What is stored is always shown: \
             an object whose currency was withdrawn as any other, and an amount in a currency that the service doesn't know any \
@@ -280,6 +282,10 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
         if status == "400" || status == "422" {
             let description = "With a problem of the idempotency key: the problem's page, as `describedby`.";
             response.headers.insert("Link".to_owned(), string_header(description).into());
+        }
+        if codes.contains(&Code::OutcomeUnknown) {
+            let description = "With `outcome_unknown`: path of the resource that the request makes or changes, if its id is known.";
+            response.headers.insert("Location".to_owned(), string_header(description).into());
         }
         if codes.contains(&Code::DuplicateSuspected) {
             let description = "With `duplicate_suspected`: id of the other charge. Not sent on replays.";

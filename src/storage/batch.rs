@@ -18,7 +18,7 @@ use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use crate::error::Failure;
-use crate::storage::db::Db;
+use crate::storage::db::{Db, Silence};
 
 /// Maximum time that a call waits for the batch before it. As a rule one batch at a time is fastest (1.3
 /// times four at a time, with 8 clients and with 64): calls gather meanwhile. But a batch that is stuck, on a
@@ -58,8 +58,12 @@ struct Call<I, O> {
 /// Result of a call.
 enum BatchResult<O> {
     Done(O),
-    /// No connection was free in time, or the database didn't answer.
+    /// No connection was free in time.
     Unavailable(String),
+    /// The database didn't answer in time.
+    Silent(Silence),
+    /// The batch says that it isn't known whether it has taken effect.
+    Unknown(String),
     /// The whole batch failed, perhaps because of another call.
     Failed,
 }
@@ -82,7 +86,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Runs the call in the next batch. `None` if the batch failed: retry it alone, and expect that it may
     /// already have taken effect.
     ///
-    /// Errors: `database_unavailable` as with [`Db::run`].
+    /// Errors: `database_unavailable` as with [`Db::run`]; `outcome_unknown` if the batch failed with that.
     pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Failure> {
         let (output, mut result) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
@@ -104,6 +108,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         match result {
             Ok(BatchResult::Done(output)) => Ok(Some(output)),
             Ok(BatchResult::Unavailable(cause)) => Err(Failure::DatabaseUnavailable(cause.into())),
+            Ok(BatchResult::Silent(silence)) => Err(Failure::DatabaseUnavailable(silence.into())),
+            Ok(BatchResult::Unknown(cause)) => Err(Failure::outcome_unknown(cause)),
             // The sender is dropped when the service stops.
             Ok(BatchResult::Failed) | Err(_) => Ok(None),
         }
@@ -157,9 +163,19 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
                     }
                 }
                 Err(Failure::DatabaseUnavailable(cause)) if !cause.is::<diesel::result::Error>() => {
+                    let silence = cause.downcast_ref::<Silence>().copied();
                     let cause = cause.to_string();
                     for output in outputs {
-                        let _ = output.send(BatchResult::Unavailable(cause.clone()));
+                        let _ = output.send(match silence {
+                            Some(silence) => BatchResult::Silent(silence),
+                            None => BatchResult::Unavailable(cause.clone()),
+                        });
+                    }
+                }
+                Err(Failure::OutcomeUnknown { cause, .. }) => {
+                    let cause = cause.to_string();
+                    for output in outputs {
+                        let _ = output.send(BatchResult::Unknown(cause.clone()));
                     }
                 }
                 Err(error) => {

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::deadline;
 use super::metrics::Metrics;
 use crate::base::metrics::GaugeGuard;
-use crate::error::{AsFailure, Failure};
+use crate::error::{AsFailure, Failure, is_connection_lost};
 
 /// All migrations, built into the binary.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -38,6 +38,20 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum number of pools at the same time: the current one, and abandoned ones, each until its last thread
 /// has got an answer.
 pub const POOLS_MAX: usize = 4;
+
+/// The cause of a [`Failure::DatabaseUnavailable`] for work that was begun and whose end nobody waited for. It
+/// may still take effect.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Silence(pub &'static str);
+
+/// Whether a failure leaves open whether the work that it ended has taken effect: the database didn't answer in
+/// time, or the connection was lost. Meant for work whose every statement matters; the caller knows whether
+/// anything had been sent that can take effect.
+pub fn is_outcome_open(failure: &Failure) -> bool {
+    let Failure::DatabaseUnavailable(cause) = failure else { return false };
+    cause.is::<Silence>() || cause.downcast_ref::<diesel::result::Error>().is_some_and(is_connection_lost)
+}
 
 /// A handle to the pool, cheap to clone.
 ///
@@ -166,7 +180,10 @@ impl Db {
         match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Failure::internal("the database work panicked").into()),
-            Err(_) => Err(Failure::DatabaseUnavailable("the database didn't answer in time".into()).into()),
+            Err(_) => {
+                let silence = Silence("the database didn't answer in time");
+                Err(Failure::DatabaseUnavailable(silence.into()).into())
+            }
         }
     }
 
@@ -254,7 +271,10 @@ impl Db {
 }
 
 fn is_unavailable<T, E: AsFailure>(result: &Result<T, E>) -> bool {
-    result.as_ref().is_err_and(|error| matches!(error.failure(), Some(Failure::DatabaseUnavailable(_))))
+    let is_broken = |failure: &Failure| {
+        matches!(failure, Failure::DatabaseUnavailable(_) | Failure::OutcomeUnknown { .. })
+    };
+    result.as_ref().is_err_and(|error| error.failure().is_some_and(is_broken))
 }
 
 /// Work under way, which is still watched when its caller no longer waits.

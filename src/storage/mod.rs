@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 pub mod db;
 pub(crate) mod deadline;
+pub(crate) mod master_keys;
 pub mod metrics;
 pub(crate) mod schema;
 pub(crate) mod sql;

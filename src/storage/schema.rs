@@ -173,6 +173,8 @@ diesel::table! {
         disabled_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
         enabled_at -> Nullable<Timestamptz>,
+        secret_key_version -> Integer,
+        previous_secret_key_version -> Integer,
     }
 }
 

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use crate::base::derived_secrets::Purpose;
 use crate::base::ids::{ApiKeyId, MerchantId};
 use crate::base::time::Timestamp;
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
     IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, SEALED, Target,
@@ -92,16 +92,15 @@ pub(crate) fn create_for(
     name: &str,
 ) -> Result<ApiKey, Error> {
     let key = |secret: &str| format!("{API_KEY_PREFIX}{}{secret}", merchant.0.as_simple());
+    let vault = &context.host().vault;
+    let version = context.host().master_key_version()?;
+    let secret = vault.derive(Purpose::ApiKey, id.0, version).ok_or(Failure::SecretUnavailable)?;
     diesel::insert_into(api_keys::table)
         .values((
             api_keys::merchant_id.eq(merchant),
             api_keys::id.eq(id),
             api_keys::name.eq(name),
-            api_keys::key_sha256.eq(key_sha256(&key(context
-                .host()
-                .vault
-                .derive(Purpose::ApiKey, id.0)
-                .expose_secret()))),
+            api_keys::key_sha256.eq(key_sha256(&key(secret.expose_secret()))),
             api_keys::created_at.eq(context.now()),
         ))
         .execute(conn)?;
@@ -110,8 +109,8 @@ pub(crate) fn create_for(
 }
 
 /// Seals a reply that shows a new key.
-pub(crate) fn seal(reply: Reply, id: ApiKeyId) -> Reply {
-    reply.seal(host::seal(Purpose::ApiKey, id.0))
+pub(crate) fn seal(context: &Context<'_>, reply: Reply, id: ApiKeyId) -> Result<Reply, Error> {
+    Ok(reply.seal(host::seal(Purpose::ApiKey, id.0, context.host().master_key_version()?)))
 }
 
 /// Body of a new API key.
@@ -141,11 +140,11 @@ impl LocalOperation for CreateApiKey {
         let id = ApiKeyId(context.resource_id()?);
         let api_key = create_for(conn, context, context.merchant(), id, &self.name)?;
         let reply = Reply::json(StatusCode::CREATED, &api_key)?;
-        Ok(seal(reply.header(KeptHeader::Location, format!("/v1/api-keys/{id}")), id))
+        seal(context, reply.header(KeptHeader::Location, format!("/v1/api-keys/{id}")), id)
     }
 }
 
-problems!(CreateProblems, mutating:);
+problems!(CreateProblems, mutating: SecretUnavailable);
 
 /// Create an API key
 ///

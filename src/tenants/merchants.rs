@@ -207,11 +207,11 @@ impl LocalOperation for CreateMerchant {
         merchant.api_key = Some(api_key);
         let reply = Reply::json(StatusCode::CREATED, &merchant)?
             .header(KeptHeader::Location, format!("/v1/operator/merchants/{id}"));
-        Ok(api_keys::seal(reply, key_id))
+        api_keys::seal(context, reply, key_id)
     }
 }
 
-problems!(CreateProblems, operating_mutating:);
+problems!(CreateProblems, operating_mutating: SecretUnavailable);
 
 /// Create a merchant
 ///

@@ -92,6 +92,8 @@ impl FromRequest for AuthenticatedMerchant {
 pub struct AuthenticatedOperator {
     /// Name and id of the key, for records of changes.
     pub name: String,
+    /// SHA-256 of the key, as in the database.
+    pub sha256: Vec<u8>,
 }
 
 impl AuthenticatedOperator {
@@ -99,7 +101,9 @@ impl AuthenticatedOperator {
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
         let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
         let key = bearer(req)?.to_owned();
-        db.run_retrying(move |conn| authenticate_operator(conn, &key)).await.map(|name| Self { name })
+        let sha256 = key_sha256(&key);
+        let name = db.run_retrying(move |conn| authenticate_operator(conn, &key)).await?;
+        Ok(Self { name, sha256 })
     }
 }
 

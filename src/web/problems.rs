@@ -59,6 +59,7 @@ const CHANGE: &[Code] = &[
     Code::IdempotencyKeyExpired,
     Code::IdempotencyRequestInProgress,
     Code::TransientConflict,
+    Code::OutcomeUnknown,
 ];
 /// Codes that every request can get.
 const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
@@ -109,7 +110,10 @@ pub(crate) fn problem_responses(common: &[Code], own: &[Code]) -> BTreeMap<Strin
     let mut by_status: BTreeMap<u16, Vec<&'static CatalogueEntry>> = BTreeMap::new();
     for code in common.iter().chain(own) {
         let entry = code.entry();
-        by_status.entry(entry.status).or_default().push(entry);
+        let entries = by_status.entry(entry.status).or_default();
+        if entries.iter().all(|known| known.code != entry.code) {
+            entries.push(entry);
+        }
     }
     by_status
         .into_iter()

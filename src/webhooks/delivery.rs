@@ -275,14 +275,14 @@ impl Worker {
     /// Doesn't retry if the claim's commit may have been lost: a retry would claim other deliveries, and
     /// these are due again after the lease.
     async fn begin_due(&self, among: EndpointFilter) -> Result<usize, Error> {
-        let Shared { db, options, places, .. } = &*self.shared;
+        let Shared { db, vault, options, places, .. } = &*self.shared;
         let room = places.room(options);
         if room.places == 0 {
             return Ok(0);
         }
         let asked = Instant::now();
-        let lease = options.lease();
-        let due = db.run(move |conn| outbox::claim(conn, among, &room, lease)).await?;
+        let (keys, lease) = (vault.versions(), options.lease());
+        let due = db.run(move |conn| outbox::claim(conn, among, &room, &keys, lease)).await?;
         let begun = due.len();
         for claimed in due {
             let place = places.take(claimed.endpoint_key(), claimed.endpoint_is_failing);
@@ -332,12 +332,14 @@ impl Worker {
     fn headers(&self, claimed: &ClaimedDelivery, id: &str, body: &str) -> HeaderMap {
         // Receivers refuse signatures from minutes ago, or from the future.
         let timestamp = claimed.claimed_at.timestamp();
-        let sign = |version| {
-            self.shared.vault.webhook_secret(claimed.endpoint, version).sign(id, timestamp, body.as_bytes())
+        let sign = |version, key| {
+            let secret = self.shared.vault.webhook_secret(claimed.endpoint, version, key);
+            let secret = secret.expect("only endpoints are claimed whose master keys are here");
+            secret.sign(id, timestamp, body.as_bytes())
         };
-        let mut signatures = sign(claimed.secret_version);
-        if claimed.previous_secret_is_valid && claimed.secret_version > 1 {
-            signatures = format!("{signatures} {}", sign(claimed.secret_version - 1));
+        let mut signatures = sign(claimed.secret_version, claimed.secret_key);
+        if let Some(key) = claimed.previous_secret_key.filter(|_| claimed.secret_version > 1) {
+            signatures = format!("{signatures} {}", sign(claimed.secret_version - 1, key));
         }
         let text = |text: String| HeaderValue::try_from(text).expect("ids, numbers and base64 are ASCII");
         HeaderMap::from_iter([

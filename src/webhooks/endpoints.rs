@@ -2,7 +2,8 @@
 //!
 //! A secret appears only in the answer that created it and in the replays of that answer. It's derived rather
 //! than stored (see [`derived_secrets`](crate::base::derived_secrets)), from a version that each rotation
-//! increments, so that the previous secret can sign along until the receivers have switched.
+//! increments, so that the previous secret can sign along until the receivers have switched. The row names the
+//! master keys that both derive from, which may have been replaced since.
 //!
 //! A deleted endpoint keeps its row, since deliveries refer to it, and is hidden otherwise.
 //!
@@ -24,7 +25,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::base::derived_secrets::Purpose;
+use crate::base::derived_secrets::{MasterKeyVersion, Purpose};
 use crate::base::ids::{MerchantId, WebhookEndpointId};
 use crate::base::time::Timestamp;
 use crate::error::Error;
@@ -167,7 +168,11 @@ pub(crate) struct EndpointRow {
     pub description: Option<String>,
     pub status: String,
     pub secret_version: i32,
+    /// Version of the master key from which the secret derives.
+    pub secret_key_version: i32,
     pub previous_secret_expires_at: Option<DateTime<Utc>>,
+    /// The same for the secret before it.
+    pub previous_secret_key_version: i32,
     pub failing_since: Option<DateTime<Utc>>,
     pub disabled_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
@@ -213,7 +218,9 @@ impl EndpointRow {
                 webhook_endpoints::description.eq(&self.description),
                 webhook_endpoints::status.eq(&self.status),
                 webhook_endpoints::secret_version.eq(self.secret_version),
+                webhook_endpoints::secret_key_version.eq(self.secret_key_version),
                 webhook_endpoints::previous_secret_expires_at.eq(self.previous_secret_expires_at),
+                webhook_endpoints::previous_secret_key_version.eq(self.previous_secret_key_version),
                 webhook_endpoints::failing_since.eq(self.failing_since),
                 webhook_endpoints::disabled_at.eq(self.disabled_at),
                 webhook_endpoints::enabled_at.eq(self.enabled_at),
@@ -257,8 +264,9 @@ impl EndpointRow {
     /// Makes an answer that shows the endpoint with its current secret.
     fn into_reply_with_secret(self, status: StatusCode) -> Result<Reply, Error> {
         let (id, purpose) = (self.id, Purpose::WebhookSecret { version: self.secret_version });
+        let key = MasterKeyVersion(self.secret_key_version);
         let endpoint = WebhookEndpoint { secret: Some(SEALED.to_owned()), ..self.into_endpoint() };
-        Ok(Reply::json(status, &endpoint)?.seal(host::seal(purpose, id.0)))
+        Ok(Reply::json(status, &endpoint)?.seal(host::seal(purpose, id.0, key)))
     }
 }
 
@@ -394,6 +402,7 @@ impl LocalOperation for CreateWebhookEndpoint {
                 webhook_endpoints::description.eq(&self.description),
                 webhook_endpoints::status.eq(EndpointStatus::Enabled.as_str()),
                 webhook_endpoints::secret_version.eq(1),
+                webhook_endpoints::secret_key_version.eq(context.host().master_key_version()?.0),
                 webhook_endpoints::created_at.eq(context.now()),
             ))
             .returning(EndpointRow::as_select())
@@ -414,7 +423,7 @@ fn lock_number_of_endpoints(conn: &mut PgConnection, merchant: MerchantId) -> Re
     Ok(())
 }
 
-problems!(CreateProblems, mutating: WebhookEndpointLimitReached);
+problems!(CreateProblems, mutating: WebhookEndpointLimitReached, SecretUnavailable);
 
 /// Create a webhook endpoint
 ///
@@ -629,6 +638,8 @@ impl LocalOperation for RotateSecret {
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let mut row = EndpointRow::lock(conn, context.merchant(), self.id)?;
         row.secret_version += 1;
+        row.previous_secret_key_version = row.secret_key_version;
+        row.secret_key_version = context.host().master_key_version()?.0;
         let overlap = TimeDelta::seconds(self.overlap_seconds.into());
         row.previous_secret_expires_at = (!overlap.is_zero()).then(|| context.now() + overlap);
         row.save(conn)?;
@@ -636,7 +647,7 @@ impl LocalOperation for RotateSecret {
     }
 }
 
-problems!(RotateProblems, mutating: WebhookEndpointNotFound);
+problems!(RotateProblems, mutating: WebhookEndpointNotFound, SecretUnavailable);
 
 /// Rotate a webhook endpoint's secret
 ///

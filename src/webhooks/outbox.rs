@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use serde_json::Value;
 
+use crate::base::derived_secrets::MasterKeyVersion;
 use crate::base::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
 use crate::error::{Error, Failure};
 use crate::events::{self, EventType};
@@ -59,8 +62,10 @@ pub(super) struct ClaimedDelivery {
     pub(super) number: i32,
     pub(super) url: String,
     pub(super) secret_version: i32,
-    /// Whether receivers may still know only the previous secret.
-    pub(super) previous_secret_is_valid: bool,
+    /// Version of the master key from which the secret derives.
+    pub(super) secret_key: MasterKeyVersion,
+    /// That of the previous secret, if receivers may still know only that one.
+    pub(super) previous_secret_key: Option<MasterKeyVersion>,
     /// Whether the last attempt at this endpoint failed.
     pub(super) endpoint_is_failing: bool,
     pub(super) event: EventId,
@@ -83,12 +88,12 @@ impl ClaimedDelivery {
 /// The columns of a claim: the delivery, its endpoint, its event.
 type ClaimedSql = (
     (SqlUuid, SqlUuid, SqlUuid, Integer),
-    (Text, Integer, Bool, Bool),
+    (Text, Integer, Integer, Nullable<Integer>, Bool),
     (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz, Timestamptz),
 );
 type ClaimedRow = (
     (MerchantId, DeliveryId, WebhookEndpointId, i32),
-    (String, i32, bool, bool),
+    (String, i32, i32, Option<i32>, bool),
     (EventId, String, DateTime<Utc>, Value, DateTime<Utc>, DateTime<Utc>),
 );
 
@@ -124,9 +129,10 @@ macro_rules! claim {
             "by_merchant AS MATERIALIZED ( \
              SELECT merchant_id, sum(count) AS count FROM in_flight GROUP BY merchant_id), ",
             "ready AS MATERIALIZED ( \
-             SELECT e.merchant_id, e.id, e.url, e.secret_version, e.enabled_at, \
+             SELECT e.merchant_id, e.id, e.url, e.secret_version, e.secret_key_version, e.enabled_at, \
                  e.failing_since IS NOT NULL AS is_failing, \
-                 coalesce(e.previous_secret_expires_at > statement_timestamp(), false) AS previous_is_valid, \
+                 CASE WHEN e.previous_secret_expires_at > statement_timestamp() \
+                     THEN e.previous_secret_key_version END AS previous_key_version, \
                  CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places, \
                  {} - coalesce(m.count, 0) AS places_of_merchant \
              FROM waiting w \
@@ -138,7 +144,10 @@ macro_rules! claim {
                  WHERE d.state = 'pending' AND d.merchant_id = w.merchant_id AND d.endpoint_id = w.endpoint_id \
                      AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
                  ORDER BY d.due_at LIMIT 1) AS due \
-             WHERE e.status = 'enabled'), ",
+             CROSS JOIN (SELECT {} AS versions) AS master_keys \
+             WHERE e.status = 'enabled' AND e.secret_key_version = ANY (master_keys.versions) \
+                 AND NOT coalesce(e.previous_secret_expires_at > statement_timestamp() \
+                     AND e.previous_secret_key_version <> ALL (master_keys.versions), false)), ",
             "chosen AS MATERIALIZED ( \
              SELECT *, least(places, greatest(1, {} / count(*) OVER ()), \
                  greatest(1, places_of_merchant / count(*) OVER (PARTITION BY merchant_id))) AS share FROM ( \
@@ -160,7 +169,7 @@ macro_rules! claim {
              FROM due WHERE d.ctid = due.place \
              RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count, d.created_at) ",
             "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
-             e.url, e.secret_version, e.previous_is_valid, e.is_failing, \
+             e.url, e.secret_version, e.secret_key_version, e.previous_key_version, e.is_failing, \
              c.event_id, event.type, event.created_at, event.data, clock_timestamp(), \
              greatest(c.created_at, e.enabled_at) \
          FROM claimed c JOIN chosen e ON e.merchant_id = c.merchant_id AND e.id = c.endpoint_id \
@@ -173,7 +182,8 @@ macro_rules! claim {
 
 /// Claims due deliveries for `lease`, as many as there is room for, to all endpoints or to some. The waiting
 /// endpoints share the places evenly. If there are more endpoints than places, chance decides, so that none
-/// is forgotten.
+/// is forgotten. Leaves out endpoints whose secrets derive from other master keys than `keys`: while the master
+/// key is being replaced, some instances may not have the new one yet.
 ///
 /// Locks the claimed deliveries, and skips those that others have locked. If the answer to a claim's commit
 /// is lost, its deliveries are due again after the lease.
@@ -181,6 +191,7 @@ pub(super) fn claim(
     conn: &mut PgConnection,
     among: EndpointFilter,
     room: &Capacity,
+    keys: &[MasterKeyVersion],
     lease: Duration,
 ) -> Result<Vec<ClaimedDelivery>, Error> {
     let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
@@ -201,14 +212,15 @@ pub(super) fn claim(
         .bind::<Array<Integer>, _>(counts)
         .bind::<Integer, _>(i32::try_from(room.places_per_endpoint).unwrap_or(i32::MAX))
         .bind::<Integer, _>(i32::try_from(room.places_per_merchant).unwrap_or(i32::MAX))
+        .bind::<Array<Integer>, _>(keys.iter().map(|key| key.0).collect::<Vec<_>>())
         .bind::<BigInt, _>(count(room.places))
         .bind::<BigInt, _>(count(room.places_for_failing))
         .bind::<BigInt, _>(count(room.places))
         .bind::<Double, _>(lease.as_secs_f64())
         .load::<ClaimedRow>(conn)?;
     let claimed = |(delivery, endpoint, event): ClaimedRow| {
-        let ((merchant, id, endpoint_id, number), (url, secret_version, previous, failing)) =
-            (delivery, endpoint);
+        let (merchant, id, endpoint_id, number) = delivery;
+        let (url, secret_version, key, previous_key, failing) = endpoint;
         let (event, kind, event_created_at, data, claimed_at, tried_since) = event;
         ClaimedDelivery {
             merchant,
@@ -217,7 +229,8 @@ pub(super) fn claim(
             number,
             url,
             secret_version,
-            previous_secret_is_valid: previous,
+            secret_key: MasterKeyVersion(key),
+            previous_secret_key: previous_key.map(MasterKeyVersion),
             endpoint_is_failing: failing,
             event,
             kind,

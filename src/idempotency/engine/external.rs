@@ -25,6 +25,7 @@ use crate::idempotency::reply::Reply;
 use crate::idempotency::request::{IdempotentRequest, RequestRules};
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
 
+use super::outcome::transact;
 use super::{Engine, Response, is_claim_lost};
 
 /// Maximum age of a lease when the attempt begins its work. If the reservation took longer (it may have
@@ -118,7 +119,8 @@ impl<H: Host> Engine<H> {
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
     /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, the operation's
     /// errors that aren't final, `transient_conflict`. After each of them but the second and third, the
-    /// client can send the same request again, and it goes on where this one stopped.
+    /// client can send the same request again, and it goes on where this one stopped. If keys have no effect,
+    /// it can't: `outcome_unknown` comes in place of each that leaves open whether the request takes effect.
     ///
     /// Locks, in the finishing transaction: the key's row, then the operation's locks.
     pub async fn execute_external<O: ExternalOperation<Host = H>>(
@@ -162,15 +164,16 @@ impl<H: Host> Engine<H> {
         };
         let (claim, reservation) = match begun {
             Start::Refused(answer) => {
-                self.executed(&request, &answer, 1);
+                self.executed(&request, 1);
                 return Ok(Attempt::Executed(answer));
             }
             Start::Ours(claim, reservation) => (claim, reservation),
         };
+        request.progress.claimed(&claim);
         faults::reach("after_claim");
         match self.call_and_commit(&request, &claim, reservation, batch).await {
             Ok(answer) => {
-                self.executed(&request, &answer, claim.attempt);
+                self.executed(&request, claim.attempt);
                 faults::reach("after_commit_before_response");
                 Ok(Attempt::Executed(answer))
             }
@@ -179,9 +182,7 @@ impl<H: Host> Engine<H> {
             Err(error) if is_claim_lost(&error) => self.winners_answer(&request).await,
             Err(error) => {
                 self.give_up(&claim, &request.envelope.request_id, &error, Taker::Client).await;
-                // Without a key a retry can't resume this request, only repeat it beside its recovery.
-                let is_keyed = request.treatment.enforcement != Enforcement::Off;
-                Err(if is_keyed { error } else { Failure::OutcomeUnknown(error.detailed().into()).into() })
+                Err(error)
             }
         }
     }
@@ -234,7 +235,12 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let started = Instant::now();
-        Ok(match batchers.claims.call(Self::claimant(request)).await?.transpose()? {
+        let claimed = match batchers.claims.call(Self::claimant(request)).await {
+            // With a key, the next look tells whether the claim was committed.
+            Err(Failure::OutcomeUnknown { .. }) if request.is_protected() => return Ok(None),
+            claimed => claimed?,
+        };
+        Ok(match claimed.transpose()? {
             Some(ClaimResult::ClaimWithData(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 // A reservation that can't be parsed is read again later, and fails then.
@@ -262,7 +268,7 @@ impl<H: Host> Engine<H> {
         let begun = match decide(Self::find(conn, &request.envelope)?, policy) {
             decision @ (Decision::Claim | Decision::ClaimAfresh) => {
                 let afresh = matches!(decision, Decision::ClaimAfresh);
-                match conn.transaction(|conn| self.claim_and_reserve(conn, request, afresh)) {
+                match transact(conn, request, |conn| self.claim_and_reserve(conn, request, afresh)) {
                     Err(error) if error.is_final() => {
                         Ok(self.refuse(conn, request, afresh, &error)?.map(Start::Refused))
                     }
@@ -502,8 +508,8 @@ impl<H: Host> Engine<H> {
             let request = restored.map_err(|error| {
                 Failure::internal(format!("a stored request can't be read any more: {}", error.detailed()))
             })?;
-            let answer = self.call_and_commit(&request, &claim, None, None).await?;
-            self.executed(&request, &answer, claim.attempt);
+            self.call_and_commit(&request, &claim, None, None).await?;
+            self.executed(&request, claim.attempt);
             Ok::<(), H::Error>(())
         };
         match attempt.await {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use diesel::{Connection, PgConnection};
+use diesel::PgConnection;
 
 use crate::base::faults;
 use crate::idempotency::decision::{Attempt, Decision, Lookup, decide};
@@ -12,6 +12,7 @@ use crate::idempotency::operation::LocalOperation;
 use crate::idempotency::request::IdempotentRequest;
 use crate::idempotency::store::{self, Answer};
 
+use super::outcome::transact;
 use super::{Engine, Response};
 
 impl<H: Host> Engine<H> {
@@ -19,13 +20,15 @@ impl<H: Host> Engine<H> {
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
     /// `idempotency_key_expired`, `idempotency_request_in_progress`, the operation's errors that aren't
-    /// final, `transient_conflict`.
+    /// final, `transient_conflict`; `outcome_unknown` in place of each that leaves open whether the request takes
+    /// effect, if keys have no effect.
     ///
     /// Locks: an advisory lock on (merchant, key), then the operation's locks.
     pub async fn execute_local<O: LocalOperation<Host = H>>(
         &self,
-        request: IdempotentRequest<O>,
+        mut request: IdempotentRequest<O>,
     ) -> Result<Response, H::Error> {
+        request.calls_processor = false;
         self.drive(request, |engine, request| async move { engine.try_local(request).await }).await
     }
 
@@ -44,7 +47,7 @@ impl<H: Host> Engine<H> {
             Ok(answer) => answer,
             Err(attempt) => return Ok(attempt),
         };
-        self.executed(&request, &answer, 1);
+        self.executed(&request, 1);
         faults::reach("local_after_commit_before_response");
         Ok(Attempt::Executed(answer))
     }
@@ -63,7 +66,7 @@ impl<H: Host> Engine<H> {
             return Ok(Lookup::NotOurs(decision));
         }
         let afresh = matches!(decision, Decision::ClaimAfresh);
-        let executed = conn.transaction(|conn| {
+        let executed = transact(conn, request, |conn| {
             let Some(claim) = self.claim(conn, request, afresh)? else {
                 return Ok(Lookup::Again);
             };

@@ -3,6 +3,7 @@
 
 mod external;
 mod local;
+mod outcome;
 mod respond;
 
 use std::collections::HashMap;
@@ -10,11 +11,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use diesel::{Connection, PgConnection};
+use diesel::PgConnection;
 
 use crate::base::faults;
 use crate::error::failure::{AsFailure, Failure};
-use crate::storage::db::Db;
+use crate::storage::db::{Db, Silence};
 use crate::storage::deadline;
 
 use super::batching::Batchers;
@@ -32,6 +33,8 @@ use super::request::IdempotentRequest;
 use super::settings::{Settings, Timing};
 use super::store::{self, Answer, Claim, Claimant, StoredKey};
 use super::waiting::{WaitResult, Waiters};
+
+use outcome::{for_client, transact};
 
 pub use external::{DueRequest, RecoveryResult};
 pub use respond::Response;
@@ -200,20 +203,29 @@ impl<H: Host> Engine<H> {
             let note = |outcome| self.note(name, outcome, &envelope.request_id, Some(envelope), None);
             let answer_in = deadline::remaining(Duration::MAX);
             let ended = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
+                // Another attempt has the claim of this request. Without a key, no retry could find its answer.
+                Ok(Ok(Attempt::Running { .. }))
+                    if !request.is_protected() && request.progress.is_claimed() =>
+                {
+                    Err(Failure::ClaimLost.into())
+                }
                 Ok(ended) => ended,
                 // The work goes on, so that a retry finds its result.
-                Err(_) => Err(Failure::DatabaseUnavailable("the request's time is over".into()).into()),
+                Err(_) => {
+                    Err(Failure::DatabaseUnavailable(Silence("the request's time is over").into()).into())
+                }
             };
-            let ended = ended.inspect_err(|error| {
+            let ended = ended.map_err(|error| {
                 let is_stranger =
                     matches!(error.failure(), Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked));
                 note(if is_stranger { "unauthorized" } else { "failed" });
+                for_client(&request, error)
             })?;
             let is_parked = match ended {
-                Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)),
+                Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)?),
                 Attempt::Replayed(answer) => {
                     note("replayed");
-                    return Ok(self.respond(&request, &answer, true));
+                    return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::ReplayedDespiteMismatch(answer) => {
                     note("mismatch_replayed");
@@ -222,7 +234,7 @@ impl<H: Host> Engine<H> {
                         key_hash = envelope.key.digest_for(envelope.merchant).as_str();
                         "another request's answer was replayed, as the policy says"
                     );
-                    return Ok(self.respond(&request, &answer, true));
+                    return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::Mismatch => {
                     note("mismatch");
@@ -246,15 +258,10 @@ impl<H: Host> Engine<H> {
             if let (Some(deadline), false) = (deadline, is_parked) {
                 let inner = &self.inner;
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
-                    // The claim may have been invisible, so that the request hasn't been compared with it
-                    // yet.
-                    Some(WaitResult::Answered(answer))
-                        if answer.fingerprint.is_of(&envelope.content) == Some(true) =>
-                    {
-                        note("replayed");
-                        return Ok(self.respond(&request, &answer, true));
-                    }
-                    Some(WaitResult::Answered(_) | WaitResult::Free) => continue,
+                    // Looks the key up again, as for any replay: the caller's secret may have been revoked
+                    // meanwhile, and the claim may have been invisible, so that the request hasn't been
+                    // compared with it yet.
+                    Some(WaitResult::Answered | WaitResult::Free) => continue,
                     None => {}
                 }
             }
@@ -303,7 +310,7 @@ impl<H: Host> Engine<H> {
         afresh: bool,
         error: &H::Error,
     ) -> Result<Lookup<Arc<Answer>>, H::Error> {
-        conn.transaction(|conn| {
+        transact(conn, request, |conn| {
             let Some(claim) = self.claim(conn, request, afresh)? else {
                 return Ok(Lookup::Again);
             };
@@ -318,6 +325,8 @@ impl<H: Host> Engine<H> {
             operation: O::DESCRIPTOR.name,
             resource: O::DESCRIPTOR.resource(&request.envelope.content.path),
             policy: Arc::clone(&request.treatment.policy),
+            // Nobody repeats a request without a client's key.
+            has_generation: request.calls_processor && request.treatment.enforcement != Enforcement::Off,
         }
     }
 
@@ -332,21 +341,17 @@ impl<H: Host> Engine<H> {
             store::forget(conn, &request.envelope, &request.treatment.policy)?;
         }
         let claim = store::claim(conn, &Self::claimant(request), self.inner.settings.timing.lease)?;
-        if claim.is_none() {
-            faults::reach("after_conflict");
+        match &claim {
+            Some(claim) => request.progress.claiming(claim),
+            None => faults::reach("after_conflict"),
         }
         Ok(claim)
     }
 
-    /// Hands the answer of an executed request to its waiters, and counts the execution.
-    fn executed<O: Operation<Host = H>>(
-        &self,
-        request: &IdempotentRequest<O>,
-        answer: &Arc<Answer>,
-        attempt: u32,
-    ) {
+    /// Wakes the waiters of an executed request, and counts the execution.
+    fn executed<O: Operation<Host = H>>(&self, request: &IdempotentRequest<O>, attempt: u32) {
         let envelope = &request.envelope;
-        self.inner.waiters.answered(envelope.merchant, &envelope.key, answer);
+        self.inner.waiters.answered(envelope.merchant, &envelope.key);
         self.note(O::DESCRIPTOR.name, "executed", &envelope.request_id, Some(envelope), Some(attempt));
     }
 }

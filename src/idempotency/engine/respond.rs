@@ -1,5 +1,6 @@
 //! The answer to a request, as plain data.
 
+use crate::error::failure::Failure;
 use crate::idempotency::host::Host;
 use crate::idempotency::policy::Enforcement;
 use crate::idempotency::request::IdempotentRequest;
@@ -26,13 +27,14 @@ impl Response {
 }
 
 impl<H: Host> Engine<H> {
+    /// Makes the response with an answer. Errors: `secret_unavailable`.
     pub(super) fn respond<O>(
         &self,
         request: &IdempotentRequest<O>,
         answer: &Answer,
         replayed: bool,
-    ) -> Response {
-        let (headers, body) = answer.reply.unseal(|seal| self.inner.host.reveal(seal));
+    ) -> Result<Response, Failure> {
+        let (headers, body) = answer.reply.unseal(|seal| self.inner.host.reveal(seal))?;
         let mut response = Response { status: answer.reply.status, headers: Vec::new(), body };
         for (name, value) in headers {
             response.set(name, value);
@@ -56,6 +58,6 @@ impl<H: Host> Engine<H> {
                 response.set("Preference-Applied", format!("wait={}", wait.as_secs()));
             }
         }
-        response
+        Ok(response)
     }
 }

@@ -45,8 +45,7 @@ pub fn complete(
     .get_result::<(DateTime<Utc>, bool)>(conn)
     .optional()?
     .ok_or(Failure::ClaimLost)?;
-    let (request_id, fingerprint) = (request_id.to_owned(), claim.fingerprint.clone());
-    Ok(Arc::new(Answer { reply, request_id, fingerprint, expires_at }))
+    Ok(Arc::new(Answer { reply, request_id: request_id.to_owned(), expires_at }))
 }
 
 fn stored_status(reply: &Reply) -> Result<i16, Failure> {
@@ -126,7 +125,6 @@ pub fn complete_all(
         Some(Arc::new(Answer {
             reply: completion.reply.clone(),
             request_id: completion.request_id.clone(),
-            fingerprint: completion.claim.fingerprint.clone(),
             expires_at,
         }))
     });

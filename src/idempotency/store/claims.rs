@@ -34,12 +34,13 @@ pub struct Claim {
     pub attempt: u32,
     /// Number of the recovery worker's attempts, including this one.
     pub recoveries: u32,
+    /// Generation of the key, if the processor's keys derive from it: see
+    /// [`Context::derived_key`](crate::idempotency::Context::derived_key).
+    pub generation: Option<i32>,
     /// Time of the key's first claim.
     pub created_at: DateTime<Utc>,
     /// Time at which this attempt took the claim, by the database's clock and by ours.
     pub taken_at: (DateTime<Utc>, Instant),
-    /// Fingerprint of the request that claimed the key.
-    pub fingerprint: Fingerprint,
 }
 
 impl Claim {
@@ -57,6 +58,8 @@ pub struct Claimant {
     pub operation: &'static str,
     pub resource: Resource,
     pub policy: Arc<Policy>,
+    /// Whether the processor may be called under this key again when the claim is lost.
+    pub has_generation: bool,
 }
 
 /// Claims an unused key. `None` if another request has it, or is claiming it right now in an open
@@ -79,6 +82,9 @@ pub type ClaimWithData = (Claim, Option<serde_json::Value>);
 /// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the insert,
 /// while it holds a connection, until the winner's transaction ends: it fails at once instead. All locks last
 /// until the end of the surrounding transaction.
+///
+/// A key that was forgotten before gets the next generation, also if it's forgotten by the surrounding
+/// transaction.
 pub fn claim_all(
     conn: &mut PgConnection,
     claimants: &[&Claimant],
@@ -95,25 +101,29 @@ pub fn claim_all(
         Resource::Existing(kind, id) => (Some(kind), Some(id)),
     });
     // A resource with a type and without an id is new.
-    let rows = statement::<(SqlUuid, Nullable<SqlUuid>, Timestamptz, Nullable<Jsonb>)>(concat!(
+    let rows = statement::<(SqlUuid, Nullable<SqlUuid>, Nullable<Integer>, Timestamptz, Nullable<Jsonb>)>(concat!(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
              resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
-             created_at, expires_at, tombstone_seconds) \
+             created_at, expires_at, tombstone_seconds, generation) \
          SELECT key.merchant_id, key.key, 'in_progress', key.operation, key.fingerprint_version, key.fingerprint, \
              key.request_id, key.method, key.path, key.query, key.body, key.resource_type, \
              CASE WHEN key.resource_type IS NOT NULL THEN coalesce(key.resource_id, uuid_v7(clock.now)) END, \
              key.token, clock.now + life.lease, clock.now + life.lease, 1, 'started', \
-             clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds \
+             clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds, \
+             CASE WHEN key.has_generation AND clock.now >= (SELECT claims_from FROM idempotency_generation_start) THEN \
+                 coalesce((SELECT f.generation + 1 FROM forgotten_idempotency_keys f \
+                     WHERE f.merchant_id = key.merchant_id AND f.key_digest = idempotency_key_digest(key.key) LIMIT 1), \
+                     0) END \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
               (SELECT make_interval(secs => {}) AS lease) AS life, \
-              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
+              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
                   (merchant_id, key, operation, fingerprint_version, fingerprint, request_id, method, path, query, \
-                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds) \
+                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds, has_generation) \
          WHERE ",
         try_lock_key!(),
         " ON CONFLICT DO NOTHING \
-         RETURNING claim_token, resource_id, created_at, {}",
+         RETURNING claim_token, resource_id, generation, created_at, {}",
     ))
     .bind::<Double, _>(lease.as_secs_f64())
     .bind::<Array<SqlUuid>, _>(column(claimants, |claimant| claimant.envelope.merchant.0))
@@ -133,15 +143,18 @@ pub fn claim_all(
     .bind::<Array<Integer>, _>(column(claimants, |claimant| {
         i32::try_from(claimant.policy.tombstone_seconds).unwrap_or(i32::MAX)
     }))
+    .bind::<Array<Bool>, _>(column(claimants, |claimant| claimant.has_generation))
     .fragment(statement::<()>(select_sql))
-    .load::<(Uuid, Option<Uuid>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
+    .load::<(Uuid, Option<Uuid>, Option<i32>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
     let taken_at = Instant::now();
     let mut rows: HashMap<Uuid, _> = rows
         .into_iter()
-        .map(|(token, resource_id, created_at, read)| (token, (resource_id, created_at, read)))
+        .map(|(token, resource_id, generation, created_at, read)| {
+            (token, (resource_id, generation, created_at, read))
+        })
         .collect();
-    let claims = claimants.iter().zip(tokens).zip(fingerprints).map(|((claimant, token), fingerprint)| {
-        let (resource_id, created_at, read) = rows.remove(&token)?;
+    let claims = claimants.iter().zip(tokens).map(|(claimant, token)| {
+        let (resource_id, generation, created_at, read) = rows.remove(&token)?;
         let claim = Claim {
             merchant: claimant.envelope.merchant,
             key: claimant.envelope.key.clone(),
@@ -149,9 +162,9 @@ pub fn claim_all(
             resource_id,
             attempt: 1,
             recoveries: 0,
+            generation,
             created_at,
             taken_at: (created_at, taken_at),
-            fingerprint,
         };
         Some((claim, read))
     });
@@ -206,8 +219,9 @@ pub fn take_over(
     let token = Uuid::new_v4();
     // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
     // keep the worker away, and with it the end of a request that can't succeed.
-    let row = statement::<(Nullable<SqlUuid>, Integer, Integer, Timestamptz, Timestamptz, SmallInt, Binary)>(
-        "WITH abandoned AS MATERIALIZED ( \
+    let row =
+        statement::<(Nullable<SqlUuid>, Integer, Integer, Nullable<Integer>, Timestamptz, Timestamptz)>(
+            "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
@@ -221,27 +235,27 @@ pub fn take_over(
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.recoveries, k.created_at, clock.now, k.fingerprint_version, k.fingerprint",
-    )
-    .bind::<Bool, _>(taker == Taker::Recovery)
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .bind::<Text, _>(envelope.key.as_str())
-    .bind::<Timestamptz, _>(created_at)
-    .bind::<SqlUuid, _>(token)
-    .bind::<Text, _>(&envelope.request_id)
-    .bind::<Double, _>(lease.as_secs_f64())
-    .get_result::<(Option<Uuid>, i32, i32, DateTime<Utc>, DateTime<Utc>, i16, Vec<u8>)>(conn)
-    .optional()?;
-    Ok(row.map(|(resource_id, attempts, recoveries, created_at, now, version, sha256)| Claim {
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.created_at, clock.now",
+        )
+        .bind::<Bool, _>(taker == Taker::Recovery)
+        .bind::<SqlUuid, _>(envelope.merchant)
+        .bind::<Text, _>(envelope.key.as_str())
+        .bind::<Timestamptz, _>(created_at)
+        .bind::<SqlUuid, _>(token)
+        .bind::<Text, _>(&envelope.request_id)
+        .bind::<Double, _>(lease.as_secs_f64())
+        .get_result::<(Option<Uuid>, i32, i32, Option<i32>, DateTime<Utc>, DateTime<Utc>)>(conn)
+        .optional()?;
+    Ok(row.map(|(resource_id, attempts, recoveries, generation, created_at, now)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
         resource_id,
         attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
         recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
+        generation,
         created_at,
         taken_at: (now, Instant::now()),
-        fingerprint: Fingerprint { version, sha256 },
     }))
 }
 

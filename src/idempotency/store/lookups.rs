@@ -1,6 +1,5 @@
 //! Look-ups of keys.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -14,7 +13,7 @@ use crate::storage::sql::statement;
 
 use super::claims::Claim;
 use super::rows::{
-    Answer, KeyState, StoredKey, StoredKeyRow, StoredKeySql, column, stored_columns, try_lock_key,
+    KeyState, StoredKey, StoredKeyRow, StoredKeySql, column, key_state, stored_columns, try_lock_key,
 };
 
 /// Looks the key up, and checks the caller's proof. Takes no lock and writes nothing: a replay needs only
@@ -77,22 +76,6 @@ fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool
     .unwrap_or(false))
 }
 
-fn load(
-    conn: &mut PgConnection,
-    merchant: MerchantId,
-    key: &IdempotencyKey,
-) -> Result<Option<StoredKeyRow>, Failure> {
-    Ok(statement::<StoredKeySql>(concat!(
-        "SELECT ",
-        stored_columns!(),
-        " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
-    ))
-    .bind::<SqlUuid, _>(merchant)
-    .bind::<Text, _>(key.as_str())
-    .get_result::<StoredKeyRow>(conn)
-    .optional()?)
-}
-
 /// Reads many keys, and checks their callers' proofs: `Err` for callers that fail.
 ///
 /// The limits make each look-up a separate one, by index, whatever the planner estimates for the tables'
@@ -129,10 +112,10 @@ fn load_all(
 }
 
 /// State of a key's answer, for a waiting request.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerState {
     /// The answer is there.
-    Answered(Arc<Answer>),
+    Answered,
     /// The request is being executed, and its end sends a notification.
     Running,
     /// A transaction that hasn't ended is claiming the key, and its end sends no notification.
@@ -162,7 +145,16 @@ pub fn await_answer(
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key.as_str())
     .execute(conn)?;
-    let Some(row) = load(conn, merchant, key)? else {
+    let state = statement::<Text>(concat!(
+        "SELECT ",
+        key_state!(),
+        " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+    ))
+    .bind::<SqlUuid, _>(merchant)
+    .bind::<Text, _>(key.as_str())
+    .get_result::<String>(conn)
+    .optional()?;
+    let Some(state) = state else {
         // A local operation's claim is invisible until it's done; its advisory lock is visible.
         let is_free = statement::<Bool>(concat!(
             "SELECT ",
@@ -174,11 +166,11 @@ pub fn await_answer(
         .get_result(conn)?;
         return Ok(if is_free { AnswerState::Free } else { AnswerState::Claiming });
     };
-    match row.state.parse()? {
-        KeyState::Running | KeyState::Parked => Ok(AnswerState::Running),
-        KeyState::Abandoned | KeyState::Expired | KeyState::Forgotten => Ok(AnswerState::Free),
-        KeyState::Completed => Ok(row.into_answer()?.map_or(AnswerState::Free, AnswerState::Answered)),
-    }
+    Ok(match state.parse()? {
+        KeyState::Running | KeyState::Parked => AnswerState::Running,
+        KeyState::Abandoned | KeyState::Expired | KeyState::Forgotten => AnswerState::Free,
+        KeyState::Completed => AnswerState::Answered,
+    })
 }
 
 /// Maximum number of requests that [`others_in_progress`] returns.

@@ -95,8 +95,6 @@ pub struct Answer {
     pub reply: Reply,
     /// Id of the request that was executed.
     pub request_id: String,
-    /// Fingerprint of that request.
-    pub fingerprint: Fingerprint,
     pub expires_at: DateTime<Utc>,
 }
 
@@ -177,14 +175,11 @@ pub(super) type StoredKeySql = (
 );
 
 impl StoredKeyRow {
-    fn fingerprint(&self) -> Fingerprint {
-        Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
-    }
-
     /// Whether this is the row of the request of `envelope`. `None` if the fingerprint's recipe is of a later
     /// release.
     pub fn is_of(&self, envelope: &Envelope) -> Option<bool> {
-        self.fingerprint().is_of(&envelope.content)
+        Fingerprint { version: self.fingerprint_version, sha256: self.fingerprint.clone() }
+            .is_of(&envelope.content)
     }
 
     /// Converts the row to the state that the caller of `envelope` sees.
@@ -198,7 +193,6 @@ impl StoredKeyRow {
 
     /// Returns the stored answer, if there is one.
     pub fn into_answer(self) -> Result<Option<Arc<Answer>>, Failure> {
-        let fingerprint = self.fingerprint();
         let (Some(status), Some(headers), Some(body)) =
             (self.response_status, self.response_headers, self.response_body)
         else {
@@ -208,7 +202,6 @@ impl StoredKeyRow {
             u16::try_from(status).map_err(|_| Failure::internal("a stored status is out of range"))?;
         let headers = serde_json::from_value(headers).map_err(Failure::internal)?;
         Ok(Some(Arc::new(Answer {
-            fingerprint,
             reply: Reply { status, headers, body, notes: Vec::new() },
             request_id: self.request_id,
             expires_at: self.expires_at,

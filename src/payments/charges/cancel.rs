@@ -111,7 +111,7 @@ impl ExternalOperation for CancelCharge {
     }
 }
 
-problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
+problems!(CancelProblems, mutating: ChargeNotFound, ChargeNotCancelable, RequestAbandoned, ProcessorUnavailable);
 
 /// Cancel a charge
 ///

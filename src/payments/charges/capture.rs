@@ -141,7 +141,7 @@ fn not_capturable(status: ChargeStatus) -> Error {
 
 problems!(
     CaptureProblems,
-    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown
+    mutating: ChargeNotFound, ChargeNotCapturable, CaptureExceedsAuthorization, RequestAbandoned, ProcessorUnavailable
 );
 
 /// Capture a charge

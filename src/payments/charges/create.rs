@@ -387,7 +387,7 @@ fn declined(code: &str) -> Decision {
     Decision::Declined(Decline::new(code))
 }
 
-problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, RequestAbandoned, ProcessorUnavailable, OutcomeUnknown);
+problems!(CreateProblems, mutating: CardDeclined, InsufficientFunds, DuplicateSuspected, DuplicateInProgress, RequestAbandoned, ProcessorUnavailable);
 
 /// Create a charge
 ///
