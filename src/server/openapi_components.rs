@@ -43,10 +43,10 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let outcomes = inbound::api::STATES.into_iter().filter(|state| *state != "dismissed").collect();
     vec![
         ("Account", "kind", account_kinds()),
+        ("AcquirerEvent", "state", inbound::api::STATES.to_vec()),
         ("ChargeFailure", "code", failures),
         ("Delivery", "status", deliveries),
         ("Dispute", "status", disputes::STATUSES.to_vec()),
-        ("AcquirerEvent", "state", inbound::api::STATES.to_vec()),
         ("KeyStatus", "recovery_point", RECOVERY_POINTS.to_vec()),
         ("KeyStatus", "status", keys::STATUSES.to_vec()),
         ("ObjectFailure", "code", failure::CODES.to_vec()),
