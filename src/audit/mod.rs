@@ -200,8 +200,14 @@ const CHECKS: &[Check] = &[
                     FROM refunds WHERE status = 'failed' \
                     AND coalesce(failure_code, '') NOT IN ('refund_refused', 'request_abandoned') \
                     UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', ''), amount FROM disputes \
-                    UNION ALL SELECT merchant_id, 'dp_' || replace(id::text, '-', '') || ':' || status, amount \
-                    FROM disputes WHERE status <> 'open') o \
+                    UNION ALL SELECT d.merchant_id, coalesce(( \
+                            SELECT e.source FROM journal_entries e WHERE e.merchant_id = d.merchant_id \
+                            AND e.source = ANY (ARRAY(SELECT base.source || number.suffix FROM ( \
+                                VALUES (''), (':2'), (':3'), (':4'), (':5'), (':6'), (':7'), (':8'), (':9')) AS number (suffix))) \
+                            LIMIT 1), base.source), d.amount \
+                    FROM disputes d, LATERAL ( \
+                        SELECT 'dp_' || replace(d.id::text, '-', '') || ':' || d.status AS source) base \
+                    WHERE d.status <> 'open') o \
                 WHERE o.amount IS DISTINCT FROM (SELECT sum(p.amount) FROM journal_entries e \
                     JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id AND p.amount > 0 \
                     WHERE e.merchant_id = o.merchant_id AND e.source = o.source)",

@@ -22,8 +22,8 @@ const FAILED: &str = "failed";
 #[schema(as = ResolveIdempotencyKey, example = json!({"as": "failed", "reason": "The processor confirms that nothing was captured."}))]
 #[serde(deny_unknown_fields)]
 pub struct ResolveKey {
-    /// Outcome of the request: always `failed`.
-    #[schema(rename = "as", example = "failed")]
+    /// Outcome of the request, which has failed.
+    #[schema(rename = "as", pattern = "^failed$", example = "failed")]
     #[expect(dead_code, reason = "there is one outcome; it's here for the schema")]
     outcome: String,
     /// Reason of the decision, for the record of operators' actions.

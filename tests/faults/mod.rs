@@ -351,10 +351,11 @@ fn a_lost_answer_is_noticed() {
     );
     let (row, problems, mut scene) = scene.reckon();
     assert_eq!(row.lost, 2, "an answer and a charge: {row}");
-    for problem in
-        ["the answer to", "got two answers", "was acknowledged and is gone", "and the processor did"]
-    {
-        assert!(problems.iter().any(|found| found.contains(problem)), "{problem} isn't among {problems:?}");
+    let is_found = |problem: &str| problems.iter().any(|found| found.contains(problem));
+    for problem in ["the answer to", "got two answers", "was acknowledged and is gone"] {
+        assert!(is_found(problem), "{problem} isn't among {problems:?}");
     }
+    // It has recognized the request, so that the card was charged once.
+    assert!(!is_found("and the processor did"), "{problems:?}");
     scene.leave_the_books_as_they_are();
 }
