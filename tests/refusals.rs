@@ -344,3 +344,116 @@ fn what_the_processor_would_refuse_is_refused_at_once() {
     body["description"] = "one line\nand another".into();
     scene.client.charge("c", &body).expect(201);
 }
+
+/// Makes the processor refuse every call of these kinds, as `plan` says.
+fn refuse_as_planned(acquirer: &Acquirer) {
+    batch(
+        acquirer,
+        "CREATE TABLE plan (kind text PRIMARY KEY, refusal jsonb NOT NULL); \
+         CREATE FUNCTION refuse_as_planned() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE planned jsonb; BEGIN \
+             SELECT refusal INTO planned FROM plan WHERE kind = NEW.kind; \
+             IF FOUND THEN NEW.status := 'refused'; NEW.decide_at := NULL; NEW.refusal := planned; END IF; \
+             RETURN NEW; END $$; \
+         CREATE TRIGGER refuse_as_planned BEFORE INSERT ON operations \
+             FOR EACH ROW EXECUTE FUNCTION refuse_as_planned()",
+    );
+}
+
+#[test]
+fn every_refusal_of_every_call_has_its_final_answer() {
+    let scene = Scene::start();
+    refuse_as_planned(&scene.acquirer);
+    let (captured, _) = scene.charge(true);
+    let captured = captured["id"].as_str().unwrap();
+    let before = scene.available();
+    let refusals: [(&str, Option<&str>); 10] = [
+        ("authorization_not_found", None),
+        ("currency_mismatch", None),
+        ("authorization_not_open", Some("pending")),
+        ("authorization_not_open", Some("captured")),
+        ("authorization_not_open", Some("voided")),
+        ("authorization_not_open", Some("expired")),
+        ("authorization_not_open", Some("declined")),
+        ("amount_exceeds_authorization", None),
+        ("amount_exceeds_captured", None),
+        ("request_invalid", None),
+    ];
+    for (code, status) in refusals {
+        let is_nothing_held =
+            code == "authorization_not_found" || matches!(status, Some("voided" | "expired" | "declined"));
+        let case = format!("{code} {status:?}");
+        for kind in ["authorize", "capture", "void", "refund", "payout"] {
+            let (held, _) = scene.charge(false);
+            let held = held["id"].as_str().unwrap();
+            let mut refusal = json!({"code": code, "message": "No."});
+            if let Some(status) = status {
+                refusal["authorization_status"] = status.into();
+            }
+            batch(&scene.acquirer, &format!("INSERT INTO plan VALUES ('{kind}', '{refusal}')"));
+            let shown = || scene.client.get(&format!("/v1/charges/{held}")).expect(200).json();
+            match kind {
+                "authorize" => {
+                    let problem = scene.refused("/v1/charges", &visa(), 402, "card_declined");
+                    assert_eq!(problem["decline_code"], code, "{case}");
+                }
+                "capture" => {
+                    scene.refused(
+                        &format!("/v1/charges/{held}/capture"),
+                        &json!({}),
+                        409,
+                        "charge_not_capturable",
+                    );
+                    let expected = if is_nothing_held { "canceled" } else { "requires_capture" };
+                    assert_eq!(shown()["status"], expected, "{case}");
+                }
+                "void" if is_nothing_held => {
+                    let path = format!("/v1/charges/{held}/cancel");
+                    scene.client.send("POST", &path, &fresh_key(), &json!({})).expect(200);
+                    assert_eq!(shown()["failure"]["code"], "authorization_expired", "{case}");
+                }
+                "void" => {
+                    scene.refused(
+                        &format!("/v1/charges/{held}/cancel"),
+                        &json!({}),
+                        409,
+                        "charge_not_cancelable",
+                    );
+                    assert_eq!(shown()["status"], "requires_capture", "{case}");
+                }
+                "refund" => {
+                    let body = json!({"charge_id": captured, "amount": "1.00"});
+                    let problem = scene.refused("/v1/refunds", &body, 422, "refund_refused");
+                    assert_eq!(problem["refusal_code"], code, "{case}");
+                }
+                _ => {
+                    let body = json!({"amount": "1.00", "currency": "USD", "destination": "ba_1"});
+                    let problem = scene.refused("/v1/payouts", &body, 422, "payout_refused");
+                    assert_eq!(problem["refusal_code"], code, "{case}");
+                }
+            }
+            batch(&scene.acquirer, "DELETE FROM plan");
+        }
+    }
+    assert_eq!(scene.available(), before);
+    assert_eq!(scene.database.count("SELECT count(*) FROM ledger_holds"), 0);
+    assert_eq!(scene.database.count("SELECT count(*) FROM charges WHERE in_flight IS NOT NULL"), 0);
+    assert_eq!(scene.app.client.metrics().value("oncepay_processor_available", &[]), 1.0);
+}
+
+#[test]
+fn an_answer_that_is_not_about_the_call_is_not_believed() {
+    let scene = Scene::start();
+    batch(
+        &scene.acquirer,
+        "CREATE FUNCTION mix_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             NEW.amount := NEW.amount + 1; RETURN NEW; END $$; \
+         CREATE TRIGGER mix_up BEFORE INSERT ON operations FOR EACH ROW EXECUTE FUNCTION mix_up()",
+    );
+    scene.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
+    assert_eq!(scene.database.count("SELECT count(*) FROM charges"), 0);
+    let mismatches = scene.app.client.metrics().value("oncepay_processor_mismatched_answers_total", &[]);
+    assert_eq!(mismatches, 3.0, "sent once, and asked about twice");
+    // The right answer, under the same key.
+    batch(&scene.acquirer, "DROP TRIGGER mix_up ON operations; UPDATE operations SET amount = amount - 1");
+    scene.client.charge("k", &visa()).expect(201);
+}

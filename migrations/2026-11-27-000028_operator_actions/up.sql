@@ -1,4 +1,6 @@
 -- What operators did to merchants' requests and books, and why.
+SET LOCAL lock_timeout = '1s';
+
 CREATE TABLE operator_actions (
     id         uuid PRIMARY KEY DEFAULT uuid_v7(),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
