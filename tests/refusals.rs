@@ -149,6 +149,7 @@ fn what_is_void_already_is_canceled_and_what_was_captured_is_not() {
     assert_eq!(canceled["status"], "canceled");
     assert_eq!(canceled["failure"]["code"], "authorization_expired");
     assert_eq!(scene.events(id), ["charge.authorized", "charge.canceled"]);
+    assert_eq!(scene.differences(), Vec::<String>::new());
 
     let (charge, authorization) = scene.charge(false);
     let id = charge["id"].as_str().unwrap();
@@ -305,6 +306,14 @@ fn an_operator_ends_what_only_a_person_can_judge() {
         scene.database.text(actions),
         "first key idempotency_keys.resolve Nothing has happened there."
     );
+    // The money arrived after all: that contradicts, and isn't passed over.
+    let payout = scene.database.text("SELECT 'po_' || replace(id::text, '-', '') FROM payouts");
+    let paid = json!({
+        "type": "payout.paid", "timestamp": "2026-01-31T09:00:00.000Z",
+        "data": {"merchant": merchant, "reference": payout},
+    });
+    let told = scene.app.client.delivery(&fresh_key(), &paid.to_string()).send().expect(200);
+    assert_eq!(told.field("state"), "contradicted");
     // Nothing is known of these, and an attempt that is being made isn't disturbed.
     let unknown = format!("/v1/operator/idempotency-keys/{merchant}/never-used/resolve");
     let reason = json!({"as": "failed", "reason": "x"});

@@ -137,6 +137,13 @@ fn a_dispute_that_is_decided_anew_is_corrected_by_an_entry_that_names_the_first(
             ),
         }
     }
+    // An operator replays what took effect and was decided anew since.
+    let first = scene.operator.get("/v1/operator/acquirer-events?type=dispute.lost").expect(200).json();
+    for event in first["data"].as_array().unwrap() {
+        let path = format!("/v1/operator/acquirer-events/{}/replay", event["id"].as_str().unwrap());
+        scene.operator.send("POST", &path, &fresh_key(), &json!({})).expect(200);
+    }
+    assert_eq!(scene.dispute(&charge)["status"], "won");
     // An older decision that was on its way for longer.
     assert_eq!(scene.deliver("dispute.lost", 2, data), "unchanged");
     assert_eq!(scene.dispute(&charge)["status"], "won");
@@ -159,6 +166,34 @@ fn a_refund_that_came_back_after_a_lost_dispute_can_be_sent_again() {
     scene.refund(&charge, "0.01").expect_problem(409, "charge_not_refundable");
     let shown = scene.get(&format!("/v1/charges/{charge}"));
     assert_eq!((&shown["status"], &shown["amount_refunded"]), (&json!("disputed"), &json!("5.00")));
+}
+
+#[test]
+fn a_dispute_that_was_decided_anew_twice_is_clean_at_each_step() {
+    let scene = Scene::start();
+    for decisions in [["dispute.won", "dispute.lost"], ["dispute.lost", "dispute.won"]] {
+        let data = json!({"reference": scene.charge(), "dispute": decisions[0]});
+        assert_eq!(scene.deliver("dispute.opened", 0, data.clone()), "applied");
+        for (minute, kind) in (1..).zip(decisions) {
+            assert_eq!(scene.deliver(kind, minute, data.clone()), "applied");
+        }
+    }
+}
+
+#[test]
+fn what_an_event_tells_and_nobody_can_read_is_kept_for_people() {
+    let scene = Scene::start();
+    scene.charge();
+    let payout = scene.payout("10.00");
+    for (amount, currency) in
+        [(json!(1000), json!("USD")), (json!("ten"), json!("USD")), (json!("10.00"), json!("usd"))]
+    {
+        let data = json!({"reference": payout, "amount": amount, "currency": currency});
+        assert_eq!(scene.deliver("payout.paid", 1, data), "contradicted");
+    }
+    let euros = json!({"reference": payout, "currency": "EUR"});
+    assert_eq!(scene.deliver("payout.paid", 1, euros), "contradicted");
+    assert_eq!(scene.deliver("payout.paid", 1, json!({"reference": payout, "amount": null})), "applied");
 }
 
 #[test]

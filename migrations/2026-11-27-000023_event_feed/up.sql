@@ -24,10 +24,20 @@ CREATE FUNCTION event_feed_cluster() RETURNS text
 COMMENT ON FUNCTION event_feed_cluster IS 'The cluster that this database is in, and the timeline that it writes.';
 REVOKE EXECUTE ON FUNCTION event_feed_cluster FROM PUBLIC;
 
+-- The number of an epoch that begins now: seconds, so that two clusters that were restored from the same backup begin
+-- different ones.
+CREATE FUNCTION event_feed_next_epoch(p_epoch integer) RETURNS integer
+    LANGUAGE sql VOLATILE
+    RETURN greatest(p_epoch + 1, extract(epoch FROM clock_timestamp() - timestamptz '2026-01-01 00:00:00+00')::integer);
+COMMENT ON FUNCTION event_feed_next_epoch IS 'The number of the epoch after this one.';
+REVOKE EXECUTE ON FUNCTION event_feed_next_epoch FROM PUBLIC;
+
 INSERT INTO event_feed (epoch, cluster) VALUES (1, event_feed_cluster());
 
 -- The end of what can be read: events of earlier epochs, and those of this one whose transactions are below the horizon. It's
--- fixed before the events are read. Begins an epoch where one is due: it locks the table of events for a moment.
+-- fixed before the events are read. Begins an epoch where one is due: it locks the table of events for a moment. If somebody reads
+-- that table, it fails instead of waiting (lock_not_available): a statement that waits for this lock holds up all later ones,
+-- also the completion of charges.
 CREATE FUNCTION event_feed_horizon(OUT epoch integer, OUT horizon xid8)
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -39,7 +49,8 @@ BEGIN
         -- Another session may have done it meanwhile.
         SELECT f.epoch, f.cluster INTO epoch, v_known FROM public.event_feed f FOR UPDATE;
         IF v_known <> v_cluster THEN
-            epoch := epoch + 1;
+            epoch := public.event_feed_next_epoch(epoch);
+            LOCK TABLE public.events IN ACCESS EXCLUSIVE MODE NOWAIT;
             EXECUTE format('ALTER TABLE public.events ALTER COLUMN epoch SET DEFAULT %s', epoch);
             UPDATE public.event_feed f SET epoch = event_feed_horizon.epoch, cluster = v_cluster;
         END IF;

@@ -51,5 +51,5 @@ BEGIN
     END IF;
 END $$;
 
-ALTER TABLE payouts DROP CONSTRAINT payouts_failure, DROP COLUMN failure_message, DROP COLUMN failure_code;
+ALTER TABLE payouts DROP CONSTRAINT payouts_failure, DROP COLUMN decided_at, DROP COLUMN failure_message, DROP COLUMN failure_code;
 ALTER TABLE refunds DROP CONSTRAINT refunds_failure, DROP COLUMN failure_message, DROP COLUMN failure_code;

@@ -15,11 +15,13 @@ GRANT UPDATE (failure_code, failure_message) ON refunds TO oncepay_app;
 ALTER TABLE payouts
     ADD COLUMN failure_code text,
     ADD COLUMN failure_message text,
+    ADD COLUMN decided_at timestamptz,
     ADD CONSTRAINT payouts_failure CHECK (failure_code IS NULL AND failure_message IS NULL
         OR status = 'failed' AND failure_code IS NOT NULL AND failure_message IS NOT NULL) NOT VALID;
 COMMENT ON COLUMN payouts.failure_code IS 'Why it failed: payout_refused and request_abandoned say that it was never made, payout_returned that the money came back. Null for those that came back before there was this column.';
 COMMENT ON COLUMN payouts.failure_message IS 'The same for people.';
-GRANT UPDATE (failure_code, failure_message) ON payouts TO oncepay_app;
+COMMENT ON COLUMN payouts.decided_at IS 'When it arrived or came back, by the processor''s clock: an older notice that comes later changes nothing. Null where the processor doesn''t tell.';
+GRANT UPDATE (failure_code, failure_message, decided_at) ON payouts TO oncepay_app;
 
 CREATE OR REPLACE FUNCTION refunds_refuse_transition() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -65,7 +67,8 @@ FROM charges WHERE captured_at IS NOT NULL
 UNION ALL
 SELECT c.merchant_id, c.id, 'ch_', 'void', NULL, NULL, c.created_at, c.status
 FROM charges c WHERE c.status = 'canceled' AND (c.failure_code IS NULL OR EXISTS (
-    SELECT FROM acquirer_operations o WHERE o.merchant_id = c.merchant_id AND o.object_id = c.id AND o.kind = 'void'))
+    SELECT FROM acquirer_operations o WHERE o.merchant_id = c.merchant_id AND o.object_id = c.id AND o.kind = 'void'
+        AND o.status IN ('succeeded', 'pending')))
 UNION ALL
 SELECT merchant_id, id, 're_', 'refund', currency, amount, created_at, status
 FROM refunds WHERE status <> 'pending' AND coalesce(failure_code, '') NOT IN ('refund_refused', 'request_abandoned')

@@ -1,1 +1,2 @@
+-- Loses the record of what operators did.
 DROP TABLE operator_actions;

@@ -1,10 +1,16 @@
--- Fails where entries have been corrected since, or a refunded charge is disputed: the release before doesn't know them.
+-- Fails where entries have been corrected since, a refunded charge is disputed, or a charge has several disputes: the release
+-- before doesn't know such books.
 SET LOCAL lock_timeout = '1s';
 
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM public.journal_corrections) THEN
         RAISE EXCEPTION 'there are correcting entries: without this table nobody could tell why';
+    END IF;
+    IF EXISTS (SELECT FROM public.charges WHERE status = 'disputed' AND amount_refunded = amount_captured)
+        OR EXISTS (SELECT FROM public.disputes WHERE status <> 'won' GROUP BY merchant_id, charge_id HAVING count(*) > 1)
+    THEN
+        RAISE EXCEPTION 'there are disputes that the release before can''t end';
     END IF;
 END $$;
 DROP FUNCTION ledger_correct;

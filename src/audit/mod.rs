@@ -107,12 +107,15 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "negative_payable",
-        description: "merchant_payable below zero without a dispute that explains it",
+        description: "merchant_payable below zero without a dispute or a correcting entry that explains it",
         query: Query::Fixed(
             "SELECT 'la_' || replace(a.id::text, '-', '') FROM ledger_accounts a \
                 WHERE a.kind = 'merchant_payable' AND ledger_balance(a.merchant_id, a.id) > 0 \
                 AND ledger_balance(a.merchant_id, a.id) > coalesce((SELECT sum(d.amount) FROM disputes d \
-                    WHERE d.merchant_id = a.merchant_id AND d.currency = a.currency AND d.status <> 'won'), 0)",
+                    WHERE d.merchant_id = a.merchant_id AND d.currency = a.currency AND d.status <> 'won'), 0) \
+                    + greatest(coalesce((SELECT sum(p.amount) FROM postings p \
+                        JOIN journal_corrections c ON c.merchant_id = p.merchant_id AND c.entry_id = p.entry_id \
+                        WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id), 0), 0)",
         ),
     },
     Check {

@@ -161,10 +161,10 @@ codes! {
         "Only an authorized charge (`requires_capture`) can be canceled, and not while a capture or cancellation of it is under way. The processor can refuse a cancellation as well, for example of what was captured there.",
         "Retrieve the charge to see its status. A captured charge can be refunded instead.";
     ChargeNotRefundable: "charge_not_refundable", 409, false, true, "Charge can't be refunded",
-        "Only a captured charge that isn't fully refunded and isn't disputed can be refunded.",
+        "Only a captured charge that isn't fully refunded can be refunded, and not while a dispute of it is open or has taken the rest.",
         "Retrieve the charge to see its status.";
     RefundExceedsCaptured: "refund_exceeds_captured", 422, false, true, "Refund exceeds what was captured",
-        "The refunds of a charge together, including those under way, can't exceed the captured amount.",
+        "The refunds of a charge together, including those under way, can't exceed the captured amount, less what disputes have taken.",
         "Retrieve the charge. You can refund `amount_captured` less `amount_refunded`, less the refunds under way. Use a new idempotency key.";
     InsufficientBalance: "insufficient_balance", 422, false, true, "Insufficient balance",
         "The merchant's available balance in this currency doesn't cover the amount.",
@@ -176,7 +176,7 @@ codes! {
         "The payment processor refuses this payout for good, for example because it doesn't pay to this destination. `payout_id` names the failed payout, and `refusal_code` gives the processor's reason. Its amount is available again.",
         "Correct what `refusal_code` names, and send another payout with a new idempotency key.";
     RequestAbandoned: "request_abandoned", 409, false, true, "Request abandoned",
-        "The service couldn't finish this request, and an operator has ended it as failed. Whatever was reserved for it is available again, and the object of the request, if there is one, is `failed`.",
+        "The service couldn't finish this request, and an operator has ended it as failed. Whatever was reserved for it is available again, and a refund or payout of the request is `failed`.",
         "Ask support what has become of the payment before you make another one with a new idempotency key.";
     RefundNotFound: "refund_not_found", 404, false, true, "No such refund",
         "There is no refund with this id, or it belongs to another merchant.",

@@ -31,7 +31,7 @@ use crate::base::metrics::Registry;
 use crate::base::money::Currency;
 use crate::base::time;
 use crate::error::Error;
-use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorOperation};
+use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 use crate::storage;
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::sql::statement;
@@ -286,7 +286,8 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
         let differences: Vec<Difference> = diesel::sql_query(
             "SELECT *, EXISTS ( \
                      SELECT FROM charges c \
-                     WHERE c.merchant_id = d.merchant_id AND c.authorization_id = d.authorization_id) AS is_relied_on, \
+                     WHERE c.merchant_id = d.merchant_id AND c.authorization_id = d.authorization_id \
+                     AND c.status <> 'failed') AS is_relied_on, \
                  false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
              FROM acquirer_differences(make_interval(secs => $1)) d ORDER BY currency, difference, kind, reference",
         )
@@ -327,6 +328,8 @@ async fn void(processor: &dyn Processor, orphan: &Difference) -> bool {
             log::warn!(authorization_id, reference = orphan.reference.as_str(); "an orphaned authorization was voided");
             true
         }
+        // It has lapsed by itself.
+        Err(ProcessorError::Refused(refusal)) if refusal.is_nothing_held() => true,
         Err(error) => {
             log::error!(authorization_id, reference = orphan.reference.as_str(); "an orphaned authorization can't be voided: {error}");
             false

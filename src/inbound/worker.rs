@@ -175,6 +175,10 @@ pub(super) fn try_again(
     messages: &dyn Messages,
     metrics: &HostMetrics,
 ) -> Result<Outcome, Error> {
+    if kept.state == Outcome::Applied.as_str() {
+        // What has come after it, such as a dispute's decision the other way, must not be undone.
+        return Ok(Outcome::Applied);
+    }
     let event = events::parse(messages, &kept.body)?;
     let outcome = events::apply(&event, conn, kept.now)?;
     apply_awaiting(conn, &kept.event_id, &event, &outcome, messages, metrics)?;

@@ -38,13 +38,14 @@ fn roll_up_account(conn: &mut PgConnection, merchant: MerchantId, account: Accou
 /// the rest of a balance read.
 const DUE_POSTINGS: i64 = 500;
 
-/// Rolls up all due accounts, of all merchants. Returns their number. Each account is a transaction of its
+/// Rolls up all due accounts, of all merchants: also those whose checkpoint is of another cluster, as after a dump, before
+/// this cluster's transactions have its numbers. Returns their number. Each account is a transaction of its
 /// own, so a crash loses only the rest of the work.
 pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
     let due = statement::<(SqlUuid, SqlUuid)>(
         "SELECT a.merchant_id, a.id FROM ledger_accounts a \
          LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
-         WHERE EXISTS (SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
+         WHERE c.horizon > pg_snapshot_xmax(pg_current_snapshot()) OR EXISTS (SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
              AND p.transaction_id >= coalesce(c.horizon, '0') \
              AND p.transaction_id < pg_snapshot_xmin(pg_current_snapshot()) OFFSET {} LIMIT 1) \
          LIMIT 1000",

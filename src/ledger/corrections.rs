@@ -47,17 +47,19 @@ pub fn correct(
     entry: &JournalEntry,
     correction: &Correction<'_>,
 ) -> Result<JournalEntryId, Error> {
-    Ok(post_correction(conn, merchant, entry, correction)?)
+    let id = JournalEntryId(statement::<SqlUuid>("SELECT uuid_v7()").get_result::<Uuid>(conn)?);
+    post_correction(conn, merchant, id, entry, correction)?;
+    Ok(id)
 }
 
 /// The same with the database's error, for a caller that knows what the database can refuse.
 pub(super) fn post_correction(
     conn: &mut PgConnection,
     merchant: MerchantId,
+    id: JournalEntryId,
     entry: &JournalEntry,
     correction: &Correction<'_>,
-) -> QueryResult<JournalEntryId> {
-    let id = statement::<SqlUuid>("SELECT uuid_v7()").get_result::<Uuid>(conn)?;
+) -> QueryResult<()> {
     statement::<()>("SELECT ledger_correct({}, {}, {}, {}, {}, {}, {}, {}, {})")
         .bind::<SqlUuid, _>(merchant)
         .bind::<SqlUuid, _>(id)
@@ -69,7 +71,7 @@ pub(super) fn post_correction(
         .bind::<Text, _>(correction.reference)
         .bind::<Text, _>(correction.reason)
         .execute(conn)?;
-    Ok(JournalEntryId(id))
+    Ok(())
 }
 
 /// Finds the entry of `source`.

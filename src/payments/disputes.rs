@@ -242,6 +242,7 @@ pub fn open(
         }
     }
     let status = charge.status()?;
+    let tells_amount = opening.amount.is_some_and(|amount| amount.amount.is_some());
     match status {
         ChargeStatus::Processing | ChargeStatus::RequiresCapture => {
             return Ok(NoticeEffect::too_early("charge", status.as_str()));
@@ -250,20 +251,23 @@ pub fn open(
             return Ok(NoticeEffect::contradicts("charge", status.as_str()));
         }
         // Of what amount? The end of the other dispute may be on its way.
-        ChargeStatus::Disputed if opening.amount.is_none() && is_any_open(conn, merchant, charge_id)? => {
+        ChargeStatus::Disputed if !tells_amount && is_any_open(conn, merchant, charge_id)? => {
             return Ok(NoticeEffect::too_early("charge", status.as_str()));
         }
         _ => {}
     }
+    if !tells_amount && !charge.amount_refund_pending.is_zero() {
+        // How much is left depends on the refund.
+        return Ok(NoticeEffect::TooEarly("A refund of the charge is under way.".to_owned()));
+    }
     let taken = taken(conn, merchant, charge_id)?;
     let contestable = charge.money(charge.amount_captured - taken)?;
-    let amount = match opening.amount.map(|amount| amount.in_currency(contestable.currency())) {
+    let left = (charge.refundable() - taken).max(Decimal::ZERO);
+    let rest = if left.is_zero() { contestable } else { charge.money(left)? };
+    let amount = match opening.amount.map(|amount| amount.of(rest)) {
+        None => rest,
         Some(Ok(amount)) => amount,
         Some(Err(sentence)) => return Ok(NoticeEffect::Contradicts(sentence)),
-        None => {
-            let left = (charge.refundable() - taken).max(Decimal::ZERO);
-            if left.is_zero() { contestable } else { charge.money(left)? }
-        }
     };
     if amount.amount() > contestable.amount() || amount.amount().is_zero() {
         let sentence = format!("Only {contestable} of the charge isn't contested already.");
@@ -377,9 +381,13 @@ pub fn close(
         row.save(conn)?;
         return Ok(NoticeEffect::AlreadyApplied);
     }
-    if row.decided_at.zip(decision.decided_at).is_some_and(|(known, told)| told < known) {
+    let known = row.decided_at.or(row.closed_at);
+    if known.zip(decision.decided_at).is_some_and(|(known, told)| told < known) {
         // It was decided the other way since.
         return Ok(NoticeEffect::AlreadyApplied);
+    }
+    if row.status == WON && taken(conn, merchant, charge_id)? + row.amount > charge.amount_captured {
+        return Ok(NoticeEffect::Contradicts("Other disputes have taken the rest of the charge.".to_owned()));
     }
     row.book(conn, decision)?;
     row.status = status.to_owned();

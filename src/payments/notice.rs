@@ -32,7 +32,7 @@ impl NoticeEffect {
 
     /// A contradiction, if the notice tells an amount other than the object's.
     pub fn of_other_amount(told: Option<&EventAmount>, amount: Money) -> Option<Self> {
-        match told?.in_currency(amount.currency()) {
+        match told?.of(amount) {
             Ok(told) if told == amount => None,
             Ok(told) => Some(Self::Contradicts(format!("Our amount is {amount}, and the event's {told}."))),
             Err(sentence) => Some(Self::Contradicts(sentence)),

@@ -107,6 +107,7 @@ struct PayoutRow {
     settled_at: Option<DateTime<Utc>>,
     failure_code: Option<String>,
     failure_message: Option<String>,
+    decided_at: Option<DateTime<Utc>>,
 }
 
 impl PayoutRow {
@@ -142,6 +143,7 @@ impl PayoutRow {
                 payouts::settled_at.eq(self.settled_at),
                 payouts::failure_code.eq(&self.failure_code),
                 payouts::failure_message.eq(&self.failure_message),
+                payouts::decided_at.eq(self.decided_at),
             ))
             .execute(conn)?;
         let payout = self.into_payout()?;
@@ -247,6 +249,7 @@ impl ExternalOperation for CreatePayout {
             settled_at: None,
             failure_code: None,
             failure_message: None,
+            decided_at: None,
         };
         diesel::insert_into(payouts::table).values(&row).execute(conn)?;
         Ok(())
@@ -358,14 +361,16 @@ pub fn settle(
 ) -> Result<NoticeEffect, Error> {
     let mut row = PayoutRow::lock(conn, merchant, id)?;
     let amount = row.money()?;
-    let is_overtaken =
-        || notice.occurred_at.zip(row.settled_at).is_some_and(|(then, settled)| then < settled);
+    // By the processor's clock alone: ours tells when we learned of it.
+    let is_overtaken = notice.occurred_at.zip(row.decided_at).is_some_and(|(told, known)| told < known);
+    let was_made = row.failure_code.as_deref().is_none_or(|code| code == PAYOUT_RETURNED);
     match (row.status.as_str(), notice.outcome) {
+        // The notices have overtaken each other: it came back after it arrived, or arrived when it was sent again.
+        (FAILED, Outcome::Paid) if was_made && is_overtaken => return Ok(NoticeEffect::AlreadyApplied),
+        (PAID, Outcome::Failed) if is_overtaken => return Ok(NoticeEffect::AlreadyApplied),
         (IN_TRANSIT, _) | (PAID, Outcome::Failed) => {}
         (PENDING, _) => return Ok(NoticeEffect::too_early("payout", PENDING)),
         (PAID, Outcome::Paid) | (FAILED, Outcome::Failed) => return Ok(NoticeEffect::AlreadyApplied),
-        // It arrived and came back, and the notices have overtaken each other.
-        (FAILED, Outcome::Paid) if is_overtaken() => return Ok(NoticeEffect::AlreadyApplied),
         (other, _) => return Ok(NoticeEffect::contradicts("payout", other)),
     }
     if let Some(effect) = NoticeEffect::of_other_amount(notice.amount, amount) {
@@ -391,6 +396,7 @@ pub fn settle(
     } else {
         ledger::post(conn, merchant, &entry)?;
     }
+    row.decided_at = notice.occurred_at;
     match notice.outcome {
         Outcome::Paid => {
             row.status = PAID.to_owned();

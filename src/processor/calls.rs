@@ -54,7 +54,11 @@ where
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
                 Err(lost) => {
-                    error = lost;
+                    // What is refused is the question, which says nothing of the call.
+                    error = match lost {
+                        ProcessorError::Refused(refusal) => ProcessorError::Rejected { code: refusal.code },
+                        lost => lost,
+                    };
                     continue;
                 }
             }
@@ -181,6 +185,10 @@ mod tests {
         // It was the answer to another call.
         assert_eq!(told(play(1, vec![Ok(Some(operation(1)))], vec![refused()])), is("sf", 1));
         assert_eq!(told(play(1, vec![Ok(None)], vec![refused(), Ok(operation(1))])), is("sfs", 1));
+        // A refusal of the question is none of the call.
+        let asked = || Err(Refused(CallRefusal::new("gone", RefusalReason::Other)));
+        let (log, outcome, _) = play(2, vec![asked(), asked(), asked()], vec![]);
+        assert!(log == "fff" && matches!(outcome, Err(Rejected { .. })), "{log} {outcome:?}");
         // Nobody confirms it.
         let (log, outcome, _) = play(1, vec![Err(AnswerLost), Err(AnswerLost)], vec![refused()]);
         assert!(log == "sff" && matches!(outcome, Err(AnswerLost)), "{log} {outcome:?}");

@@ -18,22 +18,34 @@ pub struct Event {
     pub occurred_at: Option<DateTime<Utc>>,
 }
 
-/// The amount in an event.
+/// The amount in an event, as far as the event tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventAmount {
-    /// The amount.
-    pub amount: PlainAmount,
-    /// Its currency. `None` stands for that of the object.
+    /// The amount. `None` stands for all of the object.
+    pub amount: Option<PlainAmount>,
+    /// The currency. `None` stands for that of the object.
     pub currency: Option<Currency>,
+    /// True if the event has an amount or a currency that can't be read, so that it can't be applied.
+    pub is_unreadable: bool,
 }
 
 impl EventAmount {
-    /// The amount in the currency of the object, or a sentence that says why it can't be.
-    pub fn in_currency(&self, currency: Currency) -> Result<Money, String> {
+    /// The amount in the currency of `all`, which stands for an amount that isn't told; or a sentence that says why
+    /// the event doesn't fit.
+    pub fn of(&self, all: Money) -> Result<Money, String> {
+        let currency = all.currency();
+        if self.is_unreadable {
+            return Err("The amount or the currency of the event can't be read.".to_owned());
+        }
         if let Some(other) = self.currency.filter(|other| *other != currency) {
             return Err(format!("The event is in {other}, and the object in {currency}."));
         }
-        self.amount.in_currency(currency).map_err(|error| format!("The amount of the event {error}."))
+        match &self.amount {
+            None => Ok(all),
+            Some(amount) => {
+                amount.in_currency(currency).map_err(|error| format!("The amount of the event {error}."))
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 
 use crate::base::money::Money;
 
-use super::{Authorization, CallRefusal, Decision, Decline, ProcessorCall, ProcessorError};
+use super::{Authorization, CallRefusal, Decision, Decline, ProcessorCall, ProcessorError, RefusalReason};
 
 /// An operation that the provider performed, declined or refused.
 #[derive(Clone, Debug)]
@@ -195,20 +195,28 @@ impl ProcessorOperation {
                 return Err(unfit(&status));
             }
         };
-        // Without an id, the money could be neither captured nor released, so there is no usable outcome.
-        let id = self.authorization_id.ok_or(ProcessorError::AnswerLost)?;
+        let id = match (&decision, self.authorization_id) {
+            (_, Some(id)) => id,
+            // There is no authorization, so the key of the call stands for it.
+            (Decision::Declined(_), None) => self.idempotency_key,
+            // The money could be neither captured nor released, so there is no usable outcome.
+            _ => return Err(ProcessorError::AnswerLost),
+        };
         Ok(Authorization { id, decision })
     }
 
     /// Reads the operation as the outcome of any other call. What becomes of it later isn't of interest here.
     pub fn into_done(self) -> Result<(), ProcessorError> {
+        // Refunds and payouts go on after they were made: they arrive, or come back.
+        let goes_on = matches!(self.kind, OperationKind::Refund | OperationKind::Payout);
         match self.status {
-            OperationStatus::Succeeded
-            | OperationStatus::Pending
-            | OperationStatus::Paid
-            | OperationStatus::Failed => Ok(()),
+            OperationStatus::Succeeded => Ok(()),
+            OperationStatus::Pending | OperationStatus::Paid | OperationStatus::Failed if goes_on => Ok(()),
             OperationStatus::Refused(refusal) => Err(ProcessorError::Refused(refusal)),
-            status @ (OperationStatus::Declined(_) | OperationStatus::Other(_)) => Err(unfit(&status)),
+            OperationStatus::Declined(decline) => {
+                Err(ProcessorError::Refused(CallRefusal::new(decline.code(), RefusalReason::Other)))
+            }
+            status => Err(unfit(&status)),
         }
     }
 }

@@ -128,6 +128,7 @@ diesel::table! {
         settled_at -> Nullable<Timestamptz>,
         failure_code -> Nullable<Text>,
         failure_message -> Nullable<Text>,
+        decided_at -> Nullable<Timestamptz>,
     }
 }
 

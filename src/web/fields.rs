@@ -247,6 +247,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Takes a member as it is.
+    pub fn raw(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.take(name)
+    }
+
     /// Takes a text for people from a sender that isn't bound by our rules: cuts it after `max` characters,
     /// and drops characters that Postgres can't store. `None` if it's no text, or nothing is left of it.
     pub fn lenient_text(&mut self, name: &'static str, max: usize) -> Option<String> {

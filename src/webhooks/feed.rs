@@ -200,11 +200,13 @@ pub fn page(
     let beyond = rows.iter().enumerate().filter(|(_, row)| row.5.is_some()).nth(full).map(|(at, _)| at);
     rows.truncate(beyond.unwrap_or(rows.len()));
     let has_more = beyond.is_some() || !is_complete;
+    // Never beyond what was seen: the horizon also counts transactions that a crash of the server may forget, whose ids are
+    // then used again.
     let next = match rows.last() {
-        Some((epoch, transaction, event, ..)) if has_more => {
+        Some((epoch, transaction, event, ..)) => {
             Position { epoch: *epoch, transaction: *transaction, event: event.0 }
         }
-        _ => horizon,
+        None => after,
     };
     let shown = rows.into_iter().filter_map(|(_, _, id, kind, at, data)| Some((id, kind, at, data?)));
     let mut events: Vec<FeedEvent> = shown.collect();

@@ -208,7 +208,8 @@ fn cursors_survive_a_restore_in_another_cluster() {
     client.charge("3", &visa()).expect(201);
     assert_eq!(read(&client, &cursor, 2).0, all(&client)[1..]);
     assert_eq!(read(&client, "", 3).0, all(&client));
-    assert_eq!(database.count("SELECT epoch FROM event_feed"), 2);
+    // Seconds, so that another restore of the same backup doesn't begin the same epoch.
+    assert!(database.count("SELECT epoch FROM event_feed") > 1_000_000);
     // And so it goes on, without another epoch.
     oncepay::storage::db::migrate(&mut database.as_owner()).unwrap();
     client.charge("4", &visa()).expect(201);

@@ -30,7 +30,7 @@ use crate::idempotency::{
     Policy, PolicySetting, Reply, SettingKind, SettingValue, Target,
 };
 use crate::payments::pricing;
-use crate::processor::{Authorization, Decision, Decline, or_refusal};
+use crate::processor::{Authorization, Decision, Decline, ProcessorError, or_refusal};
 use crate::storage::sql::statement;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX, parse_json};
 use crate::web::lists::lowest_id;
@@ -193,8 +193,12 @@ impl ExternalOperation for CreateCharge {
         };
         if let Some(code) = refused {
             let void = host::processor_call(context, "void", charge_id);
-            // A refusal means that there is nothing to void.
-            let _ = or_refusal(processor.void(&void, &authorization.id).await)?;
+            if let Err(refusal) = or_refusal(processor.void(&void, &authorization.id).await)?
+                && !refusal.is_nothing_held()
+            {
+                // The money is held or taken: that can't be called a decline, and is for people to find out.
+                return Err(ProcessorError::Rejected { code: refusal.code }.into());
+            }
             authorization.decision = declined(&code);
         }
         Ok(authorization)

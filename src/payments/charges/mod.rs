@@ -14,8 +14,8 @@
 //! | `succeeded` | `partially_refunded`, `refunded` | a [refund](crate::payments::refunds) |
 //! | `partially_refunded` | `partially_refunded`, `refunded` | a refund |
 //! | `partially_refunded`, `refunded` | `partially_refunded`, `succeeded` | a refund that came back |
-//! | `succeeded`, `partially_refunded` | `disputed` | a [dispute](crate::payments::disputes) is opened |
-//! | `disputed` | `succeeded`, `partially_refunded` | the dispute is won |
+//! | `succeeded`, `partially_refunded`, `refunded` | `disputed` | a [dispute](crate::payments::disputes) is opened |
+//! | `disputed` | `succeeded`, `partially_refunded`, `refunded` | all its disputes are won |
 //!
 //! A charge whose dispute is lost stays `disputed`. `failed` and `canceled` are final. A CHECK in the
 //! database ties each state to the columns that it implies, and a trigger refuses any other transition.
@@ -495,7 +495,7 @@ pub fn settle(
     }
     let all = row.money(row.amount)?;
     let approved = match &decision {
-        Decision::Approved(Some(amount)) => match amount.in_currency(all.currency()) {
+        Decision::Approved(Some(amount)) => match amount.of(all) {
             Ok(approved) if approved.amount() > all.amount() => {
                 return Ok(NoticeEffect::Contradicts(format!(
                     "The charge is of {all}, and the event of {approved}."

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Map, Value};
 
-use crate::base::money::{Currency, Money};
+use crate::base::money::{Currency, Money, PlainAmount};
 use crate::base::signature::{self, Refusal, Secret, SignatureHeaders};
 use crate::base::time;
 use crate::error::FieldError;
@@ -136,18 +136,22 @@ fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
     }
 }
 
-/// Reads the optional members `amount` and `currency`, either of which may be null.
+/// Reads the optional members `amount` and `currency`. An event that has them in another form is kept, for people to
+/// look at.
 fn read_amount(data: &mut Fields<'_>) -> Option<EventAmount> {
-    let amount = data.optional_amount();
-    let currency = match data.optional_text("currency", TEXT_MAX).map(|code| code.parse::<Currency>()) {
-        None => None,
-        Some(Ok(currency)) => Some(currency),
-        Some(Err(error)) => {
-            data.error("currency", error.to_string());
-            None
-        }
-    };
-    amount.map(|amount| EventAmount { amount, currency })
+    let mut told = |name| data.raw(name).filter(|value| !value.is_null());
+    let (amount, currency) = (told("amount"), told("currency"));
+    if amount.is_none() && currency.is_none() {
+        return None;
+    }
+    let read_amount = amount.and_then(Value::as_str).and_then(|text| PlainAmount::parse(text).ok());
+    let read_currency = currency.and_then(Value::as_str).and_then(|code| code.parse::<Currency>().ok());
+    Some(EventAmount {
+        is_unreadable: read_amount.is_some() != amount.is_some()
+            || read_currency.is_some() != currency.is_some(),
+        amount: read_amount,
+        currency: read_currency,
+    })
 }
 
 /// Reads `amount` and `currency` of a settlement. Its amount may be zero or negative: fees and refunds can exceed
