@@ -172,11 +172,20 @@ fn claims_of_the_release_before_keep_their_keys() {
     let app = App::start_sharing(&database, Arc::clone(&sandbox), |_| {});
     let client = app.client.as_merchant(&database.merchant());
     let mut owner = database.as_owner();
-    // While the release is rolled out.
-    execute(&mut owner, "UPDATE idempotency_generation_start SET claims_from = 'infinity'");
+    // It doesn't know the column.
+    for statement in [
+        "CREATE FUNCTION pg_temp.before() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN NEW.generation := NULL; RETURN NEW; END'",
+        "CREATE TRIGGER release_before BEFORE INSERT ON idempotency_keys \
+         FOR EACH ROW EXECUTE FUNCTION pg_temp.before()",
+    ] {
+        execute(&mut owner, statement);
+    }
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     assert_eq!(database.count("SELECT count(*) FROM idempotency_keys WHERE generation IS NULL"), 1);
-    execute(&mut owner, "UPDATE idempotency_generation_start SET claims_from = '-infinity'");
+    execute(&mut owner, "DROP TRIGGER release_before ON idempotency_keys");
+    assert_eq!(take_over_as_the_release_before(&database), 1);
+    database.end_lease("k");
     client.charge("k", &with_method("pm_card_timeout")).expect(201);
     let authorizations = || sandbox.calls().into_iter().filter(|call| call.call == "authorize");
     let keys: HashSet<_> = authorizations().map(|call| call.key).collect();
@@ -186,6 +195,93 @@ fn claims_of_the_release_before_keep_their_keys() {
     assert_eq!(reaper::reap(&mut database.as_app(), 100).unwrap().forgotten, 1);
     client.charge("k", &visa()).expect(201);
     assert!(!keys.contains(&authorizations().next_back().unwrap().key));
+}
+
+/// Runs the statement with which an instance of the release before takes a request over, and returns the number of rows
+/// that it finds. It derives the processor's keys from the time of the claim.
+fn take_over_as_the_release_before(database: &TestDatabase) -> usize {
+    let statement = "WITH abandoned AS MATERIALIZED ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+             FOR UPDATE OF idempotency_keys SKIP LOCKED) \
+         UPDATE idempotency_keys k SET claim_token = gen_random_uuid(), request_id = 'req_before', \
+             attempts = k.attempts + 1, recoveries = k.recoveries + 1, \
+             lease_expires_at = clock_timestamp() + interval '1 hour', \
+             recover_at = clock_timestamp() + interval '1 hour' \
+         FROM abandoned a WHERE k.merchant_id = a.merchant_id AND k.key = a.key RETURNING k.created_at";
+    diesel::sql_query(statement).execute(&mut database.as_app()).unwrap()
+}
+
+/// It would call the processor under other keys than those that this release has called it with.
+#[test]
+fn the_release_before_leaves_claims_with_a_generation_alone() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let operator = app.client.with_key(&database.operator_key());
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    database.end_lease("k");
+    assert_eq!(take_over_as_the_release_before(&database), 0);
+    let release = "UPDATE idempotency_keys SET parked_at = NULL, recoveries = 0, claim_token = uuid_v7(), \
+         lease_expires_at = clock_timestamp(), recover_at = clock_timestamp() + interval '1 hour' \
+         WHERE claim_token IS NOT NULL";
+    assert_eq!(diesel::sql_query(release).execute(&mut database.as_app()).unwrap(), 0);
+    assert_eq!(database.count("SELECT attempts FROM idempotency_keys WHERE key = 'k'"), 1);
+
+    // An operator of this release may, and whoever takes over goes on where the first attempt stopped.
+    let path = format!("/v1/operator/idempotency-keys/{}/k/release", merchant.id);
+    operator.request("POST", &path).idempotency_key("release").send().expect(200);
+    client.charge("k", &with_method("pm_card_timeout")).expect(201);
+    assert_eq!(database.count("SELECT takeovers FROM idempotency_keys WHERE key = 'k'"), 2);
+    let calls = app.sandbox.calls();
+    let keys: HashSet<_> =
+        calls.iter().filter(|call| call.call == "authorize").map(|call| call.key.clone()).collect();
+    assert_eq!(keys.len(), 1);
+}
+
+/// Nor can it stop the reaper with one, or make a key unusable.
+#[test]
+fn the_services_role_cannot_make_up_a_generation() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.reaper_interval_ms = 600_000);
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("k", &visa()).expect(201);
+    let mut service = database.as_app();
+    let generations = || {
+        database.text("SELECT string_agg(key || '=' || generation, ' ' ORDER BY key COLLATE \"C\") FROM idempotency_keys")
+    };
+    for (key, made_up) in [("a", i32::MAX), ("b", i32::MIN), ("c", i32::MAX - 1)] {
+        let copy = format!(
+            "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
+                 request_id, request_method, request_path, request_query, request_body, resource_type, resource_id, \
+                 attempts, recovery_point, response_status, response_headers, response_body, created_at, \
+                 completed_at, expires_at, generation) \
+             SELECT merchant_id, '{key}', state, operation, fingerprint_version, fingerprint, request_id, request_method, \
+                 request_path, request_query, request_body, NULL, NULL, attempts, recovery_point, \
+                 response_status, response_headers, response_body, created_at, completed_at, expires_at, {made_up} \
+             FROM idempotency_keys WHERE key = 'k'"
+        );
+        execute(&mut service, &copy);
+    }
+    assert_eq!(generations(), "a=0 b=0 c=0 k=0");
+    let refused =
+        diesel::sql_query("UPDATE idempotency_keys SET generation = 7").execute(&mut service).unwrap_err();
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    client.charge("begun", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    let last = format!("UPDATE idempotency_keys SET generation = {} WHERE key = 'begun'", i32::MAX);
+    let refused = diesel::sql_query(last).execute(&mut database.as_owner()).unwrap_err();
+    assert!(refused.to_string().contains("idempotency_keys_generation"), "{refused}");
+    client.charge("begun", &with_method("pm_card_timeout")).expect(201);
+
+    for key in ["a", "b", "c", "k"] {
+        database.age_key(key, LIFE);
+    }
+    assert_eq!(reaper::reap(&mut service, 100).unwrap().forgotten, 4);
+    for key in ["a", "b", "c", "k"] {
+        client.charge(key, &visa()).expect(201);
+    }
+    assert_eq!(generations(), "a=1 b=1 begun=0 c=1 k=1");
 }
 
 /// A trace is kept only of keys under which the processor may have been called.

@@ -190,6 +190,32 @@ fn while_the_master_key_is_replaced_what_was_handed_out_stays_as_it_is() {
     assert_eq!(database.rows("master_keys"), 2);
 }
 
+/// Of instances that are given different new keys by mistake, all but one are refused, and leave no trace.
+#[test]
+fn a_master_key_is_replaced_by_one_other() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let app = App::start_with(&database, quick);
+    create_endpoint(&app.client.as_merchant(&merchant), "old", "http://127.0.0.1:9/").expect(201);
+    drop(app);
+    let app = App::start_with(&database, replacing);
+    create_endpoint(&app.client.as_merchant(&merchant), "new", "http://127.0.0.1:9/").expect(201);
+    let third = "t".repeat(32);
+    let start = |current: &str, previous: &str| {
+        let keys = [("ONCEPAY_MASTER_KEY", current), ("ONCEPAY_PREVIOUS_MASTER_KEY", previous)];
+        complaint(&database, &keys)
+    };
+    let refused = start(&third, &old());
+    assert!(refused.contains("has already been replaced by another key"), "{refused}");
+    // The successor may be replaced only when nothing derives from the first key any more.
+    let refused = start(&third, &new());
+    assert!(refused.contains("1 webhook endpoints sign with secrets"), "{refused}");
+    assert_eq!(database.rows("master_keys"), 2);
+    drop(app);
+    // All that was handed out has its key, so instances can be restarted.
+    drop(App::start_with(&database, replacing));
+}
+
 #[test]
 fn an_instance_without_the_new_key_leaves_to_the_others_what_needs_it() {
     let database = TestDatabase::new();

@@ -47,11 +47,19 @@ fn open_outcome(answer: Response) -> Option<String> {
 /// Ends every session of the service that commits a claim, before the commit: to the service it looks as if it might have
 /// come through.
 fn cut_at_commit(database: &TestDatabase) {
+    cut_at(database, "INSERT");
+}
+
+/// The same for commits of another change of a key's row.
+fn cut_at(database: &TestDatabase, change: &str) {
+    let trigger = format!(
+        "CREATE CONSTRAINT TRIGGER cut AFTER {change} ON idempotency_keys DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION cut()"
+    );
     for statement in [
         "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
              PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); RETURN NULL; END $$",
-        "CREATE CONSTRAINT TRIGGER cut AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED \
-             FOR EACH ROW EXECUTE FUNCTION cut()",
+        &trigger,
     ] {
         execute(&mut database.as_owner(), statement);
     }
@@ -126,15 +134,66 @@ fn a_request_that_loses_its_claim_is_not_to_be_sent_again() {
             let client = client.clone();
             thread::spawn(move || client.charge(enforcement, &with_method("pm_card_slow")))
         };
-        let running = "SELECT count(*) FROM idempotency_keys WHERE claim_token IS NOT NULL AND attempts = 1";
-        eventually("the claim", || database.count(running) == 1);
-        execute(
-            &mut database.as_owner(),
-            "UPDATE idempotency_keys SET claim_token = uuid_v7(), attempts = 2, \
-                 lease_expires_at = clock_timestamp() + interval '1 hour' WHERE attempts = 1 AND claim_token IS NOT NULL",
-        );
+        take_over(&database);
         assert!(open_outcome(sent.join().unwrap()).is_some());
     }
+}
+
+/// Takes over the one request that's being executed, when it is, and leaves it at that.
+fn take_over(database: &TestDatabase) {
+    let running = "SELECT count(*) FROM idempotency_keys WHERE claim_token IS NOT NULL AND attempts = 1";
+    eventually("the claim", || database.count(running) == 1);
+    execute(
+        &mut database.as_owner(),
+        "UPDATE idempotency_keys SET claim_token = uuid_v7(), takeovers = 1, attempts = 2, \
+             lease_expires_at = clock_timestamp() + interval '1 hour' WHERE attempts = 1 AND claim_token IS NOT NULL",
+    );
+}
+
+/// The caller was who it said when the request was claimed, and it takes effect all the same.
+#[test]
+fn a_request_whose_caller_is_revoked_after_the_claim_is_not_to_be_sent_again() {
+    let database = TestDatabase::new();
+    let app = App::start_sharing(&database, Arc::new(Sandbox::recording()), |_| {});
+    for enforcement in UNPROTECTED {
+        enforce(&app, &database, "charges.create", enforcement);
+        let merchant = database.merchant();
+        let client = app.client.as_merchant(&merchant);
+        let sent = {
+            let client = client.clone();
+            thread::spawn(move || client.charge("k", &with_method("pm_card_slow")))
+        };
+        take_over(&database);
+        database.revoke(&merchant.key);
+        assert!(open_outcome(sent.join().unwrap()).is_some());
+        // Who comes only now is a stranger.
+        client.charge("k2", &visa()).expect_problem(401, "api_key_revoked");
+    }
+}
+
+/// The request goes on under the client's key. If it looked like another's, this one would be executed beside it.
+#[test]
+fn a_request_whose_takeover_has_no_answer_is_not_to_be_sent_again() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    enforce(&app, &database, "charges.create", "observe");
+    cut_at(&database, "UPDATE");
+    open_outcome(client.charge("k", &with_method("pm_card_timeout")));
+    execute(&mut database.as_owner(), "DROP FUNCTION cut CASCADE");
+    assert_eq!(database.rows("idempotency_keys"), 1);
+    client.charge("k", &with_method("pm_card_timeout")).expect(201);
+    assert_eq!(database.rows("charges"), 1);
+    // With a key that protects, the service may try again, and the client too.
+    enforce(&app, &database, "charges.create", "enforce");
+    client.charge("k2", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    cut_at(&database, "UPDATE");
+    let refused =
+        client.charge("k2", &with_method("pm_card_timeout")).expect_problem(503, "database_unavailable");
+    assert_eq!(refused.json()["retryable"], true);
+    execute(&mut database.as_owner(), "DROP FUNCTION cut CASCADE");
+    client.charge("k2", &with_method("pm_card_timeout")).expect(201);
 }
 
 /// The service repeats nothing by itself either: it couldn't tell its own claim from another request's.

@@ -402,6 +402,34 @@ fn who_waits_gets_no_answer_with_a_key_that_was_revoked_meanwhile() {
     }
 }
 
+/// Nor does the end of the wait tell it whether the request is still being executed.
+#[test]
+fn who_waits_in_vain_with_a_key_that_was_revoked_meanwhile_is_refused() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording().with_slowness(Duration::from_secs(5)));
+    let app = start(&database, &sandbox);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let issued = client.send("POST", "/v1/api-keys", "issue", &json!({"name": "stolen"})).expect(201).json();
+    let send = |key: &str, prefer: &'static str| {
+        let client = app.client.with_key(key);
+        thread::spawn(move || {
+            let request = client.request("POST", "/v1/charges").idempotency_key("k").header("Prefer", prefer);
+            request.json(&with_method("pm_card_slow")).send()
+        })
+    };
+    let first = send(&merchant.key, "wait=0");
+    eventually("the claim", || database.count("SELECT count(*) FROM idempotency_keys WHERE key = 'k'") == 1);
+    let (other, stranger) = (send(&merchant.key, "wait=2"), send(issued["key"].as_str().unwrap(), "wait=2"));
+    let waiters = || app.client.metrics().value("oncepay_idempotency_waiters", &[]);
+    eventually("both waiting", || waiters() == 2.0);
+    database.revoke(issued["key"].as_str().unwrap());
+    stranger.join().unwrap().expect_problem(401, "api_key_revoked");
+    let refused = other.join().unwrap().expect_problem(409, "idempotency_request_in_progress");
+    assert_eq!(refused.header("Preference-Applied"), Some("wait=2"));
+    first.join().unwrap().expect(201);
+}
+
 #[test]
 fn who_waits_as_an_operator_with_a_revoked_key_gets_no_answer_either() {
     let database = TestDatabase::new();

@@ -6,9 +6,15 @@ ALTER TABLE webhook_endpoints
     DROP COLUMN secret_key_version,
     DROP COLUMN previous_secret_key_version;
 DROP TABLE master_keys;
-DROP TABLE idempotency_generation_start;
+DROP TRIGGER idempotency_keys_takeover ON idempotency_keys;
+DROP FUNCTION idempotency_keys_leave;
+DROP TRIGGER idempotency_keys_next_generation ON idempotency_keys;
+DROP FUNCTION idempotency_keys_number;
 DROP TRIGGER idempotency_keys_generation ON idempotency_keys;
 DROP FUNCTION idempotency_keys_remember;
 DROP TABLE forgotten_idempotency_keys;
 DROP FUNCTION idempotency_key_digest;
-ALTER TABLE idempotency_keys DROP COLUMN generation;
+ALTER TABLE idempotency_keys
+    DROP CONSTRAINT idempotency_keys_generation,
+    DROP COLUMN takeovers,
+    DROP COLUMN generation;

@@ -5,8 +5,15 @@ SET LOCAL lock_timeout = '1s';
 
 -- The processor's key for a call derives from (merchant, key, generation). It used to derive from the time of the claim, and a
 -- claim that was lost (with an asynchronous standby, or a restore from a backup) came back as another payment.
-ALTER TABLE idempotency_keys ADD COLUMN generation integer;
+ALTER TABLE idempotency_keys
+    ADD COLUMN generation integer,
+    ADD COLUMN takeovers  integer NOT NULL DEFAULT 0,
+    -- One less than the greatest number, so that the next generation is a number, too. Not validated here, which would read the
+    -- table while nothing else can; idempotency_generations_valid does that.
+    ADD CONSTRAINT idempotency_keys_generation CHECK (generation >= 0 AND generation < 2147483647) NOT VALID;
 COMMENT ON COLUMN idempotency_keys.generation IS 'How often the key had been executed and forgotten before this claim. Null: the processor''s keys derive from created_at, as those of earlier releases, of requests that don''t call it, and of requests without a client''s key.';
+COMMENT ON COLUMN idempotency_keys.takeovers IS 'How often the claim got another token. Who changes the token of a claim with a generation without counting here is of the release before, and changes nothing: see idempotency_keys_takeover.';
+GRANT UPDATE (takeovers) ON idempotency_keys TO oncepay_app;
 
 -- A key that was forgotten and comes back is a new payment, for which the processor must not answer with the old one, however
 -- long it remembers keys. So it's remembered for good which generation was the last, in as few bytes as possible.
@@ -41,17 +48,35 @@ REVOKE EXECUTE ON FUNCTION idempotency_keys_remember FROM PUBLIC;
 CREATE TRIGGER idempotency_keys_generation AFTER DELETE ON idempotency_keys
     FOR EACH ROW WHEN (OLD.generation IS NOT NULL) EXECUTE FUNCTION idempotency_keys_remember();
 
--- An instance of the release before that takes a request over derives the processor's keys from created_at, whatever this
--- release has called the processor with. So claims get generations only when all instances have been replaced.
-CREATE TABLE idempotency_generation_start (
-    one         boolean PRIMARY KEY DEFAULT true CHECK (one),
-    claims_from timestamptz NOT NULL
-);
-COMMENT ON TABLE idempotency_generation_start IS 'One row: claims from that time on have a generation. A day after the migration, in which the instances of the release before are to be replaced; at once in a new database.';
-INSERT INTO idempotency_generation_start (claims_from)
-SELECT clock_timestamp() + CASE WHEN EXISTS (SELECT FROM idempotency_keys) THEN interval '1 day' ELSE interval '0' END;
+-- Whatever number a claim brings, it gets the one that's next, so the service can't make up generations here either. All but a
+-- few claims bring 0 and don't come here: it would cost each of them a second look-up. A made-up 0 does no harm beyond its
+-- claim, in which the processor answers with the payment that it knows.
+CREATE FUNCTION idempotency_keys_number() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.generation := coalesce((SELECT f.generation + 1 FROM public.forgotten_idempotency_keys f
+        WHERE f.merchant_id = NEW.merchant_id AND f.key_digest = public.idempotency_key_digest(NEW.key)), 0);
+    RETURN NEW;
+END $$;
+REVOKE EXECUTE ON FUNCTION idempotency_keys_number FROM PUBLIC;
+CREATE TRIGGER idempotency_keys_next_generation BEFORE INSERT ON idempotency_keys
+    FOR EACH ROW WHEN (NEW.generation <> 0) EXECUTE FUNCTION idempotency_keys_number();
 
-GRANT SELECT ON forgotten_idempotency_keys, idempotency_generation_start TO oncepay_app;
+-- An instance of the release before that takes a request over derives the processor's keys from created_at, whatever this
+-- release has called the processor with: another payment. So its UPDATE finds no row here, as if another attempt had been
+-- faster, and the request is left to the instances that know generations. A completion sets no token and doesn't come here.
+CREATE FUNCTION idempotency_keys_leave() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN NULL;
+END $$;
+REVOKE EXECUTE ON FUNCTION idempotency_keys_leave FROM PUBLIC;
+CREATE TRIGGER idempotency_keys_takeover BEFORE UPDATE ON idempotency_keys
+    FOR EACH ROW WHEN (OLD.generation IS NOT NULL AND NEW.claim_token IS NOT NULL
+        AND NEW.claim_token IS DISTINCT FROM OLD.claim_token AND NEW.takeovers = OLD.takeovers)
+    EXECUTE FUNCTION idempotency_keys_leave();
+
+GRANT SELECT ON forgotten_idempotency_keys TO oncepay_app;
 
 -- Which master keys secrets derive from. The check value identifies a key; neither the key nor a secret follows from it.
 CREATE TABLE master_keys (

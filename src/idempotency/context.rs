@@ -125,7 +125,9 @@ impl<'a, H: Host> Context<'a, H> {
     /// key was forgotten, its next generation is an old one.
     ///
     /// Without a generation it derives from the time of the claim: in claims of earlier releases, which their
-    /// instances may still take over, and in those without a client's key, which nobody repeats.
+    /// instances may still take over, and in those without a client's key, which nobody repeats. An instance of
+    /// a release without generations can't take over a claim that has one, and so never derives another key for
+    /// it: a trigger knows it by the takeover that it doesn't count (`idempotency_keys_takeover`).
     pub fn derived_key(&self, step: &str) -> String {
         derived_key(self.claim, step)
     }

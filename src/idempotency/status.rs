@@ -150,7 +150,8 @@ pub fn release(
     recover_in_s: u32,
 ) -> Result<KeyRow, Failure> {
     let set = format!(
-        "parked_at = NULL, recoveries = 0, claim_token = uuid_v7(), lease_expires_at = clock_timestamp(), \
+        "parked_at = NULL, recoveries = 0, claim_token = uuid_v7(), takeovers = takeovers + 1, \
+         lease_expires_at = clock_timestamp(), \
          recover_at = clock_timestamp() + make_interval(secs => {recover_in_s})"
     );
     change(conn, merchant, key, &set)

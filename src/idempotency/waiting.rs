@@ -8,7 +8,8 @@
 //! go on waiting.
 //!
 //! A group learns *that* there is an answer, not which: each member then looks its key up like any other
-//! duplicate, which checks its API key and its request. Both may have become wrong while it waited.
+//! duplicate, which checks its API key and its request. Both may have become wrong while it waited. A member
+//! whose wait ends without an answer is checked in the same way before it's told so.
 //!
 //! Promised: a wait holds no connection, and ends within a second after an answer is committed, whatever gets
 //! lost; as a rule it ends at once.

@@ -2,7 +2,9 @@
 //!
 //! Promised: of instances with different master keys that start at the same time on a new database, one wins
 //! and the others are refused. A key that the database doesn't know is added only to a new database, or beside
-//! the key that it replaces.
+//! the key that it replaces. Each key has one successor: of instances that replace one key by different new
+//! ones, one wins, too. With two successors, secrets would soon derive from three keys, and no instance has more
+//! than two.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Integer};
@@ -23,6 +25,12 @@ pub enum MasterKeyError {
     /// The previous key isn't one of the database's.
     #[error("ONCEPAY_PREVIOUS_MASTER_KEY isn't a master key that this database has been used with.")]
     PreviousUnknown,
+    /// The current key is new, but the previous one has been replaced by another already.
+    #[error(
+        "ONCEPAY_PREVIOUS_MASTER_KEY has already been replaced by another key than ONCEPAY_MASTER_KEY. Set that one as \
+         ONCEPAY_MASTER_KEY; once no secret derives from an older one, it can be replaced in its turn."
+    )]
+    AlreadyReplaced,
     /// Secrets that are in use derive from other keys.
     #[error(
         "{endpoints} webhook endpoints sign with secrets that derive from another master key. Set it as \
@@ -46,21 +54,26 @@ impl From<diesel::result::Error> for MasterKeyError {
 /// Checks the vault's keys, adds them to the database if they are new and may be, and opens the vault.
 ///
 /// Errors, in the order checked: [`MasterKeyError::PreviousUnknown`], [`MasterKeyError::Unknown`],
-/// [`MasterKeyError::StillNeeded`]; the database's at any time.
+/// [`MasterKeyError::AlreadyReplaced`], [`MasterKeyError::StillNeeded`]; the database's at any time. After each, the
+/// database knows the keys that it knew before.
 pub fn check(conn: &mut PgConnection, vault: &Vault) -> Result<(), MasterKeyError> {
     let (current, previous) = vault.check_values();
     let versions = loop {
         let known = load(conn)?;
         match judge(&known, &current, previous.as_ref())? {
-            Step::Known(versions) => break versions,
+            Step::Known(versions) => {
+                refuse_if_needed(conn, versions)?;
+                break versions;
+            }
             // If another instance has added this version meanwhile, it's looked at in the next round.
-            Step::Add(version, check_value) => add(conn, version, &check_value)?,
+            Step::Add(version, check_value, versions) => {
+                // First, since an added key stays: an instance that is refused leaves no trace.
+                refuse_if_needed(conn, versions)?;
+                add(conn, version, &check_value)?;
+            }
         }
     };
-    let endpoints = endpoints_without_key(conn, versions)?;
-    if endpoints > 0 {
-        return Err(MasterKeyError::StillNeeded { endpoints });
-    }
+    log::info!("new secrets derive from version {} of the master key", versions.current.0);
     vault.open(versions);
     Ok(())
 }
@@ -70,8 +83,8 @@ pub fn check(conn: &mut PgConnection, vault: &Vault) -> Result<(), MasterKeyErro
 enum Step {
     /// The database knows all of them.
     Known(Versions),
-    /// This one has to be added under this version.
-    Add(MasterKeyVersion, CheckValue),
+    /// This one has to be added under this version, which leads to these.
+    Add(MasterKeyVersion, CheckValue, Versions),
 }
 
 /// Decides by what the database knows, in the order of the versions.
@@ -82,21 +95,31 @@ fn judge(
 ) -> Result<Step, MasterKeyError> {
     let version_of =
         |check: &CheckValue| known.iter().find(|(_, stored)| stored == check).map(|(version, _)| *version);
-    let next = MasterKeyVersion(known.last().map_or(MasterKeyVersion::FIRST.0, |(last, _)| last.0 + 1));
-    let is_new = known.is_empty();
-    let previous_version = match previous {
-        None => None,
-        Some(previous) => match version_of(previous) {
-            Some(version) => Some(version),
-            // The database is older than check values.
-            None if is_new => return Ok(Step::Add(next, *previous)),
-            None => return Err(MasterKeyError::PreviousUnknown),
-        },
+    let last = known.last().map(|(version, _)| *version);
+    let Some(last) = last else {
+        // The database is older than check values, or new.
+        let versions = match previous {
+            Some(_) => Versions {
+                current: MasterKeyVersion(MasterKeyVersion::FIRST.0 + 1),
+                previous: Some(MasterKeyVersion::FIRST),
+            },
+            None => Versions { current: MasterKeyVersion::FIRST, previous: None },
+        };
+        return Ok(Step::Add(MasterKeyVersion::FIRST, *previous.unwrap_or(current), versions));
     };
-    match version_of(current) {
-        Some(version) => Ok(Step::Known(Versions { current: version, previous: previous_version })),
-        None if is_new || previous_version.is_some() => Ok(Step::Add(next, *current)),
-        None => Err(MasterKeyError::Unknown),
+    let previous = match previous.map(version_of) {
+        Some(None) => return Err(MasterKeyError::PreviousUnknown),
+        Some(version) => version,
+        None => None,
+    };
+    match (version_of(current), previous) {
+        (Some(current), previous) => Ok(Step::Known(Versions { current, previous })),
+        (None, None) => Err(MasterKeyError::Unknown),
+        (None, Some(replaced)) if replaced == last => {
+            let next = MasterKeyVersion(last.0 + 1);
+            Ok(Step::Add(next, *current, Versions { current: next, previous }))
+        }
+        (None, Some(_)) => Err(MasterKeyError::AlreadyReplaced),
     }
 }
 
@@ -118,6 +141,12 @@ fn add(conn: &mut PgConnection, version: MasterKeyVersion, check_value: &CheckVa
         log::info!("the master key is now known to the database, as version {}", version.0);
     }
     Ok(())
+}
+
+/// Fails with [`MasterKeyError::StillNeeded`] if secrets in use derive from none of these keys.
+fn refuse_if_needed(conn: &mut PgConnection, versions: Versions) -> Result<(), MasterKeyError> {
+    let endpoints = endpoints_without_key(conn, versions)?;
+    if endpoints > 0 { Err(MasterKeyError::StillNeeded { endpoints }) } else { Ok(()) }
 }
 
 /// Number of endpoints with secrets in use that derive from none of these keys.
@@ -148,7 +177,7 @@ mod tests {
             (1..).map(MasterKeyVersion).zip(known.iter().map(|check| check.to_vec())).collect();
         loop {
             match judge(&known, &current, previous.as_ref()) {
-                Ok(Step::Add(version, check)) => known.push((version, check.to_vec())),
+                Ok(Step::Add(version, check, _)) => known.push((version, check.to_vec())),
                 Ok(Step::Known(Versions { current, previous })) => {
                     let previous =
                         previous.map(|version| format!(" after {}", version.0)).unwrap_or_default();
@@ -156,6 +185,7 @@ mod tests {
                 }
                 Err(MasterKeyError::Unknown) => return "unknown".to_owned(),
                 Err(MasterKeyError::PreviousUnknown) => return "previous unknown".to_owned(),
+                Err(MasterKeyError::AlreadyReplaced) => return "already replaced".to_owned(),
                 Err(error) => panic!("{error}"),
             }
         }
@@ -174,5 +204,7 @@ mod tests {
         assert_eq!(end(&[A], A, Some(C)), "previous unknown");
         assert_eq!(end(&[], B, Some(A)), "2 after 1 of 2", "with the upgrade to check values");
         assert_eq!(end(&[A, B], C, Some(B)), "3 after 2 of 3");
+        assert_eq!(end(&[A, B], C, Some(A)), "already replaced");
+        assert_eq!(end(&[A, B, C], B, Some(A)), "2 after 1 of 3", "keys that are known need no successor");
     }
 }

@@ -25,7 +25,7 @@ use crate::idempotency::reply::Reply;
 use crate::idempotency::request::{IdempotentRequest, RequestRules};
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
 
-use super::outcome::transact;
+use super::outcome::{not_to_be_repeated, transact};
 use super::{Engine, Response, is_claim_lost};
 
 /// Maximum age of a lease when the attempt begins its work. If the reservation took longer (it may have
@@ -295,7 +295,10 @@ impl<H: Host> Engine<H> {
     ) -> Result<Option<Claim>, H::Error> {
         faults::reach("before_takeover");
         let (envelope, lease) = (&request.envelope, self.inner.settings.timing.lease);
-        let claim = store::take_over(conn, envelope, created_at, Taker::Client, lease)?;
+        // A takeover whose answer is lost would look like another request's, beside which a request may be executed
+        // again while the policy observes.
+        let claim = store::take_over(conn, envelope, created_at, Taker::Client, lease)
+            .map_err(|error| not_to_be_repeated(request, error.into()))?;
         match &claim {
             Some(_) => self.inner.metrics.takeovers.inc(),
             None => faults::reach("after_conflict"),

@@ -20,7 +20,7 @@ use crate::storage::deadline;
 
 use super::batching::Batchers;
 use super::context::Context;
-use super::decision::{Attempt, Decision, Lookup};
+use super::decision::{Attempt, Decision, Lookup, decide};
 use super::descriptor::Descriptor;
 use super::envelope::Envelope;
 use super::host::Host;
@@ -197,12 +197,20 @@ impl<H: Host> Engine<H> {
         let name = O::DESCRIPTOR.name;
         let wait = request.treatment.wait;
         deadline::extend(wait.unwrap_or_default());
-        let deadline = wait.map(|wait| Instant::now() + wait);
+        let deadline = wait.filter(|wait| !wait.is_zero()).map(|wait| Instant::now() + wait);
+        let mut is_wait_over = false;
         loop {
             let envelope = &request.envelope;
             let note = |outcome| self.note(name, outcome, &envelope.request_id, Some(envelope), None);
             let answer_in = deadline::remaining(Duration::MAX);
-            let ended = match tokio::time::timeout(answer_in, attempt(self.clone(), request.clone())).await {
+            let ending = async {
+                if is_wait_over {
+                    self.look(&request).await
+                } else {
+                    attempt(self.clone(), request.clone()).await
+                }
+            };
+            let ended = match tokio::time::timeout(answer_in, ending).await {
                 // Another attempt has the claim of this request. Without a key, no retry could find its answer.
                 Ok(Ok(Attempt::Running { .. }))
                     if !request.is_protected() && request.progress.is_claimed() =>
@@ -216,10 +224,11 @@ impl<H: Host> Engine<H> {
                 }
             };
             let ended = ended.map_err(|error| {
+                let error = for_client(&request, error);
                 let is_stranger =
                     matches!(error.failure(), Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked));
                 note(if is_stranger { "unauthorized" } else { "failed" });
-                for_client(&request, error)
+                error
             })?;
             let is_parked = match ended {
                 Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)?),
@@ -255,14 +264,18 @@ impl<H: Host> Engine<H> {
                 }
                 Attempt::Running { is_parked } => is_parked,
             };
-            if let (Some(deadline), false) = (deadline, is_parked) {
+            if let (Some(deadline), false, false) = (deadline, is_parked, is_wait_over) {
                 let inner = &self.inner;
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
                     // Looks the key up again, as for any replay: the caller's secret may have been revoked
                     // meanwhile, and the claim may have been invisible, so that the request hasn't been
                     // compared with it yet.
                     Some(WaitResult::Answered | WaitResult::Free) => continue,
-                    None => {}
+                    // For the same reasons, but without executing anything: that would take too long.
+                    None => {
+                        is_wait_over = true;
+                        continue;
+                    }
                 }
             }
             let wait = wait.filter(|_| !is_parked);
@@ -291,6 +304,16 @@ impl<H: Host> Engine<H> {
             }
         }
         Ok(Err(Attempt::of(Decision::Running { is_parked: false }, enforcement)))
+    }
+
+    /// Looks the request's key up once more, and executes nothing.
+    async fn look<O: Operation<Host = H>>(
+        &self,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Attempt, H::Error> {
+        let looking = Arc::clone(&request.envelope);
+        let stored = self.inner.db.run_retrying(move |conn| Self::find(conn, &looking)).await?;
+        Ok(Attempt::of(decide(stored, &request.treatment.policy), request.treatment.enforcement))
     }
 
     /// Looks the request's key up.

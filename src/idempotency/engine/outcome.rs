@@ -14,10 +14,9 @@ use crate::storage::db::{Silence, is_outcome_open};
 /// have taken effect and that no key protects.
 pub(super) fn for_client<O: Operation>(request: &IdempotentRequest<O>, error: ErrorOf<O>) -> ErrorOf<O> {
     let is_unknown = match error.failure() {
-        // A stranger learns nothing.
-        Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked) => false,
         Some(Failure::OutcomeUnknown { .. }) => true,
         Some(Failure::DatabaseUnavailable(cause)) if cause.is::<Silence>() => true,
+        // Also when the caller's key was revoked after the claim: the request was the caller's by then.
         _ => request.progress.is_claimed(),
     };
     if request.is_protected() || !is_unknown {
@@ -49,10 +48,19 @@ pub(super) fn transact<O: Operation, T>(
         is_committing = true;
         Ok(done)
     });
-    ended.map_err(|error: ErrorOf<O>| match error.failure() {
-        Some(failure) if is_committing && !request.is_protected() && is_outcome_open(failure) => {
+    ended.map_err(|error| if is_committing { not_to_be_repeated(request, error) } else { error })
+}
+
+/// Converts the error of a commit, or of a statement that commits by itself: `outcome_unknown` if the request has no
+/// protecting key and the connection was lost, so that nobody runs it again.
+pub(super) fn not_to_be_repeated<O: Operation>(
+    request: &IdempotentRequest<O>,
+    error: ErrorOf<O>,
+) -> ErrorOf<O> {
+    match error.failure() {
+        Some(failure) if !request.is_protected() && is_outcome_open(failure) => {
             Failure::outcome_unknown(failure.detailed()).into()
         }
         _ => error,
-    })
+    }
 }

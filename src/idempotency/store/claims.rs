@@ -111,7 +111,7 @@ pub fn claim_all(
              CASE WHEN key.resource_type IS NOT NULL THEN coalesce(key.resource_id, uuid_v7(clock.now)) END, \
              key.token, clock.now + life.lease, clock.now + life.lease, 1, 'started', \
              clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds, \
-             CASE WHEN key.has_generation AND clock.now >= (SELECT claims_from FROM idempotency_generation_start) THEN \
+             CASE WHEN key.has_generation THEN \
                  coalesce((SELECT f.generation + 1 FROM forgotten_idempotency_keys f \
                      WHERE f.merchant_id = key.merchant_id AND f.key_digest = idempotency_key_digest(key.key) LIMIT 1), \
                      0) END \
@@ -217,6 +217,8 @@ pub fn take_over(
     lease: Duration,
 ) -> Result<Option<Claim>, Failure> {
     let token = Uuid::new_v4();
+    // Counting the takeover tells the database that this release knows generations.
+    //
     // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
     // keep the worker away, and with it the end of a request that can't succeed.
     let row =
@@ -229,7 +231,8 @@ pub fn take_over(
                  AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
-             attempts = k.attempts + 1, recoveries = k.recoveries + a.is_recovery::integer, \
+             attempts = k.attempts + 1, takeovers = k.takeovers + 1, \
+             recoveries = k.recoveries + a.is_recovery::integer, \
              lease_expires_at = clock.now + life.lease, \
              recover_at = CASE WHEN a.is_recovery THEN clock.now + life.lease ELSE k.recover_at END \
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \

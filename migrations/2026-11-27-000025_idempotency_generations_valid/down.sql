@@ -1,0 +1,2 @@
+-- A constraint that has been validated needs no undoing.
+SELECT 1;
