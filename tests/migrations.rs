@@ -117,3 +117,18 @@ fn dump(database: &TestDatabase) -> Option<String> {
         text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
     Some(lines.collect::<Vec<_>>().join("\n"))
 }
+
+#[test]
+fn each_migration_has_a_number_of_its_own() {
+    // Diesel takes the digits before the name for the version, and runs one of two that share it.
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let names =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let numbers = names.filter_map(|name| Some(name.split_once('_')?.0.rsplit_once('-')?.1.to_owned()));
+    let mut numbers: Vec<_> = numbers.collect();
+    let all = numbers.len();
+    assert!(all > 20);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), all);
+}
