@@ -110,14 +110,12 @@ fn apply_change(
             charges::settle(conn, merchant, *id, charges::Decision::Declined(decline.clone()), now)
         }
         Change::RefundFailed(id, amount) => refunds::fail(conn, merchant, *id, amount.as_ref(), now),
-        Change::PayoutPaid(id, amount) => {
-            let notice =
-                payouts::Notice { outcome: payouts::Outcome::Paid, amount: amount.as_ref(), occurred_at };
-            payouts::settle(conn, merchant, *id, notice, now)
-        }
-        Change::PayoutFailed(id, amount) => {
-            let notice =
-                payouts::Notice { outcome: payouts::Outcome::Failed, amount: amount.as_ref(), occurred_at };
+        Change::PayoutPaid(id, amount) | Change::PayoutFailed(id, amount) => {
+            let outcome = match change {
+                Change::PayoutPaid(..) => payouts::Outcome::Paid,
+                _ => payouts::Outcome::Failed,
+            };
+            let notice = payouts::Notice { outcome, amount: amount.as_ref(), occurred_at };
             payouts::settle(conn, merchant, *id, notice, now)
         }
         Change::SettlementPaid(id, money) => settlements::book(conn, merchant, *id, *money, now),
@@ -125,12 +123,12 @@ fn apply_change(
             let opening = disputes::Opening { dispute, amount: amount.as_ref(), reason: reason.clone() };
             disputes::open(conn, merchant, *charge_id, opening, now)
         }
-        Change::DisputeWon { charge_id, dispute } => {
-            let decision = disputes::Decision { dispute, verdict: Verdict::Won, decided_at: occurred_at };
-            disputes::close(conn, merchant, *charge_id, decision, now)
-        }
-        Change::DisputeLost { charge_id, dispute } => {
-            let decision = disputes::Decision { dispute, verdict: Verdict::Lost, decided_at: occurred_at };
+        Change::DisputeWon { charge_id, dispute } | Change::DisputeLost { charge_id, dispute } => {
+            let verdict = match change {
+                Change::DisputeWon { .. } => Verdict::Won,
+                _ => Verdict::Lost,
+            };
+            let decision = disputes::Decision { dispute, verdict, decided_at: occurred_at };
             disputes::close(conn, merchant, *charge_id, decision, now)
         }
     }

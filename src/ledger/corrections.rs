@@ -38,7 +38,7 @@ pub struct ShownCorrection {
     pub reason: String,
 }
 
-/// Posts `entry` as [`post`](super::post) does, and records what it corrects, and why. Returns the entry's id.
+/// Posts `entry` as [`post`](super::post) does, and records what it corrects, and why.
 ///
 /// Errors and locks as with [`post`](super::post).
 pub fn correct(
@@ -46,23 +46,22 @@ pub fn correct(
     merchant: MerchantId,
     entry: &JournalEntry,
     correction: &Correction<'_>,
-) -> Result<JournalEntryId, Error> {
-    let id = JournalEntryId(statement::<SqlUuid>("SELECT uuid_v7()").get_result::<Uuid>(conn)?);
-    post_correction(conn, merchant, id, entry, correction)?;
-    Ok(id)
+) -> Result<(), Error> {
+    Ok(post_correction(conn, merchant, None, entry, correction)?)
 }
 
-/// The same with the database's error, for a caller that knows what the database can refuse.
+/// The same under an id of the caller's, if it has one, and with the database's error, for a caller that knows what
+/// the database can refuse.
 pub(super) fn post_correction(
     conn: &mut PgConnection,
     merchant: MerchantId,
-    id: JournalEntryId,
+    id: Option<JournalEntryId>,
     entry: &JournalEntry,
     correction: &Correction<'_>,
 ) -> QueryResult<()> {
-    statement::<()>("SELECT ledger_correct({}, {}, {}, {}, {}, {}, {}, {}, {})")
+    statement::<()>("SELECT ledger_correct({}, coalesce({}, uuid_v7()), {}, {}, {}, {}, {}, {}, {})")
         .bind::<SqlUuid, _>(merchant)
-        .bind::<SqlUuid, _>(id)
+        .bind::<Nullable<SqlUuid>, _>(id)
         .bind::<Text, _>(&entry.source)
         .bind::<Array<Text>, _>(&entry.kinds)
         .bind::<Array<Text>, _>(entry.codes())

@@ -137,7 +137,7 @@ impl LocalOperation for PostJournalEntry {
                 }
             });
         let correction = Correction { corrects: None, reference: &self.reference, reason: &self.reason };
-        post_correction(conn, merchant, id, &entry, &correction).map_err(|error| {
+        post_correction(conn, merchant, Some(id), &entry, &correction).map_err(|error| {
             match (violated_constraint(&error), self.debited_payable()) {
                 (Some("merchant_payable_covered"), Some(currency)) => Error::InsufficientBalance { currency },
                 _ => error.into(),

@@ -226,20 +226,16 @@ impl ExternalOperation for CreateRefund {
         let charge_id = self.charge_id.ok_or(Error::ChargeNotFound)?;
         let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
         let status = charge.status()?;
-        let is_refundable = match status {
-            ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded => true,
+        let left = match status {
+            ChargeStatus::Succeeded | ChargeStatus::PartiallyRefunded => Some(charge.refundable()),
             // What a lost dispute hasn't taken, such as a refund that came back, can be returned.
-            ChargeStatus::Disputed => {
-                !disputes::is_any_open(conn, merchant, charge_id)?
-                    && disputes::taken(conn, merchant, charge_id)? < charge.refundable()
+            ChargeStatus::Disputed if !disputes::is_any_open(conn, merchant, charge_id)? => {
+                let left = charge.refundable() - disputes::taken(conn, merchant, charge_id)?;
+                Some(left).filter(|left| *left > Decimal::ZERO)
             }
-            _ => false,
+            _ => None,
         };
-        if !is_refundable {
-            return Err(Error::ChargeNotRefundable { status: status.as_str() });
-        }
-        let disputed = disputes::taken(conn, merchant, charge_id)?;
-        let left = charge.money((charge.refundable() - disputed).max(Decimal::ZERO))?;
+        let left = charge.money(left.ok_or(Error::ChargeNotRefundable { status: status.as_str() })?)?;
         let amount = match &self.amount {
             None => left,
             Some(amount) => amount
