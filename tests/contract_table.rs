@@ -9,6 +9,7 @@ struct Scene {
     app: App,
     database: TestDatabase,
     client: Client,
+    merchant: Merchant,
     /// A charge that exists.
     charge_path: String,
 }
@@ -27,10 +28,30 @@ struct Effects {
 impl Scene {
     fn new() -> Self {
         let database = TestDatabase::new();
-        let app = App::start(&database);
-        let client = app.client.as_merchant(&database.merchant());
-        let id = client.charge("scene", &visa()).expect(201).field("id");
-        Self { charge_path: format!("/v1/charges/{id}"), database, app, client }
+        // Forgotten keys stay, so that rows can be counted.
+        let app = App::start_with(&database, |config| config.reaper_interval_ms = 600_000);
+        let merchant = database.merchant();
+        let client = app.client.as_merchant(&merchant);
+        let mut scene = Self { charge_path: String::new(), database, app, client, merchant };
+        scene.make_charge();
+        scene
+    }
+
+    /// Clears the stage for another case: with a merchant that has no keys yet.
+    fn begin_anew(&mut self) {
+        self.merchant = self.database.merchant();
+        self.client = self.app.client.as_merchant(&self.merchant);
+        self.make_charge();
+    }
+
+    fn make_charge(&mut self) {
+        let id = self.client.charge("scene", &visa()).expect(201).field("id");
+        self.charge_path = format!("/v1/charges/{id}");
+    }
+
+    /// The SQL condition for the key `k`.
+    fn key(&self) -> String {
+        format!("key = 'k' AND merchant_id = '{}'", self.merchant.id.0)
     }
 
     fn effects(&self) -> Effects {
@@ -108,7 +129,8 @@ fn cases() -> Vec<Case> {
     let running = || -> Step {
         Box::new(|scene| {
             let response = scene.client.charge("k", &with_method("pm_card_timeout"));
-            scene.owner("UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'");
+            let lease = "lease_expires_at = clock_timestamp() + interval '1 hour'";
+            scene.owner(&format!("UPDATE idempotency_keys SET {lease} WHERE {}", scene.key()));
             response
         })
     };
@@ -139,7 +161,7 @@ fn cases() -> Vec<Case> {
     let aged = |request: Step, days: i64| -> Step {
         Box::new(move |scene| {
             let response = request(scene);
-            scene.database.age_key("k", days * 24 * 60 * 60);
+            scene.database.age_keys(&scene.key(), days * 24 * 60 * 60);
             response
         })
     };
@@ -238,8 +260,9 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn each_situation_has_its_answer_and_its_effects() {
+    let mut scene = Scene::new();
     for case in cases() {
-        let scene = Scene::new();
+        scene.begin_anew();
         let prior = (case.before)(&scene);
         let before = scene.effects();
         let response = (case.request)(&scene);

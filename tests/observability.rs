@@ -53,7 +53,7 @@ fn every_decision_is_counted_by_operation_and_outcome() {
         ("oncepay_idempotency_claim_duration_seconds_count", 3.0),
         ("oncepay_idempotency_finish_duration_seconds_count", 3.0),
         ("oncepay_db_pool_wait_duration_seconds_count", 10.0),
-        ("oncepay_db_pool_size", 8.0),
+        ("oncepay_db_pool_size", app::POOL_SIZE.into()),
         ("oncepay_idempotency_table_bytes", 8192.0),
         ("process_resident_memory_bytes", 1.0),
     ] {

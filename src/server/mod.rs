@@ -17,8 +17,6 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use secrecy::SecretString;
-use utoipa::openapi::OpenApi;
-use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::base::derived_secrets::Vault;
@@ -125,8 +123,6 @@ pub fn serve(
     let engine_metrics = idempotency::metrics::Metrics::new(&registry);
     let engine = Engine::new(db.clone(), Arc::new(host), settings, &descriptors, engine_metrics);
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
-    let document = document();
-    let methods = Arc::new(methods_by_path(document));
     let document = web::Data::new(openapi::ServedDocument::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
@@ -138,7 +134,6 @@ pub fn serve(
     // threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize;
     let server = HttpServer::new(move || {
-        let methods = Arc::clone(&methods);
         App::new()
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
@@ -147,9 +142,7 @@ pub fn serve(
             .app_data(registry.clone())
             .app_data(readiness.clone())
             .wrap(from_fn(middleware::context))
-            .into_utoipa_app()
             .configure(routes)
-            .into_app()
             .service(health::live)
             .service(health::ready)
             .service(problem_pages::index)
@@ -160,9 +153,8 @@ pub fn serve(
             .service(openapi::show)
             .service(metrics::show)
             .service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json")))
-            .default_service(web::to(move |req: HttpRequest| {
-                let error = unmatched(&req, &methods);
-                async move { Err::<HttpResponse, Error>(error) }
+            .default_service(web::to(|req: HttpRequest| async move {
+                Err::<HttpResponse, Error>(unmatched(&req))
             }))
     })
     .workers(workers)
@@ -252,21 +244,8 @@ fn check_master_key(vault: &Vault, database_url: &SecretString, db: &Db) -> Resu
     Ok(())
 }
 
-/// Lists path templates with their methods, as `GET, POST`.
-fn methods_by_path(document: &OpenApi) -> Vec<(String, String)> {
-    document
-        .paths
-        .paths
-        .iter()
-        .map(|(path, item)| {
-            let allowed: Vec<_> = openapi::operations_of(item).map(|(method, _)| method).collect();
-            (path.clone(), allowed.join(", "))
-        })
-        .collect()
-}
-
 /// The error for an unmatched route: the path is unknown, or it has other methods.
-fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
+fn unmatched(req: &HttpRequest) -> Error {
     let matches = |template: &str| {
         let mut path = req.path().split('/');
         let mut pieces = template.split('/');
@@ -279,8 +258,9 @@ fn unmatched(req: &HttpRequest, methods: &[(String, String)]) -> Error {
             }
         }
     };
-    match methods.iter().find(|(template, _)| matches(template)) {
-        Some((_, allow)) => Error::MethodNotAllowed { allow: allow.clone() },
-        None => Error::RouteNotFound,
-    }
+    let Some((_, item)) = document().paths.paths.iter().find(|(template, _)| matches(template)) else {
+        return Error::RouteNotFound;
+    };
+    let allowed: Vec<_> = openapi::operations_of(item).map(|(method, _)| method).collect();
+    Error::MethodNotAllowed { allow: allowed.join(", ") }
 }

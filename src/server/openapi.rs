@@ -335,7 +335,7 @@ fn x_idempotency(registered: &RegisteredOperation, policy: &Policy) -> serde_jso
 
 /// The document, ready to serve.
 pub struct ServedDocument {
-    document: &'static utoipa::openapi::OpenApi,
+    document: fn() -> &'static utoipa::openapi::OpenApi,
     /// The last answer: policies rarely change, and it takes a while to serialize and compress the document.
     latest: Mutex<Option<Arc<SerializedDocument>>>,
 }
@@ -349,14 +349,15 @@ struct SerializedDocument {
 }
 
 impl ServedDocument {
-    /// Serves this document.
-    pub fn new(document: &'static utoipa::openapi::OpenApi) -> Self {
+    /// Serves the document that `document` returns. It's asked when the document is, since an instance that starts has
+    /// requests to answer first.
+    pub fn new(document: fn() -> &'static utoipa::openapi::OpenApi) -> Self {
         Self { document, latest: Mutex::default() }
     }
 
     /// Names of the operations that have a policy.
-    fn operations(&self) -> impl Iterator<Item = &str> {
-        let items = self.document.paths.paths.values();
+    fn operations(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let items = (self.document)().paths.paths.values();
         items
             .flat_map(operations_of)
             .filter_map(|(_, operation)| operation.extensions.as_ref()?.get(X_IDEMPOTENCY))
@@ -369,7 +370,7 @@ impl ServedDocument {
         if let Some(written) = latest.as_ref().filter(|written| written.policies == policies) {
             return Ok(Arc::clone(written));
         }
-        let mut document = self.document.clone();
+        let mut document = (self.document)().clone();
         let items = document.paths.paths.values_mut();
         let extensions = items
             .flat_map(operations_of_mut)

@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-use actix_web::App;
+use actix_web::dev::HttpServiceFactory;
+use actix_web::{App, web};
 use utoipa::openapi::OpenApi;
-use utoipa_actix_web::AppExt;
-use utoipa_actix_web::service_config::ServiceConfig;
+use utoipa_actix_web::{AppExt, OpenApiFactory, service_config};
 
 use crate::host::{self, RegisteredOperation};
 use crate::idempotency::ResourceKind;
@@ -18,8 +18,27 @@ use crate::{audit, inbound};
 
 use super::{openapi, openapi_components};
 
+/// What routes are registered with: a server, or the OpenAPI document. A server that described its routes too, as
+/// [`utoipa_actix_web`] has it, would make the document again in each of its workers, for nobody.
+pub(super) trait Routes {
+    /// Registers a route.
+    fn service(&mut self, route: impl HttpServiceFactory + OpenApiFactory + 'static) -> &mut Self;
+}
+
+impl Routes for web::ServiceConfig {
+    fn service(&mut self, route: impl HttpServiceFactory + OpenApiFactory + 'static) -> &mut Self {
+        self.service(route)
+    }
+}
+
+impl Routes for service_config::ServiceConfig<'_> {
+    fn service(&mut self, route: impl HttpServiceFactory + OpenApiFactory + 'static) -> &mut Self {
+        self.service(route)
+    }
+}
+
 /// Registers the API's operations, each described next to its handler.
-pub(super) fn routes(config: &mut ServiceConfig) {
+pub(super) fn routes(config: &mut impl Routes) {
     config
         .service(charges::create::create)
         .service(charges::read::list)
@@ -127,8 +146,11 @@ pub fn document() -> &'static OpenApi {
 
 /// Makes the document with each part in its place, as the operations describe themselves.
 pub(super) fn assembled_document() -> OpenApi {
-    let (_, mut document) =
-        App::new().into_utoipa_app().openapi(openapi::base()).configure(routes).split_for_parts();
+    let (_, mut document) = App::new()
+        .into_utoipa_app()
+        .openapi(openapi::base())
+        .configure(|config| routes(config))
+        .split_for_parts();
     openapi::finish(&mut document, &operations());
     document
 }

@@ -19,6 +19,10 @@ use super::client::{ACQUIRER_WEBHOOK, Client};
 use super::database::{TestDatabase, exposed};
 use super::eventually;
 
+/// Connections of an instance, unless a test wants another number. Half of the default, since a session costs Postgres
+/// more than what most tests do with it, and all of them are opened at once.
+pub const POOL_SIZE: u32 = 4;
+
 /// A server in this process, on a free port.
 pub struct App {
     pub client: Client,
@@ -92,6 +96,7 @@ impl App {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
+        config.pool_size = POOL_SIZE;
         config.webhook_secret = Some(WEBHOOK_SECRET.into());
         let adapter = adjust(&mut config, Arc::clone(&sandbox));
         let bound = Listener::new(config.listen, "--listen").unwrap();
@@ -180,6 +185,7 @@ impl Process {
             .env("ONCEPAY_LISTEN", "127.0.0.1:0")
             .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
             .env("ONCEPAY_WEBHOOK_SECRET", WEBHOOK_SECRET)
+            .env("ONCEPAY_POOL_SIZE", POOL_SIZE.to_string())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -342,6 +342,11 @@ impl TestDatabase {
 
     /// Makes a key older than it is, as if it had been claimed `seconds` earlier.
     pub fn age_key(&self, key: &str, seconds: i64) {
+        self.age_keys(&format!("key = '{key}'"), seconds);
+    }
+
+    /// The same with the keys that meet a condition.
+    pub fn age_keys(&self, condition: &str, seconds: i64) {
         let mut superuser = self.as_superuser();
         // The guards don't allow that.
         execute(&mut superuser, "SET session_replication_role = 'replica'");
@@ -350,15 +355,15 @@ impl TestDatabase {
             &format!(
                 "UPDATE idempotency_keys SET created_at = created_at - interval '{seconds} s', \
                  expires_at = expires_at - interval '{seconds} s', forget_at = forget_at - interval '{seconds} s' \
-                 WHERE key = '{key}'"
+                 WHERE {condition}"
             ),
         );
-        // What its merchant pays must have held by then.
+        // What their merchants pay must have held by then.
         execute(
             &mut superuser,
             &format!(
                 "UPDATE merchant_pricing SET effective_at = effective_at - interval '{seconds} s' WHERE merchant_id IN \
-                 (SELECT merchant_id FROM idempotency_keys WHERE key = '{key}')"
+                 (SELECT merchant_id FROM idempotency_keys WHERE {condition})"
             ),
         );
     }

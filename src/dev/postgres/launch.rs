@@ -50,7 +50,8 @@ impl Cluster {
             set("log_destination", "stderr");
             set("logging_collector", "off");
             if !settings.durable {
-                for name in ["fsync", "synchronous_commit", "full_page_writes"] {
+                // Nothing lasts here, neither the data nor the sessions: each would load the compiler anew.
+                for name in ["fsync", "synchronous_commit", "full_page_writes", "jit"] {
                     set(name, "off");
                 }
             }
