@@ -238,7 +238,7 @@ fn a_request_whose_commit_has_no_answer_is_not_to_be_sent_again() {
 fn a_request_that_finds_no_connection_may_be_sent_again() {
     let database = TestDatabase::new();
     let app = App::start_with(&database, |config| {
-        (config.pool_size, config.pool_timeout_ms) = (1, 200);
+        (config.pool_size, config.pool_timeout_ms) = (1, 1_500);
         config.batch_size_max = 1;
     });
     let client = app.client.as_merchant(&database.merchant());
