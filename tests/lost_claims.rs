@@ -85,7 +85,7 @@ fn what_a_restored_backup_has_lost_happens_once_at_the_processor() {
         ]
     };
     let app = App::start_at(&acquirer, &database, |_| {});
-    send_all(&app.client.as_merchant(&merchant));
+    let first = send_all(&app.client.as_merchant(&merchant));
     drop(app);
     // Payouts change by themselves.
     let operations = || -> Vec<_> {
@@ -114,6 +114,12 @@ fn what_a_restored_backup_has_lost_happens_once_at_the_processor() {
     let text = String::from_utf8_lossy(&reconciled.stdout);
     assert!(!reconciled.status.success(), "the references differ: {text}");
     assert_eq!(operations(), before, "nothing is voided: {text}");
+    // The processor names the lost one in what it tells, too.
+    let lost = first[1].field("id");
+    let told = json!({"type": "charge.captured", "data": {
+        "merchant": merchant.id.to_string(), "reference": lost, "amount": "99.00", "currency": "USD"}});
+    let told = app.client.delivery("event", &told.to_string()).send().expect(200).json();
+    assert_eq!(told["state"], "contradicted", "it's about the new one, of 12.50: {told}");
     client.send("POST", &path(&answers[1], "capture"), "capture-2", &json!({})).expect(200);
     assert_eq!(operations().len(), before.len() + 1);
     drop(app);

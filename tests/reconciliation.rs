@@ -234,6 +234,13 @@ fn an_orphaned_authorization_is_voided_once_it_is_old_enough() {
     let (agrees, text) = scene.reconcile("3600");
     assert!(!agrees && text.contains("orphaned_authorization"), "{text}");
     assert_eq!(status(), "open", "too young");
+    // A charge in progress may be the retry of a request whose claim was lost, and be about to rely on it.
+    let lost = with_method("pm_card_timeout");
+    scene.client.charge("lost", &lost).expect_problem(503, "processor_unavailable");
+    let (agrees, text) = scene.reconcile("0");
+    assert!(!agrees && text.contains("orphaned_authorization"), "{text}");
+    assert_eq!(status(), "open", "it may be needed");
+    scene.client.charge("lost", &lost).expect(201);
     let (agrees, text) = scene.reconcile("0");
     assert!(agrees && text.contains("; voided now"), "{text}");
     assert_eq!(status(), "voided");

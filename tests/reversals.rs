@@ -311,3 +311,99 @@ fn operators_post_correcting_entries() {
     assert!(diesel::RunQueryDsl::execute(diesel::sql_query(change), &mut scene.database.as_app()).is_err());
     assert!(diesel::RunQueryDsl::execute(diesel::sql_query(change), &mut scene.database.as_owner()).is_err());
 }
+
+#[test]
+fn of_two_notices_of_one_settlement_at_a_time_one_is_booked() {
+    let scene = Scene::start();
+    scene.charge();
+    for amount in ["0.00", "3.00"] {
+        let id = format!("set_{}", uuid::Uuid::now_v7().as_simple());
+        let data = json!({"id": id, "amount": amount, "currency": "USD"});
+        // Both have looked whether it's booked when the first can go on.
+        let mut holder = scene.database.as_owner();
+        execute(&mut holder, "BEGIN");
+        execute(&mut holder, "LOCK TABLE events IN SHARE MODE");
+        let mut outcomes: Vec<_> = std::thread::scope(|scope| {
+            let deliver = || scene.deliver("settlement.paid", 0, data.clone());
+            let both = [scope.spawn(deliver), scope.spawn(deliver)];
+            eventually("both", || scene.database.lock_waits() == 2);
+            execute(&mut holder, "COMMIT");
+            both.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        outcomes.sort();
+        assert_eq!(outcomes, ["applied", "unchanged"], "{amount}");
+        let events = format!("SELECT count(*) FROM events WHERE data->>'id' = '{id}'");
+        assert_eq!(scene.database.count(&events), 1, "{amount}");
+    }
+}
+
+#[test]
+fn a_late_approval_of_less_is_a_decline_unless_it_was_captured() {
+    let scene = Scene::start();
+    let pending = |capture: bool| {
+        let body = json!({"amount": "20.00", "currency": "USD", "payment_method": "pm_card_async", "capture": capture});
+        scene.client.charge(&fresh_key(), &body).expect(201).field("id")
+    };
+    let approve = |charge: &str| {
+        let data = json!({"reference": charge, "amount": "5.00", "currency": "USD"});
+        scene.deliver("charge.succeeded", 0, data)
+    };
+    let held = pending(false);
+    assert_eq!(approve(&held), "applied");
+    let charge = scene.get(&format!("/v1/charges/{held}"));
+    assert_eq!((&charge["status"], &charge["amount_captured"]), (&json!("failed"), &json!("0.00")));
+    assert_eq!(charge["failure"]["decline_code"], "partial_approval");
+    assert_eq!(scene.get("/v1/events?limit=1")["data"][0]["type"], "charge.failed");
+
+    let taken = pending(true);
+    assert_eq!(approve(&taken), "applied");
+    let charge = scene.get(&format!("/v1/charges/{taken}"));
+    assert_eq!((&charge["status"], &charge["amount_captured"]), (&json!("succeeded"), &json!("5.00")));
+}
+
+#[test]
+fn a_capture_at_the_processor_is_booked() {
+    let scene = Scene::start();
+    let held = || {
+        let body =
+            json!({"amount": "20.00", "currency": "USD", "payment_method": "pm_card_visa", "capture": false});
+        scene.client.charge(&fresh_key(), &body).expect(201).field("id")
+    };
+    let captured = |charge: &str, amount: &str| {
+        let data = json!({"reference": charge, "amount": amount, "currency": "USD"});
+        scene.deliver("charge.captured", 0, data)
+    };
+    let part = held();
+    assert_eq!(captured(&part, "20.01"), "contradicted", "more than was authorized");
+    assert_eq!(captured(&part, "5.00"), "applied");
+    assert_eq!(captured(&part, "5.00"), "unchanged");
+    assert_eq!(captured(&part, "6.00"), "contradicted");
+    let charge = scene.get(&format!("/v1/charges/{part}"));
+    assert_eq!((&charge["status"], &charge["amount_captured"]), (&json!("succeeded"), &json!("5.00")));
+    assert_eq!(scene.get("/v1/events?limit=1")["data"][0]["type"], "charge.captured");
+    assert_eq!(scene.available(), "4.56");
+    // What is told of a capture of ours, as a processor may that tells of all.
+    let ours = scene.charge();
+    assert_eq!(captured(&ours, "20.00"), "unchanged");
+    // All of it, if no amount is told.
+    let all = held();
+    assert_eq!(scene.deliver("charge.captured", 0, json!({"reference": all})), "applied");
+    assert_eq!(scene.get(&format!("/v1/charges/{all}"))["amount_captured"], "20.00");
+    scene.refund(&all, "20.00").expect(201);
+    // While a capture of ours is under way, it may be that one.
+    let busy = held();
+    execute(
+        &mut scene.database.as_owner(),
+        &format!(
+            "UPDATE charges SET in_flight = 'capture' WHERE 'ch_' || replace(id::text, '-', '') = '{busy}'"
+        ),
+    );
+    assert_eq!(captured(&busy, "20.00"), "parked");
+    execute(&mut scene.database.as_owner(), "UPDATE charges SET in_flight = NULL");
+    let canceled = held();
+    scene
+        .client
+        .send("POST", &format!("/v1/charges/{canceled}/cancel"), &fresh_key(), &json!({}))
+        .expect(200);
+    assert_eq!(captured(&canceled, "20.00"), "contradicted");
+}

@@ -85,7 +85,17 @@ pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
 /// Locks: the event's object, then ledger accounts as documented at the domain's functions.
 pub fn apply(event: &Event, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let Some(Notice { merchant, change }) = &event.notice else { return Ok(Outcome::Unknown) };
-    match apply_change(*merchant, change, conn, now, event.occurred_at) {
+    let mut applied = apply_change(*merchant, change, conn, now, event.occurred_at);
+    if matches!(applied, Err(Error::ChargeNotFound)) {
+        let mut change = change.clone();
+        if let Some(charge) = change.charge_mut()
+            && let Some(successor) = charges::successor(conn, *merchant, *charge)?
+        {
+            *charge = successor;
+            applied = apply_change(*merchant, &change, conn, now, event.occurred_at);
+        }
+    }
+    match applied {
         Ok(learned) => Ok(learned.into()),
         // Our request that makes the object hasn't been committed yet, or we don't know the object at all.
         Err(error @ (Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) => {
@@ -108,6 +118,9 @@ fn apply_change(
         }
         Change::ChargeFailed(id, decline) => {
             charges::settle(conn, merchant, *id, charges::Decision::Declined(decline.clone()), now)
+        }
+        Change::ChargeCaptured(id, amount) => {
+            charges::captured_elsewhere(conn, merchant, *id, amount.as_ref(), now)
         }
         Change::RefundFailed(id, amount) => refunds::fail(conn, merchant, *id, amount.as_ref(), now),
         Change::PayoutPaid(id, amount) | Change::PayoutFailed(id, amount) => {
@@ -140,6 +153,7 @@ pub fn subject(event: &Event) -> Option<(MerchantId, Uuid)> {
     let object_id = match change {
         Change::ChargeSucceeded(ChargeId(id), _)
         | Change::ChargeFailed(ChargeId(id), _)
+        | Change::ChargeCaptured(ChargeId(id), _)
         | Change::RefundFailed(RefundId(id), _)
         | Change::PayoutPaid(PayoutId(id), _)
         | Change::PayoutFailed(PayoutId(id), _)

@@ -72,9 +72,9 @@ pub struct Receipt {
     "data": {"merchant": "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "reference": "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"}
 }))]
 struct IncomingEvent {
-    /// Type of the event: `charge.succeeded`, `charge.failed`, `refund.failed`, `payout.paid`,
-    /// `payout.failed`, `settlement.paid`, `dispute.opened`, `dispute.won` or `dispute.lost`. Other types are
-    /// stored and acknowledged.
+    /// Type of the event: `charge.succeeded`, `charge.failed`, `charge.captured`, `refund.failed`,
+    /// `payout.paid`, `payout.failed`, `settlement.paid`, `dispute.opened`, `dispute.won` or `dispute.lost`.
+    /// Other types are stored and acknowledged.
     r#type: String,
     /// Time of the event.
     #[schema(format = DateTime)]

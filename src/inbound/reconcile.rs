@@ -143,6 +143,8 @@ pub struct Difference {
 
 /// Reads the processor's new operations, compares, and voids orphans.
 ///
+/// The totals take longer than all the rest. Without `needs_totals`, they are only added up if there are differences.
+///
 /// Errors, in the order checked: `database_unavailable`; `processor_unavailable` when the processor's list
 /// can't be read. An orphan that can't be voided is logged and stays a difference.
 pub async fn run(
@@ -150,14 +152,16 @@ pub async fn run(
     processor: &dyn Processor,
     books: &dyn Books,
     options: Options,
+    needs_totals: bool,
     metrics: &Metrics,
 ) -> Result<Report, Error> {
     read(db, books).await?;
+    let grace_s = options.reconcile_grace_s;
     let mut report =
-        db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, options.reconcile_grace_s)).await?;
+        db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, grace_s, needs_totals)).await?;
     if let VoidAfter(Some(age)) = options.void_orphans_after_s {
         for difference in &mut report.differences {
-            if difference.is_orphan_since(age) {
+            if difference.is_orphan_since(age) && is_forsaken(db, difference).await? {
                 difference.is_voided = void(processor, difference).await;
                 metrics.orphans_voided.inc_by(difference.is_voided.into());
             }
@@ -202,7 +206,7 @@ pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
 /// Reads and compares once, for a command. The error is a sentence.
 pub fn run_once(database_url: &SecretString, adapter: &Adapter, options: Options) -> Result<Report, String> {
     once(database_url, adapter, async |db, books, metrics| {
-        run(&db, &*adapter.processor, books, options, &metrics).await
+        run(&db, &*adapter.processor, books, options, true, &metrics).await
     })
 }
 
@@ -279,7 +283,7 @@ fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error
 }
 
 /// Compares on one snapshot. Reads everything, takes no locks.
-fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
+fn compare(conn: &mut PgConnection, grace_s: u32, needs_totals: bool) -> Result<Report, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
@@ -293,6 +297,9 @@ fn compare(conn: &mut PgConnection, grace_s: u32) -> Result<Report, Error> {
         )
         .bind::<Double, _>(f64::from(grace_s))
         .load(conn)?;
+        if differences.is_empty() && !needs_totals {
+            return Ok(Report { totals: Vec::new(), not_compared: NotCompared::default(), differences });
+        }
         let mut named = Named::default();
         for difference in &differences {
             match &difference.operation_id {
@@ -311,6 +318,25 @@ impl Difference {
             && !self.is_relied_on
             && self.known_for_s.is_some_and(|known| known >= age.as_secs_f64())
     }
+}
+
+/// True if nobody has begun to rely on an orphan since the comparison. After a claim was lost, the retry of its
+/// request gets a new charge and the lost one's authorization, however old that is.
+async fn is_forsaken(db: &Db, orphan: &Difference) -> Result<bool, Error> {
+    let (merchant, authorization_id) = (orphan.merchant_id, orphan.authorization_id.clone());
+    let look = move |conn: &mut PgConnection| {
+        let is_forsaken = statement::<Bool>(
+            "SELECT NOT EXISTS (SELECT FROM charges WHERE merchant_id = {} AND authorization_id = {} AND status <> 'failed') \
+                 AND NOT EXISTS (SELECT FROM idempotency_keys \
+                     WHERE merchant_id = {} AND state = 'in_progress' AND resource_type = 'charge')",
+        )
+        .bind::<Nullable<SqlUuid>, _>(merchant)
+        .bind::<Nullable<Text>, _>(authorization_id.as_deref())
+        .bind::<Nullable<SqlUuid>, _>(merchant)
+        .get_result(conn)?;
+        Ok::<bool, Error>(is_forsaken)
+    };
+    db.run_retrying(look).await
 }
 
 /// Voids an orphan.
@@ -362,7 +388,7 @@ pub async fn keep_reconciling(
                 continue;
             }
         }
-        match run(&db, &*processor, &*books, options, &metrics).await {
+        match run(&db, &*processor, &*books, options, false, &metrics).await {
             Ok(report) if report.is_settled() => {}
             Ok(report) => log::error!("our books and the processor's differ:\n{report}"),
             Err(error) => log::warn!("couldn't reconcile with the processor: {}", error.detailed()),

@@ -41,10 +41,9 @@ pub struct Settlement {
     created_at: Timestamp,
 }
 
-/// Books a settlement, on the processor's notice. If two bookings of one id run at the same time, one fails
-/// with `internal` and finds the other when it's retried.
+/// Books a settlement, on the processor's notice.
 ///
-/// Locks: nothing.
+/// Locks: the settlement's id, until the transaction ends.
 pub fn book(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -53,6 +52,11 @@ pub fn book(
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
     let source = id.to_string();
+    // There is no row yet that could be locked, and a settlement of zero never has an entry whose source is unique.
+    statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 2)))")
+        .bind::<Text, _>(&source)
+        .bind::<SqlUuid, _>(merchant)
+        .execute(conn)?;
     let booked = statement::<(Nullable<Numeric>, Nullable<Text>)>(
         "SELECT p.amount, p.currency FROM journal_entries e \
          JOIN postings p ON p.merchant_id = e.merchant_id AND p.entry_id = e.id \

@@ -60,12 +60,14 @@ pub struct Notice {
 }
 
 /// A change to an object.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Change {
     /// A pending charge is approved and, if the authorization requested that, captured.
     ChargeSucceeded(ChargeId, Option<EventAmount>),
     /// A pending charge is declined.
     ChargeFailed(ChargeId, Decline),
+    /// An authorization was captured at the provider without a call of ours: this amount, or all of it.
+    ChargeCaptured(ChargeId, Option<EventAmount>),
     /// A refund has come back.
     RefundFailed(RefundId, Option<EventAmount>),
     /// A payout has arrived.
@@ -99,4 +101,22 @@ pub enum Change {
         /// The provider's id of the dispute.
         dispute: String,
     },
+}
+
+impl Change {
+    /// The charge that the change is about, to be replaced by another. `None` if it's about something else.
+    pub fn charge_mut(&mut self) -> Option<&mut ChargeId> {
+        match self {
+            Self::ChargeSucceeded(id, _)
+            | Self::ChargeFailed(id, _)
+            | Self::ChargeCaptured(id, _)
+            | Self::DisputeOpened { charge_id: id, .. }
+            | Self::DisputeWon { charge_id: id, .. }
+            | Self::DisputeLost { charge_id: id, .. } => Some(id),
+            Self::RefundFailed(..)
+            | Self::PayoutPaid(..)
+            | Self::PayoutFailed(..)
+            | Self::SettlementPaid(..) => None,
+        }
+    }
 }

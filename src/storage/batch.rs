@@ -86,7 +86,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Runs the call in the next batch. `None` if the batch failed: retry it alone, and expect that it may
     /// already have taken effect.
     ///
-    /// Errors: `database_unavailable` as with [`Db::run`]; `outcome_unknown` if the batch failed with that.
+    /// Errors: `database_unavailable` as with [`Db::run`]; `outcome_unknown` if the batch failed with that, or
+    /// was given up before its end.
     pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Failure> {
         let (output, mut result) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
@@ -110,8 +111,9 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             Ok(BatchResult::Unavailable(cause)) => Err(Failure::DatabaseUnavailable(cause.into())),
             Ok(BatchResult::Silent(silence)) => Err(Failure::DatabaseUnavailable(silence.into())),
             Ok(BatchResult::Unknown(cause)) => Err(Failure::outcome_unknown(cause)),
-            // The sender is dropped when the service stops.
-            Ok(BatchResult::Failed) | Err(_) => Ok(None),
+            Ok(BatchResult::Failed) => Ok(None),
+            // The sender is dropped when the service stops, or by a panic: perhaps after the commit.
+            Err(_) => Err(Failure::outcome_unknown("the batch was given up")),
         }
     }
 

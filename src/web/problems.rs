@@ -158,6 +158,10 @@ fn example(entry: &CatalogueEntry) -> serde_json::Value {
         problem["decline_code"] = reason.into();
         problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into();
     };
+    let refused = |problem: &mut serde_json::Value, member: &str, id: &str| {
+        problem["refusal_code"] = "account_closed".into();
+        problem[member] = id.into();
+    };
     match entry.code {
         "validation_failed" => {
             problem["errors"] =
@@ -166,6 +170,8 @@ fn example(entry: &CatalogueEntry) -> serde_json::Value {
         "duplicate_suspected" => problem["charge_id"] = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b".into(),
         "card_declined" => declined(&mut problem, "generic_decline"),
         "insufficient_funds" => declined(&mut problem, "insufficient_funds"),
+        "refund_refused" => refused(&mut problem, "refund_id", "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        "payout_refused" => refused(&mut problem, "payout_id", "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         _ => {}
     }
     problem

@@ -393,7 +393,11 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
-        Ok(batchers.completions.call(Completion { claim, request_id, effects, reply }).await?.flatten())
+        match batchers.completions.call(Completion { claim, request_id, effects, reply }).await {
+            // Alone it finds out: a completion that was committed has ended the claim.
+            Err(Failure::OutcomeUnknown { .. }) => Ok(None),
+            completed => Ok(completed?.flatten()),
+        }
     }
 
     /// Writes the effects in a transaction of their own.

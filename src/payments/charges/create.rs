@@ -184,7 +184,7 @@ impl ExternalOperation for CreateCharge {
             Err(refusal) => Authorization { id: call.key, decision: declined(&refusal.code) },
         };
         let refused = match (&authorization.decision, capture) {
-            (Decision::PartiallyApproved, _) => Some("partial_approval".to_owned()),
+            (Decision::PartiallyApproved, _) => Some(super::PARTIAL_APPROVAL.to_owned()),
             (Decision::Approved, Some(capture)) => {
                 let captured = processor.capture(&capture, &authorization.id, self.amount).await;
                 or_refusal(captured)?.err().map(|refusal| refusal.code)

@@ -29,6 +29,7 @@
 pub mod cancel;
 pub mod capture;
 pub mod create;
+mod notices;
 pub mod read;
 pub mod update;
 
@@ -46,14 +47,18 @@ use crate::error::{Error, Hindrance};
 use crate::events::{self, EventType};
 use crate::idempotency::{Effects, ResourceKind};
 use crate::ledger::{self, AccountKind, JournalEntry};
-use crate::payments::notice::NoticeEffect;
 use crate::payments::pricing;
-use crate::processor::{CallRefusal, Decline, EventAmount};
+use crate::processor::{CallRefusal, Decline};
 use crate::storage::schema::charges;
+
 use crate::web::fields::Metadata;
+pub use notices::{Decision, captured_elsewhere, settle, successor};
 
 /// Failure code of a charge whose authorization has lapsed.
 pub(crate) const AUTHORIZATION_EXPIRED: &str = "authorization_expired";
+
+/// Decline code of a charge of which less than the amount was approved.
+pub(crate) const PARTIAL_APPROVAL: &str = "partial_approval";
 
 /// Charges, as a resource kind.
 pub static CHARGE: ResourceKind =
@@ -459,73 +464,4 @@ impl ChargeRow {
             canceled_at: self.canceled_at.map(Timestamp),
         })
     }
-}
-
-/// The processor's later decision on a charge that was `processing`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Approved and, if the charge was to be captured at once, captured: this amount, or all of it.
-    Approved(Option<EventAmount>),
-    /// Refused for good.
-    Declined(Decline),
-}
-
-/// Settles a charge that is `processing`, on the processor's decision.
-///
-/// Errors: `charge_not_found`.
-///
-/// Locks: the charge.
-pub fn settle(
-    conn: &mut PgConnection,
-    merchant: MerchantId,
-    id: ChargeId,
-    decision: Decision,
-    now: DateTime<Utc>,
-) -> Result<NoticeEffect, Error> {
-    let mut row = ChargeRow::lock(conn, merchant, id)?;
-    let status = row.status()?;
-    if status != ChargeStatus::Processing {
-        let was_declined = status == ChargeStatus::Failed;
-        let is_same = was_declined == matches!(decision, Decision::Declined(_));
-        return Ok(if is_same {
-            NoticeEffect::AlreadyApplied
-        } else {
-            NoticeEffect::contradicts("charge", status.as_str())
-        });
-    }
-    let all = row.money(row.amount)?;
-    let approved = match &decision {
-        Decision::Approved(Some(amount)) => match amount.of(all) {
-            Ok(approved) if approved.amount() > all.amount() => {
-                return Ok(NoticeEffect::Contradicts(format!(
-                    "The charge is of {all}, and the event of {approved}."
-                )));
-            }
-            Ok(approved) => approved,
-            Err(sentence) => return Ok(NoticeEffect::Contradicts(sentence)),
-        },
-        _ => all,
-    };
-    let event = match decision {
-        Decision::Declined(decline) => {
-            row.decline(&decline);
-            EventType::ChargeFailed
-        }
-        Decision::Approved(_) if row.capture => {
-            row.capture(conn, approved, now)?;
-            EventType::ChargeSucceeded
-        }
-        // Less than all of it can't be captured in full later, and a smaller authorization isn't what was asked for.
-        Decision::Approved(_) if approved.amount() < all.amount() => {
-            return Ok(NoticeEffect::Contradicts(format!(
-                "The charge is of {all}, and {approved} was authorized."
-            )));
-        }
-        Decision::Approved(_) => {
-            row.set_status(ChargeStatus::RequiresCapture);
-            EventType::ChargeAuthorized
-        }
-    };
-    row.save(conn, event)?;
-    Ok(NoticeEffect::Applied)
 }

@@ -32,9 +32,10 @@ impl StandardMessages {
 }
 
 /// Types of events that are read into a [`Notice`].
-const TYPES: [&str; 9] = [
+const TYPES: [&str; 10] = [
     "charge.succeeded",
     "charge.failed",
+    "charge.captured",
     "refund.failed",
     "payout.paid",
     "payout.failed",
@@ -109,9 +110,11 @@ fn read_notice(kind: &str, data: &mut Fields<'_>) -> Option<Notice> {
 fn read_change_of_charge(kind: &str, data: &mut Fields<'_>) -> Option<Change> {
     let charge_id = data.well_formed_id("reference", "must be the id of a charge (ch_…)");
     match kind {
-        "charge.succeeded" => {
+        "charge.succeeded" | "charge.captured" => {
+            let change =
+                if kind == "charge.captured" { Change::ChargeCaptured } else { Change::ChargeSucceeded };
             let amount = read_amount(data);
-            Some(Change::ChargeSucceeded(charge_id?, amount))
+            charge_id.map(|id| change(id, amount))
         }
         "charge.failed" => {
             let decline_code = data.object_if_any("operation", |operation| {
