@@ -14,7 +14,7 @@ LANDED = "landed before there was a check, and landed migrations are never edite
 EMPTY = "nobody ran the service yet when it landed"
 
 # Which rules a migration may break, and why. A new migration needs a reason that holds beside load. One that takes locks
-# begins with SET LOCAL lock_timeout = '1s'.
+# begins with SET LOCAL lock_timeout = '500ms'.
 EXCEPTIONS = {
     "2026-11-24-000001_merchants": {"require-lock-timeout": LANDED},
     "2026-11-24-000002_charges": {"require-lock-timeout": LANDED},
@@ -89,11 +89,20 @@ def rules_broken(up):
         sys.exit(f"squawk can't read {up}:\n{answer.stdout}{answer.stderr}")
 
 
+# `oncepay migrate` finds by this name what an interrupted build has left.
+def wrong_name(up):
+    built = re.search(r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\w+)", up.read_text())
+    if built and built[1] != up.parent.name.split("_", 1)[1]:
+        return f"{up} builds the index {built[1]}: give the migration that name."
+
+
 migrations = sorted([*Path("migrations").glob("*/up.sql"), *Path("src").glob("*/migrations/*/up.sql")])
 if not migrations:
     sys.exit("squawk: found no migrations.")
 complaints = []
 for up in migrations:
+    if complaint := wrong_name(up):
+        complaints.append(complaint)
     broken, allowed = rules_broken(up), set(EXCEPTIONS.get(up.parent.name, {}))
     if broken - allowed:
         # It colors and links what it says, wherever that goes.

@@ -67,7 +67,7 @@ def free_port():
 
 
 def start(command, cwd=None, stdout=None, **env):
-    processes.append(subprocess.Popen(command, cwd=cwd, stdout=stdout, env={**os.environ, **env}))
+    processes.append(subprocess.Popen(command, cwd=cwd, stdout=stdout, env={**os.environ, "ONCEPAY_SHUTDOWN_DELAY_MS": "0", **env}))
 
 
 def inbound():

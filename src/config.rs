@@ -96,6 +96,11 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_REQUEST_DEADLINE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub request_deadline_ms: u64,
 
+    /// Time for which an instance goes on serving after SIGTERM, but reports that it isn't ready, in milliseconds: longer
+    /// than load balancers need to notice. Then it closes its port and finishes the requests under way
+    #[arg(long, env = "ONCEPAY_SHUTDOWN_DELAY_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    pub shutdown_delay_ms: u64,
+
     /// Settings of the payment processor
     #[command(flatten)]
     pub processor: ProcessorOptions,

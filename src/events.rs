@@ -67,7 +67,7 @@ event_types! {
     DisputeOpened: "dispute.opened", "Dispute", "A dispute was opened, and its amount is held.";
     DisputeWon: "dispute.won", "Dispute", "A dispute was won, and its amount is available again.";
     DisputeLost: "dispute.lost", "Dispute", "A dispute was lost. Its amount went to the customer, and the charge stays `disputed`.";
-    WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it accepted nothing for too long.";
+    WebhookEndpointDisabled: "webhook_endpoint.disabled", "WebhookEndpoint", "A webhook endpoint was disabled because it answered 410 or accepted nothing for too long.";
 }
 
 impl std::str::FromStr for EventType {

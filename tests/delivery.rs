@@ -715,3 +715,55 @@ fn an_outage_of_the_database_costs_nothing_but_time() {
         "outcomes were kept until they could be noted"
     );
 }
+
+#[test]
+fn a_receiver_that_asks_for_a_pause_gets_it() {
+    let database = TestDatabase::new();
+    let _app = App::start_with(&database, quick);
+    let merchant = database.merchant();
+    let date = chrono::Utc::now() + chrono::Duration::hours(2);
+    let date = date.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    for (wish, seconds) in [("3600", 3600), ("99999999", 6 * 3600), (&*date, 2 * 3600)] {
+        let receiver = Receiver::start();
+        receiver.answer(503);
+        receiver.answer_saying(&format!("Retry-After: {wish}\r\n"), b"");
+        let endpoint = endpoint(&database, &merchant, &receiver.url);
+        endpoint.make_events(&database, 1);
+        endpoint.first_attempt(&database);
+        let pause = |what: &str| {
+            database.count(&format!("SELECT extract(epoch FROM {what} - clock_timestamp()) FROM webhook_endpoints e \
+                JOIN webhook_deliveries d ON d.merchant_id = e.merchant_id AND d.endpoint_id = e.id WHERE e.id = '{}' \
+                ORDER BY d.id LIMIT 1", endpoint.id))
+        };
+        for what in ["e.paused_until", "d.due_at"] {
+            assert!((seconds - 60..=seconds).contains(&pause(what)), "{wish}: {what} in {} s", pause(what));
+        }
+        // What happens meanwhile waits, too.
+        endpoint.make_events(&database, 3);
+        thread::sleep(Duration::from_millis(1_500));
+        assert_eq!(receiver.received().len(), 1, "{wish}");
+        // Until it's enabled anew, or takes something.
+        receiver.answer(200);
+        endpoint.set(&database, "paused_until = NULL");
+        wait_for(&receiver, 4);
+        endpoint.set(&database, "status = 'deleted', disabled_at = clock_timestamp()");
+    }
+}
+
+#[test]
+fn a_receiver_that_is_gone_is_disabled() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, quick);
+    let merchant = database.merchant();
+    let (gone, other) = (Receiver::start(), Receiver::start());
+    gone.answer(410);
+    endpoint_for(&database, &merchant, &other.url, "webhook_endpoint.disabled");
+    let endpoint = endpoint_for(&database, &merchant, &gone.url, "charge.updated");
+    endpoint.make_events(&database, 1);
+    let message = wait_for(&other, 1).remove(0).json();
+    assert_eq!(message["type"], "webhook_endpoint.disabled");
+    assert_eq!(message["data"]["status"], "disabled");
+    assert_eq!(endpoint.attempts(&database)[0]["status"], 410);
+    assert_eq!(endpoint.deliveries(&database, "pending"), 1, "it's sent if the endpoint is enabled again");
+    assert_eq!(app.client.metrics().value("oncepay_webhook_endpoints_disabled_total", &[]), 1.0);
+}

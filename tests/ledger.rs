@@ -386,6 +386,6 @@ fn nothing_in_the_schema_public_gets_in_the_way_of_the_guards() {
     let unbalanced = "ARRAY['bank','fee_revenue'], ARRAY['USD','USD'], ARRAY[1,-100]";
     let error = post_sql(&mut conn, &merchant, "x", unbalanced).expect_err(unbalanced).to_string();
     assert!(error.contains("must sum to zero"), "{error}");
-    let error = oncepay::storage::db::migrate(&mut database.as_owner()).expect_err("migrate tells");
+    let error = oncepay::storage::migrations::migrate(&mut database.as_owner()).expect_err("migrate tells");
     assert!(error.contains("REVOKE CREATE ON SCHEMA public"), "{error}");
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use chrono::DateTime;
 use diesel::{QueryableByName, RunQueryDsl};
 use diesel_migrations::MigrationHarness;
-use oncepay::storage::db::MIGRATIONS;
+use oncepay::storage::migrations::MIGRATIONS;
 use uuid::Uuid;
 
 use crate::support::database::exposed;

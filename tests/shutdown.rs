@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use oncepay::storage::db;
 
@@ -32,5 +33,44 @@ fn a_process_that_is_connecting_ends_well() {
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
+fn an_instance_that_is_told_to_stop_says_so_before_it_closes() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut process = Process::start(&database, &[("ONCEPAY_SHUTDOWN_DELAY_MS", "2000")]);
+    let client = process.client.as_merchant(&merchant);
+    // A request under way, and a duplicate that waits for it.
+    client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
+    let held = "lease_expires_at = clock_timestamp() + interval '1 hour'";
+    execute(&mut database.as_owner(), &format!("UPDATE idempotency_keys SET {held} WHERE key = 'k'"));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let request = client.request("POST", "/v1/charges").idempotency_key("k");
+            let asked = Instant::now();
+            let told = request.json(&with_method("pm_card_timeout")).header("Prefer", "wait=30").send();
+            (told, asked.elapsed())
+        });
+        eventually("the duplicate", || client.metrics().value("oncepay_idempotency_waiters", &[]) == 1.0);
+        client.get("/readyz").expect(200);
+        process.signal(libc::SIGTERM);
+        eventually("that it isn't ready", || client.get("/readyz").status == 503);
+        let told = client.get("/readyz").expect_problem(503, "instance_stopping");
+        assert!(told.header("Retry-After").is_some());
+        client.charge("meanwhile", &visa()).expect(201);
+        let (told, waited) = waiting.join().unwrap();
+        let told = told.expect_problem(409, "idempotency_request_in_progress");
+        assert_eq!(told.header("Preference-Applied"), None);
+        assert!(waited.as_secs() < 20, "it was told at once, after {waited:?}");
+        let again = client.request("POST", "/v1/charges").idempotency_key("k");
+        let again = again.json(&with_method("pm_card_timeout")).header("Prefer", "wait=30").send();
+        again.expect_problem(409, "idempotency_request_in_progress");
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !process.has_ended() {
+        assert!(Instant::now() < deadline, "it doesn't end");
+        thread::sleep(Duration::from_millis(20));
     }
 }

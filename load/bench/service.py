@@ -93,6 +93,7 @@ class Service(Process):
         """A further instance on the same database."""
         url = f"http://127.0.0.1:{47000 + number}"
         environment = os.environ | {name: self.settings[name] for name in ("DATABASE_URL", "ONCEPAY_MASTER_KEY")}
+        environment["ONCEPAY_SHUTDOWN_DELAY_MS"] = "0"
         command = [self.binary, "serve", "--listen", url.removeprefix("http://")]
         instance = Process(command, os.path.join(self.folder, f"instance-{number}.log"), environment)
         instance.url = url

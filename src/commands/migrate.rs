@@ -2,7 +2,7 @@
 
 use secrecy::SecretString;
 
-use crate::storage::db;
+use crate::storage::{db, migrations};
 
 /// Options of the `migrate` command.
 #[derive(Debug, clap::Args)]
@@ -14,7 +14,7 @@ pub struct Options {
 
 /// Runs `oncepay migrate`. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
-    let run = db::migrate(&mut db::connect(&options.owner_database_url)?)?;
+    let run = migrations::migrate(&mut db::connect(&options.owner_database_url)?)?;
     println!("{} migrations run.", run.len());
     Ok(())
 }

@@ -6,7 +6,7 @@ use diesel::{PgConnection, RunQueryDsl};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::storage::db;
+use crate::storage::{db, migrations};
 
 /// Owner of the database and of everything in it.
 pub const OWNER: &str = "oncepay_owner";
@@ -78,7 +78,7 @@ pub fn close_public_schema(conn: &mut PgConnection) -> Result<(), String> {
 
 /// Migrates the database of `owner_url`. Returns the migrations that it ran.
 pub fn migrate(owner_url: &SecretString) -> Result<Vec<String>, String> {
-    db::migrate(&mut db::connect(owner_url)?)
+    migrations::migrate(&mut db::connect(owner_url)?)
 }
 
 /// Returns `url` with another role, password and database.

@@ -177,6 +177,8 @@ pub fn run(options: &Options) -> Result<(), String> {
     config.webhook_secret = Some(webhook_secret.clone());
     // A developer has the webhook receiver on the same machine.
     config.webhook_allow_loopback = true;
+    // There is no load balancer before it.
+    config.shutdown_delay_ms = 0;
     if let Some(simulator) = &simulator {
         config.processor = simulator.options();
     }

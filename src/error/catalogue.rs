@@ -142,6 +142,9 @@ codes! {
     SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
         "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
         "Send the same request with the same idempotency key again after `Retry-After`. Another instance, or this one later, answers with the secret.";
+    InstanceStopping: "instance_stopping", 503, true, false, "Instance stopping",
+        "This instance of the service is being stopped, and says so to load balancers that ask whether it's ready. It still answers requests.",
+        "Send new requests to another instance.";
     Internal: "internal", 500, true, false, "Internal error",
         "The service hit a bug of its own. It rolled back the request's changes.",
         "Send the same request with the same idempotency key again. If the error persists, report the `request_id`.";

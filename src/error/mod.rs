@@ -59,6 +59,8 @@ pub enum Error {
         if .0.len() == 1 { "One field".to_owned() } else { format!("{} fields", .0.len()) },
         if .0.len() == 1 { "is" } else { "are" })]
     ValidationFailed(Vec<FieldError>),
+    #[error("This instance is stopping.")]
+    InstanceStopping,
     #[error("There is no such operation.")]
     OperationNotFound,
     #[error("This looks like a duplicate of {charge_id}.")]
@@ -163,6 +165,7 @@ impl Error {
             Self::RouteNotFound => Code::RouteNotFound,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
             Self::ValidationFailed(_) => Code::ValidationFailed,
+            Self::InstanceStopping => Code::InstanceStopping,
             Self::OperationNotFound => Code::OperationNotFound,
             Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
             Self::DuplicateInProgress => Code::DuplicateInProgress,

@@ -58,6 +58,8 @@ pub struct Waiters {
     groups: Groups,
     gauge: IntGauge,
     answers: IntCounterVec,
+    /// Whether the instance is stopping, so that nobody waits any longer.
+    is_stopping: watch::Sender<bool>,
 }
 
 struct Group {
@@ -77,10 +79,20 @@ impl Waiters {
     /// Makes an empty set. `gauge` counts the waiters, and `answers` what they got, by how the group learned
     /// of it.
     pub fn new(gauge: IntGauge, answers: IntCounterVec) -> Self {
-        Self { groups: Arc::default(), gauge, answers }
+        Self { groups: Arc::default(), gauge, answers, is_stopping: watch::Sender::new(false) }
     }
 
-    /// Waits for the answer to a key's request, until `deadline`. `None` after that.
+    /// Ends all waits now, and those to come at once: the instance is stopping.
+    pub fn stop(&self) {
+        self.is_stopping.send_replace(true);
+    }
+
+    /// Whether waits end at once.
+    pub fn is_stopping(&self) -> bool {
+        *self.is_stopping.borrow()
+    }
+
+    /// Waits for the answer to a key's request, until `deadline` or until the instance stops. `None` after that.
     pub async fn wait(
         &self,
         db: &Db,
@@ -88,11 +100,19 @@ impl Waiters {
         key: &IdempotencyKey,
         deadline: Instant,
     ) -> Option<WaitResult> {
+        let mut stopping = self.is_stopping.subscribe();
+        if *stopping.borrow() {
+            return None;
+        }
         let (group, mut answered) = self.join(db, merchant, key);
         let _counted = GaugeGuard::new(&self.gauge);
         let answered = pin!(answered.wait_for(|is_answered| *is_answered));
         let free = pin!(group.free.notified());
-        match tokio::time::timeout_at(deadline.into(), select(answered, free)).await {
+        let waited = tokio::select! {
+            waited = tokio::time::timeout_at(deadline.into(), select(answered, free)) => waited,
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => return None,
+        };
+        match waited {
             Ok(Either::Left((Ok(_), _))) => Some(WaitResult::Answered),
             // The group ended without a result: the server is stopping.
             Ok(Either::Left((Err(_), _))) => None,

@@ -1,5 +1,6 @@
 //! Health checks for load balancers and orchestrators.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::{HttpResponse, route, web};
@@ -21,24 +22,29 @@ pub async fn live() -> HttpResponse {
 }
 
 /// Conditions under which this instance is ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Readiness {
     /// True if the instance needs the processor.
     pub needs_processor: bool,
+    /// True once it has been told to stop.
+    pub is_stopping: AtomicBool,
 }
 
 /// Maximum time to find out whether requests can be served. Shorter than the timeouts of the callers
 /// (`oncepay health`, and many load balancers), so that they get an answer.
 const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Reports whether requests can be served: the database answers and can be written, the master key is the
-/// database's, and the processor is available. 503 otherwise.
+/// Reports whether requests can be served: the instance hasn't been told to stop, the database answers and can be
+/// written, the master key is the database's, and the processor is available. 503 otherwise.
 #[route("/readyz", method = "GET", method = "HEAD")]
 pub async fn ready(
     db: web::Data<Db>,
     engine: web::Data<Engine>,
     readiness: web::Data<Readiness>,
 ) -> Result<HttpResponse, Error> {
+    if readiness.is_stopping.load(Ordering::Relaxed) {
+        return Err(Error::InstanceStopping);
+    }
     deadline::restart(deadline::remaining(READINESS_TIMEOUT));
     db.run_retrying(|conn| {
         let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));

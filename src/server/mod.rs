@@ -11,11 +11,13 @@ pub(crate) mod problem_pages;
 mod routes;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use diesel::PgConnection;
 use secrecy::SecretString;
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -28,6 +30,7 @@ use crate::idempotency::Settings;
 use crate::inbound::reconcile;
 use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
+use crate::storage::language;
 use crate::storage::master_keys::{self, MasterKeyError};
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
@@ -40,14 +43,15 @@ use routes::routes;
 
 pub use routes::{document, operations, resource_kinds};
 
-/// Pause between two attempts to check the master key.
-const MASTER_KEY_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two attempts to check the database.
+const DATABASE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 
-/// Serves until SIGINT or SIGTERM, then finishes the requests under way. Uses the processor of the settings unless
-/// `adapter` is given. Calls `on_ready` as soon as it accepts requests. The error is a sentence.
+/// Serves until SIGINT or SIGTERM, then finishes the requests under way. After SIGTERM, it first reports for a while that
+/// it isn't ready, so that load balancers send requests elsewhere; a second signal ends that. Uses the processor of the
+/// settings unless `adapter` is given. Calls `on_ready` as soon as it accepts requests. The error is a sentence.
 pub fn run(
     listener: Listener,
     config: &Config,
@@ -61,19 +65,49 @@ pub fn run(
         let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let (server, handle) = serve(listener, config, adapter)?;
+        let (server, stopper) = serve(listener, config, adapter)?;
         let running = actix_web::rt::spawn(server);
         on_ready();
+        let delay = tokio::select! {
+            // Somebody at a terminal, who doesn't want to wait.
+            _ = interrupt.recv() => Duration::ZERO,
+            _ = terminate.recv() => Duration::from_millis(config.shutdown_delay_ms),
+        };
+        stopper.announce();
         tokio::select! {
+            () = tokio::time::sleep(delay) => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        handle.stop(true).await;
+        stopper.stop(true).await;
         running
             .await
             .map_err(|error| format!("The server crashed: {error}."))?
             .map_err(|error| format!("The server failed: {error}."))
     })
+}
+
+/// Stops a server.
+pub struct Stopper {
+    handle: ServerHandle,
+    readiness: web::Data<Readiness>,
+    engine: Engine,
+}
+
+impl Stopper {
+    /// Reports from now on that the instance isn't ready, and lets no duplicate wait any longer. Requests are answered
+    /// all the same.
+    pub fn announce(&self) {
+        self.readiness.is_stopping.store(true, Ordering::Relaxed);
+        self.engine.stop_waiting();
+    }
+
+    /// Stops the server as soon as it's called; the future waits for the end. With `graceful`, the requests under way
+    /// are finished.
+    pub fn stop(&self, graceful: bool) -> impl Future<Output = ()> + use<> {
+        self.engine.stop_waiting();
+        self.handle.stop(graceful)
+    }
 }
 
 /// Starts serving. Must be called inside an actix system. Uses the processor of the settings unless `adapter` is
@@ -82,7 +116,7 @@ pub fn serve(
     listener: Listener,
     config: &Config,
     adapter: Option<Adapter>,
-) -> Result<(Server, ServerHandle), String> {
+) -> Result<(Server, Stopper), String> {
     let registry = Registry::new();
     let processor_metrics = Arc::new(processor::metrics::Metrics::new(&registry));
     let host_metrics = Arc::new(host::metrics::Metrics::new(&registry));
@@ -99,7 +133,7 @@ pub fn serve(
         storage::metrics::Metrics::new(&registry),
     );
     let vault = Vault::new(config.master_key.clone(), config.previous_master_key.clone());
-    check_master_key(&vault, &config.database_url, &db)?;
+    check_database(&vault, &config.database_url, &db)?;
     let deliveries = delivery::Worker::new(
         db.clone(),
         vault.clone(),
@@ -126,7 +160,11 @@ pub fn serve(
     let document = web::Data::new(openapi::ServedDocument::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
     let registry = web::Data::new(registry);
-    let readiness = web::Data::new(Readiness { needs_processor: !config.ready_without_processor });
+    let readiness = web::Data::new(Readiness {
+        needs_processor: !config.ready_without_processor,
+        is_stopping: AtomicBool::new(false),
+    });
+    let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
@@ -205,43 +243,45 @@ pub fn serve(
         Duration::from_millis(config.roll_up_interval_ms),
     ));
     deliveries.start(Duration::from_millis(config.metrics_interval_ms));
-    let handle = server.handle();
-    Ok((server, handle))
+    let stopper = Stopper { handle: server.handle(), readiness: stopped_readiness, engine: stopped_engine };
+    Ok((server, stopper))
 }
 
-/// Checks the master key, and opens the vault. If the database can't be asked now, asks until it can; until
-/// then, the instance isn't ready, and shows and uses no secret. The error is a sentence.
-fn check_master_key(vault: &Vault, database_url: &SecretString, db: &Db) -> Result<(), String> {
+/// Checks the database, and opens the vault. If the database can't be asked now, asks until it can; until then, the
+/// instance isn't ready, and shows and uses no secret. The error is a sentence.
+fn check_database(vault: &Vault, database_url: &SecretString, db: &Db) -> Result<(), String> {
     let checked = storage::db::connect(database_url)
-        .map_err(|error| MasterKeyError::Unchecked(Failure::DatabaseUnavailable(error.into())))
-        .and_then(|mut conn| master_keys::check(&mut conn, vault));
+        .map_err(|error| Failure::DatabaseUnavailable(error.into()))
+        .and_then(|mut conn| fits(&mut conn, vault));
     match checked {
-        Ok(()) => return Ok(()),
-        Err(MasterKeyError::Unchecked(failure)) => {
-            log::warn!("the master key isn't checked yet: {}", failure.detailed())
-        }
-        Err(refused) => return Err(refused.to_string()),
+        Ok(checked) => return checked,
+        Err(failure) => log::warn!("the database isn't checked yet: {}", failure.detailed()),
     }
     let (vault, db) = (vault.clone(), db.clone());
     actix_web::rt::spawn(async move {
         while !vault.is_open() {
-            tokio::time::sleep(MASTER_KEY_INTERVAL).await;
+            tokio::time::sleep(DATABASE_CHECK_INTERVAL).await;
             let opening = vault.clone();
-            let checked = db.run(move |conn| {
-                Ok::<_, Failure>(match master_keys::check(conn, &opening) {
-                    Err(MasterKeyError::Unchecked(failure)) => return Err(failure),
-                    checked => checked.map_err(|refused| refused.to_string()),
-                })
-            });
-            match checked.await {
-                Ok(Ok(())) => log::info!("the master key is checked"),
+            match db.run(move |conn| fits(conn, &opening)).await {
+                Ok(Ok(())) => log::info!("the database is checked"),
                 // It can't stop by itself in the middle of others' requests. It stays unready.
                 Ok(Err(refused)) => log::error!("{refused}"),
-                Err(failure) => log::debug!("the master key isn't checked yet: {}", failure.detailed()),
+                Err(failure) => log::debug!("the database isn't checked yet: {}", failure.detailed()),
             }
         }
     });
     Ok(())
+}
+
+/// Whether a database fits this instance. The inner error is a sentence, and final.
+fn fits(conn: &mut PgConnection, vault: &Vault) -> Result<Result<(), String>, Failure> {
+    if let Err(refused) = language::check(conn)? {
+        return Ok(Err(refused));
+    }
+    match master_keys::check(conn, vault) {
+        Err(MasterKeyError::Unchecked(failure)) => Err(failure),
+        checked => Ok(checked.map_err(|refused| refused.to_string())),
+    }
 }
 
 /// The error for an unmatched route: the path is unknown, or it has other methods.

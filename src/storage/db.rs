@@ -1,4 +1,4 @@
-//! Access to the database: one bounded pool, and the migrations.
+//! Access to the database: one bounded pool.
 //!
 //! Promised: no work waits longer than the acquire timeout for a connection, and none holds one while it
 //! waits for anything but the database.
@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use actix_web::rt::task::{JoinHandle, spawn_blocking};
 use diesel::connection::TransactionManager;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
-use diesel::{Connection, ConnectionResult, PgConnection, RunQueryDsl};
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use diesel::{Connection, ConnectionError, ConnectionResult, PgConnection, RunQueryDsl};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use secrecy::{ExposeSecret, SecretString};
@@ -21,9 +20,6 @@ use super::deadline;
 use super::metrics::Metrics;
 use crate::base::metrics::GaugeGuard;
 use crate::error::{AsFailure, Failure, is_connection_lost};
-
-/// All migrations, built into the binary.
-pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
 /// Maximum number of attempts at a transaction that collides (deadlock, serialization failure, lock timeout).
 const TRIES_MAX: u32 = 5;
@@ -95,7 +91,9 @@ impl Lane {
             .connection_timeout(acquire_timeout)
             // A test would cost a round trip each time. Dead connections are discarded below.
             .test_on_check_out(false)
-            .connection_customizer(Box::new(SessionLimits))
+            .connection_customizer(Box::new(SessionLimits {
+                names_schema: names_schema(url.expose_secret()),
+            }))
             .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
         lanes.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -350,10 +348,13 @@ fn add_setting(url: &mut String, name: &str, value: &str) {
 /// again for each batch size, which would cost more than running them; and not as a scan of a table that was
 /// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]).
 #[derive(Debug)]
-struct SessionLimits;
+struct SessionLimits {
+    names_schema: bool,
+}
 
 impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
     fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        settle(conn, self.names_schema).map_err(diesel::r2d2::Error::QueryError)?;
         diesel::sql_query(
             "SELECT set_config('application_name', 'oncepay', false), \
                     set_config('statement_timeout', '5s', false), \
@@ -391,42 +392,28 @@ pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
 /// here: the first one of a process determines what happens at its exit.
 pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
     keep_tls_until_the_end();
-    PgConnection::establish(&with_network_timeouts(url))
+    let mut conn = PgConnection::establish(&with_network_timeouts(url))?;
+    settle(&mut conn, names_schema(url)).map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
 }
 
-/// Migrates the schema; `conn` must be the owner of the database. Returns the names of the migrations that it
-/// ran. Each runs in a transaction of its own.
-pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
-    let has_app_role = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
-        "EXISTS (SELECT FROM pg_roles WHERE rolname = 'oncepay_app')",
-    ))
-    .get_result::<bool>(conn)
-    .map_err(|error| format!("Can't read the database's roles: {error}"))?;
-    if !has_app_role {
-        return Err("The role that the service connects as is missing. Create it first: \
-            CREATE ROLE oncepay_app LOGIN PASSWORD '…';"
-            .to_owned());
-    }
-    let run = conn
-        .run_pending_migrations(MIGRATIONS)
-        .map(|versions| versions.iter().map(ToString::to_string).collect())
-        .map_err(|error| format!("A migration failed and was rolled back: {error}"))?;
-    // Until Postgres 15, everybody could create objects in the schema public. The service doesn't use it.
-    let may_create = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
-        "has_schema_privilege('oncepay_app', 'public', 'CREATE')",
-    ))
-    .get_result::<bool>(conn)
-    .map_err(|error| format!("Can't read the database's privileges: {error}"))?;
-    if may_create {
-        return Err("The role oncepay_app may create objects in the schema public. Take that from it, as a \
-            superuser: REVOKE CREATE ON SCHEMA public FROM PUBLIC, oncepay_app;"
-            .to_owned());
-    }
-    // After a restore in another cluster, new events come after the restored ones.
-    diesel::sql_query("SELECT FROM event_feed_horizon()")
-        .execute(conn)
-        .map_err(|error| format!("Can't find out whether the events are in another cluster: {error}"))?;
-    Ok(run)
+/// Sets what statements depend on, whatever the settings of the server, the database and the role are. Transactions
+/// see what was committed when each of their statements began: the guards of the ledger insist on that. A role may find
+/// other schemas first, and write times, intervals and bytes in its own way.
+fn settle(conn: &mut PgConnection, names_schema: bool) -> diesel::QueryResult<()> {
+    let settings = "SELECT set_config('default_transaction_isolation', 'read committed', false), \
+            set_config('default_transaction_deferrable', 'off', false), \
+            set_config('DateStyle', 'ISO, MDY', false), set_config('IntervalStyle', 'postgres', false), \
+            set_config('bytea_output', 'hex', false), set_config('extra_float_digits', '1', false), \
+            set_config('standard_conforming_strings', 'on', false), set_config('array_nulls', 'on', false), \
+            set_config('transform_null_equals', 'off', false)";
+    let schema = if names_schema { "" } else { ", set_config('search_path', 'public', false)" };
+    diesel::sql_query(format!("{settings}{schema}")).execute(conn).map(|_| ())
+}
+
+/// Whether a connection string names the schema itself.
+fn names_schema(url: &str) -> bool {
+    url.contains("search_path")
 }
 
 #[cfg(test)]

@@ -176,6 +176,7 @@ diesel::table! {
         enabled_at -> Nullable<Timestamptz>,
         secret_key_version -> Integer,
         previous_secret_key_version -> Integer,
+        paused_until -> Nullable<Timestamptz>,
     }
 }
 

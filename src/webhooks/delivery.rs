@@ -5,7 +5,8 @@
 //! one takes the delivery after the lease. An endpoint that fails, hangs or has a large backlog takes no more
 //! than its share: so many attempts at a time, one while it fails, and that one at most once a second. All
 //! endpoints of a merchant together take at most a quarter of an instance's concurrency, and all failing
-//! endpoints at most half. The worker holds no database connection while a message is on its way.
+//! endpoints at most half. A receiver that asks for a pause (`Retry-After`) gets it, and one that says that it's gone (410)
+//! gets nothing more. The worker holds no database connection while a message is on its way.
 //!
 //! Not promised: that a message arrives once, or in order. A receiver recognizes duplicates by `webhook-id`,
 //! and order by the time in the message. Endpoints that take seconds for each message, but accept it, aren't
@@ -18,7 +19,7 @@
 //!         Message::of            the same bytes for each attempt
 //!         Client::post           signed anew, to a checked address
 //!         outbox::note           batched with others that end meanwhile, fenced
-//!         outbox::disable        if that endpoint has failed for too long
+//!         outbox::disable        if that endpoint has failed for too long, or is gone
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -50,8 +51,10 @@ use crate::base::signature;
 
 /// Time that a lease adds to the endpoint's: for storing the outcome, even if the database is slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
-/// Maximum pause between two attempts.
+/// Maximum pause between two attempts, also if the receiver asks for a longer one.
 const PAUSE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+/// The status with which a receiver says that it's gone for good.
+const GONE: u16 = 410;
 /// Maximum size in bytes of a message that carries the whole object.
 const MESSAGE_MAX: usize = 64 * 1024;
 /// Maximum number of outcomes in one statement.
@@ -261,7 +264,7 @@ impl Worker {
             match failed {
                 Ok(failed) => {
                     for endpoint in failed {
-                        self.disable(endpoint).await;
+                        self.disable(endpoint, give_up_after).await;
                     }
                 }
                 Err(error) => log::warn!("couldn't look for failing endpoints: {}", error.detailed()),
@@ -305,6 +308,7 @@ impl Worker {
         if let Err(failure) = &sent {
             log::debug!("{} hasn't arrived: {failure:?}", claimed.id);
         }
+        let is_gone = sent.as_ref().is_ok_and(|answer| answer.status == GONE);
         let outcome = outcome_of(&claimed, sent, duration, options);
         let Some(noted) = self.note(outcome, asked + options.lease()).await else { return };
         let outcome = match noted.state {
@@ -313,8 +317,10 @@ impl Worker {
             State::Failed => "given_up",
         };
         metrics.webhook_deliveries.with_label_values(&[outcome]).inc();
-        if noted.endpoint_is_given_up {
-            self.disable(claimed.endpoint_key()).await;
+        if is_gone {
+            self.disable(claimed.endpoint_key(), Duration::ZERO).await;
+        } else if noted.endpoint_is_given_up {
+            self.disable(claimed.endpoint_key(), options.give_up_after()).await;
         }
         drop(in_flight);
         if claimed.endpoint_is_failing && noted.state != State::Succeeded {
@@ -382,18 +388,22 @@ impl Worker {
         }
     }
 
-    /// Disables an endpoint that has failed for too long. If that fails,
-    /// [`keep_disabling`](Self::keep_disabling) tries again.
-    async fn disable(&self, endpoint: EndpointKey) {
-        let Shared { db, options, metrics, .. } = &*self.shared;
-        let give_up_after = options.give_up_after();
+    /// Disables an endpoint that has failed for `give_up_after`, or, after 410, that fails at all. If that fails, the
+    /// next 410 or [`keep_disabling`](Self::keep_disabling) tries again.
+    async fn disable(&self, endpoint: EndpointKey, give_up_after: Duration) {
+        let Shared { db, metrics, .. } = &*self.shared;
         let disabled = db
             .run_retrying(move |conn| conn.transaction(|conn| outbox::disable(conn, endpoint, give_up_after)))
             .await;
         match disabled {
             Ok(true) => {
                 metrics.webhook_endpoints_disabled.inc();
-                log::warn!("{} was disabled: it has taken nothing for too long", endpoint.1);
+                let reason = if give_up_after.is_zero() {
+                    "it's gone (410)"
+                } else {
+                    "it has taken nothing for too long"
+                };
+                log::warn!("{} was disabled: {reason}", endpoint.1);
             }
             Ok(false) => {}
             Err(error) => log::warn!("{} can't be disabled: {}", endpoint.1, error.detailed()),
@@ -408,11 +418,13 @@ fn outcome_of(
     duration: Duration,
     options: &Options,
 ) -> Outcome {
+    let retry_after =
+        sent.as_ref().ok().and_then(|answer| answer.retry_after).map(|wish| wish.min(PAUSE_MAX));
     let (status, error, excerpt) = match sent {
-        Ok(Answer { status: status @ 300..=399, excerpt }) => {
+        Ok(Answer { status: status @ 300..=399, excerpt, .. }) => {
             (Some(status), Some("redirected"), Some(excerpt))
         }
-        Ok(Answer { status, excerpt }) => (Some(status), None, Some(excerpt)),
+        Ok(Answer { status, excerpt, .. }) => (Some(status), None, Some(excerpt)),
         Err(failure) => (None, Some(failure.as_str()), None),
     };
     let attempt = json!({
@@ -429,7 +441,8 @@ fn outcome_of(
         number: claimed.number,
         tried_since: claimed.tried_since,
         has_succeeded: status.is_some_and(|status| (200..300).contains(&status)),
-        pause: options.pause_after(claimed.number),
+        pause: options.pause_after(claimed.number).max(retry_after.unwrap_or_default()),
+        retry_after,
         attempt,
     }
 }

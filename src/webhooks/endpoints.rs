@@ -177,6 +177,8 @@ pub(crate) struct EndpointRow {
     pub disabled_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
     pub enabled_at: Option<DateTime<Utc>>,
+    /// Until then nothing is sent.
+    pub paused_until: Option<DateTime<Utc>>,
 }
 
 impl EndpointRow {
@@ -224,6 +226,7 @@ impl EndpointRow {
                 webhook_endpoints::failing_since.eq(self.failing_since),
                 webhook_endpoints::disabled_at.eq(self.disabled_at),
                 webhook_endpoints::enabled_at.eq(self.enabled_at),
+                webhook_endpoints::paused_until.eq(self.paused_until),
             ))
             .execute(conn)?;
         Ok(())
@@ -238,6 +241,7 @@ impl EndpointRow {
         match status {
             EndpointStatus::Enabled => {
                 (self.failing_since, self.disabled_at, self.enabled_at) = (None, None, Some(now));
+                self.paused_until = None;
             }
             EndpointStatus::Disabled => self.disabled_at = Some(now),
         }

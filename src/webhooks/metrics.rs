@@ -21,7 +21,7 @@ pub struct Metrics {
     pub webhook_batch_wait_seconds: Histogram,
     /// Time for which the oldest unclaimed delivery has been due.
     pub webhook_oldest_due_seconds: Gauge,
-    /// Endpoints disabled because they accepted nothing for too long.
+    /// Endpoints disabled because they answered 410 or accepted nothing for too long.
     pub webhook_endpoints_disabled: IntCounter,
 }
 

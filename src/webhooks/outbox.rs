@@ -145,7 +145,8 @@ macro_rules! claim {
                      AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
                  ORDER BY d.due_at LIMIT 1) AS due \
              CROSS JOIN (SELECT {} AS versions) AS master_keys \
-             WHERE e.status = 'enabled' AND e.secret_key_version = ANY (master_keys.versions) \
+             WHERE e.status = 'enabled' AND coalesce(e.paused_until <= statement_timestamp(), true) \
+                 AND e.secret_key_version = ANY (master_keys.versions) \
                  AND NOT coalesce(e.previous_secret_expires_at > statement_timestamp() \
                      AND e.previous_secret_key_version <> ALL (master_keys.versions), false)), ",
             "chosen AS MATERIALIZED ( \
@@ -255,6 +256,8 @@ pub(super) struct Outcome {
     pub(super) has_succeeded: bool,
     /// Pause before the next attempt.
     pub(super) pause: Duration,
+    /// Time for which the receiver wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     /// Record of the attempt, an element of `attempts`.
     pub(super) attempt: Value,
 }
@@ -296,8 +299,8 @@ impl State {
 /// attempted for longer than `give_up_after`. Returns `None` for outcomes that the fence refuses, or that are
 /// stored already.
 ///
-/// Locks the deliveries, and then, by id, the endpoints that change: those that begin to fail, and those that
-/// accept messages again.
+/// Locks the deliveries, and then, by id, the endpoints that change: those that begin to fail or want to be left alone,
+/// and those that accept messages again.
 ///
 /// The statement recognizes a pending delivery by `completed_at`. For `state`, the planner would read the
 /// index of all pending deliveries, since its statistics, taken while few were pending, make that index look
@@ -311,8 +314,8 @@ pub(super) fn note(
     let rows = statement::<(BigInt, Text, Bool)>(
         "WITH outcome AS MATERIALIZED ( \
              SELECT *, statement_timestamp() - make_interval(secs => {}) AS too_old \
-             FROM unnest({}, {}, {}, {}, {}, {}, {}) WITH ORDINALITY \
-                 AS o (merchant_id, id, number, tried_since, has_succeeded, pause_s, attempt, position)), \
+             FROM unnest({}, {}, {}, {}, {}, {}, {}, {}) WITH ORDINALITY \
+                 AS o (merchant_id, id, number, tried_since, has_succeeded, pause_s, retry_after_s, attempt, position)), \
          noted AS ( \
              UPDATE webhook_deliveries d SET \
                  state = CASE WHEN o.has_succeeded THEN 'succeeded' WHEN o.tried_since < o.too_old THEN 'failed' \
@@ -324,18 +327,22 @@ pub(super) fn note(
              FROM outcome o \
              WHERE d.merchant_id = o.merchant_id AND d.id = o.id AND d.attempt_count = o.number \
                  AND d.completed_at IS NULL AND d.claimed_until > '-infinity' \
-             RETURNING o.position, o.too_old, d.merchant_id, d.endpoint_id, d.state), \
+             RETURNING o.position, o.too_old, o.retry_after_s, d.merchant_id, d.endpoint_id, d.state), \
          seen AS MATERIALIZED ( \
-             SELECT merchant_id, endpoint_id, bool_or(state = 'succeeded') AS takes_messages \
+             SELECT merchant_id, endpoint_id, bool_or(state = 'succeeded') AS takes_messages, \
+                 max(retry_after_s) AS retry_after_s \
              FROM noted GROUP BY merchant_id, endpoint_id), \
          changed AS MATERIALIZED ( \
-             SELECT e.merchant_id, e.id, s.takes_messages \
+             SELECT e.merchant_id, e.id, s.takes_messages, s.retry_after_s \
              FROM seen s JOIN webhook_endpoints e ON e.merchant_id = s.merchant_id AND e.id = s.endpoint_id \
              WHERE (e.failing_since IS NULL) <> s.takes_messages \
+                 OR NOT s.takes_messages AND s.retry_after_s IS NOT NULL \
              ORDER BY e.merchant_id, e.id FOR NO KEY UPDATE OF e), \
          marked AS ( \
              UPDATE webhook_endpoints e \
-             SET failing_since = CASE WHEN c.takes_messages THEN NULL ELSE clock_timestamp() END \
+             SET failing_since = CASE WHEN NOT c.takes_messages THEN coalesce(e.failing_since, clock_timestamp()) END, \
+                 paused_until = CASE WHEN NOT c.takes_messages THEN \
+                     greatest(e.paused_until, clock_timestamp() + make_interval(secs => c.retry_after_s)) END \
              FROM changed c WHERE e.merchant_id = c.merchant_id AND e.id = c.id) \
          SELECT n.position, n.state, \
              NOT s.takes_messages AND e.status = 'enabled' AND coalesce(e.failing_since < n.too_old, false) \
@@ -350,6 +357,12 @@ pub(super) fn note(
     .bind::<Array<Timestamptz>, _>(outcomes.iter().map(|outcome| outcome.tried_since).collect::<Vec<_>>())
     .bind::<Array<Bool>, _>(outcomes.iter().map(|outcome| outcome.has_succeeded).collect::<Vec<_>>())
     .bind::<Array<Double>, _>(outcomes.iter().map(|outcome| outcome.pause.as_secs_f64()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Double>>, _>(
+        outcomes
+            .iter()
+            .map(|outcome| outcome.retry_after.map(|pause| pause.as_secs_f64()))
+            .collect::<Vec<_>>(),
+    )
     .bind::<Array<Jsonb>, _>(outcomes.iter().map(|outcome| &outcome.attempt).collect::<Vec<_>>())
     .load::<(i64, String, bool)>(conn)?;
     let mut noted = vec![None; outcomes.len()];
@@ -363,7 +376,7 @@ pub(super) fn note(
     Ok(noted)
 }
 
-/// Disables an endpoint that has failed for `give_up_after`, and records the event. Must run in a
+/// Disables an endpoint that has failed for `give_up_after` (zero: that fails), and records the event. Must run in a
 /// transaction. Returns whether it did: another instance may have been faster, or the endpoint may have
 /// accepted a message meanwhile.
 ///
@@ -376,7 +389,7 @@ pub(super) fn disable(
     let disabled = statement::<()>(
         "UPDATE webhook_endpoints SET status = 'disabled', disabled_at = clock_timestamp() \
          WHERE merchant_id = {} AND id = {} AND status = 'enabled' \
-             AND failing_since < clock_timestamp() - make_interval(secs => {})",
+             AND failing_since <= clock_timestamp() - make_interval(secs => {})",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(endpoint)

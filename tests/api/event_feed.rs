@@ -211,7 +211,7 @@ fn cursors_survive_a_restore_in_another_cluster() {
     // Seconds, so that another restore of the same backup doesn't begin the same epoch.
     assert!(database.count("SELECT epoch FROM event_feed") > 1_000_000);
     // And so it goes on, without another epoch.
-    oncepay::storage::db::migrate(&mut database.as_owner()).unwrap();
+    oncepay::storage::migrations::migrate(&mut database.as_owner()).unwrap();
     client.charge("4", &visa()).expect(201);
     assert_eq!(read(&client, &all(&client)[2], 1).0, all(&client)[3..]);
     assert_eq!(database.count("SELECT count(DISTINCT epoch) FROM events"), 2);

@@ -7,10 +7,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use actix_web::dev::ServerHandle;
 use oncepay::config::Config;
 use oncepay::processor::{Adapter, Sandbox};
-use oncepay::server::adapter;
+use oncepay::server::{Stopper, adapter};
 use oncepay::web::listener::Listener;
 use serde_json::Value;
 
@@ -28,7 +27,7 @@ pub struct App {
     pub client: Client,
     /// The processor, which notes every call. Shared by the instances of a test.
     pub sandbox: Arc<Sandbox>,
-    handle: ServerHandle,
+    stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -76,6 +75,8 @@ impl App {
         acquirer.stop();
         acquirer.send_to(&format!("{}{ACQUIRER_WEBHOOK}", app.client.base()));
         acquirer.start_again();
+        // The service has noticed that it was away.
+        eventually("the acquirer", || app.client.get("/readyz").status == 200);
         (acquirer, app)
     }
 
@@ -101,15 +102,15 @@ impl App {
         let adapter = adjust(&mut config, Arc::clone(&sandbox));
         let bound = Listener::new(config.listen, "--listen").unwrap();
         let client = Client::new(format!("http://{}", bound.address()));
-        let (started, handle) = mpsc::channel();
+        let (started, stopper) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let (server, handle) = oncepay::server::serve(bound, &config, adapter).unwrap();
-                started.send(handle).unwrap();
+                let (server, stopper) = oncepay::server::serve(bound, &config, adapter).unwrap();
+                started.send(stopper).unwrap();
                 server.await.unwrap();
             });
         });
-        Self { client, sandbox, handle: handle.recv().unwrap(), thread: Some(thread) }
+        Self { client, sandbox, stopper: stopper.recv().unwrap(), thread: Some(thread) }
     }
 
     /// The policy of `charges.create` that it follows.
@@ -137,7 +138,7 @@ impl App {
 impl Drop for App {
     fn drop(&mut self) {
         // The command is sent by the call; the future only waits for its end, as we do.
-        drop(self.handle.stop(false));
+        drop(self.stopper.stop(false));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -186,6 +187,7 @@ impl Process {
             .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
             .env("ONCEPAY_WEBHOOK_SECRET", WEBHOOK_SECRET)
             .env("ONCEPAY_POOL_SIZE", POOL_SIZE.to_string())
+            .env("ONCEPAY_SHUTDOWN_DELAY_MS", "0")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -278,11 +278,16 @@ impl<H: Host> Engine<H> {
                     }
                 }
             }
-            let wait = wait.filter(|_| !is_parked);
+            let wait = wait.filter(|_| !is_parked && !self.inner.waiters.is_stopping());
             note("in_progress");
             let waited_s = wait.map(|wait| wait.as_secs());
             return Err(Failure::IdempotencyRequestInProgress { waited_s, is_parked }.into());
         }
+    }
+
+    /// Lets no duplicate wait any longer: the instance is stopping.
+    pub fn stop_waiting(&self) {
+        self.inner.waiters.stop();
     }
 
     /// Runs `work` until it isn't [`Lookup::Again`], a few times at most. Holds no connection in between.

@@ -1,0 +1,93 @@
+//! Databases and roles with settings of their own, on which the service must not depend.
+
+use diesel::RunQueryDsl;
+use serde_json::json;
+
+use crate::support::database::exposed;
+use crate::support::*;
+
+/// Changes settings of the service's role in this database.
+fn set(database: &TestDatabase, settings: &[(&str, &str)]) {
+    let mut superuser = database.as_superuser();
+    for (name, value) in settings {
+        execute(
+            &mut superuser,
+            &format!("ALTER ROLE oncepay_app IN DATABASE {} SET {name} = {value}", database.name()),
+        );
+    }
+}
+
+#[test]
+fn a_session_sets_what_it_depends_on() {
+    let database = TestDatabase::new();
+    set(
+        &database,
+        &[
+            ("default_transaction_isolation", "'serializable'"),
+            ("default_transaction_deferrable", "on"),
+            ("search_path", "pg_catalog"),
+            ("TimeZone", "'Asia/Kolkata'"),
+            ("DateStyle", "'German, DMY'"),
+            ("IntervalStyle", "'sql_standard'"),
+            ("bytea_output", "'escape'"),
+            ("extra_float_digits", "-15"),
+            ("standard_conforming_strings", "off"),
+            ("array_nulls", "off"),
+            ("transform_null_equals", "on"),
+            ("lock_timeout", "'1ms'"),
+            ("statement_timeout", "'1ms'"),
+            ("synchronous_commit", "off"),
+            ("plan_cache_mode", "'force_custom_plan'"),
+        ],
+    );
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let (client, operator) =
+        (app.client.as_merchant(&merchant), app.client.with_key(&database.operator_key()));
+    let charge = client.charge("charge", &visa()).expect(201);
+    let (id, created_at) = (charge.field("id"), charge.field("created_at"));
+    assert!(client.charge("charge", &visa()).expect(201).is_replay());
+    client.send("POST", "/v1/refunds", "refund", &json!({"charge_id": id, "amount": "2.00"})).expect(201);
+    let payout = json!({"amount": "1.00", "currency": "USD", "destination": "ba_1"});
+    client.send("POST", "/v1/payouts", "payout", &payout).expect(201);
+    client.send("PATCH", &format!("/v1/charges/{id}"), "patch", &json!({"description": "x"})).expect(200);
+    assert_eq!(client.get(&format!("/v1/charges/{id}")).expect(200).field("created_at"), created_at);
+    let since = client.get("/v1/charges?created_after=2026-01-31T09:30:00.000Z").expect(200).json();
+    assert_eq!(since["data"][0]["id"], *id);
+    assert_eq!(client.available("USD").unwrap(), "8.84");
+    client.get("/v1/events?limit=1").expect(200);
+    client.get("/v1/ledger/trial-balance").expect(200);
+    operator.get("/v1/operator/idempotency-keys").expect(200);
+    assert_eq!(operator.get("/v1/operator/audit").expect(200).json()["clean"], true);
+    let body = json!({"type": "dispute.opened", "data": {"merchant": merchant.id.to_string(), "reference": id, "dispute": "d"}});
+    assert_eq!(app.client.delivery("event", &body.to_string()).send().expect(200).field("state"), "applied");
+}
+
+#[test]
+fn errors_in_another_language_are_a_reason_not_to_start() {
+    let database = TestDatabase::new();
+    let german =
+        format!("ALTER ROLE oncepay_app IN DATABASE {} SET lc_messages = 'de_DE.UTF-8'", database.name());
+    let has_german = diesel::sql_query(german).execute(&mut database.as_superuser()).is_ok();
+    if !has_german || says(&database) == "division by zero" {
+        eprintln!("skipped: the server's machine has no German");
+        return;
+    }
+    let output = Process::command()
+        .env("DATABASE_URL", exposed(&database.app_url))
+        .env("ONCEPAY_LISTEN", "127.0.0.1:0")
+        .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("ALTER ROLE oncepay_app SET lc_messages = 'C';"),
+        "{said}"
+    );
+}
+
+/// What the service's role is told about an error.
+fn says(database: &TestDatabase) -> String {
+    let error = diesel::sql_query("SELECT 1 / 0").execute(&mut database.as_app()).expect_err("it's an error");
+    error.to_string()
+}
