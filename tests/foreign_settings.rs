@@ -1,5 +1,7 @@
 //! Databases and roles with settings of their own, on which the service must not depend.
 
+use std::time::Duration;
+
 use diesel::RunQueryDsl;
 use serde_json::json;
 
@@ -35,7 +37,8 @@ fn a_session_sets_what_it_depends_on() {
             ("array_nulls", "off"),
             ("transform_null_equals", "on"),
             ("lock_timeout", "'1ms'"),
-            ("statement_timeout", "'1ms'"),
+            // What a connection takes until the session sets its own is left to the role.
+            ("statement_timeout", "'500ms'"),
             ("synchronous_commit", "off"),
             ("plan_cache_mode", "'force_custom_plan'"),
         ],
@@ -44,7 +47,9 @@ fn a_session_sets_what_it_depends_on() {
     let merchant = database.merchant();
     let (client, operator) =
         (app.client.as_merchant(&merchant), app.client.with_key(&database.operator_key()));
-    let charge = client.charge("charge", &visa()).expect(201);
+    let charge = while_locked(&database, "charges", Duration::from_millis(700), || {
+        client.charge("charge", &visa()).expect(201)
+    });
     let (id, created_at) = (charge.field("id"), charge.field("created_at"));
     assert!(client.charge("charge", &visa()).expect(201).is_replay());
     client.send("POST", "/v1/refunds", "refund", &json!({"charge_id": id, "amount": "2.00"})).expect(201);
@@ -61,6 +66,20 @@ fn a_session_sets_what_it_depends_on() {
     assert_eq!(operator.get("/v1/operator/audit").expect(200).json()["clean"], true);
     let body = json!({"type": "dispute.opened", "data": {"merchant": merchant.id.to_string(), "reference": id, "dispute": "d"}});
     assert_eq!(app.client.delivery("event", &body.to_string()).send().expect(200).field("state"), "applied");
+}
+
+/// Does `work` while another transaction holds a table for this long.
+fn while_locked<T>(database: &TestDatabase, table: &str, time: Duration, work: impl FnOnce() -> T) -> T {
+    let mut holder = database.as_superuser();
+    execute(&mut holder, "BEGIN");
+    execute(&mut holder, &format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(time);
+            execute(&mut holder, "COMMIT");
+        });
+        work()
+    })
 }
 
 #[test]
