@@ -88,26 +88,31 @@ fn while_locked<T>(database: &TestDatabase, table: &str, time: Duration, work: i
 }
 
 #[test]
-fn errors_in_another_language_are_a_reason_not_to_start() {
+fn errors_in_another_language_are_a_reason_not_to_start_and_not_to_migrate() {
     let database = TestDatabase::new();
-    let german =
-        format!("ALTER ROLE oncepay_app IN DATABASE {} SET lc_messages = 'de_DE.UTF-8'", database.name());
-    let has_german = diesel::sql_query(german).execute(&mut database.as_superuser()).is_ok();
-    if !has_german || says(&database) == "division by zero" {
+    let speak_german = |role: &str| {
+        let german =
+            format!("ALTER ROLE {role} IN DATABASE {} SET lc_messages = 'de_DE.UTF-8'", database.name());
+        diesel::sql_query(german).execute(&mut database.as_superuser()).is_ok()
+    };
+    if !speak_german("oncepay_app") || !speak_german("oncepay_owner") || says(&database) == "division by zero"
+    {
         eprintln!("skipped: the server's machine has no German");
         return;
     }
-    let output = Process::command()
-        .env("DATABASE_URL", exposed(&database.app_url))
-        .env("ONCEPAY_LISTEN", "127.0.0.1:0")
-        .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && said.contains("ALTER ROLE oncepay_app SET lc_messages = 'C';"),
-        "{said}"
-    );
+    for (command, role) in [("serve", "oncepay_app"), ("migrate", "oncepay_owner")] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_oncepay"))
+            .arg(command)
+            .env("DATABASE_URL", exposed(&database.app_url))
+            .env("ONCEPAY_OWNER_DATABASE_URL", exposed(&database.owner_url))
+            .env("ONCEPAY_LISTEN", "127.0.0.1:0")
+            .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let advice = format!("ALTER ROLE {role} SET lc_messages = 'C';");
+        assert!(!output.status.success() && said.contains(&advice), "{command}: {said}");
+    }
 }
 
 /// What the service's role is told about an error.

@@ -33,6 +33,7 @@ mod delivery;
 mod dev_command;
 mod faults;
 mod foreign_settings;
+mod hostile_receivers;
 mod inbound;
 mod key_expiry;
 mod known_bugs;

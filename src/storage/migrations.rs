@@ -18,6 +18,7 @@ use diesel::sql_types::{Bool, Integer, Nullable, Text};
 use diesel::{PgConnection, QueryResult, QueryableByName, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::language;
 use super::sql::statement;
 use crate::base::time;
 
@@ -62,6 +63,9 @@ pub fn migrate_from(
     source: impl MigrationSource<Pg>,
     patience: Patience,
 ) -> Result<Vec<String>, String> {
+    language::check(conn).map_err(|failure| {
+        format!("Can't find out the language of the database's errors: {}", failure.detailed())
+    })??;
     let has_app_role = "EXISTS (SELECT FROM pg_roles WHERE rolname = 'oncepay_app')";
     if !holds(conn, has_app_role).map_err(|error| format!("Can't read the database's roles: {error}"))? {
         return Err("The role that the service connects as is missing. Create it first: \

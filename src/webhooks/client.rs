@@ -2,7 +2,7 @@
 //!
 //! Promised: the client connects to public addresses only, whatever a name resolves to at that moment, since
 //! it checks the very address that it connects to. It follows no redirect and uses no proxy; either would
-//! choose another address unseen. A receiver's answer costs no more than a few KiB and the time limit.
+//! choose another address unseen. A receiver's answer costs no more than 64 KiB, all told, and the time limit.
 //!
 //! Not promised: to tell the receiver's fault from the network's.
 
@@ -11,18 +11,25 @@ use std::error::Error as StdError;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use actix_web::rt::task::spawn_blocking;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower_service::Service;
 use url::{Host, Url};
 
 use super::address;
+use super::connection::{AnswerTooLong, ConnectTimeout, Connector};
 use crate::base::time;
 
 /// Maximum number of idle connections kept for the next messages to an endpoint.
@@ -58,6 +65,8 @@ pub(super) enum Failure {
     TlsFailed,
     /// The time limit passed.
     Timeout,
+    /// The receiver sent more than an answer may have.
+    AnswerTooLong,
     /// The connection failed or broke, or the answer wasn't HTTP.
     ConnectionFailed,
 }
@@ -69,15 +78,18 @@ impl Failure {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::TlsFailed => "tls_failed",
             Self::Timeout => "timeout",
+            Self::AnswerTooLong => "answer_too_long",
             Self::ConnectionFailed => "connection_failed",
         }
     }
 
-    fn of(error: &reqwest::Error) -> Self {
+    fn of(error: &(dyn StdError + 'static)) -> Self {
         match () {
             () if has_cause::<NotAllowed>(error) => Self::AddressNotAllowed,
+            // It may come during the handshake.
+            () if has_cause::<AnswerTooLong>(error) => Self::AnswerTooLong,
             () if has_cause::<native_tls::Error>(error) => Self::TlsFailed,
-            () if error.is_timeout() => Self::Timeout,
+            () if has_cause::<ConnectTimeout>(error) => Self::Timeout,
             () => Self::ConnectionFailed,
         }
     }
@@ -92,14 +104,17 @@ fn has_cause<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
         || error.source().is_some_and(has_cause::<E>)
 }
 
+type HttpClient = hyper_util::client::legacy::Client<Connector<Guard>, Full<Bytes>>;
+
 /// Sends messages.
 pub(super) struct Client {
     /// Client for `https`.
-    secure: reqwest::Client,
+    secure: HttpClient,
     secure_reach: AddressPolicy,
     /// Client for `http`.
-    plain: reqwest::Client,
+    plain: HttpClient,
     plain_reach: AddressPolicy,
+    timeout: Duration,
 }
 
 impl Client {
@@ -113,25 +128,28 @@ impl Client {
     ) -> Result<Self, String> {
         let lookups = Lookups::new(resolve);
         let client = |reach: AddressPolicy| {
-            reqwest::Client::builder()
-                .user_agent(concat!("Oncepay/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(connect_timeout)
-                .timeout(timeout)
-                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            let guard = Guard { reach, lookups: Arc::clone(&lookups) };
+            let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE_TIMEOUT)
-                .redirect(reqwest::redirect::Policy::none())
-                .no_proxy()
-                .dns_resolver(Arc::new(Guard { reach, lookups: Arc::clone(&lookups) }))
-                .build()
-                .map_err(|error| format!("Can't set up the client for webhook endpoints: {error}."))
+                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+                .build(Connector::new(guard, connect_timeout)?);
+            Ok::<HttpClient, String>(client)
         };
         let secure_reach = AddressPolicy { public: true, loopback: allow_loopback };
         let plain_reach = AddressPolicy { public: false, loopback: allow_loopback };
-        Ok(Self { secure: client(secure_reach)?, secure_reach, plain: client(plain_reach)?, plain_reach })
+        Ok(Self {
+            secure: client(secure_reach)?,
+            secure_reach,
+            plain: client(plain_reach)?,
+            plain_reach,
+            timeout,
+        })
     }
 
     /// Posts `body` and reads the beginning of the answer. A redirect is an answer like any other.
     pub(super) async fn post(&self, url: &str, headers: HeaderMap, body: String) -> Result<Answer, Failure> {
+        let give_up_at = Instant::now() + self.timeout;
         let url = Url::parse(url).map_err(|_| Failure::AddressNotAllowed)?;
         let (client, reach) = match url.scheme() {
             "https" => (&self.secure, self.secure_reach),
@@ -148,19 +166,27 @@ impl Client {
         if !is_allowed {
             return Err(Failure::AddressNotAllowed);
         }
-        let mut response = client.post(url).headers(headers).body(body).send().await.map_err(|error| {
-            let failure = Failure::of(&error);
-            log::debug!("no answer from a webhook endpoint: {:?}", error.without_url());
-            failure
+        let mut request = hyper::Request::post(url.as_str())
+            .body(Full::from(body))
+            .map_err(|_| Failure::AddressNotAllowed)?;
+        *request.headers_mut() = headers;
+        let agent = HeaderValue::from_static(concat!("Oncepay/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().insert(USER_AGENT, agent);
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let response = tokio::time::timeout_at(give_up_at, client.request(request)).await;
+        let mut response = response.map_err(|_| Failure::Timeout)?.map_err(|error| {
+            log::debug!("no answer from a webhook endpoint: {error:?}");
+            Failure::of(&error)
         })?;
         let retry_after =
             response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, time::now()));
         let mut answer = Vec::new();
         // Only the status counts. If the rest doesn't arrive, there is no excerpt.
         while answer.len() < ANSWER_MAX
-            && let Ok(Some(chunk)) = response.chunk().await
+            && let Ok(Some(Ok(frame))) =
+                tokio::time::timeout_at(give_up_at, response.body_mut().frame()).await
         {
-            answer.extend_from_slice(&chunk);
+            answer.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         }
         answer.truncate(ANSWER_MAX);
         Ok(Answer { status: response.status().as_u16(), retry_after, excerpt: excerpt(&answer) })
@@ -203,13 +229,22 @@ struct NotAllowed;
 
 /// Resolves names to their allowed addresses. The connection goes to one of these, so a different DNS answer
 /// a moment later changes nothing.
+#[derive(Clone)]
 struct Guard {
     reach: AddressPolicy,
     lookups: Arc<Lookups>,
 }
 
-impl Resolve for Guard {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for Guard {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn StdError + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let (reach, lookup) = (self.reach, self.lookups.find(name.as_str()));
         Box::pin(async move {
             let found = lookup.await?;
@@ -218,7 +253,7 @@ impl Resolve for Guard {
             if allowed.is_empty() {
                 return Err(NotAllowed.into());
             }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            Ok(allowed.into_iter())
         })
     }
 }

@@ -26,8 +26,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use actix_rt::Arbiter;
 use diesel::Connection;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -146,6 +147,15 @@ impl Options {
     }
 }
 
+/// The thread of deliveries, while this value lives.
+struct DeliveryThread(Arbiter);
+
+impl Drop for DeliveryThread {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// Delivers the outbox. Any number of instances may do so at the same time.
 #[derive(Clone)]
 pub struct Worker {
@@ -186,11 +196,19 @@ impl Worker {
 
     /// Delivers until the process ends, gives up deliveries to deleted endpoints, and measures the backlog
     /// every `metrics_interval`. Attempts under way at the end are due again when their leases expire.
+    ///
+    /// It runs on a thread of its own: what receivers send can keep that one busy, and nobody else.
     pub fn start(self, metrics_interval: Duration) {
-        actix_web::rt::spawn(self.clone().keep_measuring(metrics_interval));
-        actix_web::rt::spawn(self.clone().keep_giving_up());
-        actix_web::rt::spawn(self.clone().keep_disabling());
-        actix_web::rt::spawn(self.keep_delivering());
+        let thread = DeliveryThread(Arbiter::new());
+        thread.0.spawn(self.clone().keep_measuring(metrics_interval));
+        thread.0.spawn(self.clone().keep_giving_up());
+        thread.0.spawn(self.clone().keep_disabling());
+        thread.0.spawn(self.keep_delivering());
+        // Ends with the server, whose tasks are dropped then.
+        actix_web::rt::spawn(async move {
+            let _thread = thread;
+            std::future::pending::<()>().await;
+        });
     }
 
     async fn keep_delivering(self) {

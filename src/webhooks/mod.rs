@@ -28,6 +28,7 @@
 
 pub(crate) mod address;
 mod client;
+mod connection;
 pub(crate) mod delivery;
 pub(crate) mod endpoints;
 pub(crate) mod events_api;

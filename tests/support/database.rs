@@ -28,6 +28,20 @@ const IMAGE: &str = "postgres:17-alpine";
 /// Several tests run at a time, each with a pool or two.
 const CONNECTIONS_MAX: u32 = 500;
 
+/// See [`set_foreign`].
+const FOREIGN_SETTINGS: &[(&str, &str)] = &[
+    ("default_transaction_isolation", "'serializable'"),
+    ("default_transaction_deferrable", "on"),
+    ("TimeZone", "'Asia/Kolkata'"),
+    ("DateStyle", "'German, DMY'"),
+    ("IntervalStyle", "'sql_standard'"),
+    ("bytea_output", "'escape'"),
+    ("extra_float_digits", "-15"),
+    ("array_nulls", "off"),
+    ("transform_null_equals", "on"),
+    ("plan_cache_mode", "'force_custom_plan'"),
+];
+
 /// The server, with its template database ready.
 struct TestServer {
     superuser_url: String,
@@ -62,8 +76,27 @@ fn server() -> &'static TestServer {
             _own: own,
         };
         server.template = make_template(&server, conn);
+        if std::env::var("ONCEPAY_TEST_SETTINGS").is_ok_and(|wanted| wanted == "foreign") {
+            set_foreign(conn);
+        }
         server
     })
+}
+
+/// Gives the server and the service's role settings on which the service must not depend: for a run of the tests with
+/// `ONCEPAY_TEST_SETTINGS=foreign`. Its errors are German for everybody but the service, which refuses that.
+fn set_foreign(conn: &mut PgConnection) {
+    execute(conn, "ALTER SYSTEM SET lc_messages = 'de_DE.UTF-8'");
+    for (name, value) in FOREIGN_SETTINGS {
+        execute(conn, &format!("ALTER SYSTEM SET {name} = {value}"));
+    }
+    for role in [database::OWNER, database::APP] {
+        for (name, value) in [("lc_messages", "C"), ("search_path", "pg_catalog"), ("lock_timeout", "1ms")] {
+            execute(conn, &format!("ALTER ROLE {role} SET {name} = '{value}'"));
+        }
+    }
+    execute(conn, "SELECT pg_reload_conf()");
+    say("settings of another country and for other purposes");
 }
 
 fn start_server() -> (String, Option<postgres::Server>) {
