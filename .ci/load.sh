@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the short load scripts against two instances, one of which is killed in the middle of a storm, then against one whose
-# claim is broken, which must make them fail, and then against one with a processor that sends events of its own.
+# claim is broken, which must make them fail, and then against one with a processor that sends events of its own. At the end,
+# restarts behind HAProxy and hostile receivers of webhooks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -86,3 +87,16 @@ start http 'Oncepay is running' "$oncepay" dev --port 0 --data-dir "$ONCEPAY_DAT
 k6 run -q -e ROUNDS=1 load/smoke.js
 k6 run -q -e CLIENTS=2 -e DURATION=5s load/lifecycle.js
 k6 run -q -e CLIENTS=5 -e DURATION=5s load/retry_storm.js
+
+unset ONCEPAY_DATA_DIR
+missing=()
+for tool in haproxy wrk; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "${missing[@]}" >/dev/null
+fi
+python3 load/rollout.py --binary "$oncepay" --restarts 2
+# A busy machine and a debug build need room; what this is meant to find made it a hundredfold.
+python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 5

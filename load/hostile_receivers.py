@@ -9,10 +9,7 @@ median of the rounds, is above the limit, or if the receivers weren't tried.
 """
 
 import argparse
-import concurrent.futures
-import http.client
 import itertools
-import json
 import multiprocessing
 import os
 import socket
@@ -21,11 +18,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 import uuid
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
+from charges import Charges
 from service import ROOT, Service
 
 # Not a success: that would be followed by the next message at once, and what is measured is how often they're tried.
@@ -106,51 +103,6 @@ def make_endpoints(service, ports, backlog):
     )
 
 
-class Charges:
-    """Sends charges at a fixed rate, whether or not those before were answered."""
-
-    def __init__(self, service):
-        self.url = urllib.parse.urlsplit(service.url)
-        self.key = service.settings["ONCEPAY_API_KEY"]
-        self.pool = concurrent.futures.ThreadPoolExecutor(32)
-        self.connections = threading.local()
-
-    def exchange(self, body, headers, new):
-        if new or not hasattr(self.connections, "one"):
-            self.connections.one = http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=30)
-        self.connections.one.request("POST", "/v1/charges", body, headers)
-        answer = self.connections.one.getresponse()
-        answer.read()
-        return answer.status
-
-    def send(self, due):
-        headers = {
-            "Authorization": f"Bearer {self.key}",
-            "Content-Type": "application/json",
-            "Idempotency-Key": str(uuid.uuid4()),
-        }
-        body = json.dumps({"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"})
-        try:
-            status = self.exchange(body, headers, new=False)
-        except (OSError, http.client.HTTPException):
-            # An idle connection was closed.
-            status = self.exchange(body, headers, new=True)
-        if status != 201:
-            raise RuntimeError(f"a charge was answered {status}")
-        # From the time at which it should have been sent, so that a stall counts for all that it held up.
-        return time.monotonic() - due
-
-    def p99_ms(self, rate, seconds):
-        begun = time.monotonic()
-        sent = []
-        for number in range(int(rate * seconds)):
-            due = begun + number / rate
-            time.sleep(max(0, due - time.monotonic()))
-            sent.append(self.pool.submit(self.send, due))
-        taken = sorted(one.result() for one in sent)
-        return taken[int(len(taken) * 0.99)] * 1000
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -170,13 +122,13 @@ def main():
     ratios = []
     try:
         make_endpoints(service, here.recv(), 1000)
-        charges = Charges(service)
-        charges.p99_ms(options.rate, 3)
+        charges = Charges(service.url, service.settings["ONCEPAY_API_KEY"], options.rate)
+        charges.p99_ms(3)
         for _ in range(options.rounds):
-            without = charges.p99_ms(options.rate, options.seconds)
+            without = charges.p99_ms(options.seconds)
             service.sql("UPDATE webhook_endpoints SET status = 'enabled', disabled_at = NULL WHERE status = 'disabled'")
             cpu = service.cpu_s()
-            beside = charges.p99_ms(options.rate, options.seconds)
+            beside = charges.p99_ms(options.seconds)
             cpu = (service.cpu_s() - cpu) / options.seconds
             service.sql("UPDATE webhook_endpoints SET status = 'disabled', disabled_at = now() WHERE status = 'enabled'")
             # What is under way ends.

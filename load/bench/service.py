@@ -89,12 +89,12 @@ class Service(Process):
         super().stop()
         self.start()
 
-    def another(self, number):
+    def another(self, number, binary=None, shutdown_delay_ms=0):
         """A further instance on the same database."""
         url = f"http://127.0.0.1:{47000 + number}"
         environment = os.environ | {name: self.settings[name] for name in ("DATABASE_URL", "ONCEPAY_MASTER_KEY")}
-        environment["ONCEPAY_SHUTDOWN_DELAY_MS"] = "0"
-        command = [self.binary, "serve", "--listen", url.removeprefix("http://")]
+        environment["ONCEPAY_SHUTDOWN_DELAY_MS"] = str(shutdown_delay_ms)
+        command = [binary or self.binary, "serve", "--listen", url.removeprefix("http://")]
         instance = Process(command, os.path.join(self.folder, f"instance-{number}.log"), environment)
         instance.url = url
         while not is_ready(url):
@@ -130,7 +130,8 @@ def start_wrk(url, clients, seconds, keys, prefix, **settings):
     """Starts wrk; `wrk_result` waits for it. `settings` are those of `wrk/charges.lua`, in lower case."""
     environment = os.environ | {"KEYS": keys, "PREFIX": prefix}
     environment |= {name.upper(): str(value) for name, value in settings.items()}
-    command = [find("wrk"), "-t", "1", "-c", str(clients), "-d", f"{seconds}s"]
+    # Longer than any answer takes: what comes late isn't lost.
+    command = [find("wrk"), "-t", "1", "-c", str(clients), "-d", f"{seconds}s", "--timeout", "60s"]
     command += ["-s", os.path.join(LOAD, "wrk", "charges.lua"), url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

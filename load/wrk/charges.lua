@@ -56,7 +56,9 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '{"requests": %d, "seconds": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f, "bad": %d}\n',
+    '{"requests": %d, "seconds": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f, "bad": %d, '
+    .. '"connect": %d, "read": %d, "write": %d, "status": %d, "timeout": %d}\n',
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    latency.max / 1e3, errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+    latency.max / 1e3, errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    errors.connect, errors.read, errors.write, errors.status, errors.timeout))
 end
