@@ -99,4 +99,4 @@ if [ "${#missing[@]}" -gt 0 ]; then
 fi
 python3 load/rollout.py --binary "$oncepay" --restarts 2
 # A busy machine and a debug build need room; what this is meant to find made it a hundredfold.
-python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 5
+python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 15

@@ -72,21 +72,21 @@ def behave(connection, scheme, first, more, pause):
 def receive(ports):
     """Plays all receivers, each on a port of its own."""
 
-    def accept(listener, behaviour):
+    def accept(listener, behavior):
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=behave, args=(connection, *behaviour), daemon=True).start()
+            threading.Thread(target=behave, args=(connection, *behavior), daemon=True).start()
 
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=128) for _ in RECEIVERS]
-    for listener, behaviour in zip(listeners, RECEIVERS.values()):
-        threading.Thread(target=accept, args=(listener, behaviour), daemon=True).start()
+    for listener, behavior in zip(listeners, RECEIVERS.values()):
+        threading.Thread(target=accept, args=(listener, behavior), daemon=True).start()
     ports.send([listener.getsockname()[1] for listener in listeners])
     threading.Event().wait()
 
 
 def make_endpoints(service, ports, backlog):
     """Disabled endpoints with a merchant and a backlog each."""
-    urls = [f"{behaviour[0]}://127.0.0.1:{port}/" for behaviour, port in zip(RECEIVERS.values(), ports)]
+    urls = [f"{behavior[0]}://127.0.0.1:{port}/" for behavior, port in zip(RECEIVERS.values(), ports)]
     values = ", ".join(f"('{uuid.uuid4()}'::uuid, '{url}')" for url in urls)
     service.sql(
         f"WITH receiver (id, url) AS (VALUES {values}), merchant AS (INSERT INTO merchants (merchant_id, name, created_at) "

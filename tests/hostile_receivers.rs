@@ -13,7 +13,7 @@ use crate::support::*;
 
 /// What a receiver does with a connection.
 #[derive(Clone, Copy)]
-enum Behaviour {
+enum Behavior {
     /// Sends the first part, and the second one again and again.
     Endless(&'static [u8], &'static [u8]),
     /// The same, a byte at a time with pauses between them.
@@ -22,7 +22,7 @@ enum Behaviour {
     Silent(&'static [u8]),
 }
 
-use Behaviour::{Dripping, Endless, Silent};
+use Behavior::{Dripping, Endless, Silent};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\n";
 const ENDLESS_BODY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n";
@@ -32,8 +32,8 @@ const CHUNK: &[u8] = b"8\r\nxxxxxxxx\r\n";
 /// TLS's request to negotiate anew, which a client ignores during a handshake (RFC 5246, section 7.4.1.1).
 const HELLO_REQUEST: &[u8] = &[22, 3, 3, 0, 4, 0, 0, 0, 0];
 
-/// Each behaviour; what an attempt notes as `error`, and as `status`.
-const BEHAVIOURS: &[(&str, &str, Behaviour, Option<&str>, Option<u16>)] = &[
+/// Each behavior; what an attempt notes as `error`, and as `status`.
+const BEHAVIORS: &[(&str, &str, Behavior, Option<&str>, Option<u16>)] = &[
     (
         "100 Continue without end",
         "http",
@@ -99,7 +99,7 @@ const BEHAVIOURS: &[(&str, &str, Behaviour, Option<&str>, Option<u16>)] = &[
 ];
 
 /// Starts a receiver; returns its address, and how many bytes it could send.
-fn receiver(behaviour: Behaviour, reads_request: bool) -> (String, Arc<AtomicUsize>) {
+fn receiver(behavior: Behavior, reads_request: bool) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let sent = Arc::<AtomicUsize>::default();
@@ -108,7 +108,7 @@ fn receiver(behaviour: Behaviour, reads_request: bool) -> (String, Arc<AtomicUsi
         for stream in listener.incoming() {
             let count = Arc::clone(&count);
             // It ends when the service hangs up.
-            thread::spawn(move || behave(stream?, behaviour, reads_request, &count));
+            thread::spawn(move || behave(stream?, behavior, reads_request, &count));
         }
     });
     (address, sent)
@@ -116,7 +116,7 @@ fn receiver(behaviour: Behaviour, reads_request: bool) -> (String, Arc<AtomicUsi
 
 fn behave(
     mut stream: TcpStream,
-    behaviour: Behaviour,
+    behavior: Behavior,
     reads_request: bool,
     sent: &AtomicUsize,
 ) -> std::io::Result<()> {
@@ -132,7 +132,7 @@ fn behave(
         sent.fetch_add(bytes.len(), Ordering::Relaxed);
         Ok::<_, std::io::Error>(())
     };
-    match behaviour {
+    match behavior {
         Endless(first, more) => {
             send(first)?;
             let many = more.repeat(4096 / more.len());
@@ -171,11 +171,11 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
         // Once is enough.
         config.delivery.delivery_backoff_ms = 600_000;
     });
-    let receivers: Vec<_> = BEHAVIOURS
+    let receivers: Vec<_> = BEHAVIORS
         .iter()
-        .map(|&(name, scheme, behaviour, error, status)| {
+        .map(|&(name, scheme, behavior, error, status)| {
             let client = app.client.as_merchant(&database.merchant());
-            let (address, sent) = receiver(behaviour, scheme == "http");
+            let (address, sent) = receiver(behavior, scheme == "http");
             let endpoint = json!({"url": format!("{scheme}://{address}/")});
             client.send("POST", "/v1/webhook-endpoints", "endpoint", &endpoint).expect(201);
             client.charge("charge", &visa()).expect(201);
@@ -183,7 +183,7 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
         })
         .collect();
     let attempted = "SELECT count(*) FROM webhook_deliveries WHERE attempts <> '[]'";
-    eventually("an attempt at each", || database.count(attempted) == BEHAVIOURS.len() as i64);
+    eventually("an attempt at each", || database.count(attempted) == BEHAVIORS.len() as i64);
     for (name, client, sent, error, status) in receivers {
         let event = client.get("/v1/events").expect(200).json()["data"][0]["id"].clone();
         let path = format!("/v1/events/{}/deliveries", event.as_str().unwrap());
