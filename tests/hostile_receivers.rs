@@ -32,8 +32,10 @@ const CHUNK: &[u8] = b"8\r\nxxxxxxxx\r\n";
 /// TLS's request to negotiate anew, which a client ignores during a handshake (RFC 5246, section 7.4.1.1).
 const HELLO_REQUEST: &[u8] = &[22, 3, 3, 0, 4, 0, 0, 0, 0];
 
-/// Each behavior; what an attempt notes as `error`, and as `status`.
-const BEHAVIORS: &[(&str, &str, Behavior, Option<&str>, Option<u16>)] = &[
+/// A name, the scheme, what the receiver does, and what an attempt notes as `error` and as `status`.
+type Case = (&'static str, &'static str, Behavior, Option<&'static str>, Option<u16>);
+
+const CASES: &[Case] = &[
     (
         "100 Continue without end",
         "http",
@@ -171,7 +173,7 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
         // Once is enough.
         config.delivery.delivery_backoff_ms = 600_000;
     });
-    let receivers: Vec<_> = BEHAVIORS
+    let receivers: Vec<_> = CASES
         .iter()
         .map(|&(name, scheme, behavior, error, status)| {
             let client = app.client.as_merchant(&database.merchant());
@@ -183,7 +185,7 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
         })
         .collect();
     let attempted = "SELECT count(*) FROM webhook_deliveries WHERE attempts <> '[]'";
-    eventually("an attempt at each", || database.count(attempted) == BEHAVIORS.len() as i64);
+    eventually("an attempt at each", || database.count(attempted) == CASES.len() as i64);
     for (name, client, sent, error, status) in receivers {
         let event = client.get("/v1/events").expect(200).json()["data"][0]["id"].clone();
         let path = format!("/v1/events/{}/deliveries", event.as_str().unwrap());
