@@ -137,7 +137,7 @@ codes! {
         "The request collided with others in the database more often than the service retries by itself. Nothing was changed.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
-        "The payment processor failed or didn't answer in time, so the outcome isn't known yet.",
+        "The payment processor failed, didn't answer in time, or asked for a pause, so the outcome isn't known yet.",
         "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
     SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
         "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
