@@ -205,6 +205,9 @@ codes! {
     ApiKeyNotFound: "api_key_not_found", 404, false, true, "No such API key",
         "There is no API key with this id, or it belongs to another merchant.",
         "Check the id (`ak_…`, not the key itself) against the list of keys.";
+    LastApiKey: "last_api_key", 409, false, true, "Last API key",
+        "This is the merchant's last API key that isn't revoked. Without a key, the merchant can't make requests, not even one for another key.",
+        "To rotate the key, create another one first. To revoke the last key all the same, send the request with `?last=true` and a new idempotency key. After that, only an operator can issue a key.";
     WebhookEndpointNotFound: "webhook_endpoint_not_found", 404, false, true, "No such webhook endpoint",
         "There is no webhook endpoint with this id, it was deleted, or it belongs to another merchant.",
         "Check the id against the list of webhook endpoints.";
