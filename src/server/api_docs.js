@@ -82,7 +82,7 @@ function IdempotencyKeys(system) {
               this.button = event.currentTarget.parentNode.querySelector(".execute");
               this.repeat();
             },
-            title: "Sends what the form holds with the key of the last try: the service answers as it did then, and does nothing twice.",
+            title: "Sends the form with the key of the last try. The service answers as it did then, or refuses a form that has changed.",
           },
           "Send again, same key",
         ),
