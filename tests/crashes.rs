@@ -54,6 +54,7 @@ const OTHER_TABLES: &[&str] = &[
     "journal_entries",
     "ledger_holds",
     "merchant_pricing",
+    "operator_actions",
     "postings",
     "webhook_deliveries",
 ];
@@ -392,6 +393,15 @@ const OPERATIONS: &[Operation] = &[
             ("POST", path, body)
         },
         status: 200,
+    },
+    Operation {
+        name: "merchants.issue_api_key",
+        call: None,
+        prepare: |scene| {
+            let path = format!("/v1/operator/merchants/{}/api-keys", scene.merchant_id);
+            ("POST", path, json!({"name": "another"}))
+        },
+        status: 201,
     },
     Operation {
         name: "journal_entries.create",

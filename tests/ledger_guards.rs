@@ -191,6 +191,52 @@ fn an_entry_has_numbers_in_lines_and_a_currency_that_is_known() {
 }
 
 #[test]
+fn an_entry_is_of_a_merchant_that_exists_and_has_a_source() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    let nobody = uuid::Uuid::from_u128(1);
+    let refusal = refused(
+        &mut conn,
+        &format!("SELECT ledger_post('{nobody}', gen_random_uuid(), 's', {})", capture("USD", "5.00")),
+    );
+    assert!(refusal.contains("a merchant that exists"), "{refusal}");
+    let id = merchant.id.0;
+    for source in ["''", "' '", "E'\\t\\n'", "NULL"] {
+        let entry = format!("'{id}', gen_random_uuid(), {source}, {}", capture("USD", "5.00"));
+        for function in [format!("ledger_post({entry})"), format!("ledger_correct({entry}, NULL, 'r', 'r')")]
+        {
+            let refusal = refused(&mut conn, &format!("SELECT {function}"));
+            assert!(refusal.contains("needs a source"), "{function}: {refusal}");
+        }
+    }
+    assert_eq!(
+        database.rows("ledger_accounts") + database.rows("journal_entries"),
+        0,
+        "nothing is left of them"
+    );
+    post(&mut conn, &merchant, "s", &capture("USD", "5.00")).unwrap();
+    for source in ["''", "' '", "NULL"] {
+        let refusal = refused(&mut conn, &format!("SELECT ledger_hold('{id}', {source}, 'USD', 1)"));
+        assert!(refusal.contains("needs a source"), "{source}: {refusal}");
+    }
+}
+
+#[test]
+fn a_posting_waits_for_nobody_who_holds_its_merchant() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let (mut holder, mut conn) = (database.as_owner(), database.as_app());
+    execute(&mut holder, "BEGIN");
+    execute(
+        &mut holder,
+        &format!("SELECT FROM merchants WHERE merchant_id = '{}' FOR UPDATE", merchant.id.0),
+    );
+    execute(&mut conn, "SET lock_timeout = '1s'");
+    post(&mut conn, &merchant, "s", &capture("USD", "5.00")).unwrap();
+}
+
+#[test]
 fn a_hold_is_a_positive_number_that_is_there() {
     let database = TestDatabase::new();
     let merchant = database.merchant();

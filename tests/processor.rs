@@ -269,6 +269,55 @@ fn one_kind_of_call_that_always_fails_does_not_shut_out_the_others() {
 }
 
 #[test]
+fn a_pause_that_the_acquirer_asks_for_is_obeyed_and_passed_on() {
+    let scene = Scene::with(|config| {
+        config.recovery_interval_ms = 20;
+        config.recovery_delay_ms = 1;
+        config.recovery_attempts_max = 1;
+    });
+    scene.client.charge("before", &visa()).expect(201);
+    scene.fault(json!({"fault": "rate_limited", "retry_after_s": 2, "times": 1}));
+    let limited = scene.client.charge("limited", &visa()).expect_problem(503, "processor_unavailable");
+    assert_eq!(limited.header("Retry-After"), Some("2"));
+    // Other requests wait too, and so does the worker, whose only attempt this would have been.
+    let other = scene.client.charge("other", &visa()).expect_problem(503, "processor_unavailable");
+    assert!(matches!(other.header("Retry-After"), Some("1" | "2")), "{:?}", other.header("Retry-After"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(scene.requests("authorize", "busy"), 1.0, "it isn't called again at once");
+    assert_eq!(scene.requests("authorize", "answered"), 1.0);
+    assert_eq!(scene.client.get("/v1/idempotency-keys/limited").json()["attempts"], 1);
+    // It's no outage: what needs no processor is served here as ever.
+    scene.app.client.get("/readyz").expect(200);
+    assert_eq!(scene.app.client.metrics().value("oncepay_processor_available", &[]), 1.0);
+    let done =
+        "SELECT count(*) FROM idempotency_keys WHERE key IN ('limited', 'other') AND response_status = 201";
+    eventually("the requests are finished without their client", || scene.database.count(done) == 2);
+    assert_eq!(scene.effects("authorize"), 3);
+}
+
+#[test]
+fn the_recovery_worker_obeys_a_longer_pause_than_that_of_the_others_up_to_an_hour() {
+    let scene = Scene::with(|config| config.recovery_delay_ms = 30_000);
+    let waits = |key: &str, pause_s: i64| {
+        let wait = "SELECT (extract(epoch FROM recover_at - clock_timestamp()))::bigint AS count FROM idempotency_keys";
+        let waits_s = scene.database.count(&format!("{wait} WHERE key = '{key}'"));
+        assert!((pause_s - 20..=pause_s).contains(&waits_s), "{key}: {waits_s}");
+    };
+    // A client's further attempts leave the worker's schedule alone, unless the processor asks for a pause.
+    scene.fault(json!({"fault": "error_before"}));
+    scene.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
+    waits("k", 30);
+    scene.fault(json!({"fault": "rate_limited", "retry_after_s": 86_400}));
+    let limited = scene.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
+    assert_eq!(limited.header("Retry-After"), Some("3600"));
+    waits("k", 3600);
+    let other = scene.client.charge("other", &visa()).expect_problem(503, "processor_unavailable");
+    let told_s: i64 = other.header("Retry-After").and_then(|told| told.parse().ok()).expect("a number");
+    assert!((40..=60).contains(&told_s), "{told_s}");
+    waits("other", 60);
+}
+
+#[test]
 fn whoever_takes_over_from_a_process_that_died_asks_before_it_calls() {
     let database = TestDatabase::new();
     let acquirer = Acquirer::start(&database);

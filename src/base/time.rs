@@ -30,6 +30,17 @@ pub fn now() -> DateTime<Utc> {
     Utc::now() + faults::clock_offset()
 }
 
+/// The pause that a `Retry-After` asks for, from `now` on: seconds or a date (RFC 9110, section 10.2.3).
+pub fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a number holds are longer than any limit.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))));
+    }
+    let date = DateTime::parse_from_rfc2822(text).ok()?;
+    Some((date.to_utc() - now).to_std().unwrap_or_default())
+}
+
 /// Pause after `failures` failures beyond the first: `first`, doubled with each, at most `longest`. It's
 /// shortened by up to a quarter at random, so that clients that failed together don't come back together.
 pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
@@ -56,6 +67,24 @@ impl Serialize for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_or_with_a_date() {
+        let now = "2026-01-31T09:30:00Z".parse().unwrap();
+        for (text, pause_s) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("99999999999999999999999", Some(u64::from(u32::MAX))),
+            ("Sat, 31 Jan 2026 10:30:00 GMT", Some(3600)),
+            ("Fri, 30 Jan 2026 10:30:00 GMT", Some(0)),
+            ("", None),
+            ("-5", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            assert_eq!(retry_after(text, now).map(|pause| pause.as_secs()), pause_s, "{text}");
+        }
+    }
 
     #[test]
     fn a_time_as_shown_stands_for_its_whole_millisecond() {

@@ -137,7 +137,7 @@ codes! {
         "The request collided with others in the database more often than the service retries by itself. Nothing was changed.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
-        "The payment processor failed or didn't answer in time, so the outcome isn't known yet.",
+        "The payment processor failed, didn't answer in time, or asked for a pause, so the outcome isn't known yet.",
         "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
     SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
         "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
@@ -205,6 +205,9 @@ codes! {
     ApiKeyNotFound: "api_key_not_found", 404, false, true, "No such API key",
         "There is no API key with this id, or it belongs to another merchant.",
         "Check the id (`ak_…`, not the key itself) against the list of keys.";
+    LastApiKey: "last_api_key", 409, false, true, "Last API key",
+        "This is the merchant's last API key that isn't revoked. Without a key, the merchant can't make requests, not even one for another key.",
+        "To rotate the key, create another one first. To revoke the last key all the same, send the request with `?last=true` and a new idempotency key. After that, only an operator can issue a key.";
     WebhookEndpointNotFound: "webhook_endpoint_not_found", 404, false, true, "No such webhook endpoint",
         "There is no webhook endpoint with this id, it was deleted, or it belongs to another merchant.",
         "Check the id against the list of webhook endpoints.";

@@ -3,6 +3,8 @@
 //! Storage and the idempotency engine know these errors and nothing of the domain. A domain's own error type
 //! holds a [`Failure`] in one of its variants and implements [`AsFailure`].
 
+use std::time::Duration;
+
 use super::catalogue::Code;
 
 /// The technical cause of an error. It goes to the log, never to the client.
@@ -61,7 +63,11 @@ pub enum Failure {
     #[error(
         "The payment processor didn't answer; retry with the same idempotency key to resume this payment."
     )]
-    ProcessorUnavailable(Cause),
+    ProcessorUnavailable {
+        cause: Cause,
+        /// The pause that the processor asked for.
+        retry_after: Option<Duration>,
+    },
     #[error("The secret that belongs into this answer can't be derived here at the moment.")]
     SecretUnavailable,
     #[error("Something went wrong on our side.")]
@@ -102,7 +108,7 @@ impl Failure {
             Self::OutcomeUnknown { .. } => Code::OutcomeUnknown,
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
-            Self::ProcessorUnavailable(_) => Code::ProcessorUnavailable,
+            Self::ProcessorUnavailable { .. } => Code::ProcessorUnavailable,
             Self::SecretUnavailable => Code::SecretUnavailable,
             Self::Internal(_) => Code::Internal,
             // A lost claim means that another attempt owns the key right now.
@@ -115,7 +121,7 @@ impl Failure {
         match self {
             Self::DatabaseUnavailable(cause)
             | Self::TransientConflict(cause)
-            | Self::ProcessorUnavailable(cause)
+            | Self::ProcessorUnavailable { cause, .. }
             | Self::OutcomeUnknown { cause, .. }
             | Self::Internal(cause) => Some(cause),
             _ => None,

@@ -97,6 +97,8 @@ pub enum Error {
     MerchantNotFound,
     #[error("There is no such API key.")]
     ApiKeyNotFound,
+    #[error("This is the merchant's last API key.")]
+    LastApiKey,
     #[error("There is no such refund.")]
     RefundNotFound,
     #[error("There is no such payout.")]
@@ -162,6 +164,7 @@ impl Error {
             Self::OperatorKeyRequired => Code::OperatorKeyRequired,
             Self::MerchantNotFound => Code::MerchantNotFound,
             Self::ApiKeyNotFound => Code::ApiKeyNotFound,
+            Self::LastApiKey => Code::LastApiKey,
             Self::RouteNotFound => Code::RouteNotFound,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
             Self::ValidationFailed(_) => Code::ValidationFailed,

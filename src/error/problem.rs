@@ -161,6 +161,9 @@ impl Failure {
             Self::OutcomeUnknown { location, .. } => {
                 location.iter().map(|location| ("Location", location.clone())).collect()
             }
+            Self::ProcessorUnavailable { retry_after: Some(pause), .. } => {
+                vec![("Retry-After", pause.as_secs_f64().ceil().to_string())]
+            }
             _ => retry_after(self.code()),
         }
     }

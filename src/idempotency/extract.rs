@@ -137,7 +137,7 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
             true => Value::Object(Map::new()),
             false => json::parse(&raw_body).map_err(Failure::JsonMalformed)?,
         };
-        Ok((read::<O>(req.path(), &value, host)?, value))
+        Ok((read::<O>(req.path(), req.query_string(), &value, host)?, value))
     };
     let (operation, value) = parse().inspect_err(|error: &ErrorOf<O>| {
         if let Some(message_id) = &message_id {

@@ -48,7 +48,7 @@ impl<O: Operation> IdempotentRequest<O> {
         host: &O::Host,
     ) -> Result<Self, ErrorOf<O>> {
         let value = json::parse(&envelope.content.body).map_err(Failure::JsonMalformed)?;
-        let operation = read::<O>(&envelope.content.path, &value, host)?;
+        let operation = read::<O>(&envelope.content.path, &envelope.content.query, &value, host)?;
         let (envelope, operation) = (Arc::new(envelope), Arc::new(operation));
         Ok(Self { envelope, operation, treatment, calls_processor: true, progress: Arc::default() })
     }
@@ -82,7 +82,12 @@ impl<O> Clone for IdempotentRequest<O> {
     }
 }
 
-/// Reads an operation from the path and the body of a request.
-pub(super) fn read<O: Operation>(path: &str, body: &Value, host: &O::Host) -> Result<O, ErrorOf<O>> {
-    O::read(&Input { pattern: O::DESCRIPTOR.path, path, body, host })
+/// Reads an operation from the path, the query and the body of a request.
+pub(super) fn read<O: Operation>(
+    path: &str,
+    query: &str,
+    body: &Value,
+    host: &O::Host,
+) -> Result<O, ErrorOf<O>> {
+    O::read(&Input { pattern: O::DESCRIPTOR.path, path, query, body, host })
 }

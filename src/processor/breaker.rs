@@ -5,10 +5,14 @@
 //! shut out all others. So calls are let through again as soon as the processor is healthy, with or without
 //! traffic, and no call has to serve as the probe.
 //!
+//! A processor that is well may still ask for a pause: it limits how often it's called. The breaker holds all
+//! calls back until the pause is over, since such limits count the calls of an account together. Being told to
+//! wait isn't an outage, so the circuit stays closed.
+//!
 //! The pattern is from Michael Nygard's *Release It!*; the usual form lets a call through as the probe.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 use tokio::sync::Notify;
@@ -19,6 +23,9 @@ use super::ProcessorError;
 const FAILURES_MAX: u32 = 5;
 /// Number of failed health checks in a row after which the circuit opens.
 const MISSES_MAX: u32 = 2;
+/// Maximum time for which one answer holds back all calls. A limit may be one of a single card or endpoint, so
+/// after this time another call finds out whether it still holds.
+const SHARED_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Lets calls through, or fails them at once.
 #[derive(Debug)]
@@ -26,6 +33,10 @@ pub struct Breaker {
     is_open: AtomicBool,
     failures: AtomicU32,
     suspicious: Notify,
+    /// Time from which the end of the pause counts.
+    created: Instant,
+    /// End of the pause that the processor asked for, in milliseconds after `created`.
+    paused_until_ms: AtomicU64,
     /// 1 while the circuit is closed, 0 while it's open.
     available: IntGauge,
 }
@@ -37,6 +48,8 @@ impl Breaker {
             is_open: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             suspicious: Notify::new(),
+            created: Instant::now(),
+            paused_until_ms: AtomicU64::new(0),
             available,
         }
     }
@@ -46,18 +59,55 @@ impl Breaker {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Fails while the circuit is open.
+    /// Rest of the pause that the processor asked for.
+    pub fn pause_left(&self) -> Option<Duration> {
+        let until_ms = self.paused_until_ms.load(Ordering::Relaxed);
+        // Most processors never ask for one, and then a call needs no clock.
+        if until_ms == 0 {
+            return None;
+        }
+        let left = Duration::from_millis(until_ms).saturating_sub(self.created.elapsed());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Fails while the circuit is open, with [`ProcessorError::Down`], and during a pause, with
+    /// [`ProcessorError::Busy`].
     pub fn check(&self) -> Result<(), ProcessorError> {
-        if self.is_open() { Err(ProcessorError::Down) } else { Ok(()) }
+        if self.is_open() { Err(ProcessorError::Down) } else { self.check_pause() }
+    }
+
+    /// Fails during a pause, with [`ProcessorError::Busy`].
+    pub fn check_pause(&self) -> Result<(), ProcessorError> {
+        self.pause_left().map_or(Ok(()), |retry_after| Err(ProcessorError::Busy { retry_after }))
+    }
+
+    /// Records how a call ended.
+    pub fn record<T>(&self, result: &Result<T, ProcessorError>) {
+        match result {
+            Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => self.succeeded(),
+            Err(ProcessorError::Busy { retry_after }) => {
+                self.succeeded();
+                self.pause(*retry_after);
+            }
+            Err(_) => self.failed(),
+        }
+    }
+
+    /// Holds calls back for `pause`, at most a minute, and at least as long as an earlier pause lasts.
+    fn pause(&self, pause: Duration) {
+        let until = self.created.elapsed() + pause.min(SHARED_PAUSE_MAX);
+        let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.paused_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+        log::warn!("the processor asks for a pause of {} s", pause.as_secs());
     }
 
     /// Records that a call was answered.
-    pub fn succeeded(&self) {
+    fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
     /// Records that a call failed.
-    pub fn failed(&self) {
+    fn failed(&self) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
             self.suspicious.notify_one();
         }
@@ -146,6 +196,24 @@ mod tests {
                 assert!(!breaker.is_open());
             }
         });
+    }
+
+    #[test]
+    fn a_pause_holds_calls_back_for_a_minute_at_most_and_opens_nothing() {
+        let breaker = breaker();
+        let busy = |seconds| Err::<(), _>(ProcessorError::Busy { retry_after: Duration::from_secs(seconds) });
+        assert_eq!(breaker.pause_left(), None);
+        breaker.record(&busy(3600));
+        let left = breaker.pause_left().expect("it's paused");
+        assert!((55..=60).contains(&left.as_secs()), "{left:?}");
+        breaker.record(&busy(1));
+        breaker.record(&Ok(()));
+        assert!(breaker.pause_left().is_some_and(|left| left.as_secs() >= 55), "neither ends the pause");
+        assert!(matches!(breaker.check(), Err(ProcessorError::Busy { .. })));
+        assert!(!breaker.is_open());
+        breaker.paused_until_ms.store(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(breaker.check().is_ok());
     }
 
     #[test]

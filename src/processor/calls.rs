@@ -22,6 +22,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// answer that doesn't echo the call counts as lost, and `mismatched` is told, so that it can close the connections. A refusal
 /// without an operation echoes nothing, so it counts only if the provider doesn't know the key and refuses a second time.
 ///
+/// A provider that asks for a pause gets it: the attempt ends with [`ProcessorError::Busy`]. Nothing is concluded from such an
+/// answer, since an earlier try, or a proxy's own limit behind it, leaves open what has become of the call.
+///
 /// An error is that of the last try.
 pub async fn once<Find, Send>(
     call: &ProcessorCall,
@@ -53,6 +56,7 @@ where
             match find().await.and_then(|found| found.map(checked).transpose()) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
+                Err(busy @ ProcessorError::Busy { .. }) => return Err(busy),
                 Err(lost) => {
                     // What is refused is the question, which says nothing of the call.
                     error = match lost {
@@ -71,8 +75,8 @@ where
                 // What is returned if it's never confirmed.
                 ProcessorError::Rejected { code: refusal.code }
             }
-            // Sending the same again can't help.
-            Err(rejected @ ProcessorError::Rejected { .. }) => return Err(rejected),
+            // Sending the same again can't help, or mustn't be tried yet.
+            Err(last @ (ProcessorError::Rejected { .. } | ProcessorError::Busy { .. })) => return Err(last),
             Err(lost) => lost,
         };
         may_have_happened |= !matches!(error, ProcessorError::Unreachable);
@@ -84,7 +88,7 @@ where
 mod tests {
     use std::cell::{Cell, RefCell};
 
-    use ProcessorError::{AnswerLost, Failed, Mismatch, Refused, Rejected, Unreachable};
+    use ProcessorError::{AnswerLost, Busy, Failed, Mismatch, Refused, Rejected, Unreachable};
     use chrono::DateTime;
     use prometheus::IntGauge;
     use rust_decimal::Decimal;
@@ -175,6 +179,17 @@ mod tests {
         // Nothing but people can help where the request isn't taken at all.
         let (log, outcome, _) = play(1, vec![], vec![Err(Rejected { code: "unauthorized".to_owned() })]);
         assert!(log == "s" && matches!(outcome, Err(Rejected { .. })), "{log} {outcome:?}");
+    }
+
+    #[test]
+    fn a_provider_that_asks_for_a_pause_is_left_alone() {
+        let busy = || Busy { retry_after: Duration::from_secs(9) };
+        let (log, outcome, _) = play(1, vec![], vec![Err(busy())]);
+        assert!(log == "s" && matches!(outcome, Err(Busy { .. })), "{log} {outcome:?}");
+        let (log, outcome, _) = play(2, vec![Err(busy())], vec![]);
+        assert!(log == "f" && matches!(outcome, Err(Busy { .. })), "{log} {outcome:?}");
+        let (log, outcome, _) = play(1, vec![Err(busy())], vec![Err(AnswerLost)]);
+        assert!(log == "sf" && matches!(outcome, Err(Busy { .. })), "{log} {outcome:?}");
     }
 
     #[test]

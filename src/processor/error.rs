@@ -1,5 +1,15 @@
 //! Errors of calls to a provider: refusals, which are final, and everything after which the outcome isn't known.
 
+use std::time::Duration;
+
+use crate::base::time;
+use crate::error::{Error, Failure};
+
+/// Maximum pause that is obeyed. A provider that means more is asked again after it.
+const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+/// Minimum pause, and the one after an answer that names none.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
 /// A provider's final refusal of a call. The call has had no effect and never will have one under its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallRefusal {
@@ -44,6 +54,12 @@ pub enum ProcessorError {
     /// The processor said that it failed.
     #[error("the processor failed")]
     Failed,
+    /// The processor asks for a pause. It says nothing of the call's outcome: an earlier try may have got through.
+    #[error("the processor asks for a pause of {} s", .retry_after.as_secs())]
+    Busy {
+        /// Time after which the call may be repeated.
+        retry_after: Duration,
+    },
     /// The processor couldn't be reached, so that nothing has happened.
     #[error("the processor can't be reached")]
     Unreachable,
@@ -69,11 +85,34 @@ pub enum ProcessorError {
     Refused(CallRefusal),
 }
 
-impl From<ProcessorError> for crate::error::Error {
+impl ProcessorError {
+    /// Reads an answer that asks for a pause: 429, or 503 with a `Retry-After`, which is given as a number of seconds or
+    /// a date by the host's clock. `None` for other answers. The pause is between a second and an hour.
+    pub fn busy(status: u16, retry_after: Option<&str>) -> Option<Self> {
+        let wanted = retry_after.and_then(|text| time::retry_after(text, time::now()));
+        let retry_after = match status {
+            429 => wanted.unwrap_or_default(),
+            503 => wanted?,
+            _ => return None,
+        };
+        Some(Self::Busy { retry_after: retry_after.clamp(PAUSE_MIN, PAUSE_MAX) })
+    }
+
+    /// The pause that the processor asked for.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl From<ProcessorError> for Error {
     /// For an error after which the request goes on later. Separate a final refusal from the others first, with
     /// [`or_refusal`].
     fn from(error: ProcessorError) -> Self {
-        crate::error::Failure::ProcessorUnavailable(error.into()).into()
+        let retry_after = error.retry_after();
+        Failure::ProcessorUnavailable { cause: error.into(), retry_after }.into()
     }
 }
 
@@ -83,5 +122,31 @@ pub fn or_refusal<T>(result: Result<T, ProcessorError>) -> Result<Result<T, Call
         Ok(done) => Ok(Ok(done)),
         Err(ProcessorError::Refused(refusal)) => Ok(Err(refusal)),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_asked_for_with_429_or_with_a_date_or_time_of_503() {
+        let far = (time::now() + chrono::TimeDelta::days(2)).to_rfc2822();
+        for (status, retry_after, pause_s) in [
+            (429, Some("30"), Some(30)),
+            (429, Some("0"), Some(1)),
+            (429, Some("later"), Some(1)),
+            (429, None, Some(1)),
+            (429, Some("86400"), Some(3600)),
+            (503, Some("30"), Some(30)),
+            (503, Some(far.as_str()), Some(3600)),
+            (503, Some("later"), None),
+            (503, None, None),
+            (500, Some("30"), None),
+            (200, Some("30"), None),
+        ] {
+            let pause = ProcessorError::busy(status, retry_after).and_then(|error| error.retry_after());
+            assert_eq!(pause.map(|pause| pause.as_secs()), pause_s, "{status} {retry_after:?}");
+        }
     }
 }

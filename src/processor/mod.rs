@@ -109,9 +109,14 @@ pub trait Processor: Send + Sync {
     /// call with the first outcome.
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError>;
 
-    /// True if calls make sense at the moment. Otherwise they fail at once, with [`ProcessorError::Down`].
+    /// True if the provider works. Otherwise calls fail at once, with [`ProcessorError::Down`].
     fn is_available(&self) -> bool {
         true
+    }
+
+    /// True while the provider has asked for a pause. Calls fail at once then, with [`ProcessorError::Busy`].
+    fn is_paused(&self) -> bool {
+        false
     }
 
     /// Watches the provider's health while the server runs, for [`is_available`](Self::is_available). Returns

@@ -3,7 +3,7 @@
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
-use actix_web::http::header::HeaderValue;
+use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
 
@@ -56,6 +56,10 @@ pub async fn context(
         metrics.http_seconds.with_label_values(&[method, &route]).observe(started.elapsed().as_secs_f64());
     }
 
+    // Everything here belongs to one merchant, and some answers hold a secret.
+    if response.request().path().starts_with("/v1/") {
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
     let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
     response.headers_mut().insert(X_REQUEST_ID, header);
     // Idempotency keys don't belong into the log, even as part of a path.

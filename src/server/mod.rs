@@ -1,6 +1,7 @@
 //! The HTTP server: its routes and its parts.
 
 pub mod adapter;
+mod api_docs;
 mod event_catalogue;
 pub(crate) mod health;
 pub(crate) mod metrics;
@@ -19,7 +20,6 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use diesel::PgConnection;
 use secrecy::SecretString;
-use utoipa_swagger_ui::SwaggerUi;
 
 use crate::base::derived_secrets::Vault;
 use crate::base::metrics::Registry;
@@ -190,7 +190,8 @@ pub fn serve(
             .service(web::redirect("/problems/", "/problems"))
             .service(openapi::show)
             .service(metrics::show)
-            .service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json")))
+            .service(api_docs::script)
+            .service(api_docs::page())
             .default_service(web::to(|req: HttpRequest| async move {
                 Err::<HttpResponse, Error>(unmatched(&req))
             }))

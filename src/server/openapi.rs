@@ -40,7 +40,8 @@ use crate::web::problems::string_header;
             Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
             problems: each `code` has one cause, and `type` is the path of its explanation. What is stored is always shown: \
             an object whose currency was withdrawn as any other, and an amount in a currency that the service doesn't know any \
-            more with the decimals that it has.",
+            more with the decimals that it has.\n\n\
+            Every answer under `/v1` has `Cache-Control: no-store`, since it belongs to one merchant and may hold a secret.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
@@ -303,7 +304,7 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
              structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
         )
         .required(Required::True)
-        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
+        // No example: tools send it as it is, and so everybody would send the same key.
         .build()
         .into()
 }

@@ -12,7 +12,7 @@ use crate::idempotency::ResourceKind;
 use crate::idempotency_api::{keys, policies, resolve};
 use crate::ledger::{api as ledger, operator_entries};
 use crate::payments::{balance, charges, disputes, payouts, refunds};
-use crate::tenants::{api_keys, merchants};
+use crate::tenants::{api_keys, issued_keys, merchants};
 use crate::webhooks::{endpoints, events_api};
 use crate::{audit, inbound};
 
@@ -72,6 +72,7 @@ pub(super) fn routes(config: &mut impl Routes) {
         .service(merchants::list)
         .service(merchants::get)
         .service(merchants::change_pricing)
+        .service(issued_keys::issue)
         .service(audit::api::audit_books)
         .service(keys::get)
         .service(keys::list)
@@ -120,6 +121,7 @@ pub fn operations() -> Vec<RegisteredOperation> {
         RegisteredOperation::local::<events_api::RedeliverEvent>(),
         RegisteredOperation::local::<merchants::CreateMerchant>(),
         RegisteredOperation::local::<merchants::ChangePricing>(),
+        RegisteredOperation::local::<issued_keys::IssueApiKey>(),
         RegisteredOperation::local::<keys::RetryKey>(),
         RegisteredOperation::local::<keys::ReleaseKey>(),
         RegisteredOperation::local::<resolve::ResolveKey>(),

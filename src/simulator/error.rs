@@ -31,6 +31,8 @@ pub(super) enum Error {
     Refused(Refusal),
     #[error("Something went wrong on the simulator's side.")]
     Failed,
+    #[error("Too many requests.")]
+    RateLimited { retry_after_s: Option<u64> },
     #[error("The simulator can't serve at the moment.")]
     Unavailable,
 }
@@ -64,6 +66,7 @@ impl Error {
             Self::NothingToDecide => "nothing_to_decide",
             Self::Refused(refusal) => &refusal.code,
             Self::Failed => "internal",
+            Self::RateLimited { .. } => "rate_limited",
             Self::Unavailable => "unavailable",
         }
     }
@@ -81,6 +84,7 @@ impl ResponseError for Error {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -90,7 +94,11 @@ impl ResponseError for Error {
         if let Self::Refused(Refusal { authorization_status: Some(status), .. }) = self {
             error["authorization_status"] = json!(status);
         }
-        HttpResponse::build(self.status_code()).json(json!({"error": error}))
+        let mut response = HttpResponse::build(self.status_code());
+        if let Self::RateLimited { retry_after_s: Some(seconds) } = self {
+            response.insert_header(("Retry-After", seconds.to_string()));
+        }
+        response.json(json!({"error": error}))
     }
 }
 

@@ -51,6 +51,8 @@ enum Fault {
     DropAnswer,
     /// Answers 500, without effect.
     ErrorBefore,
+    /// Answers 429, without effect.
+    RateLimited,
     /// Takes effect and answers 500.
     ErrorAfter,
     /// Takes effect and doesn't answer.
@@ -72,6 +74,8 @@ struct Rule {
     /// Length of a delay.
     #[serde(default)]
     delay_ms: u64,
+    /// `Retry-After` of `rate_limited`. Not sent if absent.
+    retry_after_s: Option<u64>,
     /// Number of times that it has happened.
     #[serde(default, skip_deserializing)]
     hits: u64,
@@ -150,6 +154,7 @@ impl From<Plan> for State {
 struct RequestFaults {
     delay: Duration,
     fault: Option<Fault>,
+    retry_after_s: Option<u64>,
 }
 
 impl Faults {
@@ -198,12 +203,15 @@ impl Faults {
             if fate.fault == Some(Fault::ErrorBefore) {
                 return Error::Failed.error_response();
             }
+            if fate.fault == Some(Fault::RateLimited) {
+                return Error::RateLimited { retry_after_s: fate.retry_after_s }.error_response();
+            }
             handle.await.unwrap_or_else(|error| error.error_response())
         })
         .await
         .unwrap_or_else(|_| Error::Failed.error_response());
         match fate.fault {
-            None | Some(Fault::Delay | Fault::ErrorBefore) => answer,
+            None | Some(Fault::Delay | Fault::ErrorBefore | Fault::RateLimited) => answer,
             Some(Fault::ErrorAfter) => Error::Failed.error_response(),
             Some(Fault::DropAnswer) => lost_answer(),
             Some(Fault::BlackHole) => {
@@ -216,7 +224,7 @@ impl Faults {
     /// Delays add up. Of the other faults, the first that hits applies.
     fn draw(&self, call: Call) -> RequestFaults {
         let State { plan, for_requests: random, .. } = &mut *self.state();
-        let mut fate = RequestFaults { delay: Duration::ZERO, fault: None };
+        let mut fate = RequestFaults { delay: Duration::ZERO, fault: None, retry_after_s: None };
         for rule in &mut plan.rules {
             let is_over = rule.times.is_some_and(|times| rule.hits >= times);
             let concerns = rule.kinds.as_ref().is_none_or(|kinds| kinds.contains(&call));
@@ -229,7 +237,10 @@ impl Faults {
                 Fault::Delay => {
                     fate.delay = fate.delay.saturating_add(Duration::from_millis(rule.delay_ms));
                 }
-                fault => fate.fault = Some(fault),
+                fault => {
+                    fate.fault = Some(fault);
+                    fate.retry_after_s = rule.retry_after_s;
+                }
             }
         }
         fate
@@ -265,8 +276,11 @@ mod tests {
             {"fault": "drop_answer", "kinds": ["capture"], "times": 1},
             {"fault": "error_after"},
         ]}));
-        let fate =
-            |delay_ms, fault| RequestFaults { delay: Duration::from_millis(delay_ms), fault: Some(fault) };
+        let fate = |delay_ms, fault| RequestFaults {
+            delay: Duration::from_millis(delay_ms),
+            fault: Some(fault),
+            retry_after_s: None,
+        };
         assert_eq!(faults.draw(Call::Capture), fate(20, Fault::DropAnswer));
         assert_eq!(faults.draw(Call::Capture), fate(20, Fault::ErrorAfter));
         assert_eq!(faults.draw(Call::Find), fate(0, Fault::ErrorAfter));

@@ -2,6 +2,9 @@
 //!
 //! To rotate a key, create a new key, switch to it, and revoke the old one. A revocation holds from its
 //! commit on, on every instance, since each request looks its key up.
+//!
+//! A merchant without a key can't create one, so the last one is only revoked when the request says so.
+//! Operators issue keys, see [`issued_keys`](super::issued_keys).
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
@@ -31,7 +34,7 @@ pub static API_KEY: ResourceKind =
     ResourceKind::new("api_key", ApiKeyId::PREFIX, "api_keys", "/v1/api-keys/{id}");
 
 /// Maximum number of characters in a name.
-const NAME_MAX: usize = 100;
+pub(super) const NAME_MAX: usize = 100;
 
 /// An API key, without the key itself.
 #[derive(Debug, Serialize, ToSchema)]
@@ -197,9 +200,11 @@ pub async fn list(
     Ok(HttpResponse::Ok().json(keys))
 }
 
-/// Body of a revocation, which has no fields.
+/// A revocation. Its body has no fields.
 pub struct RevokeApiKey {
     id: Option<ApiKeyId>,
+    /// Whether the key may be the last one.
+    may_be_last: bool,
 }
 
 impl Operation for RevokeApiKey {
@@ -211,22 +216,31 @@ impl Operation for RevokeApiKey {
             .with_optional_body();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
-        Fields::read(input.body, |_| Some(Self { id: input.id("id") }))
+        let last = Parameters::read(input.query, |query| query.optional("last", "must be true or false"))?;
+        let may_be_last = last.unwrap_or(false);
+        Fields::read(input.body, |_| Some(Self { id: input.id("id"), may_be_last }))
     }
 }
 
 impl LocalOperation for RevokeApiKey {
-    /// Locks: the key.
+    /// Locks: the merchant's keys that aren't revoked, by id. So of two keys that revoke each other at the same
+    /// time, one stays.
     fn execute(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Reply, Error> {
         let id = self.id.ok_or(Error::ApiKeyNotFound)?;
-        let key = api_keys::table.find((context.merchant(), id));
-        let mut row = key
-            .select(ApiKeyRow::as_select())
+        let valid: Vec<ApiKeyId> = api_keys::table
+            .filter(api_keys::merchant_id.eq(context.merchant()))
+            .filter(api_keys::revoked_at.is_null())
+            .order(api_keys::id)
+            .select(api_keys::id)
             .for_update()
-            .first(conn)
-            .optional()?
-            .ok_or(Error::ApiKeyNotFound)?;
+            .load(conn)?;
+        let key = api_keys::table.find((context.merchant(), id));
+        let row = key.select(ApiKeyRow::as_select()).first(conn).optional()?;
+        let mut row = row.ok_or(Error::ApiKeyNotFound)?;
         if row.revoked_at.is_none() {
+            if !self.may_be_last && valid == [id] {
+                return Err(Error::LastApiKey);
+            }
             row.revoked_at = Some(context.now());
             diesel::update(key).set(api_keys::revoked_at.eq(row.revoked_at)).execute(conn)?;
         }
@@ -234,16 +248,20 @@ impl LocalOperation for RevokeApiKey {
     }
 }
 
-problems!(RevokeProblems, mutating: ApiKeyNotFound);
+problems!(RevokeProblems, mutating: ApiKeyNotFound, LastApiKey);
 
 /// Revoke an API key
 ///
 /// Refuses the key from now on, also for replays. A key may revoke itself. Revoking a key again changes
-/// nothing.
+/// nothing. The merchant's last key is only revoked with `last=true`, since only an operator can issue
+/// another one then.
 #[utoipa::path(
     operation_id = "api_keys.revoke",
     tag = "API keys",
-    params(("id" = String, Path, description = "Id of the key", example = "ak_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    params(
+        ("id" = String, Path, description = "Id of the key", example = "ak_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("last" = Option<bool>, Query, description = "Whether to revoke the key also if it's the merchant's last one. Default: false"),
+    ),
     responses((status = 200, description = "The key, revoked.", body = ApiKey), RevokeProblems),
 )]
 #[delete("/v1/api-keys/{id}")]

@@ -16,7 +16,7 @@ use crate::base::ids::{ApiKeyId, MerchantId};
 use crate::base::money::Pricing;
 use crate::base::time::Timestamp;
 use crate::error::Error;
-use crate::host::{Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
     IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, Scope, Target,
 };
@@ -131,6 +131,11 @@ impl MerchantRow {
     }
 }
 
+/// Fails with `merchant_not_found` if there is no such merchant.
+pub(super) fn require(conn: &mut PgConnection, id: MerchantId) -> Result<(), Error> {
+    MerchantRow::find(conn, id).map(|_| ())
+}
+
 /// Reads `fee_rate` and `fee_fixed`.
 fn read_pricing(fields: &mut Fields<'_>) -> Option<Pricing> {
     let rate = fields.decimal("fee_rate", RATE_SCALE, Decimal::ONE);
@@ -205,6 +210,7 @@ impl LocalOperation for CreateMerchant {
         let api_key = api_keys::create_for(conn, context, id, key_id, "first key")?;
         let mut merchant = MerchantRow::find(conn, id)?.into_merchant(conn)?;
         merchant.api_key = Some(api_key);
+        host::record_action(conn, context.actor(), Self::DESCRIPTOR.name, &id.to_string(), None)?;
         let reply = Reply::json(StatusCode::CREATED, &merchant)?
             .header(KeptHeader::Location, format!("/v1/operator/merchants/{id}"));
         api_keys::seal(context, reply, key_id)
@@ -344,6 +350,7 @@ impl LocalOperation for ChangePricing {
             }
             error => error.into(),
         })?;
+        host::record_action(conn, context.actor(), Self::DESCRIPTOR.name, &id.to_string(), None)?;
         Ok(Reply::json(StatusCode::CREATED, &merchant.into_merchant(conn)?)?)
     }
 }

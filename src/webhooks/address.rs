@@ -4,6 +4,9 @@
 //! only addresses that anybody can reach: none of a private network, of the service's own host or of a
 //! cloud's metadata service, and none that stands for another address (6to4, Teredo).
 //!
+//! A name says little about where it leads, so it's refused only where it can't be public: without a domain, or
+//! in one that is reserved for private networks.
+//!
 //! Not promised: that a host name keeps its address. The client checks each address that it connects to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -55,6 +58,21 @@ pub fn is_public(ip: IpAddr) -> bool {
             is_in(&GLOBAL_V6) && !SPECIAL_V6.iter().any(is_in)
         }
     }
+}
+
+/// Domains that never lead to a public address: the host's own, those of private networks, and Tor's (RFC 6761,
+/// 6762, 7686 and 8375; ICANN has reserved `internal`).
+const PRIVATE_DOMAINS: &[&str] = &["localhost", "local", "internal", "home.arpa", "onion"];
+
+/// Whether `name`, in lower case, can be a name of the public internet: at least two labels, none of them empty, in
+/// a domain that isn't private. A dot at its end makes no difference.
+pub fn can_be_public(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_private =
+        |domain: &&str| name.strip_suffix(*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    name.contains('.')
+        && name.split('.').all(|label| !label.is_empty())
+        && !PRIVATE_DOMAINS.iter().any(is_private)
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ use crate::web::fields::{Fields, Patch, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
 
-use super::address::is_public;
+use super::address::{can_be_public, is_public};
 
 /// Webhook endpoints, as a resource kind. Deleted ones still have their rows.
 pub static WEBHOOK_ENDPOINT: ResourceKind = ResourceKind {
@@ -301,12 +301,26 @@ impl EndpointUrl {
         if url.fragment().is_some() {
             return Err("must not have a fragment".to_owned());
         }
+        if url.port() == Some(0) {
+            return Err("must not have the port 0".to_owned());
+        }
         let is_loopback = match host {
             Host::Domain(name) => {
-                let name = name.trim_end_matches('.');
-                name == "localhost" || name.ends_with(".localhost")
+                let rooted = name.strip_suffix('.').unwrap_or(name);
+                let is_loopback = rooted == "localhost" || rooted.ends_with(".localhost");
+                if !is_loopback && !can_be_public(name) {
+                    return Err("must have a public host name such as shop.example".to_owned());
+                }
+                is_loopback
             }
-            Host::Ipv4(ip) => judge(ip.into())?,
+            Host::Ipv4(ip) => {
+                let written = authority.split(':').next().unwrap_or_default();
+                // `0x8.8.8.8` and `134744072` are addresses to a browser, and names to others.
+                if written != ip.to_string() {
+                    return Err("must have an IPv4 address in the form of four decimal numbers".to_owned());
+                }
+                judge(ip.into())?
+            }
             Host::Ipv6(ip) => judge(ip.into())?,
         };
         match (is_loopback, url.scheme()) {

@@ -9,6 +9,7 @@ use oncepay::base::metrics::Registry;
 use oncepay::error::Code;
 use oncepay::storage::db::Db;
 use oncepay::storage::metrics::Metrics;
+use serde_json::json;
 
 use crate::support::*;
 
@@ -165,6 +166,40 @@ fn the_documentation_is_served_with_nothing_from_outside() {
     }
     let initializer = app.client.get("/docs/swagger-initializer.js").expect(200).text();
     assert!(initializer.contains("/openapi.json"), "{initializer}");
+    // Each try has a key of its own, and nothing in the document would be sent by everybody instead.
+    assert!(initializer.contains("freshKey()"), "{initializer}");
+    let key = &document["components"]["parameters"]["IdempotencyKey"];
+    assert_eq!(key["name"], "Idempotency-Key");
+    for fixed in ["example", "examples"] {
+        assert!(key.get(fixed).is_none() && key["schema"].get(fixed).is_none(), "{key}");
+    }
+    assert!(key["schema"].get("default").is_none(), "{key}");
+}
+
+#[test]
+fn nobody_keeps_an_answer_of_the_api() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let operator = app.client.with_key(&database.operator_key());
+    let shop = json!({"name": "Shop", "fee_rate": "0", "fee_fixed": "0"});
+    let hook = json!({"url": "https://shop.example/"});
+    let endpoint = client.send("POST", "/v1/webhook-endpoints", "hook", &hook).expect(201).field("id");
+    let rotation = format!("/v1/webhook-endpoints/{endpoint}/rotate-secret");
+    let answers = [
+        (&client, "/v1/api-keys", json!({"name": "key"})),
+        (&client, "/v1/webhook-endpoints", hook),
+        (&client, rotation.as_str(), json!({})),
+        (&operator, "/v1/operator/merchants", shop),
+    ]
+    .into_iter()
+    // The second is a replay.
+    .flat_map(|(client, path, body)| [(); 2].map(|()| client.send("POST", path, path, &body)))
+    .chain([client.get("/v1/charges"), client.get("/v1/charges/ch_1"), app.client.get("/v1/nothing")]);
+    for answer in answers {
+        assert_eq!(answer.header("Cache-Control"), Some("no-store"), "{} {}", answer.status, answer.text());
+    }
+    assert_eq!(app.client.get("/openapi.json").header("Cache-Control"), None);
 }
 
 #[test]

@@ -144,12 +144,7 @@ impl CrossbankClient {
         request: reqwest::RequestBuilder,
     ) -> Result<T, ProcessorError> {
         let result = read(request).await;
-        match &result {
-            Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => {
-                self.breaker.succeeded()
-            }
-            Err(_) => self.breaker.failed(),
-        }
+        self.breaker.record(&result);
         result
     }
 
@@ -189,6 +184,10 @@ async fn read<T: serde::de::DeserializeOwned>(request: reqwest::RequestBuilder) 
         true => ProcessorError::Unreachable,
         false => ProcessorError::AnswerLost,
     })?;
+    let retry_after = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+    if let Some(busy) = ProcessorError::busy(answer.status().as_u16(), retry_after) {
+        return Err(busy);
+    }
     match answer.status() {
         status if status.is_success() => answer.json().await.map_err(|_| ProcessorError::AnswerLost),
         status if status.is_client_error() => {
@@ -278,6 +277,10 @@ impl Processor for CrossbankClient {
 
     fn is_available(&self) -> bool {
         !self.breaker.is_open()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.breaker.pause_left().is_some()
     }
 
     async fn watch(&self) {

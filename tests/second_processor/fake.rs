@@ -82,6 +82,8 @@ pub struct Faults {
     pub error_before: u8,
     /// Performs the call, and answers 500.
     pub error_after: u8,
+    /// Answers 503 with this `Retry-After` and does nothing.
+    pub busy_for_s: Option<u64>,
     /// Delay of each answer.
     pub delay_ms: u64,
 }
@@ -214,6 +216,9 @@ impl Books {
     fn handle(&mut self, method: &str, target: &str, body: &str) -> Answer {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let faults = self.faults;
+        if faults.busy_for_s.is_some() {
+            return fault(503, "busy");
+        }
         if self.strikes(1, faults.error_before) {
             return fault(500, "broken");
         }
@@ -465,9 +470,13 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             return Ok(());
         };
         let answer = answer.to_string();
+        let retry_after = match (status, shared.books().faults.busy_for_s) {
+            (503, Some(seconds)) => format!("Retry-After: {seconds}\r\n"),
+            _ => String::new(),
+        };
         write!(
             stream,
-            "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
+            "HTTP/1.1 {status} Status\r\n{retry_after}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
             answer.len()
         )?;
     }

@@ -228,6 +228,19 @@ fn while_it_is_down_calls_fail_at_once() {
 }
 
 #[test]
+fn a_pause_that_it_asks_for_is_passed_on_and_obeyed() {
+    let scene = Scene::new();
+    scene.crossbank.misbehave(fake::Faults { busy_for_s: Some(2), ..fake::Faults::default() });
+    let told = scene.charge("src_good", true).expect_problem(503, "processor_unavailable");
+    assert_eq!(told.header("Retry-After"), Some("2"));
+    scene.crossbank.misbehave(fake::Faults::default());
+    scene.charge("src_good", true).expect_problem(503, "processor_unavailable");
+    assert!(scene.crossbank.bodies().is_empty(), "nobody called during the pause");
+    scene.app.client.get("/readyz").expect(200);
+    eventually("the end of the pause", || scene.charge("src_good", true).status == 201);
+}
+
+#[test]
 fn a_charge_is_decided_by_a_message() {
     let scene = Scene::new();
     let [captured, held, declined] = [true, false, true].map(|capture| {

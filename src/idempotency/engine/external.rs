@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use serde_json::Value;
 
 use crate::base::faults;
-use crate::error::failure::Failure;
+use crate::error::failure::{AsFailure, Failure};
 use crate::idempotency::batching::ClaimResult;
 use crate::idempotency::context::Context;
 use crate::idempotency::decision::{Attempt, Decision, Lookup, decide};
@@ -194,6 +194,10 @@ impl<H: Host> Engine<H> {
             error: error.code(),
             taker,
             recover_in: recovery.backoff(claim.recoveries),
+            pause: match error.failure() {
+                Some(Failure::ProcessorUnavailable { retry_after, .. }) => *retry_after,
+                _ => None,
+            },
             attempts_max: recovery.attempts_max,
         };
         let released = claim.clone();
@@ -349,7 +353,10 @@ impl<H: Host> Engine<H> {
         let timeout = self.inner.settings.timing.processor_timeout;
         let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(calls).catch_unwind())
             .await
-            .map_err(|_| Failure::ProcessorUnavailable("the processor took too long".into()))?
+            .map_err(|_| Failure::ProcessorUnavailable {
+                cause: "the processor took too long".into(),
+                retry_after: None,
+            })?
             .map_err(|_| Failure::internal("the operation panicked"))??;
         faults::reach("after_processor");
 

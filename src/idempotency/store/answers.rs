@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{
-    Array, Binary, Bool, Double, Integer, Jsonb, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+    Array, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
 };
 use uuid::Uuid;
 
@@ -141,6 +141,8 @@ pub struct Setback {
     /// Time after which the recovery worker may take the request over, if the attempt was the worker's or the
     /// first to fail.
     pub recover_in: Duration,
+    /// Time for which the worker leaves the request alone in any case, because the processor asked for it.
+    pub pause: Option<Duration>,
     /// Maximum number of the worker's attempts before the request is parked.
     pub attempts_max: u32,
 }
@@ -149,12 +151,14 @@ pub struct Setback {
 /// end. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
 ///
 /// Reads the worker's schedule from the row and not from the claim: an operator may have changed it
-/// meanwhile.
+/// meanwhile. `greatest` ignores the NULL of a request without a pause.
 pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Failure> {
     Ok(statement::<Bool>(
         "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \
-             recover_at = CASE WHEN setback.is_recovery AND recoveries > 0 OR last_error IS NULL \
-                 THEN clock.now + make_interval(secs => {}) ELSE recover_at END, \
+             recover_at = greatest( \
+                 CASE WHEN setback.is_recovery AND recoveries > 0 OR last_error IS NULL \
+                     THEN clock.now + make_interval(secs => {}) ELSE recover_at END, \
+                 clock.now + make_interval(secs => {})), \
              parked_at = CASE WHEN setback.is_recovery AND recoveries >= {} THEN clock.now END \
          FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery) AS setback \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
@@ -162,6 +166,7 @@ pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Resu
     )
     .bind::<Text, _>(setback.error)
     .bind::<Double, _>(setback.recover_in.as_secs_f64())
+    .bind::<Nullable<Double>, _>(setback.pause.map(|pause| pause.as_secs_f64()))
     .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
     .bind::<Bool, _>(setback.taker == Taker::Recovery)
     .bind::<SqlUuid, _>(claim.merchant)

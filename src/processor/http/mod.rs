@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use reqwest::header::HeaderName;
+use reqwest::header::{HeaderName, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -146,14 +146,10 @@ impl HttpProcessor {
             Err(ProcessorError::Rejected { .. }) => "rejected",
             Err(ProcessorError::Unreachable) => "unreachable",
             Err(ProcessorError::Failed) => "failed",
+            Err(ProcessorError::Busy { .. }) => "busy",
             Err(_) => "lost",
         };
-        match &result {
-            Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => {
-                self.breaker.succeeded()
-            }
-            Err(_) => self.breaker.failed(),
-        }
+        self.breaker.record(&result);
         self.metrics.processor_calls.with_label_values(&[name, outcome]).inc();
         self.metrics.processor_seconds.with_label_values(&[name]).observe(started.elapsed().as_secs_f64());
         result
@@ -181,9 +177,13 @@ async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result
         true => ProcessorError::Unreachable,
         false => lost(error),
     })?;
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    if let Some(busy) = ProcessorError::busy(answer.status().as_u16(), retry_after) {
+        return Err(busy);
+    }
     match answer.status() {
         status if status.is_success() => answer.json().await.map_err(lost),
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(ProcessorError::Failed),
+        StatusCode::REQUEST_TIMEOUT => Err(ProcessorError::Failed),
         status if status.is_client_error() => {
             let Problem { error } = answer.json().await.map_err(lost)?;
             Err(match is_refusal(status, &error.code) {
@@ -285,6 +285,10 @@ impl Processor for HttpProcessor {
         !self.breaker.is_open()
     }
 
+    fn is_paused(&self) -> bool {
+        self.breaker.pause_left().is_some()
+    }
+
     /// Checks the processor's health from time to time, and holds calls back while it's down. Doesn't return.
     async fn watch(&self) {
         let health = self.url(&["health"]);
@@ -299,6 +303,7 @@ impl Processor for HttpProcessor {
 #[async_trait]
 impl Books for HttpProcessor {
     async fn operations(&self, after: i64, limit: usize) -> Result<Page, ProcessorError> {
+        self.breaker.check_pause()?;
         let mut url = self.url(&["operations"]);
         url.query_pairs_mut()
             .append_pair("after", &after.to_string())
