@@ -40,6 +40,8 @@ pub struct Input<'a, H> {
     pub pattern: &'static str,
     /// Concrete path of the request.
     pub path: &'a str,
+    /// Query of the request. A host may refuse parameters that the descriptor doesn't name.
+    pub query: &'a str,
     /// The body.
     pub body: &'a Value,
     /// The service, for settings that affect reading.

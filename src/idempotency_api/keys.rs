@@ -20,8 +20,9 @@ use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Oper
 use crate::storage::db::Db;
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::web::fields::Fields;
-use crate::web::lists::{List, Parameters};
+use crate::web::lists::List;
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// The request has no answer yet.
 const IN_PROGRESS: &str = "in_progress";
@@ -279,7 +280,7 @@ impl OlderThan {
     }
 }
 
-problems!(ListProblems, operating_listing:);
+problems!(ListProblems, operating:);
 
 /// List idempotency keys
 ///
@@ -301,10 +302,9 @@ problems!(ListProblems, operating_listing:);
 pub async fn list(
     engine: web::Data<Engine>,
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
-    request: HttpRequest,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
 ) -> Result<HttpResponse, Error> {
-    let (filter, page) = Parameters::read(request.query_string(), |parameters| {
+    let (filter, page) = query.read(|parameters| {
         let mut filter = KeyQuery {
             filter: parameters.optional("status", KeyFilter::FORMAT).unwrap_or_default(),
             operation: parameters.optional_text("operation"),

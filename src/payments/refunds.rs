@@ -13,7 +13,7 @@
 //! returned.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -41,8 +41,9 @@ use crate::storage::db::Db;
 use crate::storage::schema::refunds;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX};
-use crate::web::lists::{List, Parameters, load_page};
+use crate::web::lists::{List, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 use crate::web::texts::Texts;
 
 /// Refunds, as a resource kind.
@@ -444,7 +445,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(refund))
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List refunds
 ///
@@ -458,10 +459,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/refunds")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (page, charge_id) = Parameters::read(request.query_string(), |parameters| {
+    let (page, charge_id) = query.read(|parameters| {
         let page = parameters.page::<RefundId>();
         (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
     })?;

@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
-use utoipa::openapi::response::Response;
+use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
@@ -40,7 +40,15 @@ use crate::web::problems::string_header;
             Amounts are decimal strings at the currency's scale, times are RFC 3339 in UTC, errors are RFC 9457 \
             problems: each `code` has one cause, and `type` is the path of its explanation. What is stored is always shown: \
             an object whose currency was withdrawn as any other, and an amount in a currency that the service doesn't know any \
-            more with the decimals that it has.",
+            more with the decimals that it has.\n\n\
+            An unknown query parameter is refused with 422, as an unknown field of a body is. Paths are compared decoded: \
+            `/v1/%63harges` is `/v1/charges`, for routing and for idempotency keys. A path with another slash at its end, an \
+            empty segment or dots is another path. `HEAD` is answered wherever `GET` is.\n\n\
+            `If-Match` and `If-None-Match` are obeyed (RFC 9110). Where an answer to `GET` has no `ETag`, a list of tags never \
+            matches in `If-Match`, and `*` matches whatever exists. A change whose condition doesn't hold is not performed: the \
+            answer is 412 `precondition_failed`, kept under the idempotency key. Conditions are no part of what is compared \
+            under a key: a retry gets the first answer, whatever conditions it has. There are no times of modification and no \
+            ranges, so other conditions and `Range` are ignored.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
@@ -135,6 +143,11 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             _ => "api_key",
         };
         for (method, operation) in operations_of_mut(item) {
+            if method == "GET" {
+                let unchanged = ResponseBuilder::new()
+                    .description("Not modified. `If-None-Match` names the `ETag` of the answer, or is `*`.");
+                operation.responses.responses.insert("304".to_owned(), unchanged.build().into());
+            }
             finish_operation(operation, scheme);
             if method == "GET" {
                 continue;
@@ -147,6 +160,12 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
                 .unwrap_or_else(|| {
                     panic!("{id} of {path} is no operation: add it to operations() in src/server/routes.rs")
                 });
+            let described: Vec<_> = query_parameters(operation).collect();
+            let known = registered.descriptor.query_parameters;
+            assert_eq!(
+                described, known,
+                "the descriptor of {name} and its documentation must name the same query parameters"
+            );
             let described = (registered.descriptor.method, registered.descriptor.path);
             assert_eq!(
                 described,
@@ -156,6 +175,14 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             finish_change(operation, registered);
         }
     }
+}
+
+/// Names of the query parameters of an operation.
+fn query_parameters(operation: &Operation) -> impl Iterator<Item = &str> {
+    operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+        RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => Some(parameter.name.as_str()),
+        _ => None,
+    })
 }
 
 /// Methods that the API uses, in the order in which an `Allow` header lists them.

@@ -4,7 +4,7 @@
 //! commit on, on every instance, since each request looks its key up.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use actix_web::{HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use secrecy::ExposeSecret;
@@ -25,6 +25,7 @@ use crate::web::auth::{API_KEY_PREFIX, AuthenticatedMerchant, key_sha256};
 use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// API keys, as a resource kind.
 pub static API_KEY: ResourceKind =
@@ -168,7 +169,7 @@ pub async fn create(
     engine.run_local(request).await
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List API keys
 ///
@@ -181,10 +182,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/api-keys")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<ApiKeyId>)?;
+    let page = query.read(Parameters::page::<ApiKeyId>)?;
     let keys = db
         .run_retrying(move |conn| {
             let query = api_keys::table

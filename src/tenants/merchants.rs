@@ -4,7 +4,7 @@
 //! ahead of time, and every past fee can be explained.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::DatabaseErrorKind;
@@ -27,6 +27,7 @@ use crate::web::auth::AuthenticatedOperator;
 use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// Maximum number of characters in a name.
 const NAME_MAX: usize = 100;
@@ -236,7 +237,7 @@ pub async fn create(
 
 // ---- Read ------------------------------------------------------------------------------------------
 
-problems!(ListProblems, operating_listing:);
+problems!(ListProblems, operating:);
 
 /// List merchants
 ///
@@ -249,10 +250,9 @@ problems!(ListProblems, operating_listing:);
 #[get("/v1/operator/merchants")]
 pub async fn list(
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
-    request: HttpRequest,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<MerchantId>)?;
+    let page = query.read(Parameters::page::<MerchantId>)?;
     let merchants = db
         .run_retrying(move |conn| {
             let query = merchants::table.select(MerchantRow::as_select()).into_boxed();

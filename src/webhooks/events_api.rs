@@ -4,7 +4,7 @@
 //! catch up by reading.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -24,6 +24,7 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
 use crate::webhooks::feed::{self, FeedPage, Filter, Start};
 
@@ -256,7 +257,7 @@ impl std::str::FromStr for ObjectId {
     }
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List events
 ///
@@ -289,10 +290,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/events")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (after, page, kind, object, created) = Parameters::read(request.query_string(), |parameters| {
+    let (after, page, kind, object, created) = query.read(|parameters| {
         parameters.exclude("after", &["starting_after", "ending_before"]);
         (
             parameters.optional::<Start>("after", Start::FORMAT),
@@ -341,7 +341,7 @@ pub async fn list(
     Ok(HttpResponse::Ok().json(events))
 }
 
-problems!(ListDeliveriesProblems, listing: EventNotFound);
+problems!(ListDeliveriesProblems, reading: EventNotFound);
 
 /// List the deliveries of an event
 ///
@@ -356,11 +356,10 @@ problems!(ListDeliveriesProblems, listing: EventNotFound);
 #[get("/v1/events/{id}/deliveries")]
 pub async fn list_deliveries(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
     id: web::Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<DeliveryId>)?;
+    let page = query.read(Parameters::page::<DeliveryId>)?;
     let id: EventId = id.parse().map_err(|_| Error::EventNotFound)?;
     let deliveries = db
         .run_retrying(move |conn| {

@@ -8,6 +8,7 @@ mod charges;
 mod currencies;
 mod event_feed;
 mod events;
+mod http;
 mod ledger;
 mod lifecycle;
 mod lists;

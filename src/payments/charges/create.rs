@@ -374,6 +374,7 @@ impl CreateCharge {
                 Self::read(&Input {
                     pattern: Self::DESCRIPTOR.path,
                     path: Self::DESCRIPTOR.path,
+                    query: "",
                     body: &body,
                     host: context.host(),
                 })
