@@ -293,8 +293,8 @@ problems!(ListProblems, operating:);
     params(
         ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, without a live attempt), `parked`, `completed` or `expired`", example = "parked"),
         ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time, which includes the keys claimed in its millisecond", example = "5m"),
-        ("operation" = Option<String>, Query, description = "Name of an operation", example = "charges.create"),
-        ("merchant_id" = Option<String>, Query, description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("operation" = Option<String>, Query, min_length = 1, max_length = 255, description = "Name of an operation", example = "charges.create"),
+        ("merchant_id" = Option<String>, Query, pattern = "^mer_[0-9a-f]{32}$", description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
     ),
     responses((status = 200, description = "A page of keys.", body = List<OperatorKeyStatus>), ListProblems),
 )]

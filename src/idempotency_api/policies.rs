@@ -127,7 +127,7 @@ pub async fn get(
 #[serde(deny_unknown_fields)]
 pub struct ReplacePolicy {
     /// Name of the operation. Optional, since the path has it.
-    #[schema(value_type = Option<String>, nullable = false, example = "charges.create")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 500, example = "charges.create")]
     operation: String,
     /// Whether keys have effect.
     #[schema(nullable = false)]

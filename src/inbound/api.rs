@@ -157,8 +157,8 @@ problems!(ListProblems, operating:);
     tag = "Operators",
     params(
         ("state" = Option<String>, Query, description = "Only events in this state: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`"),
-        ("type" = Option<String>, Query, description = "Only events of this type"),
-        ("event_id" = Option<String>, Query, description = "Only the event with this id of the processor"),
+        ("type" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only events of this type"),
+        ("event_id" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only the event with this id of the processor"),
     ),
     responses((status = 200, description = "A page of events.", body = List<AcquirerEvent>), ListProblems),
 )]

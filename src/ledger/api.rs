@@ -305,7 +305,7 @@ problems!(GetBalanceProblems, reading: AccountNotFound);
     tag = "Ledger",
     params(
         ("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z"),
+        ("at" = Option<String>, Query, format = DateTime, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z"),
     ),
     responses((status = 200, description = "The balance.", body = AccountBalance), GetBalanceProblems),
 )]
@@ -402,7 +402,7 @@ problems!(ListEntriesProblems, reading:);
 #[utoipa::path(
     operation_id = "ledger.journal_entries.list",
     tag = "Ledger",
-    params(("source" = Option<String>, Query, description = "Source of the entry", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
+    params(("source" = Option<String>, Query, min_length = 1, max_length = 255, description = "Source of the entry", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
     responses((status = 200, description = "A page of entries.", body = List<Entry>), ListEntriesProblems),
 )]
 #[get("/v1/ledger/journal-entries")]
@@ -524,7 +524,7 @@ problems!(GetTrialBalanceProblems, reading:);
 #[utoipa::path(
     operation_id = "ledger.trial_balance.get",
     tag = "Ledger",
-    params(("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z")),
+    params(("at" = Option<String>, Query, format = DateTime, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z")),
     responses((status = 200, description = "The trial balance.", body = TrialBalance), GetTrialBalanceProblems),
 )]
 #[get("/v1/ledger/trial-balance")]

@@ -437,7 +437,7 @@ problems!(ListProblems, reading:);
 #[utoipa::path(
     operation_id = "disputes.list",
     tag = "Disputes",
-    params(("charge_id" = Option<String>, Query, description = "Only disputes of this charge")),
+    params(("charge_id" = Option<String>, Query, pattern = "^ch_[0-9a-f]{32}$", description = "Only disputes of this charge")),
     responses((status = 200, description = "A page of disputes.", body = List<Dispute>), ListProblems),
 )]
 #[get("/v1/disputes")]

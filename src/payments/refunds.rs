@@ -173,10 +173,10 @@ impl RefundRow {
 #[serde(deny_unknown_fields)]
 pub struct CreateRefund {
     /// Id of the charge to refund.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, min_length = 1, max_length = 500)]
     charge_id: Option<ChargeId>,
     /// Decimal string in the charge's currency. Default: the whole remaining amount.
-    #[schema(value_type = Option<String>, example = "5.00")]
+    #[schema(value_type = Option<String>, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "5.00")]
     amount: Option<PlainAmount>,
     /// Free text, without control characters other than tabs and line breaks.
     #[schema(min_length = 1, max_length = 500)]
@@ -453,7 +453,7 @@ problems!(ListProblems, reading:);
 #[utoipa::path(
     operation_id = "refunds.list",
     tag = "Refunds",
-    params(("charge_id" = Option<String>, Query, description = "Only refunds of this charge")),
+    params(("charge_id" = Option<String>, Query, pattern = "^ch_[0-9a-f]{32}$", description = "Only refunds of this charge")),
     responses((status = 200, description = "A page of refunds.", body = List<Refund>), ListProblems),
 )]
 #[get("/v1/refunds")]

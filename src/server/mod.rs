@@ -6,6 +6,7 @@ pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
 pub(crate) mod openapi;
+mod openapi_bounds;
 mod openapi_components;
 pub(crate) mod problem_pages;
 mod reads;

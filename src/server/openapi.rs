@@ -20,11 +20,11 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{Ref, RefOr, Required};
 
-use super::event_catalogue;
+use super::{event_catalogue, openapi_bounds};
 use crate::base::signature;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::host::{Caller, Engine, RegisteredOperation};
-use crate::idempotency::{Policy, PolicySetting, SettingKind};
+use crate::idempotency::{KEY_LENGTH_MAX, Policy, PolicySetting, SettingKind};
 use crate::web::problems::string_header;
 
 #[derive(OpenApi)]
@@ -134,6 +134,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             operation.name
         );
     }
+    openapi_bounds::bound(components, registered);
     document.webhooks = Some(event_catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
@@ -230,23 +231,7 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
             .build().into(),
     );
     if id.ends_with(".list") {
-        for (name, kind, description) in [
-            ("limit", Type::Integer, "Maximum number of entries, 1 to 100. Default: 20"),
-            ("starting_after", Type::String, "Id of an entry. The page starts after it, with older entries"),
-            (
-                "ending_before",
-                Type::String,
-                "Id of an entry. The page ends before it, with newer entries. Not made for polling: an entry can become visible after a newer one, and is then missed. `GET /v1/events?after=` misses nothing",
-            ),
-        ] {
-            let parameter = Parameter::builder()
-                .name(name)
-                .parameter_in(ParameterIn::Query)
-                .required(Required::False)
-                .description(Some(description))
-                .schema(Some(ObjectBuilder::new().schema_type(kind)));
-            parameters.push(parameter.build().into());
-        }
+        parameters.extend(openapi_bounds::page_parameters().map(Into::into));
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
@@ -330,6 +315,8 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
              structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
         )
         .required(Required::True)
+        // Each character of a quoted key may be escaped.
+        .schema(Some(text().min_length(Some(1)).max_length(Some(2 * KEY_LENGTH_MAX + 2))))
         .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
         .build()
         .into()
@@ -457,5 +444,9 @@ fn header_parameter(name: &str, description: &str) -> ParameterBuilder {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .schema(Some(text()))
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
 }

@@ -166,11 +166,11 @@ pub struct CreateMerchant {
     #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = r"^(0(\.[0-9]{1,5})?|1(\.0{1,5})?)$")]
     fee_rate: Decimal,
     /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
-    /// charge.
-    #[schema(value_type = String)]
+    /// charge. At most 1000000.
+    #[schema(value_type = String, pattern = r"^([0-9]{1,6}(\.[0-9]{1,4})?|1000000(\.0{1,4})?)$")]
     fee_fixed: Decimal,
 }
 
@@ -295,11 +295,11 @@ pub struct ChangePricing {
     #[schema(ignore)]
     id: Option<MerchantId>,
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = r"^(0(\.[0-9]{1,5})?|1(\.0{1,5})?)$")]
     fee_rate: Decimal,
     /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
-    /// charge.
-    #[schema(value_type = String)]
+    /// charge. At most 1000000.
+    #[schema(value_type = String, pattern = r"^([0-9]{1,6}(\.[0-9]{1,4})?|1000000(\.0{1,4})?)$")]
     fee_fixed: Decimal,
     /// Time from which the price holds. Default: now. It can't be in the past, so that every capture keeps
     /// its fee.

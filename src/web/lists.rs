@@ -17,9 +17,9 @@ use crate::error::{Error, FieldError};
 use crate::web::fields::{UNKNOWN_MAX, pointer};
 
 /// Default number of rows in a page.
-const LIMIT_DEFAULT: i64 = 20;
+pub(crate) const LIMIT_DEFAULT: i64 = 20;
 /// Maximum number of rows in a page.
-const LIMIT_MAX: i64 = 100;
+pub(crate) const LIMIT_MAX: i64 = 100;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]

@@ -360,7 +360,7 @@ pub struct CreateWebhookEndpoint {
     #[schema(value_type = String, format = "uri", max_length = 2048)]
     url: EndpointUrl,
     /// Event types that the endpoint receives, or `*` for all. Default: `*`.
-    #[schema(value_type = Option<Vec<EventFilter>>, min_items = 1)]
+    #[schema(value_type = Option<Vec<EventFilter>>, nullable = false, min_items = 1)]
     event_types: Vec<&'static str>,
     /// Free text.
     #[schema(min_length = 1, max_length = 500)]

@@ -281,8 +281,8 @@ problems!(ListProblems, reading:);
     params(
         ("type" = Option<EventType>, Query, description = "Only events of this type"),
         ("object_id" = Option<String>, Query, description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
-        ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
         ("after" = Option<String>, Query, description = "Reads events oldest first, without missing any. The `next` of the page before; or the id of an event, to go on after it (events recorded at about the same time can come again); or `now`, to begin with what is recorded from now on; or empty, to begin with the oldest event. Can't be combined with `starting_after` or `ending_before`", example = "now"),
     ),
     responses((status = 200, description = "A page of events.", body = EventPage), ListProblems),
@@ -386,7 +386,7 @@ pub struct RedeliverEvent {
     id: Option<EventId>,
     /// Id of the only endpoint to deliver to, whatever event types it receives. Default: all enabled
     /// endpoints that receive this type.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     endpoint_id: Option<String>,
 }
 

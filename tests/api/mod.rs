@@ -4,6 +4,7 @@ mod api_keys;
 mod authentication;
 mod bad_input;
 mod balance;
+mod bounds;
 mod charges;
 mod currencies;
 mod event_feed;
