@@ -36,6 +36,7 @@ const ENGINE_IMPORTS: &[&str] = &[
     "base::json",
     "base::metrics",
     "base::paths",
+    "base::preconditions",
     "base::time",
     "error::failure",
     "storage::db",

@@ -62,7 +62,8 @@ fn every_operation_is_described_in_full() {
         assert_eq!(operation["security"][0][scheme], serde_json::json!([]), "{name}");
         for (status, response) in operation["responses"].as_object().unwrap() {
             assert!(!response["description"].as_str().unwrap().is_empty(), "{name} {status}");
-            for (media_type, content) in response["content"].as_object().unwrap() {
+            assert!(response["content"].is_object() || status == "304", "{name} {status}");
+            for (media_type, content) in response["content"].as_object().into_iter().flatten() {
                 let in_place = content["example"].is_object() || content["examples"].is_object();
                 let by_schema = has_example(&content["schema"]);
                 assert!(in_place || by_schema, "{name} {status} {media_type} has no example");

@@ -9,5 +9,6 @@ pub(crate) mod json;
 pub mod metrics;
 pub mod money;
 pub(crate) mod paths;
+pub(crate) mod preconditions;
 pub mod signature;
 pub(crate) mod time;

@@ -112,6 +112,9 @@ codes! {
     IdempotencyRequestInProgress: "idempotency_request_in_progress", 409, true, false, "The first request is still running",
         "A request with this idempotency key is being executed, or is waiting to be. This one was not executed.",
         "Wait as long as `Retry-After` says and send the same request again: it gets the first request's answer. With `Prefer: wait=N`, the service waits up to N seconds for that answer.";
+    PreconditionFailed: "precondition_failed", 412, false, true, "Precondition failed",
+        "A condition of the request, `If-Match` or `If-None-Match`, doesn't hold, so the request wasn't performed. Where an answer to `GET` has no `ETag`, no tag matches, and `*` matches whatever exists. A request that fails for another reason is answered with that reason.",
+        "Retrieve the object and decide again. Then send the change without the condition, or with one that holds, and with a new idempotency key.";
     IdempotencyKeyNotFound: "idempotency_key_not_found", 404, false, true, "No such idempotency key",
         "This idempotency key was never used, or was used so long ago that the service has forgotten it.",
         "Check the key. If you sent a request with it, that request never arrived: send it again.";

@@ -44,6 +44,10 @@ pub enum Failure {
         waited_s: Option<u64>,
         is_parked: bool,
     },
+    #[error(
+        "A condition of the request, `If-Match` or `If-None-Match`, doesn't hold, so it wasn't performed."
+    )]
+    PreconditionFailed,
     #[error("There is no request with this idempotency key.")]
     IdempotencyKeyNotFound,
     #[error("The request with this idempotency key is finished.")]
@@ -103,6 +107,7 @@ impl Failure {
             Self::JsonMalformed(_) => Code::JsonMalformed,
             Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Self::IdempotencyKeyExpired => Code::IdempotencyKeyExpired,
+            Self::PreconditionFailed => Code::PreconditionFailed,
             Self::IdempotencyKeyNotFound => Code::IdempotencyKeyNotFound,
             Self::IdempotencyKeyNotInProgress => Code::IdempotencyKeyNotInProgress,
             Self::OutcomeUnknown { .. } => Code::OutcomeUnknown,

@@ -11,6 +11,7 @@ use crate::base::time;
 use crate::error::Error;
 use crate::idempotency::{HttpHost, Identity};
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
+use crate::web::lists;
 use crate::web::request_id::RequestId;
 
 use super::Oncepay;
@@ -73,6 +74,16 @@ impl HttpHost for Oncepay {
             self.metrics.webhooks_refused.with_label_values(&[refusal.as_str()]).inc();
             Error::WebhookSignatureInvalid(refusal)
         })
+    }
+
+    fn check_query(&self, query: &str, known: &[&str], error: Option<Error>) -> Result<(), Error> {
+        let unknown = lists::unknown_parameters(query, known);
+        match error {
+            None if unknown.is_empty() => Ok(()),
+            None => Err(Error::ValidationFailed(unknown)),
+            Some(Error::ValidationFailed(errors)) => Err(Error::ValidationFailed([errors, unknown].concat())),
+            Some(error) => Err(error),
+        }
     }
 
     fn note_unreadable(&self, message_id: &str, error: &Error) {

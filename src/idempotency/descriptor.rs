@@ -22,6 +22,8 @@ pub struct Descriptor<C> {
     pub path: &'static str,
     /// The kind of caller that may request it.
     pub caller: C,
+    /// Names of its query parameters.
+    pub query_parameters: &'static [&'static str],
     /// Whether an empty body stands for `{}`.
     pub body_optional: bool,
     /// The resource that the operation creates or changes.
@@ -35,13 +37,14 @@ pub struct Descriptor<C> {
 }
 
 impl<C: Copy> Descriptor<C> {
-    /// Describes an operation that needs a body, has no resource, and has the default policy.
+    /// Describes an operation that needs a body, takes no query, has no resource, and has the default policy.
     pub const fn new(name: &'static str, method: &'static str, path: &'static str, caller: C) -> Self {
         Self {
             name,
             method,
             path,
             caller,
+            query_parameters: &[],
             body_optional: false,
             target: Target::None,
             default_policy: Policy::default,
@@ -68,6 +71,11 @@ impl<C: Copy> Descriptor<C> {
     /// Sets the SQL for batches.
     pub const fn with_batching(self, batching: Batching) -> Self {
         Self { batching: Some(batching), ..self }
+    }
+
+    /// Sets the names of the query parameters.
+    pub const fn with_query_parameters(self, query_parameters: &'static [&'static str]) -> Self {
+        Self { query_parameters, ..self }
     }
 
     /// Lets an empty body stand for `{}`.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH,
+};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{FromRequest, HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::StreamExt;
@@ -13,6 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::base::ids::MerchantId;
 use crate::base::json;
+use crate::base::paths;
+use crate::base::preconditions::Precondition;
 use crate::error::failure::Failure;
 use crate::storage::deadline;
 
@@ -68,6 +72,17 @@ pub trait HttpHost: Host<Error: ResponseError> {
         _body: &[u8],
     ) -> Result<Option<String>, Self::Error> {
         Ok(None)
+    }
+
+    /// Refuses the parameters of `query` that aren't `known`, together with `error`, if the request has one
+    /// already. By default, a host ignores them.
+    fn check_query(
+        &self,
+        _query: &str,
+        _known: &[&str],
+        error: Option<Self::Error>,
+    ) -> Result<(), Self::Error> {
+        error.map_or(Ok(()), Err)
     }
 
     /// Receives a verified message that can't be read.
@@ -132,14 +147,21 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     };
     let key = engine.admit(descriptor.name, sent, enforcement, &request_id)?;
     let is_keyed = key.is_some();
+    let path = paths::normalized(req.path());
     let parse = || {
         let value = match is_empty {
             true => Value::Object(Map::new()),
             false => json::parse(&raw_body).map_err(Failure::JsonMalformed)?,
         };
-        Ok((read::<O>(req.path(), req.query_string(), &value, host)?, value))
+        Ok((read::<O>(&path, req.query_string(), &value, host)?, value))
     };
-    let (operation, value) = parse().inspect_err(|error: &ErrorOf<O>| {
+    let parsed = parse();
+    let check = |error| host.check_query(req.query_string(), descriptor.query_parameters, error);
+    let checked = match parsed {
+        Ok(parsed) => check(None).map(|()| parsed),
+        Err(error) => Err(check(Some(error)).expect_err("it is handed an error")),
+    };
+    let (operation, value) = checked.inspect_err(|error: &ErrorOf<O>| {
         if let Some(message_id) = &message_id {
             host.note_unreadable(message_id, error);
         }
@@ -155,7 +177,8 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
             request_id,
             content: RequestContent {
                 method: req.method().to_string(),
-                path: req.path().to_owned(),
+                path_as_sent: (path != req.path()).then(|| req.path().to_owned()),
+                path: path.into_owned(),
                 query: req.query_string().to_owned(),
                 body,
                 raw_body,
@@ -165,7 +188,7 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
             message_id,
         }),
         operation: Arc::new(operation),
-        treatment: RequestRules { policy, enforcement, wait },
+        treatment: RequestRules { policy, enforcement, wait, precondition: precondition(req.headers()) },
         calls_processor: true,
         progress: Arc::default(),
     };
@@ -205,6 +228,12 @@ fn into_http(response: Response) -> HttpResponse {
         built.insert_header((name, value));
     }
     built.body(response.body)
+}
+
+/// Evaluates the conditions of a request that changes something. Nothing that it could change has an entity tag.
+fn precondition(headers: &HeaderMap) -> Precondition {
+    let values = |name| headers.get_all(name).map(|value| value.as_bytes());
+    Precondition::of(values(IF_MATCH), values(IF_NONE_MATCH), None)
 }
 
 /// The `wait` preference of RFC 7240, section 4.3. Ignores what it can't parse, as section 2 demands.

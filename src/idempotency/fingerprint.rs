@@ -23,14 +23,23 @@ impl Recipe {
 pub struct RequestContent {
     /// `POST`, `PATCH`, …
     pub method: String,
-    /// Concrete path: a key that captured one charge can't stand for capturing another.
+    /// Concrete path in its one spelling: a key that captured one charge can't stand for capturing another.
     pub path: String,
+    /// The path as sent, if that is another spelling. Earlier releases stored it, and its fingerprint.
+    pub path_as_sent: Option<String>,
     /// Query as sent. The order of its parameters doesn't matter.
     pub query: String,
     /// The body as canonical JSON.
     pub body: Vec<u8>,
     /// The body as sent.
     pub raw_body: Vec<u8>,
+}
+
+impl RequestContent {
+    /// The spellings under which the path may have been stored.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.path.as_str()).chain(self.path_as_sent.as_deref())
+    }
 }
 
 /// SHA-256 over method, path, query and body. It's stored with the key, to detect a key that comes back with
@@ -47,6 +56,10 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// Computes the fingerprint of a request by `recipe`.
     pub fn of(recipe: Recipe, request: &RequestContent) -> Self {
+        Self::with_path(recipe, request, &request.path)
+    }
+
+    fn with_path(recipe: Recipe, request: &RequestContent, path: &str) -> Self {
         let mut parameters: Vec<&str> = request.query.split('&').filter(|p| !p.is_empty()).collect();
         parameters.sort_unstable();
         let body = match recipe {
@@ -56,9 +69,7 @@ impl Fingerprint {
         let version = recipe as i16;
         let mut hash = Sha256::new();
         hash.update(version.to_be_bytes());
-        for part in
-            [request.method.as_bytes(), request.path.as_bytes(), parameters.join("&").as_bytes(), body]
-        {
+        for part in [request.method.as_bytes(), path.as_bytes(), parameters.join("&").as_bytes(), body] {
             // With its length before it, no part can pose as the end of the one before.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
@@ -68,7 +79,8 @@ impl Fingerprint {
 
     /// Whether this is the fingerprint of `request`; `None` if this release doesn't know the recipe.
     pub fn is_of(&self, request: &RequestContent) -> Option<bool> {
-        Recipe::of_version(self.version).map(|recipe| Self::of(recipe, request) == *self)
+        let recipe = Recipe::of_version(self.version)?;
+        Some(request.paths().any(|path| Self::with_path(recipe, request, path) == *self))
     }
 }
 
@@ -82,6 +94,7 @@ mod tests {
         RequestContent {
             method: method.to_owned(),
             path: path.to_owned(),
+            path_as_sent: None,
             query: query.to_owned(),
             body: canonical,
             raw_body: body.as_bytes().to_vec(),
@@ -125,6 +138,16 @@ mod tests {
         assert_ne!(base, of("POST", "/v1/charges/b/capture", "x=1&y=2", "{}"));
         assert_ne!(base, of("POST", "/v1/charges/a/capture", "x=1", "{}"));
         assert_ne!(base, of("POST", "/v1/charges/a/capture", "x=1&y=2", ""));
+    }
+
+    #[test]
+    fn a_fingerprint_of_the_path_as_sent_is_recognized() {
+        let stored = Fingerprint::of(Recipe::CanonicalJson, &request("POST", "/v1/%63harges", "", "{}"));
+        let path_as_sent = Some("/v1/%63harges".to_owned());
+        let now = RequestContent { path_as_sent, ..request("POST", "/v1/charges", "", "{}") };
+        assert_eq!(stored.is_of(&now), Some(true));
+        assert_eq!(Fingerprint::of(Recipe::CanonicalJson, &now).is_of(&now), Some(true));
+        assert_ne!(Fingerprint::of(Recipe::CanonicalJson, &now), stored);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub trait HostError: AsFailure + From<diesel::result::Error> + Debug + Send + Sy
     fn reply(&self, request_id: &str, path: &str) -> Result<Reply, Failure>;
 }
 
-/// For hosts without errors of their own. None of these is final.
+/// For hosts without errors of their own. Of these, only `precondition_failed` is final.
 impl HostError for Failure {
     fn is_final(&self) -> bool {
         self.code().entry().is_final

@@ -120,7 +120,7 @@ pub use envelope::Envelope;
 pub use extract::{BODY_BYTES_MAX, HttpHost, Identity};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use host::{Host, HostError};
-pub use key::IdempotencyKey;
+pub use key::{IdempotencyKey, KEY_LENGTH_MAX};
 pub use operation::{
     Abandoned, BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation,
     Operation,

@@ -40,7 +40,7 @@ pub struct Input<'a, H> {
     pub pattern: &'static str,
     /// Concrete path of the request.
     pub path: &'a str,
-    /// Query of the request, as sent. The fingerprint covers it.
+    /// Query of the request, as sent. The fingerprint covers it. A host may refuse parameters that the descriptor doesn't name.
     pub query: &'a str,
     /// The body.
     pub body: &'a Value,

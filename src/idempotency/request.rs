@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::base::json;
+use crate::base::preconditions::Precondition;
 use crate::error::failure::Failure;
 
 use super::envelope::Envelope;
@@ -24,6 +25,22 @@ pub(super) struct RequestRules {
     /// Time that it can wait for another request's answer: what the client asked for, up to the policy's
     /// maximum.
     pub wait: Option<Duration>,
+    /// Whether its conditions hold. They are no part of the fingerprint: a retry is the same request, and gets the
+    /// answer of its first execution.
+    pub precondition: Precondition,
+}
+
+impl RequestRules {
+    /// Ends a request that would succeed, if its conditions don't hold. Errors: `precondition_failed`.
+    ///
+    /// A failure comes first (RFC 9110, section 13.2.1), so the operation has to have done its checks. What it has
+    /// written is rolled back.
+    pub fn check_precondition(&self) -> Result<(), Failure> {
+        match self.precondition {
+            Precondition::Holds => Ok(()),
+            Precondition::IfMatchFails | Precondition::IfNoneMatchFails => Err(Failure::PreconditionFailed),
+        }
+    }
 }
 
 /// A mutating request. A handler gets its body only from here, so that idempotency can't be forgotten.
@@ -48,7 +65,8 @@ impl<O: Operation> IdempotentRequest<O> {
         host: &O::Host,
     ) -> Result<Self, ErrorOf<O>> {
         let value = json::parse(&envelope.content.body).map_err(Failure::JsonMalformed)?;
-        let operation = read::<O>(&envelope.content.path, &envelope.content.query, &value, host)?;
+        let content = &envelope.content;
+        let operation = read::<O>(&content.path, &content.query, &value, host)?;
         let (envelope, operation) = (Arc::new(envelope), Arc::new(operation));
         Ok(Self { envelope, operation, treatment, calls_processor: true, progress: Arc::default() })
     }

@@ -20,8 +20,9 @@ use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Oper
 use crate::storage::db::Db;
 use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::web::fields::Fields;
-use crate::web::lists::{List, Parameters};
+use crate::web::lists::List;
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// The request has no answer yet.
 const IN_PROGRESS: &str = "in_progress";
@@ -279,7 +280,7 @@ impl OlderThan {
     }
 }
 
-problems!(ListProblems, operating_listing:);
+problems!(ListProblems, operating:);
 
 /// List idempotency keys
 ///
@@ -292,8 +293,8 @@ problems!(ListProblems, operating_listing:);
     params(
         ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, without a live attempt), `parked`, `completed` or `expired`", example = "parked"),
         ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time, which includes the keys claimed in its millisecond", example = "5m"),
-        ("operation" = Option<String>, Query, description = "Name of an operation", example = "charges.create"),
-        ("merchant_id" = Option<String>, Query, description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("operation" = Option<String>, Query, min_length = 1, max_length = 255, description = "Name of an operation", example = "charges.create"),
+        ("merchant_id" = Option<String>, Query, pattern = "^mer_[0-9a-f]{32}$", description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
     ),
     responses((status = 200, description = "A page of keys.", body = List<OperatorKeyStatus>), ListProblems),
 )]
@@ -301,10 +302,9 @@ problems!(ListProblems, operating_listing:);
 pub async fn list(
     engine: web::Data<Engine>,
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
-    request: HttpRequest,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
 ) -> Result<HttpResponse, Error> {
-    let (filter, page) = Parameters::read(request.query_string(), |parameters| {
+    let (filter, page) = query.read(|parameters| {
         let mut filter = KeyQuery {
             filter: parameters.optional("status", KeyFilter::FORMAT).unwrap_or_default(),
             operation: parameters.optional_text("operation"),

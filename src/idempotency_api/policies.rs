@@ -1,7 +1,7 @@
 //! The idempotency policies: published to merchants, changed by operators.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, put, web};
+use actix_web::{HttpResponse, get, put, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use serde::Serialize;
@@ -24,6 +24,7 @@ use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator};
 use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// The idempotency policy of an operation.
 #[derive(Debug, Serialize, ToSchema)]
@@ -126,7 +127,7 @@ pub async fn get(
 #[serde(deny_unknown_fields)]
 pub struct ReplacePolicy {
     /// Name of the operation. Optional, since the path has it.
-    #[schema(value_type = Option<String>, nullable = false, example = "charges.create")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 500, example = "charges.create")]
     operation: String,
     /// Whether keys have effect.
     #[schema(nullable = false)]
@@ -315,7 +316,7 @@ impl PolicyChange {
     }
 }
 
-problems!(ListChangesProblems, operating_listing: OperationNotFound);
+problems!(ListChangesProblems, operating: OperationNotFound);
 
 /// List the changes of an idempotency policy
 ///
@@ -330,11 +331,10 @@ problems!(ListChangesProblems, operating_listing: OperationNotFound);
 pub async fn list_changes(
     engine: web::Data<Engine>,
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
     operation: web::Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<PolicyChangeId>)?;
+    let page = query.read(Parameters::page::<PolicyChangeId>)?;
     let operation = operation.into_inner();
     if !engine.policies().await?.contains_key(&operation) {
         return Err(Error::OperationNotFound);

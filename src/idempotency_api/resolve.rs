@@ -15,7 +15,7 @@ use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::problems::problems;
 
 /// The only outcome that an operator can decide on.
-const FAILED: &str = "failed";
+pub const FAILED: &str = "failed";
 
 /// Body of a resolution.
 #[derive(Debug, ToSchema)]
@@ -23,7 +23,7 @@ const FAILED: &str = "failed";
 #[serde(deny_unknown_fields)]
 pub struct ResolveKey {
     /// Outcome of the request, which has failed.
-    #[schema(rename = "as", pattern = "^failed$", example = "failed")]
+    #[schema(rename = "as", example = "failed")]
     #[expect(dead_code, reason = "there is one outcome; it's here for the schema")]
     outcome: String,
     /// Reason of the decision, for the record of operators' actions.

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use serde::Serialize;
@@ -18,8 +18,9 @@ use crate::storage::db::{Db, plan_freely};
 use crate::storage::schema::acquirer_events;
 use crate::web::auth::AuthenticatedOperator;
 use crate::web::fields::Fields;
-use crate::web::lists::{List, Parameters, load_page};
+use crate::web::lists::{List, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 use super::events::Outcome;
 use super::{store, worker};
@@ -146,7 +147,7 @@ impl FromStr for State {
     }
 }
 
-problems!(ListProblems, operating_listing:);
+problems!(ListProblems, operating:);
 
 /// List processor events
 ///
@@ -156,18 +157,17 @@ problems!(ListProblems, operating_listing:);
     tag = "Operators",
     params(
         ("state" = Option<String>, Query, description = "Only events in this state: `applied`, `unchanged`, `contradicted`, `unknown`, `parked` or `dismissed`"),
-        ("type" = Option<String>, Query, description = "Only events of this type"),
-        ("event_id" = Option<String>, Query, description = "Only the event with this id of the processor"),
+        ("type" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only events of this type"),
+        ("event_id" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only the event with this id of the processor"),
     ),
     responses((status = 200, description = "A page of events.", body = List<AcquirerEvent>), ListProblems),
 )]
 #[get("/v1/operator/acquirer-events")]
 pub async fn list(
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
-    request: HttpRequest,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
 ) -> Result<HttpResponse, Error> {
-    let (page, state, kind, event_id) = Parameters::read(request.query_string(), |parameters| {
+    let (page, state, kind, event_id) = query.read(|parameters| {
         let page = parameters.page::<AcquirerEventId>();
         let state = parameters.optional::<State>("state", &format!("must be one of {}", STATES.join(", ")));
         (page, state, parameters.optional_text("type"), parameters.optional_text("event_id"))

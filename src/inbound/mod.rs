@@ -75,6 +75,7 @@ struct IncomingEvent {
     /// Type of the event: `charge.succeeded`, `charge.failed`, `charge.captured`, `refund.failed`,
     /// `payout.paid`, `payout.failed`, `settlement.paid`, `dispute.opened`, `dispute.won` or `dispute.lost`.
     /// Other types are stored and acknowledged.
+    #[schema(min_length = 1, max_length = 100)]
     r#type: String,
     /// Time of the event.
     #[schema(format = DateTime)]

@@ -3,7 +3,7 @@
 //! Amounts follow accounting conventions: a posting is a debit or a credit, and a balance has the sign of the
 //! account's normal side, so that a debt to a merchant is positive.
 
-use actix_web::{HttpRequest, HttpResponse, get, web};
+use actix_web::{HttpResponse, get, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Numeric, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
@@ -21,6 +21,7 @@ use crate::storage::sql::statement;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::lists::{Cursor, List, Page, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 use super::corrections::{ShownCorrection, corrections};
 
@@ -105,7 +106,7 @@ impl AccountRow {
     }
 }
 
-problems!(ListAccountsProblems, listing:);
+problems!(ListAccountsProblems, reading:);
 
 /// List ledger accounts
 ///
@@ -118,10 +119,9 @@ problems!(ListAccountsProblems, listing:);
 #[get("/v1/ledger/accounts")]
 pub async fn list_accounts(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<AccountId>)?;
+    let page = query.read(Parameters::page::<AccountId>)?;
     let accounts = db
         .run_retrying(move |conn| {
             let query = ledger_accounts::table
@@ -227,7 +227,7 @@ impl std::str::FromStr for PostingKey {
     }
 }
 
-problems!(ListPostingsProblems, listing: AccountNotFound);
+problems!(ListPostingsProblems, reading: AccountNotFound);
 
 /// List the postings of an account
 ///
@@ -241,11 +241,10 @@ problems!(ListPostingsProblems, listing: AccountNotFound);
 #[get("/v1/ledger/accounts/{id}/postings")]
 pub async fn list_postings(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
     id: web::Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let page: Page<PostingKey> = Parameters::read(request.query_string(), Parameters::page)?;
+    let page: Page<PostingKey> = query.read(Parameters::page)?;
     let postings = db
         .run_retrying(move |conn| {
             let account = AccountRow::find(conn, merchant.0, &id)?;
@@ -295,7 +294,7 @@ pub struct AccountBalance {
     at: Option<Timestamp>,
 }
 
-problems!(GetBalanceProblems, listing: AccountNotFound);
+problems!(GetBalanceProblems, reading: AccountNotFound);
 
 /// Retrieve the balance of an account
 ///
@@ -306,18 +305,17 @@ problems!(GetBalanceProblems, listing: AccountNotFound);
     tag = "Ledger",
     params(
         ("id" = String, Path, description = "Id of the account", example = "la_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z"),
+        ("at" = Option<String>, Query, format = DateTime, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z"),
     ),
     responses((status = 200, description = "The balance.", body = AccountBalance), GetBalanceProblems),
 )]
 #[get("/v1/ledger/accounts/{id}/balance")]
 pub async fn get_account_balance(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
     id: web::Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
+    let at = query.read(|parameters| parameters.optional_time("at"))?;
     let balance = db
         .run_retrying(move |conn| {
             let account = AccountRow::find(conn, merchant.0, &id)?;
@@ -396,7 +394,7 @@ pub(super) fn with_postings(
     })
 }
 
-problems!(ListEntriesProblems, listing:);
+problems!(ListEntriesProblems, reading:);
 
 /// List journal entries
 ///
@@ -404,18 +402,16 @@ problems!(ListEntriesProblems, listing:);
 #[utoipa::path(
     operation_id = "ledger.journal_entries.list",
     tag = "Ledger",
-    params(("source" = Option<String>, Query, description = "Source of the entry", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
+    params(("source" = Option<String>, Query, min_length = 1, max_length = 255, description = "Source of the entry", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b:capture")),
     responses((status = 200, description = "A page of entries.", body = List<Entry>), ListEntriesProblems),
 )]
 #[get("/v1/ledger/journal-entries")]
 pub async fn list_entries(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (page, source) = Parameters::read(request.query_string(), |parameters| {
-        (parameters.page::<JournalEntryId>(), parameters.optional_text("source"))
-    })?;
+    let (page, source) =
+        query.read(|parameters| (parameters.page::<JournalEntryId>(), parameters.optional_text("source")))?;
     let entries = db.run_retrying(move |conn| entries(conn, merchant.0, page, source.as_deref())).await?;
     Ok(HttpResponse::Ok().json(entries))
 }
@@ -517,7 +513,7 @@ pub struct TrialBalanceTotal {
     credit: String,
 }
 
-problems!(GetTrialBalanceProblems, listing:);
+problems!(GetTrialBalanceProblems, reading:);
 
 /// Retrieve the trial balance
 ///
@@ -528,16 +524,15 @@ problems!(GetTrialBalanceProblems, listing:);
 #[utoipa::path(
     operation_id = "ledger.trial_balance.get",
     tag = "Ledger",
-    params(("at" = Option<String>, Query, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z")),
+    params(("at" = Option<String>, Query, format = DateTime, description = "RFC 3339 time. Includes all postings up to the end of its millisecond", example = "2026-01-31T09:30:00Z")),
     responses((status = 200, description = "The trial balance.", body = TrialBalance), GetTrialBalanceProblems),
 )]
 #[get("/v1/ledger/trial-balance")]
 pub async fn get_trial_balance(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let at = Parameters::read(request.query_string(), |parameters| parameters.optional_time("at"))?;
+    let at = query.read(|parameters| parameters.optional_time("at"))?;
     let trial_balance = db.run_retrying(move |conn| trial_balance(conn, merchant.0, at)).await?;
     Ok(HttpResponse::Ok().json(trial_balance))
 }

@@ -39,7 +39,7 @@ const REFERENCE_MAX: usize = 255;
 #[serde(deny_unknown_fields)]
 pub struct PostJournalEntry {
     /// Id of the merchant whose books are corrected.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, min_length = 1, max_length = 500)]
     merchant_id: Option<MerchantId>,
     /// What the correction goes back to, such as a letter of the bank.
     #[schema(min_length = 1, max_length = 255)]
@@ -62,10 +62,10 @@ pub struct NewPosting {
     /// Debit or credit.
     side: Side,
     /// Decimal string greater than zero, with at most as many decimals as the currency has.
-    #[schema(value_type = String, example = "100.00")]
+    #[schema(value_type = String, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "100.00")]
     amount: Money,
     /// ISO 4217 code in upper case.
-    #[schema(value_type = String, example = "USD")]
+    #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "USD")]
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
 }

@@ -11,7 +11,7 @@
 //! The processor's notices open and close disputes. A dispute takes the money whether or not the balance
 //! covers it: it's the only way in which a merchant comes to owe us. So does one on a charge that was refunded.
 
-use actix_web::{HttpRequest, HttpResponse, get, web};
+use actix_web::{HttpResponse, get, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use rust_decimal::Decimal;
@@ -30,8 +30,9 @@ use crate::processor::EventAmount;
 use crate::storage::db::Db;
 use crate::storage::schema::disputes;
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::lists::{List, Parameters, load_page};
+use crate::web::lists::{List, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// It isn't decided.
 const OPEN: &str = "open";
@@ -428,7 +429,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(dispute))
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List disputes
 ///
@@ -436,16 +437,15 @@ problems!(ListProblems, listing:);
 #[utoipa::path(
     operation_id = "disputes.list",
     tag = "Disputes",
-    params(("charge_id" = Option<String>, Query, description = "Only disputes of this charge")),
+    params(("charge_id" = Option<String>, Query, pattern = "^ch_[0-9a-f]{32}$", description = "Only disputes of this charge")),
     responses((status = 200, description = "A page of disputes.", body = List<Dispute>), ListProblems),
 )]
 #[get("/v1/disputes")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (page, charge_id) = Parameters::read(request.query_string(), |parameters| {
+    let (page, charge_id) = query.read(|parameters| {
         let page = parameters.page::<DisputeId>();
         (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
     })?;

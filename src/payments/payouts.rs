@@ -10,7 +10,7 @@
 //! | `paid` | `failed` | its return after it arrived ([`settle`]) | `bank` to `merchant_payable`, a correction |
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -38,6 +38,7 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 use crate::web::texts::Texts;
 
 /// Maximum number of characters in `destination`.
@@ -457,7 +458,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(payout))
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List payouts
 ///
@@ -470,10 +471,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/payouts")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<PayoutId>)?;
+    let page = query.read(Parameters::page::<PayoutId>)?;
     let payouts = db
         .run_retrying(move |conn| {
             let query = payouts::table

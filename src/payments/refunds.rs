@@ -13,7 +13,7 @@
 //! returned.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -41,8 +41,9 @@ use crate::storage::db::Db;
 use crate::storage::schema::refunds;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX};
-use crate::web::lists::{List, Parameters, load_page};
+use crate::web::lists::{List, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 use crate::web::texts::Texts;
 
 /// Refunds, as a resource kind.
@@ -172,10 +173,10 @@ impl RefundRow {
 #[serde(deny_unknown_fields)]
 pub struct CreateRefund {
     /// Id of the charge to refund.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, min_length = 1, max_length = 500)]
     charge_id: Option<ChargeId>,
     /// Decimal string in the charge's currency. Default: the whole remaining amount.
-    #[schema(value_type = Option<String>, example = "5.00")]
+    #[schema(value_type = Option<String>, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "5.00")]
     amount: Option<PlainAmount>,
     /// Free text, without control characters other than tabs and line breaks.
     #[schema(min_length = 1, max_length = 500)]
@@ -444,7 +445,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(refund))
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List refunds
 ///
@@ -452,16 +453,15 @@ problems!(ListProblems, listing:);
 #[utoipa::path(
     operation_id = "refunds.list",
     tag = "Refunds",
-    params(("charge_id" = Option<String>, Query, description = "Only refunds of this charge")),
+    params(("charge_id" = Option<String>, Query, pattern = "^ch_[0-9a-f]{32}$", description = "Only refunds of this charge")),
     responses((status = 200, description = "A page of refunds.", body = List<Refund>), ListProblems),
 )]
 #[get("/v1/refunds")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (page, charge_id) = Parameters::read(request.query_string(), |parameters| {
+    let (page, charge_id) = query.read(|parameters| {
         let page = parameters.page::<RefundId>();
         (page, parameters.optional::<ChargeId>("charge_id", "must be an id of a charge"))
     })?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actix_web::{HttpResponse, route, web};
+use actix_web::{HttpResponse, get, web};
 use diesel::RunQueryDsl;
 use diesel::dsl::sql;
 use diesel::sql_types::Bool;
@@ -16,7 +16,7 @@ use crate::storage::db::Db;
 use crate::storage::deadline;
 
 /// Reports that the process runs. Doesn't ask the database: a restart wouldn't help it.
-#[route("/healthz", method = "GET", method = "HEAD")]
+#[get("/healthz")]
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
 }
@@ -36,7 +36,7 @@ const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Reports whether requests can be served: the instance hasn't been told to stop, the database answers and can be
 /// written, the master key is the database's, and the processor is available. 503 otherwise.
-#[route("/readyz", method = "GET", method = "HEAD")]
+#[get("/readyz")]
 pub async fn ready(
     db: web::Data<Db>,
     engine: web::Data<Engine>,

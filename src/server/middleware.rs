@@ -27,6 +27,7 @@ pub async fn context(
 
     // No clone of the request may be alive here: the router needs it exclusively. Errors of handlers and
     // extractors come back as responses, so `?` only passes on the failure of an inner middleware.
+    let method = req.method().clone();
     let engine = req.app_data::<web::Data<Engine>>().expect("the server provides it");
     let limit = engine.request_deadline();
     let mut response = deadline::within(limit, next.call(req)).await?.map_into_boxed_body();
@@ -50,10 +51,10 @@ pub async fn context(
 
     let route = response.request().match_pattern().unwrap_or_else(|| "unmatched".to_owned());
     if let Some(metrics) = response.request().app_data::<web::Data<Metrics>>() {
-        let method = known_method(response.request().method());
+        let label = known_method(&method);
         let status = response.status();
-        metrics.http_requests.with_label_values(&[method, &route, status.as_str()]).inc();
-        metrics.http_seconds.with_label_values(&[method, &route]).observe(started.elapsed().as_secs_f64());
+        metrics.http_requests.with_label_values(&[label, &route, status.as_str()]).inc();
+        metrics.http_seconds.with_label_values(&[label, &route]).observe(started.elapsed().as_secs_f64());
     }
 
     // Everything here belongs to one merchant, and some answers hold a secret.
@@ -67,7 +68,7 @@ pub async fn context(
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
         duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        "{} {shown}", response.request().method()
+        "{method} {shown}"
     );
     Ok(response)
 }

@@ -7,8 +7,10 @@ pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
 pub(crate) mod openapi;
+mod openapi_bounds;
 mod openapi_components;
 pub(crate) mod problem_pages;
+mod reads;
 mod routes;
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use secrecy::SecretString;
 
 use crate::base::derived_secrets::Vault;
 use crate::base::metrics::Registry;
+use crate::base::paths;
 use crate::config::Config;
 use crate::error::{Error, Failure};
 use crate::host::{Engine, Oncepay};
@@ -179,6 +182,7 @@ pub fn serve(
             .app_data(http_metrics.clone())
             .app_data(registry.clone())
             .app_data(readiness.clone())
+            .wrap(from_fn(reads::finish))
             .wrap(from_fn(middleware::context))
             .configure(routes)
             .service(health::live)
@@ -287,8 +291,9 @@ fn fits(conn: &mut PgConnection, vault: &Vault) -> Result<Result<(), String>, Fa
 
 /// The error for an unmatched route: the path is unknown, or it has other methods.
 fn unmatched(req: &HttpRequest) -> Error {
+    let path = paths::normalized(req.path());
     let matches = |template: &str| {
-        let mut path = req.path().split('/');
+        let mut path = path.split('/');
         let mut pieces = template.split('/');
         loop {
             match (path.next(), pieces.next()) {
@@ -302,6 +307,9 @@ fn unmatched(req: &HttpRequest) -> Error {
     let Some((_, item)) = document().paths.paths.iter().find(|(template, _)| matches(template)) else {
         return Error::RouteNotFound;
     };
-    let allowed: Vec<_> = openapi::operations_of(item).map(|(method, _)| method).collect();
-    Error::MethodNotAllowed { allow: allowed.join(", ") }
+    let allowed = openapi::operations_of(item).flat_map(|(method, _)| match method {
+        "GET" => vec!["GET", "HEAD"],
+        method => vec![method],
+    });
+    Error::MethodNotAllowed { allow: allowed.collect::<Vec<_>>().join(", ") }
 }

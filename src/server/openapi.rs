@@ -13,18 +13,18 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
-use utoipa::openapi::response::Response;
+use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::{Ref, RefOr, Required};
 
-use super::event_catalogue;
+use super::{event_catalogue, openapi_bounds};
 use crate::base::signature;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::host::{Caller, Engine, RegisteredOperation};
-use crate::idempotency::{Policy, PolicySetting, SettingKind};
+use crate::idempotency::{KEY_LENGTH_MAX, Policy, PolicySetting, SettingKind};
 use crate::web::problems::string_header;
 
 #[derive(OpenApi)]
@@ -41,7 +41,15 @@ use crate::web::problems::string_header;
             problems: each `code` has one cause, and `type` is the path of its explanation. What is stored is always shown: \
             an object whose currency was withdrawn as any other, and an amount in a currency that the service doesn't know any \
             more with the decimals that it has.\n\n\
-            Every answer under `/v1` has `Cache-Control: no-store`, since it belongs to one merchant and may hold a secret.",
+            Every answer under `/v1` has `Cache-Control: no-store`, since it belongs to one merchant and may hold a secret.\n\n\
+            An unknown query parameter is refused with 422, as an unknown field of a body is. Paths are compared decoded: \
+            `/v1/%63harges` is `/v1/charges`, for routing and for idempotency keys. A path with another slash at its end, an \
+            empty segment or dots is another path. `HEAD` is answered wherever `GET` is.\n\n\
+            `If-Match` and `If-None-Match` are obeyed (RFC 9110). Where an answer to `GET` has no `ETag`, a list of tags never \
+            matches in `If-Match`, and `*` matches whatever exists. A change whose condition doesn't hold is not performed: the \
+            answer is 412 `precondition_failed`, kept under the idempotency key. Conditions are no part of what is compared \
+            under a key: a retry gets the first answer, whatever conditions it has. There are no times of modification and no \
+            ranges, so other conditions and `Range` are ignored.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
@@ -127,6 +135,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             operation.name
         );
     }
+    openapi_bounds::bound(components, registered);
     document.webhooks = Some(event_catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
@@ -136,6 +145,11 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             _ => "api_key",
         };
         for (method, operation) in operations_of_mut(item) {
+            if method == "GET" {
+                let unchanged = ResponseBuilder::new()
+                    .description("Not modified. `If-None-Match` names the `ETag` of the answer, or is `*`.");
+                operation.responses.responses.insert("304".to_owned(), unchanged.build().into());
+            }
             finish_operation(operation, scheme);
             if method == "GET" {
                 continue;
@@ -148,6 +162,12 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
                 .unwrap_or_else(|| {
                     panic!("{id} of {path} is no operation: add it to operations() in src/server/routes.rs")
                 });
+            let described: Vec<_> = query_parameters(operation).collect();
+            let known = registered.descriptor.query_parameters;
+            assert_eq!(
+                described, known,
+                "the descriptor of {name} and its documentation must name the same query parameters"
+            );
             let described = (registered.descriptor.method, registered.descriptor.path);
             assert_eq!(
                 described,
@@ -157,6 +177,14 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
             finish_change(operation, registered);
         }
     }
+}
+
+/// Names of the query parameters of an operation.
+fn query_parameters(operation: &Operation) -> impl Iterator<Item = &str> {
+    operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+        RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => Some(parameter.name.as_str()),
+        _ => None,
+    })
 }
 
 /// Methods that the API uses, in the order in which an `Allow` header lists them.
@@ -204,23 +232,7 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
             .build().into(),
     );
     if id.ends_with(".list") {
-        for (name, kind, description) in [
-            ("limit", Type::Integer, "Maximum number of entries, 1 to 100. Default: 20"),
-            ("starting_after", Type::String, "Id of an entry. The page starts after it, with older entries"),
-            (
-                "ending_before",
-                Type::String,
-                "Id of an entry. The page ends before it, with newer entries. Not made for polling: an entry can become visible after a newer one, and is then missed. `GET /v1/events?after=` misses nothing",
-            ),
-        ] {
-            let parameter = Parameter::builder()
-                .name(name)
-                .parameter_in(ParameterIn::Query)
-                .required(Required::False)
-                .description(Some(description))
-                .schema(Some(ObjectBuilder::new().schema_type(kind)));
-            parameters.push(parameter.build().into());
-        }
+        parameters.extend(openapi_bounds::page_parameters().map(Into::into));
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
@@ -304,7 +316,10 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
              structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
         )
         .required(Required::True)
-        // No example: tools send it as it is, and so everybody would send the same key.
+        // No example: tools send it as it is, and so everybody would send the same key.\n\n\
+        // Each character of a quoted key may be escaped.
+        .schema(Some(text().min_length(Some(1)).max_length(Some(2 * KEY_LENGTH_MAX + 2))))
+        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
         .build()
         .into()
 }
@@ -431,5 +446,9 @@ fn header_parameter(name: &str, description: &str) -> ParameterBuilder {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .schema(Some(text()))
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
 }

@@ -26,7 +26,7 @@ use super::openapi::{codes_of, operations_of_mut};
 use crate::error::Code;
 use crate::idempotency::status::RECOVERY_POINTS;
 use crate::idempotency_api::key_list::KeyFilter;
-use crate::idempotency_api::keys;
+use crate::idempotency_api::{keys, resolve};
 use crate::inbound;
 use crate::ledger::AccountKind;
 use crate::payments::{charges, disputes, failure, payouts, refunds};
@@ -49,11 +49,14 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("Dispute", "status", disputes::STATUSES.to_vec()),
         ("KeyStatus", "recovery_point", RECOVERY_POINTS.to_vec()),
         ("KeyStatus", "status", keys::STATUSES.to_vec()),
+        ("NewPosting", "account_kind", account_kinds()),
         ("ObjectFailure", "code", failure::CODES.to_vec()),
         ("Payout", "status", payouts::STATUSES.to_vec()),
         ("Posting", "account_kind", account_kinds()),
+        ("Problem", "code", Code::ALL.iter().map(|code| code.as_str()).collect()),
         ("Receipt", "state", outcomes),
         ("Refund", "status", refunds::STATUSES.to_vec()),
+        ("ResolveIdempotencyKey", "as", vec![resolve::FAILED]),
         ("TrialBalanceLine", "kind", account_kinds()),
         ("WebhookEndpoint", "status", endpoints::STATUSES.to_vec()),
     ]

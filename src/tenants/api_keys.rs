@@ -7,7 +7,7 @@
 //! Operators issue keys, see [`issued_keys`](super::issued_keys).
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use actix_web::{HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use secrecy::ExposeSecret;
@@ -28,6 +28,7 @@ use crate::web::auth::{API_KEY_PREFIX, AuthenticatedMerchant, key_sha256};
 use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// API keys, as a resource kind.
 pub static API_KEY: ResourceKind =
@@ -171,7 +172,7 @@ pub async fn create(
     engine.run_local(request).await
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List API keys
 ///
@@ -184,10 +185,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/api-keys")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<ApiKeyId>)?;
+    let page = query.read(Parameters::page::<ApiKeyId>)?;
     let keys = db
         .run_retrying(move |conn| {
             let query = api_keys::table
@@ -213,6 +213,7 @@ impl Operation for RevokeApiKey {
     const DESCRIPTOR: Descriptor =
         Descriptor::new("api_keys.revoke", "DELETE", "/v1/api-keys/{id}", Caller::Merchant)
             .about(Target::Named(&API_KEY, "id"))
+            .with_query_parameters(&["last"])
             .with_optional_body();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {

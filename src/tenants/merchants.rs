@@ -4,7 +4,7 @@
 //! ahead of time, and every past fee can be explained.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::DatabaseErrorKind;
@@ -27,6 +27,7 @@ use crate::web::auth::AuthenticatedOperator;
 use crate::web::fields::Fields;
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 /// Maximum number of characters in a name.
 const NAME_MAX: usize = 100;
@@ -170,11 +171,11 @@ pub struct CreateMerchant {
     #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = r"^(0(\.[0-9]{1,5})?|1(\.0{1,5})?)$")]
     fee_rate: Decimal,
     /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
-    /// charge.
-    #[schema(value_type = String)]
+    /// charge. At most 1000000.
+    #[schema(value_type = String, pattern = r"^([0-9]{1,6}(\.[0-9]{1,4})?|1000000(\.0{1,4})?)$")]
     fee_fixed: Decimal,
 }
 
@@ -242,7 +243,7 @@ pub async fn create(
 
 // ---- Read ------------------------------------------------------------------------------------------
 
-problems!(ListProblems, operating_listing:);
+problems!(ListProblems, operating:);
 
 /// List merchants
 ///
@@ -255,10 +256,9 @@ problems!(ListProblems, operating_listing:);
 #[get("/v1/operator/merchants")]
 pub async fn list(
     db: web::Data<Db>,
-    _operator: AuthenticatedOperator,
-    request: HttpRequest,
+    WithQuery(_operator, query): WithQuery<AuthenticatedOperator>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<MerchantId>)?;
+    let page = query.read(Parameters::page::<MerchantId>)?;
     let merchants = db
         .run_retrying(move |conn| {
             let query = merchants::table.select(MerchantRow::as_select()).into_boxed();
@@ -301,11 +301,11 @@ pub struct ChangePricing {
     #[schema(ignore)]
     id: Option<MerchantId>,
     /// Share of each captured amount, as a decimal string from 0 to 1 with at most 5 decimals.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = r"^(0(\.[0-9]{1,5})?|1(\.0{1,5})?)$")]
     fee_rate: Decimal,
     /// Fixed amount added to that share, as a decimal string with at most 4 decimals, in the currency of the
-    /// charge.
-    #[schema(value_type = String)]
+    /// charge. At most 1000000.
+    #[schema(value_type = String, pattern = r"^([0-9]{1,6}(\.[0-9]{1,4})?|1000000(\.0{1,4})?)$")]
     fee_fixed: Decimal,
     /// Time from which the price holds. Default: now. It can't be in the past, so that every capture keeps
     /// its fee.

@@ -21,6 +21,7 @@ use crate::base::ids::MerchantId;
 use crate::error::{Error, Failure};
 use crate::storage::db::Db;
 use crate::storage::schema::{api_keys, operator_keys};
+use crate::web::query::{Caller, without_query};
 
 /// Prefix of a merchant's key.
 pub const API_KEY_PREFIX: &str = "sk_test_";
@@ -61,7 +62,7 @@ pub fn new_password() -> SecretString {
 /// The merchant whose valid key came with the request.
 ///
 /// Errors, in the order checked: `api_key_missing`, `operator_key_not_allowed`, `api_key_invalid`,
-/// `api_key_revoked`, `database_unavailable`.
+/// `api_key_revoked`, `database_unavailable`; as an extractor also `validation_failed` if there is a query.
 #[derive(Clone, Copy, Debug)]
 pub struct AuthenticatedMerchant(pub MerchantId);
 
@@ -74,20 +75,26 @@ impl AuthenticatedMerchant {
     }
 }
 
+impl Caller for AuthenticatedMerchant {
+    fn authenticate(req: HttpRequest) -> LocalBoxFuture<'static, Result<Self, Error>> {
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
 impl FromRequest for AuthenticatedMerchant {
     type Error = Error;
     type Future = LocalBoxFuture<'static, Result<Self, Error>>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let req = req.clone();
-        Box::pin(async move { Self::of(&req).await })
+        Box::pin(without_query(req.clone()))
     }
 }
 
 /// The operator whose valid key came with the request.
 ///
 /// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
-/// `api_key_invalid`, `api_key_revoked`, `database_unavailable`.
+/// `api_key_invalid`, `api_key_revoked`, `database_unavailable`; as an extractor also `validation_failed` if there
+/// is a query.
 #[derive(Clone, Debug)]
 pub struct AuthenticatedOperator {
     /// Name and id of the key, for records of changes.
@@ -107,13 +114,18 @@ impl AuthenticatedOperator {
     }
 }
 
+impl Caller for AuthenticatedOperator {
+    fn authenticate(req: HttpRequest) -> LocalBoxFuture<'static, Result<Self, Error>> {
+        Box::pin(async move { Self::of(&req).await })
+    }
+}
+
 impl FromRequest for AuthenticatedOperator {
     type Error = Error;
     type Future = LocalBoxFuture<'static, Result<Self, Error>>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let req = req.clone();
-        Box::pin(async move { Self::of(&req).await })
+        Box::pin(without_query(req.clone()))
     }
 }
 

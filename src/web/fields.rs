@@ -30,7 +30,7 @@ pub const METADATA_ENTRIES_MAX: usize = 50;
 pub const METADATA_NAME_MAX: usize = 40;
 
 /// Maximum number of unknown fields in an answer: it shouldn't be larger than the request.
-const UNKNOWN_MAX: usize = 20;
+pub(crate) const UNKNOWN_MAX: usize = 20;
 
 /// Free-form texts that a merchant attaches to an object.
 pub type Metadata = BTreeMap<String, String>;

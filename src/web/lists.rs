@@ -4,7 +4,7 @@
 //! pages. Ids hold the time of creation, so the order by id is the order by time, and a filter by time is a
 //! range of ids. Every list is a walk along one index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use crate::base::time;
 use crate::error::{Error, FieldError};
-use crate::web::fields::pointer;
+use crate::web::fields::{UNKNOWN_MAX, pointer};
 
 /// Default number of rows in a page.
-const LIMIT_DEFAULT: i64 = 20;
+pub(crate) const LIMIT_DEFAULT: i64 = 20;
 /// Maximum number of rows in a page.
-const LIMIT_MAX: i64 = 100;
+pub(crate) const LIMIT_MAX: i64 = 100;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -108,9 +108,7 @@ impl Parameters {
             }
         }
         let value = read(&mut parameters);
-        for name in std::mem::take(&mut parameters.values).into_keys() {
-            parameters.error(&name, "is not a known parameter");
-        }
+        parameters.errors.extend(parameters.values.keys().take(UNKNOWN_MAX).map(|name| unknown(name)));
         if parameters.errors.is_empty() { Ok(value) } else { Err(Error::ValidationFailed(parameters.errors)) }
     }
 
@@ -193,6 +191,17 @@ impl Parameters {
             }),
         }
     }
+}
+
+/// Returns an error for each parameter of a query string that isn't `known`.
+pub fn unknown_parameters(query: &str, known: &[&str]) -> Vec<FieldError> {
+    let names = url::form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
+    let names: BTreeSet<_> = names.filter(|name| !known.contains(&name.as_ref())).collect();
+    names.iter().take(UNKNOWN_MAX).map(|name| unknown(name)).collect()
+}
+
+fn unknown(name: &str) -> FieldError {
+    FieldError { pointer: pointer(&[name]), detail: "is not a known parameter".to_owned() }
 }
 
 /// A range of ids by time of creation.

@@ -5,5 +5,6 @@ pub(crate) mod fields;
 pub mod listener;
 pub(crate) mod lists;
 pub(crate) mod problems;
+pub(crate) mod query;
 pub(crate) mod request_id;
 pub(crate) mod texts;

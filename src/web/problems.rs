@@ -12,9 +12,9 @@ use utoipa::openapi::{Ref, RefOr};
 
 use crate::error::{CatalogueEntry, Code};
 
-/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` or
-/// `listing` for reads, and `operating…` for the same by operators (see the functions of these names). A
-/// declaration lists only the operation's own codes.
+/// Declares the error answers of an operation: `problems!(Name, mutating: …)` for changes, `reading` for reads,
+/// and `operating…` for the same by operators (see the functions of these names). A declaration lists only the
+/// operation's own codes.
 macro_rules! problems {
     ($name:ident, $common:ident: $($code:ident),*) => {
         struct $name;
@@ -62,7 +62,7 @@ const CHANGE: &[Code] = &[
     Code::OutcomeUnknown,
 ];
 /// Codes that every request can get.
-const ANY: &[Code] = &[Code::DatabaseUnavailable, Code::Internal];
+const ANY: &[Code] = &[Code::PreconditionFailed, Code::DatabaseUnavailable, Code::Internal];
 
 /// True if many operations can fail with this code.
 pub(crate) fn is_common(code: Code) -> bool {
@@ -71,11 +71,6 @@ pub(crate) fn is_common(code: Code) -> bool {
 
 /// Codes for a merchant's reads.
 pub(crate) fn reading() -> Vec<Code> {
-    [MERCHANT, ANY].concat()
-}
-
-/// Codes for a merchant's reads with a query string.
-pub(crate) fn listing() -> Vec<Code> {
     [MERCHANT, QUERY, ANY].concat()
 }
 
@@ -92,11 +87,6 @@ pub(crate) fn receiving() -> Vec<Code> {
 
 /// Codes for an operator's reads.
 pub(crate) fn operating() -> Vec<Code> {
-    [OPERATOR, ANY].concat()
-}
-
-/// Codes for an operator's reads with a query string.
-pub(crate) fn operating_listing() -> Vec<Code> {
     [OPERATOR, QUERY, ANY].concat()
 }
 

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, delete, get, patch, post, web};
+use actix_web::{HttpResponse, delete, get, patch, post, web};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::Uuid as SqlUuid;
@@ -41,6 +41,7 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Patch, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 use super::address::{can_be_public, is_public};
 
@@ -373,7 +374,7 @@ pub struct CreateWebhookEndpoint {
     #[schema(value_type = String, format = "uri", max_length = 2048)]
     url: EndpointUrl,
     /// Event types that the endpoint receives, or `*` for all. Default: `*`.
-    #[schema(value_type = Option<Vec<EventFilter>>, min_items = 1)]
+    #[schema(value_type = Option<Vec<EventFilter>>, nullable = false, min_items = 1)]
     event_types: Vec<&'static str>,
     /// Free text.
     #[schema(min_length = 1, max_length = 500)]
@@ -468,7 +469,7 @@ pub async fn create(
 
 // ---- Read ------------------------------------------------------------------------------------------
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List webhook endpoints
 ///
@@ -484,10 +485,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/webhook-endpoints")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<WebhookEndpointId>)?;
+    let page = query.read(Parameters::page::<WebhookEndpointId>)?;
     let endpoints = db
         .run_retrying(move |conn| {
             let query = webhook_endpoints::table

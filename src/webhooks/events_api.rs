@@ -4,7 +4,7 @@
 //! catch up by reading.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use actix_web::{HttpResponse, get, post, web};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -24,6 +24,7 @@ use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, TEXT_MAX};
 use crate::web::lists::{List, Parameters, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 use crate::webhooks::endpoints::{EVERYTHING, EndpointRow, EndpointStatus};
 use crate::webhooks::feed::{self, FeedPage, Filter, Start};
 
@@ -258,7 +259,7 @@ impl std::str::FromStr for ObjectId {
     }
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List events
 ///
@@ -282,8 +283,8 @@ problems!(ListProblems, listing:);
     params(
         ("type" = Option<EventType>, Query, description = "Only events of this type"),
         ("object_id" = Option<String>, Query, description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
-        ("created_after" = Option<String>, Query, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
-        ("created_before" = Option<String>, Query, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
         ("after" = Option<String>, Query, description = "Reads events oldest first, without missing any. The `next` of the page before; or the id of an event, to go on after it (events recorded at about the same time can come again); or `now`, to begin with what is recorded from now on; or empty, to begin with the oldest event. Can't be combined with `starting_after` or `ending_before`", example = "now"),
     ),
     responses((status = 200, description = "A page of events.", body = EventPage), ListProblems),
@@ -291,10 +292,9 @@ problems!(ListProblems, listing:);
 #[get("/v1/events")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (after, page, kind, object, created) = Parameters::read(request.query_string(), |parameters| {
+    let (after, page, kind, object, created) = query.read(|parameters| {
         parameters.exclude("after", &["starting_after", "ending_before"]);
         (
             parameters.optional::<Start>("after", Start::FORMAT),
@@ -343,7 +343,7 @@ pub async fn list(
     Ok(HttpResponse::Ok().json(events))
 }
 
-problems!(ListDeliveriesProblems, listing: EventNotFound);
+problems!(ListDeliveriesProblems, reading: EventNotFound);
 
 /// List the deliveries of an event
 ///
@@ -358,11 +358,10 @@ problems!(ListDeliveriesProblems, listing: EventNotFound);
 #[get("/v1/events/{id}/deliveries")]
 pub async fn list_deliveries(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
     id: web::Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, Error> {
-    let page = Parameters::read(request.query_string(), Parameters::page::<DeliveryId>)?;
+    let page = query.read(Parameters::page::<DeliveryId>)?;
     let id: EventId = id.parse().map_err(|_| Error::EventNotFound)?;
     let deliveries = db
         .run_retrying(move |conn| {
@@ -389,7 +388,7 @@ pub struct RedeliverEvent {
     id: Option<EventId>,
     /// Id of the only endpoint to deliver to, whatever event types it receives. Default: all enabled
     /// endpoints that receive this type.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     endpoint_id: Option<String>,
 }
 

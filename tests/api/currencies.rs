@@ -91,6 +91,7 @@ fn a_request_from_before_the_withdrawal_is_finished_and_replayed() {
     let content = RequestContent {
         method: "POST".to_owned(),
         path: "/v1/charges".to_owned(),
+        path_as_sent: None,
         query: String::new(),
         raw_body: body.clone(),
         body: body.clone(),

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use serde_json::Value;
 
 use crate::base::faults;
+use crate::base::preconditions::Precondition;
 use crate::error::failure::{AsFailure, Failure};
 use crate::idempotency::batching::ClaimResult;
 use crate::idempotency::context::Context;
@@ -118,7 +119,8 @@ impl<H: Host> Engine<H> {
     ///
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
     /// `idempotency_key_expired`, `idempotency_request_in_progress`, `processor_unavailable`, the operation's
-    /// errors that aren't final, `transient_conflict`. After each of them but the second and third, the
+    /// errors that aren't final, `transient_conflict`. The final ones are answers; among them, `precondition_failed`
+    /// comes after those of the reservation. After each of them but the second and third, the
     /// client can send the same request again, and it goes on where this one stopped. If keys have no effect,
     /// it can't: `outcome_unknown` comes in place of each that leaves open whether the request takes effect.
     ///
@@ -234,8 +236,9 @@ impl<H: Host> Engine<H> {
     ) -> Result<Option<Result<Start<O::Reservation>, Attempt>>, H::Error> {
         let policy = &request.treatment.policy;
         let batchers = self.inner.batchers.get(O::DESCRIPTOR.name);
-        let Some(batchers) = batchers.filter(|_| !(batch.needs_reservation)(&request.operation, policy))
-        else {
+        let needs_more = request.treatment.precondition != Precondition::Holds
+            || (batch.needs_reservation)(&request.operation, policy);
+        let Some(batchers) = batchers.filter(|_| !needs_more) else {
             return Ok(None);
         };
         let started = Instant::now();
@@ -323,6 +326,7 @@ impl<H: Host> Engine<H> {
         };
         let context = self.inner.context(request, &claim, claim.created_at);
         let reservation = request.operation.reserve(conn, &context)?;
+        request.treatment.check_precondition()?;
         self.renew_if_old(conn, &claim, started)?;
         Ok(Lookup::Ours(Start::Ours(claim, Some(reservation))))
     }
@@ -516,7 +520,12 @@ impl<H: Host> Engine<H> {
         self.inner.metrics.takeovers.inc();
 
         let request_id = envelope.request_id.clone();
-        let treatment = RequestRules { policy, enforcement: Enforcement::Enforce, wait: None };
+        let treatment = RequestRules {
+            policy,
+            enforcement: Enforcement::Enforce,
+            wait: None,
+            precondition: Precondition::Holds,
+        };
         let attempt = async {
             let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.host());
             let request = restored.map_err(|error| {

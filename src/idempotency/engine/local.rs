@@ -21,7 +21,7 @@ impl<H: Host> Engine<H> {
     /// Errors, in the order checked: `database_unavailable`, `idempotency_key_reused`,
     /// `idempotency_key_expired`, `idempotency_request_in_progress`, the operation's errors that aren't
     /// final, `transient_conflict`; `outcome_unknown` in place of each that leaves open whether the request takes
-    /// effect, if keys have no effect.
+    /// effect, if keys have no effect. The final ones are answers; among them, `precondition_failed` comes last.
     ///
     /// Locks: an advisory lock on (merchant, key), then the operation's locks.
     pub async fn execute_local<O: LocalOperation<Host = H>>(
@@ -75,6 +75,9 @@ impl<H: Host> Engine<H> {
             faults::reach("local_after_claim");
             let context = self.inner.context(request, &claim, claim.created_at);
             let reply = request.operation.execute(conn, &context)?;
+            if reply.status < 300 {
+                request.treatment.check_precondition()?;
+            }
             let answer = store::complete(conn, &claim, reply, &envelope.request_id)?;
             faults::reach("local_before_commit");
             self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());

@@ -184,8 +184,9 @@ impl StoredKeyRow {
 
     /// Converts the row to the state that the caller of `envelope` sees.
     pub fn compared_with(self, envelope: &Envelope, is_same_request: bool) -> Result<StoredKey, Failure> {
+        let content = &envelope.content;
         let is_same_path =
-            self.request_method == envelope.content.method && self.request_path == envelope.content.path;
+            self.request_method == content.method && content.paths().any(|path| path == self.request_path);
         let (state, created_at) = (self.state.parse()?, self.created_at);
         let answer = if state == KeyState::Completed { self.into_answer()? } else { None };
         Ok(StoredKey { state, created_at, is_same_request, is_same_path, answer })

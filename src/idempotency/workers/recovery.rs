@@ -130,7 +130,7 @@ fn due(
         .map(|(merchant, key, operation, created_at, request_id, method, path, query, body)| {
             let key = IdempotencyKey::bare(&key).ok_or_else(|| Failure::internal("a stored key is none"))?;
             let raw_body = body.clone();
-            let content = RequestContent { method, path, query, body, raw_body };
+            let content = RequestContent { method, path, path_as_sent: None, query, body, raw_body };
             Ok(DueRequest {
                 operation,
                 created_at,

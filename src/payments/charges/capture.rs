@@ -27,7 +27,7 @@ pub struct CaptureCharge {
     id: Option<ChargeId>,
     /// Decimal string in the charge's currency, at most the authorized amount. Default: the authorized
     /// amount.
-    #[schema(value_type = Option<String>, example = "10.00")]
+    #[schema(value_type = Option<String>, pattern = r"^[0-9]{1,12}(\.[0-9]{1,4})?$", example = "10.00")]
     amount: Option<PlainAmount>,
 }
 

@@ -83,7 +83,7 @@ pub struct CreateCharge {
     #[expect(dead_code, reason = "amount holds it too; it's here for the schema")]
     currency: Currency,
     /// Token of a payment method.
-    #[schema(example = "pm_card_visa")]
+    #[schema(min_length = 1, max_length = 500, example = "pm_card_visa")]
     payment_method: String,
     /// Whether to capture at once. If false, the money is only held.
     #[schema(value_type = Option<bool>, default = true, nullable = false)]

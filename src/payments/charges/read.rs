@@ -1,6 +1,6 @@
 //! Retrieval and lists of charges.
 
-use actix_web::{HttpRequest, HttpResponse, get, web};
+use actix_web::{HttpResponse, get, web};
 use diesel::prelude::*;
 
 use crate::base::ids::ChargeId;
@@ -9,8 +9,9 @@ use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::schema::charges;
 use crate::web::auth::AuthenticatedMerchant;
-use crate::web::lists::{List, Parameters, load_page};
+use crate::web::lists::{List, load_page};
 use crate::web::problems::problems;
+use crate::web::query::WithQuery;
 
 use super::{Charge, ChargeRow, ChargeStatus};
 
@@ -46,7 +47,7 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(charge))
 }
 
-problems!(ListProblems, listing:);
+problems!(ListProblems, reading:);
 
 /// List charges
 ///
@@ -59,30 +60,27 @@ problems!(ListProblems, listing:);
     tag = "Charges",
     params(
         ("status" = Option<ChargeStatus>, Query, description = "Only charges in this state"),
-        ("currency" = Option<String>, Query, description = "Only charges in this currency", example = "USD"),
-        ("reference" = Option<String>, Query, description = "Only charges with this reference"),
-        ("created_after" = Option<String>, Query, description = "Only charges created after this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
-        ("created_before" = Option<String>, Query, description = "Only charges created before this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
+        ("currency" = Option<String>, Query, pattern = "^[A-Z]{3}$", description = "Only charges in this currency", example = "USD"),
+        ("reference" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only charges with this reference"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Only charges created after this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Only charges created before this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
     ),
     responses((status = 200, description = "A page of charges.", body = List<Charge>), ListProblems),
 )]
 #[get("/v1/charges")]
 pub async fn list(
     db: web::Data<Db>,
-    merchant: AuthenticatedMerchant,
-    request: HttpRequest,
+    WithQuery(merchant, query): WithQuery<AuthenticatedMerchant>,
 ) -> Result<HttpResponse, Error> {
-    let (page, status, currency, reference, created) =
-        Parameters::read(request.query_string(), |parameters| {
-            (
-                parameters.page::<ChargeId>(),
-                parameters.optional::<ChargeStatus>("status", "must be a status of charges"),
-                parameters
-                    .optional::<Currency>("currency", "must be an ISO 4217 currency code in upper case"),
-                parameters.optional_text("reference"),
-                parameters.created(),
-            )
-        })?;
+    let (page, status, currency, reference, created) = query.read(|parameters| {
+        (
+            parameters.page::<ChargeId>(),
+            parameters.optional::<ChargeStatus>("status", "must be a status of charges"),
+            parameters.optional::<Currency>("currency", "must be an ISO 4217 currency code in upper case"),
+            parameters.optional_text("reference"),
+            parameters.created(),
+        )
+    })?;
     let charges = db
         .run_retrying(move |conn| {
             let mut query = charges::table
