@@ -316,10 +316,9 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
              structured-field string. Use a new random UUID per operation, and the same one for all of its retries.",
         )
         .required(Required::True)
-        // No example: tools send it as it is, and so everybody would send the same key.\n\n\
+        // No example: tools send it as it is, and so everybody would send the same key.
         // Each character of a quoted key may be escaped.
         .schema(Some(text().min_length(Some(1)).max_length(Some(2 * KEY_LENGTH_MAX + 2))))
-        .example(Some(json!("8e03978e-40d5-43dd-bc93-6894a57f9324")))
         .build()
         .into()
 }
