@@ -1,7 +1,9 @@
 //! The HTTP server: its routes and its parts.
 
 pub mod adapter;
+pub(crate) mod docs;
 mod event_catalogue;
+mod files;
 pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
@@ -9,6 +11,7 @@ pub(crate) mod openapi;
 mod openapi_components;
 pub(crate) mod problem_pages;
 mod routes;
+mod sharing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +22,6 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use diesel::PgConnection;
 use secrecy::SecretString;
-use utoipa_swagger_ui::SwaggerUi;
 
 use crate::base::derived_secrets::Vault;
 use crate::base::metrics::Registry;
@@ -38,8 +40,9 @@ use crate::webhooks::feed;
 use crate::webhooks::retention::{self, Retention};
 use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
 
-use health::Readiness;
+use health::{READINESS_REST, Readiness};
 use routes::routes;
+use sharing::Shared;
 
 pub use routes::{document, operations, resource_kinds};
 
@@ -159,25 +162,26 @@ pub fn serve(
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
     let document = web::Data::new(openapi::ServedDocument::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
-    let registry = web::Data::new(registry);
+    let exposition = web::Data::new(metrics::Exposition::new(registry));
     let readiness = web::Data::new(Readiness {
         needs_processor: !config.ready_without_processor,
         is_stopping: AtomicBool::new(false),
+        database: Shared::new(READINESS_REST),
     });
     let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
-    // find a thread, even if one worker has all the permits and other permits wait for lost connections. Idle
-    // threads end by themselves.
-    let blocking_threads = POOLS_MAX * config.pool_size as usize;
+    // find a thread, even if one worker has all the permits and other permits wait for lost connections. One more
+    // serializes and compresses. Idle threads end by themselves.
+    let blocking_threads = POOLS_MAX * config.pool_size as usize + 1;
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
             .app_data(document.clone())
             .app_data(http_metrics.clone())
-            .app_data(registry.clone())
+            .app_data(exposition.clone())
             .app_data(readiness.clone())
             .wrap(from_fn(middleware::context))
             .configure(routes)
@@ -190,7 +194,7 @@ pub fn serve(
             .service(web::redirect("/problems/", "/problems"))
             .service(openapi::show)
             .service(metrics::show)
-            .service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json")))
+            .service(docs::show)
             .default_service(web::to(|req: HttpRequest| async move {
                 Err::<HttpResponse, Error>(unmatched(&req))
             }))
