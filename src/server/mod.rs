@@ -5,6 +5,7 @@ pub(crate) mod docs;
 mod event_catalogue;
 mod files;
 pub(crate) mod health;
+mod http;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
 pub(crate) mod openapi;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
 use diesel::PgConnection;
 use secrecy::SecretString;
 
@@ -175,7 +176,7 @@ pub fn serve(
     // find a thread, even if one worker has all the permits and other permits wait for lost connections. One more
     // serializes and compresses. Idle threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize + 1;
-    let server = HttpServer::new(move || {
+    let app = move || {
         App::new()
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
@@ -198,16 +199,10 @@ pub fn serve(
             .default_service(web::to(|req: HttpRequest| async move {
                 Err::<HttpResponse, Error>(unmatched(&req))
             }))
-    })
-    .workers(workers)
-    .worker_max_blocking_threads(blocking_threads)
-    .client_request_timeout(Duration::from_secs(10))
-    .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
-    // The commands handle signals: `dev` has more to stop than this server.
-    .disable_signals()
-    .listen(listener.into_listener())
-    .map_err(|error| format!("Can't start the server: {error}."))?
-    .run();
+    };
+    let settings = http::Settings { workers, blocking_threads, shutdown_timeout_s: SHUTDOWN_TIMEOUT_S };
+    let server = http::serve(app, listener.into_listener(), settings)
+        .map_err(|error| format!("Can't start the server: {error}."))?;
     idempotency::workers::start(
         &workers_engine,
         operations,

@@ -5,6 +5,7 @@ mod authentication;
 mod bad_input;
 mod balance;
 mod charges;
+mod connections;
 mod currencies;
 mod event_feed;
 mod events;
