@@ -14,6 +14,7 @@
 //!
 //! ```text
 //! POST /v1/charges
+//!   web::connection                 passes on what is HTTP, a request at a time
 //!   server::middleware              gives the request an id, will log one line
 //!   IdempotentRequest<CreateCharge>
 //!     host::callers                 finds the merchant by the API key
@@ -58,7 +59,7 @@
 //! | [`base`] | ids, money, time, JSON, signatures, derived secrets, the metrics registry, crash points for tests | requests |
 //! | [`error`] | why a request fails; `failure` is the half that engine and storage know, `problem` the only file with HTTP | frameworks, but for that file |
 //! | [`storage`] | the bounded pool, deadlines, prepared statements, many calls in one statement, the tables | the domain |
-//! | [`web`] | what every endpoint shares: authentication, fields, lists, error documentation | the processor |
+//! | [`web`] | what every endpoint shares: connections, authentication, fields, lists, error documentation | the processor |
 //! | [`processor`] | who moves the money: what a provider does, its books, its messages; an adapter per provider | our database |
 //! | [`events`] | state changes, recorded with the changes | who reads them |
 //! | [`idempotency`] | the engine: runs a request at most once per key | merchants' keys, charges, money, the processor |

@@ -68,7 +68,7 @@ fn every_decision_is_counted_by_operation_and_outcome() {
     });
     // Paths of clients' making must not become series.
     client.get("/v1/charges/ch_1/nonsense").expect(404);
-    let mut stream = std::net::TcpStream::connect(app.client.base().trim_start_matches("http://")).unwrap();
+    let mut stream = connect(&app);
     stream.write_all(b"BREW /v1/charges HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     stream.read_to_string(&mut String::new()).unwrap();
     let metrics = app.client.metrics();
@@ -78,6 +78,47 @@ fn every_decision_is_counted_by_operation_and_outcome() {
     eventually("the estimate", || {
         app.client.metrics().value("oncepay_idempotency_table_rows_estimate", &[]) == 4.0
     });
+}
+
+#[test]
+fn what_strangers_send_makes_no_new_series() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let series = || {
+        let metrics = app.client.metrics().0;
+        // Workers add series of their own in time.
+        metrics.lines().filter(|line| line.starts_with("oncepay_http_")).count()
+    };
+    app.client.get("/nothing").expect(404);
+    app.client.request("DELETE", "/v1/charges").send().expect(405);
+    app.client.metrics();
+    let before = series();
+    let document = app.client.get("/openapi.json").expect(200).json();
+    let known = series();
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    for path in
+        paths.iter().map(String::as_str).chain(["/a", "/metrics", "/docs/none", "/problems/none", "/%00"])
+    {
+        for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW", "get", "CONNECT"] {
+            // Those that there are count by themselves.
+            if document["paths"][path][method.to_ascii_lowercase()].is_object() {
+                continue;
+            }
+            let path = path.replace(['{', '}'], "");
+            let mut stream = connect(&app);
+            write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+            stream.read_to_string(&mut String::new()).unwrap();
+        }
+    }
+    for path in ["/docs/a", "/docs/b", "/problems/a", "/problems/b", "/v1/charges/a/b"] {
+        app.client.get(path).expect(404);
+    }
+    assert!(known > before);
+    assert_eq!(series(), known);
+}
+
+fn connect(app: &App) -> std::net::TcpStream {
+    std::net::TcpStream::connect(app.client.base().trim_start_matches("http://")).unwrap()
 }
 
 #[test]

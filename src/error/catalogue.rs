@@ -82,6 +82,21 @@ codes! {
     MethodNotAllowed: "method_not_allowed", 405, false, false, "Method not allowed",
         "The path exists, but doesn't take this method. The `Allow` header lists the methods that it takes.",
         "Check the method against the API reference at `/docs`.";
+    RequestMalformed: "request_malformed", 400, false, false, "Malformed request",
+        "The request isn't well-formed HTTP/1.1 (RFC 9112): for example, it has no `Host` header, has both `Content-Length` and `Transfer-Encoding`, ends within its head, or is a TLS handshake on a port for plain HTTP. `detail` says what is wrong. The connection is closed.",
+        "Send requests with an HTTP library. If you do, look for a proxy that changes them, and check the scheme and the port of the URL.";
+    HeadTimeout: "head_timeout", 408, true, false, "Head took too long",
+        "The request line and the headers didn't arrive within 10 seconds. Nothing was executed. The connection is closed.",
+        "Send the request again on a new connection, with the same idempotency key.";
+    UriTooLong: "uri_too_long", 414, false, false, "URI too long",
+        "The first line of the request (method, path and query) is longer than 8 KiB. The connection is closed.",
+        "Send a shorter path and query; no request of this API needs 8 KiB.";
+    HeadersTooLarge: "headers_too_large", 431, false, false, "Headers too large",
+        "The request line and the headers are larger than 32 KiB together, or there are more than 96 header lines. The connection is closed.",
+        "Send fewer or smaller headers. Cookies have no meaning here.";
+    HttpVersionUnsupported: "http_version_unsupported", 505, false, false, "HTTP version not supported",
+        "The request line names another version of HTTP than 1.1 or 1.0. The connection is closed.",
+        "Send requests of HTTP/1.1. If the client insists on HTTP/2, put a proxy in between that translates.";
     BodyTooLarge: "body_too_large", 413, false, false, "Body too large",
         "The body is larger than 64 KiB.",
         "Send a smaller body; no request of this API needs 64 KiB. Keep large free-form data in your own store and put its id in `metadata`.";
@@ -89,8 +104,11 @@ codes! {
         "The body isn't declared as JSON, or it is compressed.",
         "Send `Content-Type: application/json` (on `PATCH` also `application/merge-patch+json`) and no `Content-Encoding`.";
     BodyTimeout: "body_timeout", 408, true, false, "Body took too long",
-        "The body didn't arrive in time. Nothing was executed.",
+        "The body didn't arrive within 10 seconds. Nothing was executed. The connection is closed.",
         "Send the request again with the same idempotency key.";
+    BodyIncomplete: "body_incomplete", 400, true, false, "Body incomplete",
+        "The body ended before its announced length, or its chunks are malformed, so that its end can't be told. Nothing was executed. The connection is closed.",
+        "Send the whole request again with the same idempotency key.";
     IdempotencyKeyMissing: "idempotency_key_missing", 400, false, false, "Idempotency key missing",
         "A request that changes something needs an `Idempotency-Key`, so that a retry can't execute it twice.",
         "Generate a random UUID for each intended operation, store it with your order, and send it as `Idempotency-Key` with every attempt of that operation.";

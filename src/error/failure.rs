@@ -24,6 +24,8 @@ pub enum Failure {
     MediaTypeUnsupported { expected: &'static str },
     #[error("The body didn't arrive within {limit_s} s.")]
     BodyTimeout { limit_s: u64 },
+    #[error("The body {0}.")]
+    BodyIncomplete(&'static str),
     #[error("Send an `Idempotency-Key` header, for example a random UUID.")]
     IdempotencyKeyMissing,
     #[error("The `Idempotency-Key` {0}.")]
@@ -102,6 +104,7 @@ impl Failure {
             Self::BodyTooLarge { .. } => Code::BodyTooLarge,
             Self::MediaTypeUnsupported { .. } => Code::MediaTypeUnsupported,
             Self::BodyTimeout { .. } => Code::BodyTimeout,
+            Self::BodyIncomplete(_) => Code::BodyIncomplete,
             Self::IdempotencyKeyMissing => Code::IdempotencyKeyMissing,
             Self::IdempotencyKeyInvalid(_) => Code::IdempotencyKeyInvalid,
             Self::JsonMalformed(_) => Code::JsonMalformed,

@@ -55,6 +55,16 @@ pub enum Error {
     RouteNotFound,
     #[error("This path takes {allow}.")]
     MethodNotAllowed { allow: String },
+    #[error("This isn't a well-formed request of HTTP/1.1: {0}.")]
+    RequestMalformed(&'static str),
+    #[error("The head of the request didn't arrive within {limit_s} s.")]
+    HeadTimeout { limit_s: u64 },
+    #[error("The first line of the request must be at most {limit_bytes} bytes.")]
+    UriTooLong { limit_bytes: usize },
+    #[error("The headers of the request are too large, or too many.")]
+    HeadersTooLarge,
+    #[error("This service speaks HTTP/1.1.")]
+    HttpVersionUnsupported,
     #[error("{} of the request {} not valid; `errors` lists what to correct.",
         if .0.len() == 1 { "One field".to_owned() } else { format!("{} fields", .0.len()) },
         if .0.len() == 1 { "is" } else { "are" })]
@@ -167,6 +177,11 @@ impl Error {
             Self::LastApiKey => Code::LastApiKey,
             Self::RouteNotFound => Code::RouteNotFound,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
+            Self::RequestMalformed(_) => Code::RequestMalformed,
+            Self::HeadTimeout { .. } => Code::HeadTimeout,
+            Self::UriTooLong { .. } => Code::UriTooLong,
+            Self::HeadersTooLarge => Code::HeadersTooLarge,
+            Self::HttpVersionUnsupported => Code::HttpVersionUnsupported,
             Self::ValidationFailed(_) => Code::ValidationFailed,
             Self::InstanceStopping => Code::InstanceStopping,
             Self::OperationNotFound => Code::OperationNotFound,

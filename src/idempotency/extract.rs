@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
+use actix_web::error::PayloadError;
 use actix_web::http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH,
 };
@@ -92,7 +93,7 @@ pub trait HttpHost: Host<Error: ResponseError> {
     fn request_id(&self, request: &HttpRequest) -> String;
 }
 
-/// Errors, in the order checked: authentication, `body_too_large`, `media_type_unsupported`,
+/// Errors, in the order checked: authentication, `body_too_large`, `body_timeout` or `body_incomplete`, `media_type_unsupported`,
 /// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of them
 /// is stored, since the operation never began. A signature over the body authenticates a message, so for it
 /// `body_too_large` comes first.
@@ -126,11 +127,11 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     identity: Identity,
 ) -> Result<IdempotentRequest<O>, ErrorOf<O>> {
     let (host, descriptor) = (engine.host(), O::DESCRIPTOR);
-    let raw_body = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload))
-        .await
-        .map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
-    // The time that the client took to send the body doesn't count.
+    let received = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload)).await;
+    // The time that the client took to send the body doesn't count, nor does that of a client that has sent none: even
+    // the answer that it was too slow takes a look at its key.
     deadline::restart(engine.request_deadline());
+    let raw_body = received.map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
     let message_id = host.verify(req, descriptor.caller, &raw_body)?;
     let is_empty = descriptor.body_optional && raw_body.is_empty();
     if !is_empty {
@@ -268,8 +269,10 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, F
     }
     let mut body = Vec::with_capacity(announced);
     while let Some(chunk) = payload.next().await {
-        let chunk =
-            chunk.map_err(|_| Failure::JsonMalformed("it ended before its announced length".to_owned()))?;
+        let chunk = chunk.map_err(|error| match error {
+            PayloadError::EncodingCorrupted => Failure::BodyIncomplete("has malformed chunks"),
+            _ => Failure::BodyIncomplete("ended before its announced length"),
+        })?;
         if body.len() + chunk.len() > BODY_BYTES_MAX {
             return Err(too_large);
         }

@@ -15,11 +15,16 @@ use crate::processor::ProcessorError;
 use crate::storage::db::Db;
 use crate::storage::deadline;
 
+use super::sharing::Shared;
+
 /// Reports that the process runs. Doesn't ask the database: a restart wouldn't help it.
 #[get("/healthz")]
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
 }
+
+/// After the database has been asked whether it's ready, it isn't for this many times as long.
+pub const READINESS_REST: u32 = 2;
 
 /// Conditions under which this instance is ready.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub struct Readiness {
     pub needs_processor: bool,
     /// True once it has been told to stop.
     pub is_stopping: AtomicBool,
+    /// Whether the database can be written: `Err` is the cause if not.
+    pub database: Shared<Result<(), String>>,
 }
 
 /// Maximum time to find out whether requests can be served. Shorter than the timeouts of the callers
@@ -45,15 +52,12 @@ pub async fn ready(
     if readiness.is_stopping.load(Ordering::Relaxed) {
         return Err(Error::InstanceStopping);
     }
-    deadline::restart(deadline::remaining(READINESS_TIMEOUT));
-    db.run_retrying(|conn| {
-        let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
-        if read_only.get_result(conn)? {
-            return Err(Failure::DatabaseUnavailable("the database is read-only".into()));
-        }
-        Ok(())
-    })
-    .await?;
+    let asked = readiness.database.get(ask(&db));
+    match tokio::time::timeout(READINESS_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(|cause| Failure::DatabaseUnavailable(cause.into()))?,
+        // Others have asked before, and wait themselves.
+        Err(late) => return Err(Failure::DatabaseUnavailable(late.into()).into()),
+    }
     if !engine.host().vault.is_open() {
         return Err(Failure::SecretUnavailable.into());
     }
@@ -61,4 +65,17 @@ pub async fn ready(
         return Err(ProcessorError::Down.into());
     }
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
+}
+
+/// Asks the database whether it can be written.
+async fn ask(db: &Db) -> Result<(), String> {
+    deadline::restart(deadline::remaining(READINESS_TIMEOUT));
+    let asked = db.run_retrying(|conn| {
+        let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
+        if read_only.get_result(conn)? {
+            return Err(Failure::DatabaseUnavailable("the database is read-only".into()));
+        }
+        Ok(())
+    });
+    asked.await.map_err(|failure: Failure| failure.detailed())
 }

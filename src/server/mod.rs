@@ -1,9 +1,11 @@
 //! The HTTP server: its routes and its parts.
 
 pub mod adapter;
-mod api_docs;
+pub(crate) mod docs;
 mod event_catalogue;
+mod files;
 pub(crate) mod health;
+mod http;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
 pub(crate) mod openapi;
@@ -12,6 +14,7 @@ mod openapi_components;
 pub(crate) mod problem_pages;
 mod reads;
 mod routes;
+mod sharing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +22,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
 use diesel::PgConnection;
 use secrecy::SecretString;
 
@@ -41,8 +44,9 @@ use crate::webhooks::feed;
 use crate::webhooks::retention::{self, Retention};
 use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
 
-use health::Readiness;
+use health::{READINESS_REST, Readiness};
 use routes::routes;
+use sharing::Shared;
 
 pub use routes::{document, operations, resource_kinds};
 
@@ -162,25 +166,26 @@ pub fn serve(
     let (roll_up_db, workers_engine) = (db.clone(), engine.clone());
     let document = web::Data::new(openapi::ServedDocument::new(document));
     let http_metrics = web::Data::new(metrics::Metrics::new(&registry));
-    let registry = web::Data::new(registry);
+    let exposition = web::Data::new(metrics::Exposition::new(registry));
     let readiness = web::Data::new(Readiness {
         needs_processor: !config.ready_without_processor,
         is_stopping: AtomicBool::new(false),
+        database: Shared::new(READINESS_REST),
     });
     let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
-    // find a thread, even if one worker has all the permits and other permits wait for lost connections. Idle
-    // threads end by themselves.
-    let blocking_threads = POOLS_MAX * config.pool_size as usize;
-    let server = HttpServer::new(move || {
+    // find a thread, even if one worker has all the permits and other permits wait for lost connections. One more
+    // serializes and compresses. Idle threads end by themselves.
+    let blocking_threads = POOLS_MAX * config.pool_size as usize + 1;
+    let app = move || {
         App::new()
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
             .app_data(document.clone())
             .app_data(http_metrics.clone())
-            .app_data(registry.clone())
+            .app_data(exposition.clone())
             .app_data(readiness.clone())
             .wrap(from_fn(reads::finish))
             .wrap(from_fn(middleware::context))
@@ -194,21 +199,14 @@ pub fn serve(
             .service(web::redirect("/problems/", "/problems"))
             .service(openapi::show)
             .service(metrics::show)
-            .service(api_docs::script)
-            .service(api_docs::page())
+            .service(docs::show)
             .default_service(web::to(|req: HttpRequest| async move {
                 Err::<HttpResponse, Error>(unmatched(&req))
             }))
-    })
-    .workers(workers)
-    .worker_max_blocking_threads(blocking_threads)
-    .client_request_timeout(Duration::from_secs(10))
-    .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
-    // The commands handle signals: `dev` has more to stop than this server.
-    .disable_signals()
-    .listen(listener.into_listener())
-    .map_err(|error| format!("Can't start the server: {error}."))?
-    .run();
+    };
+    let settings = http::Settings { workers, blocking_threads, shutdown_timeout_s: SHUTDOWN_TIMEOUT_S };
+    let server = http::serve(app, listener.into_listener(), settings)
+        .map_err(|error| format!("Can't start the server: {error}."))?;
     idempotency::workers::start(
         &workers_engine,
         operations,

@@ -3,14 +3,11 @@
 //! Operations describe themselves next to their handlers. This module adds the parts that all share: error
 //! answers, security, the idempotency headers.
 
-use std::io::Write as _;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
-use actix_web::http::header::{self, AcceptEncoding, ContentEncoding, Encoding, HeaderValue};
-use actix_web::{HttpResponse, web};
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
+use tokio::sync::Mutex;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::{Response, ResponseBuilder};
@@ -20,6 +17,7 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{Ref, RefOr, Required};
 
+use super::files::File;
 use super::{event_catalogue, openapi_bounds};
 use crate::base::signature;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
@@ -352,15 +350,14 @@ fn x_idempotency(registered: &RegisteredOperation, policy: &Policy) -> serde_jso
 pub struct ServedDocument {
     document: fn() -> &'static utoipa::openapi::OpenApi,
     /// The last answer: policies rarely change, and it takes a while to serialize and compress the document.
-    latest: Mutex<Option<Arc<SerializedDocument>>>,
+    latest: Mutex<Option<SerializedDocument>>,
 }
 
 /// The document with certain policies, serialized.
 struct SerializedDocument {
     /// Policies of the operations, in document order. `None` is the default policy.
     policies: Vec<Option<Arc<Policy>>>,
-    plain: web::Bytes,
-    compressed: OnceLock<web::Bytes>,
+    file: Arc<File>,
 }
 
 impl ServedDocument {
@@ -380,63 +377,50 @@ impl ServedDocument {
     }
 
     /// Returns the document with these policies, one per operation and in the same order.
-    fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<SerializedDocument>, Error> {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn with_policies(&self, policies: Vec<Option<Arc<Policy>>>) -> Result<Arc<File>, Error> {
+        let mut latest = self.latest.lock().await;
         if let Some(written) = latest.as_ref().filter(|written| written.policies == policies) {
-            return Ok(Arc::clone(written));
+            return Ok(Arc::clone(&written.file));
         }
-        let mut document = (self.document)().clone();
-        let items = document.paths.paths.values_mut();
-        let extensions = items
-            .flat_map(operations_of_mut)
-            .filter_map(|(_, operation)| operation.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
-        for (extension, policy) in extensions.zip(&policies) {
-            if let Some(policy) = policy {
-                extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
-            }
-        }
-        let plain = serde_json::to_vec(&document).map_err(Error::internal)?.into();
-        let written = Arc::new(SerializedDocument { policies, plain, compressed: OnceLock::new() });
-        *latest = Some(Arc::clone(&written));
-        Ok(written)
+        let document = self.document;
+        let written = web::block(move || write(document(), policies)).await.map_err(Error::internal)??;
+        let file = Arc::clone(&written.file);
+        *latest = Some(written);
+        Ok(file)
     }
 }
 
-impl SerializedDocument {
-    fn compressed(&self) -> web::Bytes {
-        let compress = || {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-            encoder.write_all(&self.plain).and_then(|()| encoder.finish())
-        };
-        let bytes =
-            self.compressed.get_or_init(|| compress().expect("memory takes all that is written").into());
-        bytes.clone()
+fn write(
+    document: &utoipa::openapi::OpenApi,
+    policies: Vec<Option<Arc<Policy>>>,
+) -> Result<SerializedDocument, Error> {
+    let mut document = document.clone();
+    let items = document.paths.paths.values_mut();
+    let extensions = items
+        .flat_map(operations_of_mut)
+        .filter_map(|(_, operation)| operation.extensions.as_mut()?.get_mut(X_IDEMPOTENCY));
+    for (extension, policy) in extensions.zip(&policies) {
+        if let Some(policy) = policy {
+            extension["policy"] = serde_json::to_value(policy.as_ref()).map_err(Error::internal)?;
+        }
     }
+    let text = serde_json::to_vec(&document).map_err(Error::internal)?;
+    Ok(SerializedDocument { policies, file: Arc::new(File::new("application/json", text)) })
 }
 
 /// Serves the document with the current policies, compressed for clients that accept it. Needs no key.
 #[actix_web::get("/openapi.json")]
 pub async fn show(
+    request: HttpRequest,
     served: web::Data<ServedDocument>,
     engine: web::Data<Engine>,
-    accepted: Option<web::Header<AcceptEncoding>>,
 ) -> Result<HttpResponse, Error> {
     let mut policies = Vec::new();
     for name in served.operations() {
         // The document is available even if the database isn't; it then shows the default policies.
         policies.push(engine.policy(name).await.ok());
     }
-    let written = served.with_policies(policies)?;
-    let offered = [Encoding::gzip(), Encoding::identity()];
-    let encoding = accepted.and_then(|accepted| accepted.negotiate(offered.iter()));
-    let mut answer = HttpResponse::Ok();
-    answer
-        .content_type(header::ContentType::json())
-        .insert_header((header::VARY, HeaderValue::from_name(header::ACCEPT_ENCODING)));
-    if encoding == Some(Encoding::gzip()) {
-        return Ok(answer.insert_header(ContentEncoding::Gzip).body(written.compressed()));
-    }
-    Ok(answer.body(written.plain.clone()))
+    served.with_policies(policies).await?.answer(&request).await
 }
 
 fn header_parameter(name: &str, description: &str) -> ParameterBuilder {

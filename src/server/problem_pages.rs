@@ -1,35 +1,46 @@
 //! Pages that explain error codes: the targets of a problem's `type`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::{Arc, LazyLock};
 
-use actix_web::{HttpResponse, get, web};
+use actix_web::{HttpRequest, HttpResponse, get, web};
 
 use crate::error::{CatalogueEntry, Code, Error};
 
+use super::files::File;
+
 /// Shows the index of all error codes.
 #[get("/problems")]
-pub async fn index() -> HttpResponse {
-    let mut rows = String::new();
-    for entry in Code::ALL.iter().map(|code| code.entry()) {
-        let CatalogueEntry { code, status, title, .. } = entry;
-        let _ = write!(
-            rows,
-            "<tr><td><a href=\"{}\"><code>{code}</code></a></td><td>{status}</td><td>{title}</td></tr>",
-            entry.path()
-        );
-    }
-    page("Problems", &format!("<table><tr><th>Code</th><th>Status</th><th>Meaning</th></tr>{rows}</table>"))
+pub async fn index(request: HttpRequest) -> Result<HttpResponse, Error> {
+    static INDEX: LazyLock<Arc<File>> = LazyLock::new(|| {
+        let mut rows = String::new();
+        for entry in Code::ALL.iter().map(|code| code.entry()) {
+            let CatalogueEntry { code, status, title, .. } = entry;
+            let _ = write!(
+                rows,
+                "<tr><td><a href=\"{}\"><code>{code}</code></a></td><td>{status}</td><td>{title}</td></tr>",
+                entry.path()
+            );
+        }
+        let table = format!("<table><tr><th>Code</th><th>Status</th><th>Meaning</th></tr>{rows}</table>");
+        Arc::new(page("Problems", &table))
+    });
+    INDEX.answer(&request).await
 }
 
 /// Shows the page of one code, which may have dashes or underscores.
 #[get("/problems/{code}")]
-pub async fn show(code: web::Path<String>) -> Result<HttpResponse, Error> {
-    let code = code.replace('-', "_");
-    let entry = Code::ALL
-        .iter()
-        .map(|code| code.entry())
-        .find(|entry| entry.code == code)
-        .ok_or(Error::RouteNotFound)?;
+pub async fn show(request: HttpRequest, code: web::Path<String>) -> Result<HttpResponse, Error> {
+    static PAGES: LazyLock<BTreeMap<&'static str, Arc<File>>> = LazyLock::new(|| {
+        let entries = Code::ALL.iter().map(|code| code.entry());
+        entries.map(|entry| (entry.code, Arc::new(explanation(entry)))).collect()
+    });
+    let file = PAGES.get(code.replace('-', "_").as_str()).ok_or(Error::RouteNotFound)?;
+    file.answer(&request).await
+}
+
+fn explanation(entry: &CatalogueEntry) -> File {
     let kept = if entry.is_final {
         "This answer settles the request. It is stored, and every retry with the same idempotency key gets it again."
     } else {
@@ -40,7 +51,7 @@ pub async fn show(code: web::Path<String>) -> Result<HttpResponse, Error> {
     } else {
         "Sending the very same request again won't help."
     };
-    Ok(page(
+    page(
         entry.title,
         &format!(
             "<p><code>{}</code>, HTTP status {}</p><h2>What happened</h2><p>{}</p><h2>What to do</h2><p>{}</p>\
@@ -50,7 +61,7 @@ pub async fn show(code: web::Path<String>) -> Result<HttpResponse, Error> {
             code_spans(entry.meaning),
             code_spans(entry.remedy),
         ),
-    ))
+    )
 }
 
 /// Renders the catalogue's `backquotes` as code.
@@ -67,12 +78,13 @@ fn code_spans(text: &str) -> String {
     html
 }
 
-fn page(title: &str, content: &str) -> HttpResponse {
-    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(format!(
+fn page(title: &str, content: &str) -> File {
+    let html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{title} · Oncepay</title>\
          <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}\
          td,th{{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}}</style>\
          <h1>{title}</h1>{content}</html>"
-    ))
+    );
+    File::new("text/html; charset=utf-8", html)
 }

@@ -1,6 +1,7 @@
 //! The parts that all endpoints share.
 
 pub mod auth;
+pub(crate) mod connection;
 pub(crate) mod fields;
 pub mod listener;
 pub(crate) mod lists;

@@ -49,6 +49,7 @@ const QUERY: &[Code] = &[Code::ValidationFailed];
 /// Codes of requests that go through the idempotency engine.
 const CHANGE: &[Code] = &[
     Code::BodyTimeout,
+    Code::BodyIncomplete,
     Code::BodyTooLarge,
     Code::MediaTypeUnsupported,
     Code::IdempotencyKeyMissing,
@@ -62,7 +63,16 @@ const CHANGE: &[Code] = &[
     Code::OutcomeUnknown,
 ];
 /// Codes that every request can get.
-const ANY: &[Code] = &[Code::PreconditionFailed, Code::DatabaseUnavailable, Code::Internal];
+const ANY: &[Code] = &[
+    Code::RequestMalformed,
+    Code::HeadTimeout,
+    Code::UriTooLong,
+    Code::HeadersTooLarge,
+    Code::HttpVersionUnsupported,
+    Code::PreconditionFailed,
+    Code::DatabaseUnavailable,
+    Code::Internal,
+];
 
 /// True if many operations can fail with this code.
 pub(crate) fn is_common(code: Code) -> bool {

@@ -17,17 +17,19 @@ const REQUEST_ID_MAX: usize = 128;
 pub struct RequestId(pub String);
 
 impl RequestId {
-    /// The client's id if it's valid (1 to 128 letters, digits, `.`, `_` or `-`), otherwise a new one.
+    /// The client's id if it's sane and the only one, otherwise a new one.
     pub fn of(req: &ServiceRequest) -> Self {
-        let mut sent = req.headers().get_all(&X_REQUEST_ID);
-        let sane = |id: &&str| {
-            (1..=REQUEST_ID_MAX).contains(&id.len())
-                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        };
-        match (sent.next().and_then(|value| value.to_str().ok()).filter(sane), sent.next()) {
-            (Some(id), None) => Self(id.to_owned()),
+        let mut sent = req.headers().get_all(&X_REQUEST_ID).map(|value| value.to_str().unwrap_or_default());
+        match (sent.next(), sent.next()) {
+            (Some(id), None) if Self::is_sane(id) => Self(id.to_owned()),
             _ => Self(format!("req_{}", ids::v7(time::now()).as_simple())),
         }
+    }
+
+    /// True if a client's id can be taken over: 1 to 128 letters, digits, `.`, `_` or `-`.
+    pub(crate) fn is_sane(id: &str) -> bool {
+        (1..=REQUEST_ID_MAX).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     }
 
     /// The id of a request that passed through the middleware, which sets it.

@@ -6,6 +6,7 @@ mod bad_input;
 mod balance;
 mod bounds;
 mod charges;
+mod connections;
 mod currencies;
 mod event_feed;
 mod events;

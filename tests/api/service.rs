@@ -203,6 +203,34 @@ fn nobody_keeps_an_answer_of_the_api() {
 }
 
 #[test]
+fn a_page_that_the_client_has_is_not_sent_again() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let files =
+        ["/openapi.json", "/problems", "/problems/card-declined", "/docs/", "/docs/swagger-ui-bundle.js"];
+    for path in files {
+        let get = |accepted: &str, known: &str| {
+            let request = app.client.request("GET", path).header("Accept-Encoding", accepted);
+            request.header("If-None-Match", known).send()
+        };
+        let plain = get("identity", "\"none\"").expect(200);
+        let tag = plain.header("ETag").unwrap();
+        assert!(tag.starts_with('"'), "{path}: {tag} is weak");
+        for known in [tag, "*", &format!("\"a\", W/{tag}")] {
+            let unchanged = get("identity", known).expect(304);
+            assert_eq!((unchanged.body.len(), unchanged.header("ETag")), (0, Some(tag)), "{path}");
+            assert_eq!(unchanged.header("Vary"), Some("accept-encoding"));
+        }
+        let other = get("gzip", "\"none\"").expect(200);
+        if other.header("Content-Encoding").is_some() {
+            assert_ne!(other.header("ETag"), Some(tag), "other bytes");
+            get("gzip", tag).expect(200);
+            get("gzip", other.header("ETag").unwrap()).expect(304);
+        }
+    }
+}
+
+#[test]
 fn commits_are_durable_whatever_the_server_has_as_default() {
     let database = TestDatabase::new();
     for (default, ours) in [("off", "on"), ("remote_apply", "remote_apply")] {

@@ -1,4 +1,4 @@
-// Starts Swagger UI. See api_docs.rs for why it isn't the start that comes with it.
+// Starts Swagger UI. See docs.rs for why it isn't the start that comes with it.
 
 const KEY = "Idempotency-Key";
 
