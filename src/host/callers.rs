@@ -81,7 +81,15 @@ impl HttpHost for Oncepay {
         match error {
             None if unknown.is_empty() => Ok(()),
             None => Err(Error::ValidationFailed(unknown)),
-            Some(Error::ValidationFailed(errors)) => Err(Error::ValidationFailed([errors, unknown].concat())),
+            Some(Error::ValidationFailed(mut errors)) => {
+                // An operation that reads its query has complained of them already.
+                let new = unknown
+                    .into_iter()
+                    .filter(|unknown| !errors.iter().any(|e| e.pointer == unknown.pointer));
+                let new: Vec<_> = new.collect();
+                errors.extend(new);
+                Err(Error::ValidationFailed(errors))
+            }
             Some(error) => Err(error),
         }
     }
