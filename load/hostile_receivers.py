@@ -32,20 +32,20 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 RECEIVERS = {
     "100 Continue without end": ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0),
     "early hints without end": ("http", b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n", 0),
-    "100 Continue, dripping": ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.001),
+    "100 Continue, dripping": ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01),
     "a reason without end": ("http", b"HTTP/1.1 500 ", b"OK", 0),
     "a header without end": ("http", HEAD + b"A: ", b"a", 0),
     "headers without end": ("http", HEAD, b"A: a\r\n", 0),
-    "headers, dripping": ("http", HEAD, b"A: a\r\n", 0.001),
+    "headers, dripping": ("http", HEAD, b"A: a\r\n", 0.01),
     "a body without end": ("http", HEAD + b"\r\n", b"x", 0),
-    "a body, dripping": ("http", HEAD + b"\r\n", b"x", 0.001),
+    "a body, dripping": ("http", HEAD + b"\r\n", b"x", 0.01),
     "chunks without end": ("http", CHUNKED, b"1\r\nx\r\n", 0),
     "a chunk's extension without end": ("http", CHUNKED + b"1;", b"a=b;", 0),
     "trailers without end": ("http", CHUNKED + b"0\r\n", b"A: a\r\n", 0),
     "a redirect to itself": ("http", b"HTTP/1.1 307 Again\r\nLocation: /\r\n\r\n", b"x", 0),
     "silence": ("http", b"", b"", 0),
     "a handshake without end": ("https", b"", bytes([22, 3, 3, 0, 4, 0, 0, 0, 0]), 0),
-    "a handshake, dripping": ("https", b"", bytes([22, 3, 3, 0, 4, 0, 0, 0, 0]), 0.001),
+    "a handshake, dripping": ("https", b"", bytes([22, 3, 3, 0, 4, 0, 0, 0, 0]), 0.01),
 }
 
 

@@ -286,6 +286,12 @@ fn a_pause_that_the_acquirer_asks_for_is_obeyed_and_passed_on() {
     assert_eq!(scene.requests("authorize", "busy"), 1.0, "it isn't called again at once");
     assert_eq!(scene.requests("authorize", "answered"), 1.0);
     assert_eq!(scene.client.get("/v1/idempotency-keys/limited").json()["attempts"], 1);
+    // Calls of another kind go on.
+    let charge = scene.client.get("/v1/charges").expect(200).json()["data"][0]["id"].clone();
+    scene
+        .client
+        .send("POST", "/v1/refunds", "refund", &json!({"charge_id": charge, "amount": "1.00"}))
+        .expect(201);
     // It's no outage: what needs no processor is served here as ever.
     scene.app.client.get("/readyz").expect(200);
     assert_eq!(scene.app.client.metrics().value("oncepay_processor_available", &[]), 1.0);
@@ -311,10 +317,15 @@ fn the_recovery_worker_obeys_a_longer_pause_than_that_of_the_others_up_to_an_hou
     let limited = scene.client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
     assert_eq!(limited.header("Retry-After"), Some("3600"));
     waits("k", 3600);
+    // What was limited is the question what has become of the first attempt. A new charge is another kind of call.
     let other = scene.client.charge("other", &visa()).expect_problem(503, "processor_unavailable");
-    let told_s: i64 = other.header("Retry-After").and_then(|told| told.parse().ok()).expect("a number");
+    assert_eq!(other.header("Retry-After"), Some("3600"));
+    waits("other", 3600);
+    let third = scene.client.charge("third", &visa()).expect_problem(503, "processor_unavailable");
+    let told_s: i64 = third.header("Retry-After").and_then(|told| told.parse().ok()).expect("a number");
     assert!((40..=60).contains(&told_s), "{told_s}");
-    waits("other", 60);
+    waits("third", 60);
+    assert_eq!(scene.requests("authorize", "busy"), 1.0);
 }
 
 #[test]

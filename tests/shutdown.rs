@@ -59,7 +59,8 @@ fn an_instance_that_is_told_to_stop_says_so_before_it_closes() {
         eventually("that it isn't ready", || client.get("/readyz").status == 503);
         let told = client.get("/readyz").expect_problem(503, "instance_stopping");
         assert!(told.header("Retry-After").is_some());
-        client.charge("meanwhile", &visa()).expect(201);
+        let meanwhile = client.charge("meanwhile", &visa()).expect(201);
+        assert_eq!(meanwhile.header("Connection"), Some("close"), "the next one goes elsewhere");
         let (told, waited) = waiting.join().unwrap();
         let told = told.expect_problem(409, "idempotency_request_in_progress");
         assert_eq!(told.header("Preference-Applied"), None);

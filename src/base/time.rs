@@ -37,8 +37,12 @@ pub fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
         // More digits than a number holds are longer than any limit.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))));
     }
-    let date = DateTime::parse_from_rfc2822(text).ok()?;
-    Some((date.to_utc() - now).to_std().unwrap_or_default())
+    // In each of the three forms that HTTP has had, or as in mail.
+    let date = match httpdate::parse_http_date(text) {
+        Ok(date) => DateTime::<Utc>::from(date),
+        Err(_) => DateTime::parse_from_rfc2822(text).ok()?.to_utc(),
+    };
+    Some((date - now).to_std().unwrap_or_default())
 }
 
 /// Pause after `failures` failures beyond the first: `first`, doubled with each, at most `longest`. It's
@@ -77,6 +81,8 @@ mod tests {
             ("99999999999999999999999", Some(u64::from(u32::MAX))),
             ("Sat, 31 Jan 2026 10:30:00 GMT", Some(3600)),
             ("Fri, 30 Jan 2026 10:30:00 GMT", Some(0)),
+            ("Saturday, 31-Jan-26 10:30:00 GMT", Some(3600)),
+            ("Sat Jan 31 10:30:00 2026", Some(3600)),
             ("", None),
             ("-5", None),
             ("1.5", None),

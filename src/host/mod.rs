@@ -94,7 +94,7 @@ impl Host for Oncepay {
          LIMIT 1";
 
     fn is_processor_available(&self) -> bool {
-        self.processor.is_available() && !self.processor.is_paused()
+        self.processor.is_available()
     }
 
     fn reveal(&self, seal: &str) -> Option<SecretString> {

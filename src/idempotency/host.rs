@@ -21,7 +21,7 @@ pub trait Host: Send + Sync + 'static {
     /// so that authentication costs no round trip of its own. Envelopes without a proof skip it.
     const PROOF_SQL: &'static str = "SELECT false AS is_revoked";
 
-    /// Whether the processor can be called now: it works, and hasn't asked for a pause. While it can't, the recovery worker leaves requests alone.
+    /// Whether the processor can be called now. While it can't, the recovery worker leaves requests alone.
     fn is_processor_available(&self) -> bool {
         true
     }

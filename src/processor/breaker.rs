@@ -5,13 +5,15 @@
 //! shut out all others. So calls are let through again as soon as the processor is healthy, with or without
 //! traffic, and no call has to serve as the probe.
 //!
-//! A processor that is well may still ask for a pause: it limits how often it's called. The breaker holds all
-//! calls back until the pause is over, since such limits count the calls of an account together. Being told to
-//! wait isn't an outage, so the circuit stays closed.
+//! A processor that is well may still ask for a pause: it limits how often it's called. The breaker holds calls of
+//! the same kind back until the pause is over. Calls of other kinds have their own limits: a report that is read
+//! too often must not stop payments. Being told to wait isn't an outage, so the circuit stays closed.
 //!
 //! The pattern is from Michael Nygard's *Release It!*; the usual form lets a call through as the probe.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
@@ -23,8 +25,8 @@ use super::ProcessorError;
 const FAILURES_MAX: u32 = 5;
 /// Number of failed health checks in a row after which the circuit opens.
 const MISSES_MAX: u32 = 2;
-/// Maximum time for which one answer holds back all calls. A limit may be one of a single card or endpoint, so
-/// after this time another call finds out whether it still holds.
+/// Maximum time for which one answer holds back all calls of its kind. A limit may be one of a single card, so after
+/// this time another call finds out whether it still holds.
 const SHARED_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Lets calls through, or fails them at once.
@@ -33,10 +35,8 @@ pub struct Breaker {
     is_open: AtomicBool,
     failures: AtomicU32,
     suspicious: Notify,
-    /// Time from which the end of the pause counts.
-    created: Instant,
-    /// End of the pause that the processor asked for, in milliseconds after `created`.
-    paused_until_ms: AtomicU64,
+    /// Ends of the pauses that the processor asked for, by kind of call.
+    paused_until: RwLock<BTreeMap<&'static str, Instant>>,
     /// 1 while the circuit is closed, 0 while it's open.
     available: IntGauge,
 }
@@ -48,8 +48,7 @@ impl Breaker {
             is_open: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             suspicious: Notify::new(),
-            created: Instant::now(),
-            paused_until_ms: AtomicU64::new(0),
+            paused_until: RwLock::default(),
             available,
         }
     }
@@ -59,46 +58,41 @@ impl Breaker {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Rest of the pause that the processor asked for.
-    pub fn pause_left(&self) -> Option<Duration> {
-        let until_ms = self.paused_until_ms.load(Ordering::Relaxed);
-        // Most processors never ask for one, and then a call needs no clock.
-        if until_ms == 0 {
-            return None;
-        }
-        let left = Duration::from_millis(until_ms).saturating_sub(self.created.elapsed());
-        (!left.is_zero()).then_some(left)
-    }
-
-    /// Fails while the circuit is open, with [`ProcessorError::Down`], and during a pause, with
+    /// Fails while the circuit is open, with [`ProcessorError::Down`], and during a pause of calls of this kind, with
     /// [`ProcessorError::Busy`].
-    pub fn check(&self) -> Result<(), ProcessorError> {
-        if self.is_open() { Err(ProcessorError::Down) } else { self.check_pause() }
+    pub fn check(&self, kind: &str) -> Result<(), ProcessorError> {
+        if self.is_open() { Err(ProcessorError::Down) } else { self.check_pause(kind) }
     }
 
-    /// Fails during a pause, with [`ProcessorError::Busy`].
-    pub fn check_pause(&self) -> Result<(), ProcessorError> {
-        self.pause_left().map_or(Ok(()), |retry_after| Err(ProcessorError::Busy { retry_after }))
+    /// Fails during a pause of calls of this kind, with [`ProcessorError::Busy`].
+    pub fn check_pause(&self, kind: &str) -> Result<(), ProcessorError> {
+        let until = self.paused_until.read().unwrap_or_else(PoisonError::into_inner).get(kind).copied();
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        match left {
+            Some(retry_after) if !retry_after.is_zero() => Err(ProcessorError::Busy { retry_after }),
+            _ => Ok(()),
+        }
     }
 
-    /// Records how a call ended.
-    pub fn record<T>(&self, result: &Result<T, ProcessorError>) {
+    /// Records how a call of this kind ended. `kind` is one of a few fixed words.
+    pub fn record<T>(&self, kind: &'static str, result: &Result<T, ProcessorError>) {
         match result {
             Ok(_) | Err(ProcessorError::Refused(_) | ProcessorError::Rejected { .. }) => self.succeeded(),
             Err(ProcessorError::Busy { retry_after }) => {
                 self.succeeded();
-                self.pause(*retry_after);
+                self.pause(kind, *retry_after);
             }
             Err(_) => self.failed(),
         }
     }
 
-    /// Holds calls back for `pause`, at most a minute, and at least as long as an earlier pause lasts.
-    fn pause(&self, pause: Duration) {
-        let until = self.created.elapsed() + pause.min(SHARED_PAUSE_MAX);
-        let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-        self.paused_until_ms.fetch_max(until_ms, Ordering::Relaxed);
-        log::warn!("the processor asks for a pause of {} s", pause.as_secs());
+    /// Holds calls of a kind back for `pause`, at most a minute, and at least as long as an earlier pause lasts.
+    fn pause(&self, kind: &'static str, pause: Duration) {
+        let until = Instant::now() + pause.min(SHARED_PAUSE_MAX);
+        let mut all = self.paused_until.write().unwrap_or_else(PoisonError::into_inner);
+        let held = all.entry(kind).or_insert(until);
+        *held = until.max(*held);
+        log::warn!("the processor asks for a pause of {} s ({kind})", pause.as_secs());
     }
 
     /// Records that a call was answered.
@@ -178,11 +172,11 @@ mod tests {
         watched(async |breaker, healthy| {
             healthy.store(false, Ordering::Relaxed);
             until(|| breaker.is_open()).await;
-            assert!(matches!(breaker.check(), Err(ProcessorError::Down)));
+            assert!(matches!(breaker.check("charge"), Err(ProcessorError::Down)));
             assert_eq!(breaker.available.get(), 0);
             healthy.store(true, Ordering::Relaxed);
             until(|| !breaker.is_open()).await;
-            assert!(breaker.check().is_ok());
+            assert!(breaker.check("charge").is_ok());
             assert_eq!(breaker.available.get(), 1);
         });
     }
@@ -199,21 +193,25 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_holds_calls_back_for_a_minute_at_most_and_opens_nothing() {
+    fn a_pause_holds_calls_of_its_kind_back_for_a_minute_at_most_and_opens_nothing() {
         let breaker = breaker();
         let busy = |seconds| Err::<(), _>(ProcessorError::Busy { retry_after: Duration::from_secs(seconds) });
-        assert_eq!(breaker.pause_left(), None);
-        breaker.record(&busy(3600));
-        let left = breaker.pause_left().expect("it's paused");
-        assert!((55..=60).contains(&left.as_secs()), "{left:?}");
-        breaker.record(&busy(1));
-        breaker.record(&Ok(()));
-        assert!(breaker.pause_left().is_some_and(|left| left.as_secs() >= 55), "neither ends the pause");
-        assert!(matches!(breaker.check(), Err(ProcessorError::Busy { .. })));
+        let left_s = |kind| match breaker.check(kind) {
+            Err(ProcessorError::Busy { retry_after }) => retry_after.as_secs(),
+            other => other.map(|()| 0).expect("it isn't open"),
+        };
+        assert_eq!(left_s("refund"), 0);
+        breaker.record("refund", &busy(3600));
+        assert!((55..=60).contains(&left_s("refund")));
+        breaker.record("refund", &busy(1));
+        breaker.record("refund", &Ok(()));
+        assert!(left_s("refund") >= 55, "neither ends the pause");
+        assert_eq!(left_s("charge"), 0, "others go on");
         assert!(!breaker.is_open());
-        breaker.paused_until_ms.store(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(2));
-        assert!(breaker.check().is_ok());
+        breaker
+            .record("charge", &Err::<(), _>(ProcessorError::Busy { retry_after: Duration::from_millis(2) }));
+        std::thread::sleep(Duration::from_millis(3));
+        assert!(breaker.check("charge").is_ok());
     }
 
     #[test]

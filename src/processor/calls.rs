@@ -9,6 +9,15 @@ const TRIES_MAX: u32 = 3;
 /// Maximum pause before the second try. It doubles with each try.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The words by which a breaker knows calls of a kind, and the question what has become of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds {
+    /// The call.
+    pub call: &'static str,
+    /// The question.
+    pub find: &'static str,
+}
+
 /// Has a provider do something once, and returns the outcome.
 ///
 /// A call can end in four ways: it did what it should; it was declined or refused; it certainly didn't happen
@@ -22,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// answer that doesn't echo the call counts as lost, and `mismatched` is told, so that it can close the connections. A refusal
 /// without an operation echoes nothing, so it counts only if the provider doesn't know the key and refuses a second time.
 ///
+/// `kinds` are the words by which `breaker` knows the call and the question.
+///
 /// A provider that asks for a pause gets it: the attempt ends with [`ProcessorError::Busy`]. Nothing is concluded from such an
 /// answer, since an earlier try, or a proxy's own limit behind it, leaves open what has become of the call.
 ///
@@ -29,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub async fn once<Find, Send>(
     call: &ProcessorCall,
     asked: &Asked<'_>,
-    breaker: &Breaker,
+    (breaker, kinds): (&Breaker, Kinds),
     mismatched: impl Fn(&ProcessorError),
     find: impl Fn() -> Find,
     send: impl Fn() -> Send,
@@ -51,8 +62,9 @@ where
             let pause = PAUSE * 2_u32.pow(tries - 1);
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
         }
-        breaker.check()?;
+        breaker.check(kinds.call)?;
         if may_have_happened {
+            breaker.check(kinds.find)?;
             match find().await.and_then(|found| found.map(checked).transpose()) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
@@ -86,6 +98,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
+
     use std::cell::{Cell, RefCell};
 
     use ProcessorError::{AnswerLost, Busy, Failed, Mismatch, Refused, Rejected, Unreachable};
@@ -147,8 +161,14 @@ mod tests {
             std::future::ready(sent.borrow_mut().next().expect("it isn't sent so often"))
         };
         let mismatched = |_: &ProcessorError| mismatches.set(mismatches.get() + 1);
-        let outcome =
-            actix_web::rt::System::new().block_on(once(&call, &asked, &breaker, mismatched, find, send));
+        let outcome = actix_web::rt::System::new().block_on(once(
+            &call,
+            &asked,
+            (&breaker, KINDS),
+            mismatched,
+            find,
+            send,
+        ));
         (log.into_inner(), outcome, mismatches.get())
     }
 

@@ -114,11 +114,6 @@ pub trait Processor: Send + Sync {
         true
     }
 
-    /// True while the provider has asked for a pause. Calls fail at once then, with [`ProcessorError::Busy`].
-    fn is_paused(&self) -> bool {
-        false
-    }
-
     /// Watches the provider's health while the server runs, for [`is_available`](Self::is_available). Returns
     /// at once if there is nothing to watch.
     async fn watch(&self) {}

@@ -1,16 +1,19 @@
 //! Middleware around every request: its id, its log line, and error answers in one form.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
+use actix_web::http::{ConnectionType, Method};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
 
+use super::health::Readiness;
 use super::metrics::Metrics;
 use crate::base::metrics::GaugeGuard;
+use crate::base::paths;
 use crate::error::{Code, Error};
 use crate::host::Engine;
 use crate::storage::deadline;
@@ -69,8 +72,17 @@ pub async fn context(
         metrics.http_seconds.with_label_values(&[method, route]).observe(started.elapsed().as_secs_f64());
     }
 
+    if response
+        .request()
+        .app_data::<web::Data<Readiness>>()
+        .is_some_and(|it| it.is_stopping.load(Ordering::Relaxed))
+    {
+        // So that nobody sends the next request on a connection that is about to end.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
+    let path = paths::normalized(response.request().path()).into_owned();
     // Everything here belongs to one merchant, and some answers hold a secret.
-    if response.request().path().starts_with("/v1/") {
+    if path.starts_with("/v1/") {
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     let header = HeaderValue::from_str(&id.0).expect("only visible ASCII gets into an id");
@@ -78,7 +90,8 @@ pub async fn context(
     // Idempotency keys don't belong into the log, even as part of a path.
     let shown = match &pattern {
         Some(pattern) if pattern.contains("{key}") => pattern,
-        _ => response.request().path(),
+        Some(_) => response.request().path(),
+        None => before_key(&path),
     };
     log::info!(
         request_id = id.0.as_str(), status = response.status().as_u16(),
@@ -86,6 +99,12 @@ pub async fn context(
         "{method} {shown}"
     );
     Ok(response.map_body(|_, body| Answer::new(body, request_body, link)))
+}
+
+/// The part of a path that no route takes, up to where a key may follow.
+fn before_key(path: &str) -> &str {
+    const KEYS: &str = "/idempotency-keys/";
+    path.find(KEYS).map_or(path, |begin| &path[..begin + KEYS.len()])
 }
 
 /// Method and route of a request, as metrics show them. Requests that no route takes are all alike: clients can make up
@@ -118,5 +137,22 @@ fn known_method(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_unknown_paths_are_not_logged() {
+        for (path, shown) in [
+            ("/v1/idempotency-keys/k/", "/v1/idempotency-keys/"),
+            ("//v1/idempotency-keys/k", "//v1/idempotency-keys/"),
+            ("/v1/operator/idempotency-keys/mer_x/k/retryy", "/v1/operator/idempotency-keys/"),
+            ("/v1/nothing", "/v1/nothing"),
+        ] {
+            assert_eq!(before_key(path), shown);
+        }
     }
 }

@@ -102,10 +102,14 @@ impl Parameters {
     /// Reads a whole query string with `read`. Returns all errors together, or the value of `read`.
     pub fn read<T>(query: &str, read: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
         let mut parameters = Self { values: BTreeMap::new(), errors: Vec::new() };
+        let mut repeated = BTreeSet::new();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             if parameters.values.insert(name.to_string(), value.into_owned()).is_some() {
-                parameters.error(&name, "must not be repeated");
+                repeated.insert(name.into_owned());
             }
+        }
+        for name in repeated.iter().take(UNKNOWN_MAX) {
+            parameters.error(name, "must not be repeated");
         }
         let value = read(&mut parameters);
         parameters.errors.extend(parameters.values.keys().take(UNKNOWN_MAX).map(|name| unknown(name)));

@@ -131,8 +131,8 @@ impl Write for Stream {
             Transport::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Transport::Secure(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
-        // Not for a try to write: a receiver that doesn't read makes HTTP try each time that it sends.
-        if matches!(written, Poll::Ready(Ok(1..))) {
+        // Once per request. A receiver that takes it in many small pieces gets no more for that.
+        if matches!(written, Poll::Ready(Ok(1..))) && bytes.starts_with(b"POST ") {
             self.allowance.renew();
         }
         written
@@ -175,6 +175,8 @@ impl<R> Connector<R> {
         let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);
+        // Divided among the addresses of a name: the first one may be dead.
+        http.set_connect_timeout(Some(timeout));
         // The kernel would take some MiB before anybody reads them.
         http.set_recv_buffer_size(Some(READ_MAX));
         Ok(Self { http, tls: tls.into(), timeout })

@@ -266,6 +266,39 @@ fn a_request_before_a_malformed_one_is_answered_first() {
 }
 
 #[test]
+fn wishes_for_another_protocol_and_empty_lines_change_nothing() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let key = database.merchant().key;
+    let body = r#"{"amount":"10.00","currency":"USD","payment_method":"pm_card_visa"}"#;
+    let length = body.len();
+    let mut requests = String::new();
+    let wishes = [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n",
+        "Connection: upgrade\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Upgrade: websocket\r\n",
+        "",
+    ];
+    for (number, wish) in wishes.iter().enumerate() {
+        requests.push_str(&format!(
+            "POST /v1/charges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nIdempotency-Key: k{number}\r\n\
+             Content-Type: application/json\r\n{wish}Content-Length: {length}\r\n\r\n{body}\r\n"
+        ));
+    }
+    let mut stream = connect(&app.client);
+    let asked = Instant::now();
+    send(&mut stream, requests.as_bytes());
+    let answers = answers(&mut stream);
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [201; 5], "each is answered, and nothing else");
+    for answer in answers {
+        assert_eq!(answer.header("connection"), None, "{}", answer.head);
+    }
+    assert!(asked.elapsed() >= Duration::from_secs(4), "the connection is kept for the next request");
+}
+
+#[test]
 fn a_slow_request_is_told_so_and_disconnected() {
     let database = TestDatabase::new();
     let merchant = database.merchant();

@@ -54,6 +54,16 @@ fn an_unknown_query_parameter_is_refused_by_every_operation() {
 }
 
 #[test]
+fn a_query_without_end_gets_a_short_answer() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let refused =
+        client.get(&format!("/v1/charges?{}", "a&".repeat(2_000))).expect_problem(422, "validation_failed");
+    assert_eq!(refused.pointers(), ["/a", "/a"], "repeated, and unknown");
+}
+
+#[test]
 fn a_path_has_one_meaning_however_it_is_encoded() {
     let database = TestDatabase::new();
     let app = App::start(&database);

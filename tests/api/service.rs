@@ -195,7 +195,12 @@ fn nobody_keeps_an_answer_of_the_api() {
     .into_iter()
     // The second is a replay.
     .flat_map(|(client, path, body)| [(); 2].map(|()| client.send("POST", path, path, &body)))
-    .chain([client.get("/v1/charges"), client.get("/v1/charges/ch_1"), app.client.get("/v1/nothing")]);
+    .chain([
+        client.get("/v1/charges"),
+        client.get("/v1/charges/ch_1"),
+        client.get("/%761/charges"),
+        app.client.get("/v1/nothing"),
+    ]);
     for answer in answers {
         assert_eq!(answer.header("Cache-Control"), Some("no-store"), "{} {}", answer.status, answer.text());
     }

@@ -9,6 +9,7 @@ use oncepay::base::metrics::Registry;
 use oncepay::base::money::{Currency, Money};
 use oncepay::base::signature::Refusal;
 use oncepay::error::FieldError;
+use oncepay::processor::calls::Kinds;
 use oncepay::processor::metrics::Metrics;
 use oncepay::processor::{
     Adapter, Asked, Authorization, Books, Breaker, CallRefusal, Change, Decline, Event, Messages, Notice,
@@ -132,6 +133,9 @@ fn money(amount: Money) -> Vec<(&'static str, String)> {
     vec![("minor", minor(amount).to_string()), ("currency", amount.currency().code().to_ascii_lowercase())]
 }
 
+/// It makes no difference between kinds of calls.
+const KINDS: Kinds = Kinds { call: "any", find: "any" };
+
 impl CrossbankClient {
     fn request(&self, method: reqwest::Method, path: &[&str]) -> reqwest::RequestBuilder {
         let mut url = self.url.clone();
@@ -144,7 +148,8 @@ impl CrossbankClient {
         request: reqwest::RequestBuilder,
     ) -> Result<T, ProcessorError> {
         let result = read(request).await;
-        self.breaker.record(&result);
+        // This provider limits all calls of an account together.
+        self.breaker.record(KINDS.call, &result);
         result
     }
 
@@ -165,7 +170,7 @@ impl CrossbankClient {
         };
         // An adapter in production replaces its client then, so that the connection isn't used again.
         let mismatched = |error: &ProcessorError| log::error!("{error}");
-        calls::once(call, &asked, &self.breaker, mismatched, || self.find(call), send).await
+        calls::once(call, &asked, (&self.breaker, KINDS), mismatched, || self.find(call), send).await
     }
 }
 
@@ -277,10 +282,6 @@ impl Processor for CrossbankClient {
 
     fn is_available(&self) -> bool {
         !self.breaker.is_open()
-    }
-
-    fn is_paused(&self) -> bool {
-        self.breaker.pause_left().is_some()
     }
 
     async fn watch(&self) {

@@ -151,24 +151,28 @@ pub struct Setback {
 /// end. Returns whether the request is parked now. Does nothing if another attempt has taken over already.
 ///
 /// Reads the worker's schedule from the row and not from the claim: an operator may have changed it
-/// meanwhile. `greatest` ignores the NULL of a request without a pause.
+/// meanwhile. `greatest` ignores the NULL of a request without a pause. An attempt that ended with one counts as none: nothing
+/// is wrong with the request.
 pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Failure> {
     Ok(statement::<Bool>(
         "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \
              recover_at = greatest( \
                  CASE WHEN setback.is_recovery AND recoveries > 0 OR last_error IS NULL \
                      THEN clock.now + make_interval(secs => {}) ELSE recover_at END, \
-                 clock.now + make_interval(secs => {})), \
-             parked_at = CASE WHEN setback.is_recovery AND recoveries >= {} THEN clock.now END \
-         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery) AS setback \
+                 clock.now + make_interval(secs => setback.pause_s)), \
+             recoveries = CASE WHEN setback.is_recovery AND setback.pause_s IS NOT NULL \
+                 THEN greatest(recoveries - 1, 0) ELSE recoveries END, \
+             parked_at = CASE WHEN setback.is_recovery AND setback.pause_s IS NULL AND recoveries >= {} \
+                 THEN clock.now END \
+         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery, {} AS pause_s) AS setback \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
          RETURNING parked_at IS NOT NULL",
     )
     .bind::<Text, _>(setback.error)
     .bind::<Double, _>(setback.recover_in.as_secs_f64())
-    .bind::<Nullable<Double>, _>(setback.pause.map(|pause| pause.as_secs_f64()))
     .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
     .bind::<Bool, _>(setback.taker == Taker::Recovery)
+    .bind::<Nullable<Double>, _>(setback.pause.map(|pause| pause.as_secs_f64()))
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)

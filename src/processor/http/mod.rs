@@ -98,7 +98,8 @@ impl HttpProcessor {
             async { Ok(self.send::<Operation>(name, request).await?.into()) }
         };
         let mismatched = |error: &ProcessorError| self.distrust_connections(call, error);
-        calls::once(call, &asked, &self.breaker, mismatched, || self.find(call), send).await
+        let kinds = calls::Kinds { call: name, find: "find" };
+        calls::once(call, &asked, (&self.breaker, kinds), mismatched, || self.find(call), send).await
     }
 
     /// Drops all connections after an answer that belongs to another call, since every later answer on that connection
@@ -149,7 +150,7 @@ impl HttpProcessor {
             Err(ProcessorError::Busy { .. }) => "busy",
             Err(_) => "lost",
         };
-        self.breaker.record(&result);
+        self.breaker.record(name, &result);
         self.metrics.processor_calls.with_label_values(&[name, outcome]).inc();
         self.metrics.processor_seconds.with_label_values(&[name]).observe(started.elapsed().as_secs_f64());
         result
@@ -167,6 +168,12 @@ fn client(settings: &HttpSettings) -> Result<reqwest::Client, String> {
         .map_err(|error| format!("Can't set up the client of the processor: {error}."))
 }
 
+/// The pause that an answer asks for.
+fn busy(answer: &reqwest::Response) -> Option<ProcessorError> {
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    ProcessorError::busy(answer.status().as_u16(), retry_after)
+}
+
 /// Sends a request and sorts what comes back.
 async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result<T, ProcessorError> {
     let lost = |error: reqwest::Error| {
@@ -177,8 +184,7 @@ async fn read<T: serde::de::DeserializeOwned>(request: RequestBuilder) -> Result
         true => ProcessorError::Unreachable,
         false => lost(error),
     })?;
-    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    if let Some(busy) = ProcessorError::busy(answer.status().as_u16(), retry_after) {
+    if let Some(busy) = busy(&answer) {
         return Err(busy);
     }
     match answer.status() {
@@ -285,16 +291,15 @@ impl Processor for HttpProcessor {
         !self.breaker.is_open()
     }
 
-    fn is_paused(&self) -> bool {
-        self.breaker.pause_left().is_some()
-    }
-
     /// Checks the processor's health from time to time, and holds calls back while it's down. Doesn't return.
     async fn watch(&self) {
         let health = self.url(&["health"]);
         let is_healthy = || {
             let asked = self.client().get(health.clone()).timeout(self.settings.connect_timeout).send();
-            async { asked.await.is_ok_and(|answer| answer.status().is_success()) }
+            async {
+                // Who asks for a pause is alive. Asking again costs less than not to notice an outage.
+                asked.await.is_ok_and(|answer| answer.status().is_success() || busy(&answer).is_some())
+            }
         };
         self.breaker.watch(self.settings.probe_interval, is_healthy).await;
     }
@@ -303,7 +308,7 @@ impl Processor for HttpProcessor {
 #[async_trait]
 impl Books for HttpProcessor {
     async fn operations(&self, after: i64, limit: usize) -> Result<Page, ProcessorError> {
-        self.breaker.check_pause()?;
+        self.breaker.check_pause("list")?;
         let mut url = self.url(&["operations"]);
         url.query_pairs_mut()
             .append_pair("after", &after.to_string())

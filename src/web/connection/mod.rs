@@ -17,6 +17,7 @@
 mod answer;
 mod plain;
 mod refusal;
+mod upgrade;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -141,6 +142,12 @@ impl Connection {
 
     /// Reads what has been received, up to the end of a request.
     fn admit(&mut self) {
+        if self.stage == Stage::Head {
+            // Old clients send an empty line after a request (RFC 9112, section 2.2).
+            let received = &self.inbox[self.admitted..];
+            let empty = received.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+            self.inbox.drain(self.admitted..self.admitted + empty);
+        }
         if self.stage == Stage::Head
             && let Some((head, body)) = plain::measure(&self.inbox[self.admitted..])
         {
@@ -167,6 +174,9 @@ impl Connection {
 
     /// Reads what isn't plain.
     fn decode(&mut self) {
+        if self.stage == Stage::Head {
+            upgrade::hide(&mut self.inbox[self.admitted..]);
+        }
         let mut rest = BytesMut::from(&self.inbox[self.admitted..]);
         while matches!(self.stage, Stage::Head | Stage::Coded) {
             let decoded = self.codec.decode(&mut rest);

@@ -36,10 +36,16 @@ pub(super) fn measure(bytes: &[u8]) -> Option<(usize, u64)> {
             }
             17 if header.name.eq_ignore_ascii_case("transfer-encoding") => return None,
             7 if header.name.eq_ignore_ascii_case("upgrade") => return None,
+            10 if header.name.eq_ignore_ascii_case("connection") && !is_usual(header.value) => return None,
             _ => {}
         }
     }
     (hosts == 1).then_some((head, body.unwrap_or(0)))
+}
+
+/// Whether a `Connection` header has one of the values that nearly all clients send.
+fn is_usual(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
 }
 
 #[cfg(test)]
