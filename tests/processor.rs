@@ -1,6 +1,10 @@
 //! The acquirer on the other side of a network: whatever happens to calls and answers, each takes effect once, and
 //! nothing is assumed about what isn't known.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use oncepay::processor::TestCard;
@@ -276,10 +280,12 @@ fn a_pause_that_the_acquirer_asks_for_is_obeyed_and_passed_on() {
         config.recovery_attempts_max = 1;
     });
     scene.client.charge("before", &visa()).expect(201);
-    scene.fault(json!({"fault": "rate_limited", "retry_after_s": 2, "times": 1}));
+    scene.fault(
+        json!({"fault": "rate_limited", "kinds": ["authorize", "find"], "retry_after_s": 2, "times": 2}),
+    );
     let limited = scene.client.charge("limited", &visa()).expect_problem(503, "processor_unavailable");
     assert_eq!(limited.header("Retry-After"), Some("2"));
-    // Other requests wait too, and so does the worker, whose only attempt this would have been.
+    // Other requests wait too, and so does the worker. Its only attempt is limited again, and doesn't count.
     let other = scene.client.charge("other", &visa()).expect_problem(503, "processor_unavailable");
     assert!(matches!(other.header("Retry-After"), Some("1" | "2")), "{:?}", other.header("Retry-After"));
     std::thread::sleep(Duration::from_millis(300));
@@ -299,6 +305,35 @@ fn a_pause_that_the_acquirer_asks_for_is_obeyed_and_passed_on() {
         "SELECT count(*) FROM idempotency_keys WHERE key IN ('limited', 'other') AND response_status = 201";
     eventually("the requests are finished without their client", || scene.database.count(done) == 2);
     assert_eq!(scene.effects("authorize"), 3);
+}
+
+#[test]
+fn an_acquirer_that_limits_questions_about_its_health_is_well() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let asked = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            count.fetch_add(1, Ordering::Relaxed);
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            );
+        }
+    });
+    let database = TestDatabase::new();
+    let app = App::start_at(&Acquirer::start(&database), &database, |config| {
+        config.processor.url = Some(url);
+        config.processor.probe_interval_ms = 20;
+    });
+    eventually("some questions", || asked.load(Ordering::Relaxed) >= 10);
+    app.client.get("/readyz").expect(200);
+    assert_eq!(app.client.metrics().value("oncepay_processor_available", &[]), 1.0);
+    let client = app.client.as_merchant(&database.merchant());
+    let told = client.charge("k", &visa()).expect_problem(503, "processor_unavailable");
+    assert_eq!(told.header("Retry-After"), Some("30"));
 }
 
 #[test]
