@@ -77,17 +77,14 @@ impl HttpHost for Oncepay {
     }
 
     fn check_query(&self, query: &str, known: &[&str], error: Option<Error>) -> Result<(), Error> {
-        let unknown = lists::unknown_parameters(query, known);
+        let mut unknown = lists::unknown_parameters(query, known);
         match error {
             None if unknown.is_empty() => Ok(()),
             None => Err(Error::ValidationFailed(unknown)),
             Some(Error::ValidationFailed(mut errors)) => {
                 // An operation that reads its query has complained of them already.
-                let new = unknown
-                    .into_iter()
-                    .filter(|unknown| !errors.iter().any(|e| e.pointer == unknown.pointer));
-                let new: Vec<_> = new.collect();
-                errors.extend(new);
+                unknown.retain(|unknown| !errors.iter().any(|error| error.pointer == unknown.pointer));
+                errors.extend(unknown);
                 Err(Error::ValidationFailed(errors))
             }
             Some(error) => Err(error),

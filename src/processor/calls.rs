@@ -40,7 +40,8 @@ pub struct Kinds {
 pub async fn once<Find, Send>(
     call: &ProcessorCall,
     asked: &Asked<'_>,
-    (breaker, kinds): (&Breaker, Kinds),
+    breaker: &Breaker,
+    kinds: Kinds,
     mismatched: impl Fn(&ProcessorError),
     find: impl Fn() -> Find,
     send: impl Fn() -> Send,
@@ -98,8 +99,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
-
     use std::cell::{Cell, RefCell};
 
     use ProcessorError::{AnswerLost, Busy, Failed, Mismatch, Refused, Rejected, Unreachable};
@@ -108,6 +107,8 @@ mod tests {
     use rust_decimal::Decimal;
 
     use super::*;
+
+    const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
     use crate::base::ids::MerchantId;
     use crate::base::money::Money;
     use crate::processor::{CallRefusal, OperationKind, OperationStatus, RefusalReason};
@@ -161,14 +162,8 @@ mod tests {
             std::future::ready(sent.borrow_mut().next().expect("it isn't sent so often"))
         };
         let mismatched = |_: &ProcessorError| mismatches.set(mismatches.get() + 1);
-        let outcome = actix_web::rt::System::new().block_on(once(
-            &call,
-            &asked,
-            (&breaker, KINDS),
-            mismatched,
-            find,
-            send,
-        ));
+        let outcome = actix_web::rt::System::new()
+            .block_on(once(&call, &asked, &breaker, KINDS, mismatched, find, send));
         (log.into_inner(), outcome, mismatches.get())
     }
 

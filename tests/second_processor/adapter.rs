@@ -170,7 +170,7 @@ impl CrossbankClient {
         };
         // An adapter in production replaces its client then, so that the connection isn't used again.
         let mismatched = |error: &ProcessorError| log::error!("{error}");
-        calls::once(call, &asked, (&self.breaker, KINDS), mismatched, || self.find(call), send).await
+        calls::once(call, &asked, &self.breaker, KINDS, mismatched, || self.find(call), send).await
     }
 }
 

@@ -99,7 +99,7 @@ impl HttpProcessor {
         };
         let mismatched = |error: &ProcessorError| self.distrust_connections(call, error);
         let kinds = calls::Kinds { call: name, find: "find" };
-        calls::once(call, &asked, (&self.breaker, kinds), mismatched, || self.find(call), send).await
+        calls::once(call, &asked, &self.breaker, kinds, mismatched, || self.find(call), send).await
     }
 
     /// Drops all connections after an answer that belongs to another call, since every later answer on that connection

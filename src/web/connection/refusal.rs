@@ -18,10 +18,9 @@ pub(super) fn request_line(head: &[u8]) -> &[u8] {
     lines(head).next().unwrap_or_default()
 }
 
-/// The lines of a head, after the empty lines that may precede it.
+/// The lines of a head.
 fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let begin = head.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(head.len());
-    head[begin..].split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+    head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 /// The values of a header, as far as the head can be read.
