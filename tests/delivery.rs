@@ -73,6 +73,11 @@ impl Endpoint {
         database.count(&format!("SELECT count(*) FROM webhook_endpoints WHERE {failing}")) == 1
     }
 
+    fn has_accepted(&self, database: &TestDatabase) -> bool {
+        let accepted = format!("id = '{}' AND first_accepted_at IS NOT NULL", self.id);
+        database.count(&format!("SELECT count(*) FROM webhook_endpoints WHERE {accepted}")) == 1
+    }
+
     fn make_events(&self, database: &TestDatabase, count: u32) {
         let merchant = self.merchant;
         execute(
@@ -356,17 +361,24 @@ fn an_endpoint_that_hangs_with_much_to_be_sent_does_not_delay_another() {
         quick(config);
         config.delivery.delivery_timeout_ms = 600_000;
     });
-    let (hanging, healthy) = (Receiver::start(), Receiver::start());
+    let (hanging, unknown, healthy) = (Receiver::start(), Receiver::start(), Receiver::start());
     hanging.answer_after(Duration::from_secs(3600));
+    unknown.answer_after(Duration::from_secs(3600));
     let slow = endpoint(&database, &database.merchant(), &hanging.url);
+    slow.set(&database, "first_accepted_at = clock_timestamp()");
+    let new = endpoint(&database, &database.merchant(), &unknown.url);
     let quick = endpoint(&database, &database.merchant(), &healthy.url);
     slow.make_events(&database, 500);
-    wait_for(&hanging, 1);
+    new.make_events(&database, 500);
+    wait_for(&hanging, 16);
+    wait_for(&unknown, 1);
     let made = Instant::now();
     quick.make_events(&database, 50);
     wait_for(&healthy, 50);
     assert!(made.elapsed() < Duration::from_secs(10), "{:?}", made.elapsed());
-    assert!(hanging.received().len() <= 16, "no more than its places");
+    assert_eq!(hanging.received().len(), 16, "no more than its places");
+    assert_eq!(unknown.received().len(), 1, "one until it has accepted a message");
+    assert!(quick.has_accepted(&database) && !new.has_accepted(&database));
 }
 
 #[test]
@@ -654,7 +666,9 @@ fn claiming_moves_no_index_entry() {
     let database = TestDatabase::new();
     let receiver = Receiver::start();
     receiver.answer_after(Duration::from_secs(3600));
-    endpoint(&database, &database.merchant(), &receiver.url).make_events(&database, 200);
+    let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
+    endpoint.set(&database, "first_accepted_at = clock_timestamp()");
+    endpoint.make_events(&database, 200);
     let _app = App::start_with(&database, |config| {
         quick(config);
         config.delivery.delivery_timeout_ms = 600_000;

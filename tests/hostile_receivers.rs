@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::*;
 
@@ -95,7 +95,7 @@ const CASES: &[Case] = &[
     ),
     ("no HTTP", "http", Endless(b"", b"\0\x01\x02\x03\xff"), Some("connection_failed"), None),
     ("silence", "http", Silent(b""), Some("timeout"), None),
-    ("a handshake without end", "https", Endless(b"", HELLO_REQUEST), Some("answer_too_long"), None),
+    ("a handshake without end", "https", Endless(b"", HELLO_REQUEST), Some("timeout"), None),
     ("a silent handshake", "https", Silent(b""), Some("timeout"), None),
     ("no TLS", "https", Endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), Some("tls_failed"), None),
 ];
@@ -160,19 +160,30 @@ fn behave(
     }
 }
 
+/// Starts a service that tries each delivery once.
+fn start(database: &TestDatabase) -> App {
+    App::start_with(database, |config| {
+        config.webhook_allow_loopback = true;
+        config.delivery.delivery_interval_ms = 20;
+        config.delivery.delivery_timeout_ms = 2_000;
+        config.delivery.delivery_connect_timeout_ms = 1_000;
+        config.delivery.delivery_backoff_ms = 600_000;
+    })
+}
+
+/// The delivery of a client's only event to its only endpoint.
+fn delivery(client: &Client) -> Value {
+    let event = client.get("/v1/events").expect(200).json()["data"][0]["id"].clone();
+    let path = format!("/v1/events/{}/deliveries", event.as_str().unwrap());
+    client.get(&path).expect(200).json()["data"][0].clone()
+}
+
 #[test]
 fn receivers_get_no_more_attention_than_an_answer_deserves() {
     /// What the buffers of both sides take, beyond what is read.
     const SENT_MAX: usize = 8 * 1024 * 1024;
     let database = TestDatabase::new();
-    let app = App::start_with(&database, |config| {
-        config.webhook_allow_loopback = true;
-        config.delivery.delivery_interval_ms = 20;
-        config.delivery.delivery_timeout_ms = 2_000;
-        config.delivery.delivery_connect_timeout_ms = 1_000;
-        // Once is enough.
-        config.delivery.delivery_backoff_ms = 600_000;
-    });
+    let app = start(&database);
     let receivers: Vec<_> = CASES
         .iter()
         .map(|&(name, scheme, behavior, error, status)| {
@@ -187,9 +198,7 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
     let attempted = "SELECT count(*) FROM webhook_deliveries WHERE attempts <> '[]'";
     eventually("an attempt at each", || database.count(attempted) == CASES.len() as i64);
     for (name, client, sent, error, status) in receivers {
-        let event = client.get("/v1/events").expect(200).json()["data"][0]["id"].clone();
-        let path = format!("/v1/events/{}/deliveries", event.as_str().unwrap());
-        let delivery = client.get(&path).expect(200).json()["data"][0].clone();
+        let delivery = delivery(&client);
         let attempt = &delivery["attempts"][0];
         assert_eq!(
             (&attempt["error"], &attempt["status"]),
@@ -200,4 +209,23 @@ fn receivers_get_no_more_attention_than_an_answer_deserves() {
         assert!(sent < SENT_MAX, "{name}: {sent} bytes were taken");
         println!("{name}: {sent}");
     }
+}
+
+#[test]
+fn an_answer_that_is_longer_than_usual_is_read_with_pauses() {
+    // 15,000 bytes, of which eight KiB are read at once and the rest in pieces of two KiB.
+    let answer =
+        [b"HTTP/1.1 100 Continue\r\n\r\n".repeat(600), OK.into(), b"Content-Length: 0\r\n\r\n".into()];
+    let (address, _) = receiver(Silent(answer.concat().leak()), true);
+    let database = TestDatabase::new();
+    let app = start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let endpoint = json!({"url": format!("http://{address}/")});
+    client.send("POST", "/v1/webhook-endpoints", "endpoint", &endpoint).expect(201);
+    client.charge("charge", &visa()).expect(201);
+    eventually("the delivery", || {
+        database.count("SELECT count(*) FROM webhook_deliveries WHERE state = 'succeeded'") == 1
+    });
+    let attempt = delivery(&client)["attempts"][0].clone();
+    assert!(attempt["duration_ms"].as_i64() >= Some(150), "{attempt}");
 }

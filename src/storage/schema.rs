@@ -177,6 +177,7 @@ diesel::table! {
         secret_key_version -> Integer,
         previous_secret_key_version -> Integer,
         paused_until -> Nullable<Timestamptz>,
+        first_accepted_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Promised: the client connects to public addresses only, whatever a name resolves to at that moment, since
 //! it checks the very address that it connects to. It follows no redirect and uses no proxy; either would
-//! choose another address unseen. A receiver's answer costs no more than 64 KiB, all told, and the time limit.
+//! choose another address unseen. A receiver's answer costs no more than 32 KiB, all told, and the time limit.
 //!
 //! Not promised: to tell the receiver's fault from the network's.
 

@@ -4,12 +4,16 @@
 //! or collects them one by one. So each request comes with an allowance of bytes: reading more is an error, which closes
 //! the connection. The bytes are counted below TLS, where nothing is left out, and the allowance is renewed above it,
 //! where only our own requests are written.
+//!
+//! Thousands of tiny records or chunks take milliseconds to parse, and many receivers may send them at once, or byte by
+//! byte. So whatever goes beyond an ordinary answer is read in small pieces with pauses, which leave the processor to
+//! others.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,11 +24,19 @@ use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_native_tls::TlsStream;
 use tower_service::Service;
 
 /// Maximum number of bytes that are read for a request, with all that belongs to TLS.
-const READ_MAX: usize = 64 * 1024;
+const READ_MAX: usize = 32 * 1024;
+/// What is read of that without pauses, in bytes and in pieces: an ordinary answer, or an ordinary TLS handshake. Behind
+/// TLS, a piece may be the five bytes that tell what follows.
+const AT_ONCE_BYTES: usize = 8 * 1024;
+const AT_ONCE_PIECES: u32 = 64;
+/// Maximum size of a piece, and the pause before each that isn't read at once.
+const PIECE_MAX: usize = 2 * 1024;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The receiver has sent more than an answer may have.
 #[derive(Debug, thiserror::Error)]
@@ -36,28 +48,34 @@ pub(super) struct AnswerTooLong;
 #[error("connecting took too long")]
 pub(super) struct ConnectTimeout;
 
-/// The bytes that may still be read on a connection.
-#[derive(Clone, Debug)]
-struct Allowance(Arc<AtomicUsize>);
+/// What has been read on a connection since the last request was sent.
+#[derive(Clone, Debug, Default)]
+struct Allowance(Arc<Used>);
+
+#[derive(Debug, Default)]
+struct Used {
+    bytes: AtomicUsize,
+    pieces: AtomicU32,
+}
 
 impl Allowance {
-    fn new() -> Self {
-        Self(Arc::new(AtomicUsize::new(READ_MAX)))
-    }
-
     fn renew(&self) {
-        self.0.store(READ_MAX, Ordering::Relaxed);
+        self.0.bytes.store(0, Ordering::Relaxed);
+        self.0.pieces.store(0, Ordering::Relaxed);
     }
 
-    fn take(&self, read: usize) -> io::Result<()> {
-        let left = self.0.load(Ordering::Relaxed);
-        match left.checked_sub(read) {
-            Some(left) => {
-                self.0.store(left, Ordering::Relaxed);
-                Ok(())
-            }
-            None => Err(io::Error::other(AnswerTooLong)),
+    fn take(&self, bytes: usize) -> io::Result<()> {
+        self.0.pieces.fetch_add(1, Ordering::Relaxed);
+        match self.0.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes {
+            ..=READ_MAX => Ok(()),
+            _ => Err(io::Error::other(AnswerTooLong)),
         }
+    }
+
+    /// Whether there is a pause before the next piece.
+    fn is_slow(&self) -> bool {
+        self.0.bytes.load(Ordering::Relaxed) >= AT_ONCE_BYTES
+            || self.0.pieces.load(Ordering::Relaxed) >= AT_ONCE_PIECES
     }
 }
 
@@ -65,6 +83,8 @@ impl Allowance {
 pub(super) struct Counted {
     inner: TokioIo<TcpStream>,
     allowance: Allowance,
+    /// The pause before the next piece, if one is due.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Read for Counted {
@@ -73,15 +93,21 @@ impl Read for Counted {
         cx: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        // At a time no more than fits on the stack. TLS and HTTP ask for less as a rule.
-        let mut chunk = [0; 8 * 1024];
-        let room = buffer.remaining().min(chunk.len());
-        let mut read = ReadBuf::new(&mut chunk[..room]);
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let mut piece = [0; PIECE_MAX];
+        let room = buffer.remaining().min(piece.len());
+        let mut read = ReadBuf::new(&mut piece[..room]);
         match Pin::new(&mut self.inner).poll_read(cx, read.unfilled()) {
             Poll::Ready(Ok(())) => {}
             other => return other,
         }
         self.allowance.take(read.filled().len())?;
+        if self.allowance.is_slow() {
+            self.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));
+        }
         buffer.put_slice(read.filled());
         Poll::Ready(Ok(()))
     }
@@ -207,8 +233,8 @@ where
         let (connecting, tls) = (self.http.call(uri), self.tls.clone());
         let connect = async move {
             let inner = connecting.await.map_err(Into::into)?;
-            let allowance = Allowance::new();
-            let counted = Counted { inner, allowance: allowance.clone() };
+            let allowance = Allowance::default();
+            let counted = Counted { inner, allowance: allowance.clone(), pause: None };
             let transport = match is_secure {
                 true => Transport::Secure(TokioIo::new(tls.connect(&host, TokioIo::new(counted)).await?)),
                 false => Transport::Plain(counted),

@@ -3,9 +3,9 @@
 //! Promised: every delivery is attempted until its endpoint accepts it, or the service gives it up because of
 //! its age or because its endpoint was deleted. If a worker dies, it dies between two statements, and another
 //! one takes the delivery after the lease. An endpoint that fails, hangs or has a large backlog takes no more
-//! than its share: so many attempts at a time, one while it fails, and that one at most once a second. All
-//! endpoints of a merchant together take at most a quarter of an instance's concurrency, and all failing
-//! endpoints at most half. A receiver that asks for a pause (`Retry-After`) gets it, and one that says that it's gone (410)
+//! than its share: so many attempts at a time, but one until it has accepted a message, and one a second while
+//! it fails. All endpoints of a merchant together take at most a quarter of an instance's concurrency, and all
+//! failing endpoints at most half. A receiver that asks for a pause (`Retry-After`) gets it, and one that says that it's gone (410)
 //! gets nothing more. The worker holds no database connection while a message is on its way.
 //!
 //! Not promised: that a message arrives once, or in order. A receiver recognizes duplicates by `webhook-id`,
@@ -84,7 +84,7 @@ pub struct Options {
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency: u32,
 
-    /// Maximum number of these to one endpoint; one while it fails
+    /// Maximum number of these to one endpoint; one until it has accepted a message, and while it fails
     #[arg(long, env = "ONCEPAY_DELIVERY_CONCURRENCY_PER_ENDPOINT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub delivery_concurrency_per_endpoint: u32,
 
@@ -342,8 +342,9 @@ impl Worker {
         }
         drop(in_flight);
         if claimed.endpoint_is_failing && noted.state != State::Succeeded {
-            // With its place taken, the endpoint has no turn.
-            tokio::time::sleep(options.failing_interval().saturating_sub(begun.elapsed())).await;
+            // With its place taken, the endpoint has no turn. Endpoints that began to fail together spread out.
+            let pause = options.failing_interval().mul_f64(rand::random_range(1.0..=1.5));
+            tokio::time::sleep(pause.saturating_sub(begun.elapsed())).await;
         }
     }
 

@@ -180,6 +180,8 @@ pub(crate) struct EndpointRow {
     pub enabled_at: Option<DateTime<Utc>>,
     /// Until then nothing is sent.
     pub paused_until: Option<DateTime<Utc>>,
+    /// Time of the first message that it has accepted since it was created or enabled.
+    pub first_accepted_at: Option<DateTime<Utc>>,
 }
 
 impl EndpointRow {
@@ -228,6 +230,7 @@ impl EndpointRow {
                 webhook_endpoints::disabled_at.eq(self.disabled_at),
                 webhook_endpoints::enabled_at.eq(self.enabled_at),
                 webhook_endpoints::paused_until.eq(self.paused_until),
+                webhook_endpoints::first_accepted_at.eq(self.first_accepted_at),
             ))
             .execute(conn)?;
         Ok(())
@@ -242,7 +245,7 @@ impl EndpointRow {
         match status {
             EndpointStatus::Enabled => {
                 (self.failing_since, self.disabled_at, self.enabled_at) = (None, None, Some(now));
-                self.paused_until = None;
+                (self.paused_until, self.first_accepted_at) = (None, None);
             }
             EndpointStatus::Disabled => self.disabled_at = Some(now),
         }

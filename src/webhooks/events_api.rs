@@ -179,7 +179,7 @@ pub struct Attempt {
     #[schema(example = 200)]
     status: Option<u16>,
     /// Reason why there was no answer, or why the answer counts as a failure: `address_not_allowed`,
-    /// `answer_too_long` (more than 64 KiB before its status was known), `connection_failed`, `redirected`, `timeout`
+    /// `answer_too_long` (more than 32 KiB before its status was known), `connection_failed`, `redirected`, `timeout`
     /// or `tls_failed`.
     #[schema(example = json!(null))]
     error: Option<String>,

@@ -44,7 +44,8 @@ pub(super) struct Capacity {
     pub(super) places: usize,
     /// Free places for endpoints whose last attempt failed.
     pub(super) places_for_failing: usize,
-    /// Maximum number of concurrent attempts per endpoint, including those under way.
+    /// Maximum number of concurrent attempts per endpoint, including those under way. One while an endpoint fails or
+    /// has accepted nothing yet.
     pub(super) places_per_endpoint: u32,
     /// The same per merchant.
     pub(super) places_per_merchant: u32,
@@ -133,7 +134,8 @@ macro_rules! claim {
                  e.failing_since IS NOT NULL AS is_failing, \
                  CASE WHEN e.previous_secret_expires_at > statement_timestamp() \
                      THEN e.previous_secret_key_version END AS previous_key_version, \
-                 CASE WHEN e.failing_since IS NULL THEN {} ELSE 1 END - coalesce(f.count, 0) AS places, \
+                 CASE WHEN e.failing_since IS NULL AND e.first_accepted_at IS NOT NULL THEN {} ELSE 1 END \
+                     - coalesce(f.count, 0) AS places, \
                  {} - coalesce(m.count, 0) AS places_of_merchant \
              FROM waiting w \
              JOIN webhook_endpoints e ON e.merchant_id = w.merchant_id AND e.id = w.endpoint_id \
@@ -300,7 +302,7 @@ impl State {
 /// stored already.
 ///
 /// Locks the deliveries, and then, by id, the endpoints that change: those that begin to fail or want to be left alone,
-/// and those that accept messages again.
+/// and those that accept a message for the first time or again.
 ///
 /// The statement recognizes a pending delivery by `completed_at`. For `state`, the planner would read the
 /// index of all pending deliveries, since its statistics, taken while few were pending, make that index look
@@ -336,11 +338,14 @@ pub(super) fn note(
              SELECT e.merchant_id, e.id, s.takes_messages, s.retry_after_s \
              FROM seen s JOIN webhook_endpoints e ON e.merchant_id = s.merchant_id AND e.id = s.endpoint_id \
              WHERE (e.failing_since IS NULL) <> s.takes_messages \
+                 OR s.takes_messages AND e.first_accepted_at IS NULL \
                  OR NOT s.takes_messages AND s.retry_after_s IS NOT NULL \
              ORDER BY e.merchant_id, e.id FOR NO KEY UPDATE OF e), \
          marked AS ( \
              UPDATE webhook_endpoints e \
              SET failing_since = CASE WHEN NOT c.takes_messages THEN coalesce(e.failing_since, clock_timestamp()) END, \
+                 first_accepted_at = CASE WHEN c.takes_messages THEN coalesce(e.first_accepted_at, clock_timestamp()) \
+                     ELSE e.first_accepted_at END, \
                  paused_until = CASE WHEN NOT c.takes_messages THEN \
                      greatest(e.paused_until, clock_timestamp() + make_interval(secs => c.retry_after_s)) END \
              FROM changed c WHERE e.merchant_id = c.merchant_id AND e.id = c.id) \

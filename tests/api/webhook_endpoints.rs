@@ -86,7 +86,7 @@ fn enabling_an_endpoint_makes_it_new() {
     assert_eq!(again["disabled_at"], disabled["disabled_at"], "it stays when it was");
     execute(
         &mut database.as_app(),
-        "UPDATE webhook_endpoints SET failing_since = disabled_at - interval '5 days'",
+        "UPDATE webhook_endpoints SET failing_since = disabled_at - interval '5 days', first_accepted_at = created_at",
     );
     assert!(client.get(&format!("{PATH}/{id}")).expect(200).json()["failing_since"].is_string());
     let enabled = update(&client, &id, json!({"status": "enabled"})).expect(200).json();
@@ -94,6 +94,8 @@ fn enabling_an_endpoint_makes_it_new() {
         [&enabled["status"], &enabled["disabled_at"], &enabled["failing_since"]],
         [&json!("enabled"), &Value::Null, &Value::Null]
     );
+    let proven = "SELECT count(*) FROM webhook_endpoints WHERE first_accepted_at IS NOT NULL";
+    assert_eq!(database.count(proven), 0, "it may be another receiver now");
     // One that is enabled already doesn't get another chance by saying so.
     execute(&mut database.as_app(), "UPDATE webhook_endpoints SET failing_since = created_at");
     let still = update(&client, &id, json!({"status": "enabled"})).expect(200).json();
