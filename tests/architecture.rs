@@ -75,7 +75,8 @@ struct Source {
     code: String,
 }
 
-fn sources() -> Vec<Source> {
+/// The Rust files under a folder, in the order of their paths.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
     fn visit(folder: &Path, paths: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -86,11 +87,15 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
-    visit(&root, &mut paths);
+    visit(folder, &mut paths);
     paths.sort();
     paths
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    rust_files(&root)
         .into_iter()
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
@@ -372,4 +377,30 @@ fn the_map_lists_the_floors() {
         })
         .collect();
     assert_eq!(listed, FLOORS.iter().map(|floor| floor.to_vec()).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_tests_that_the_threat_model_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code: Vec<(String, String)> = ["src", "tests"]
+        .iter()
+        .flat_map(|folder| rust_files(&root.join(folder)))
+        .map(|path| (path.display().to_string(), fs::read_to_string(path).unwrap()))
+        .collect();
+    let text = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| ") && line.contains("::"));
+    let named: Vec<&str> =
+        rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|name| name.contains("::")).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        // The last part is a function, or empty for all of a module's tests.
+        let (modules, function) = name.rsplit_once("::").unwrap();
+        let module =
+            modules.split("::").find(|module| !matches!(*module, "api" | "tests" | "properties")).unwrap();
+        let is_there = |(path, code): &(String, String)| {
+            (path.contains(&format!("/{module}.rs")) || path.contains(&format!("/{module}/")))
+                && (function.is_empty() || code.contains(&format!("fn {function}(")))
+        };
+        assert!(code.iter().any(is_there), "SECURITY.md names {name}");
+    }
 }

@@ -203,6 +203,34 @@ mod tests {
         }
     }
 
+    mod properties {
+        use super::*;
+
+        proptest::proptest! {
+            #[test]
+            fn amounts_are_plain_decimals_that_fit(
+                text in "[0-9]{0,14}[.]?[0-9]{0,4}|[-+0-9.,eE_ ٣]{0,12}", which in 0usize..3,
+            ) {
+                let currency = currency(["USD", "JPY", "KWD"][which]);
+                let (whole, decimals) = text.split_once('.').unwrap_or((&text, "0"));
+                let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+                let is_positive = text.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+                let scale = if text.contains('.') { decimals.len() } else { 0 };
+                let fits = whole.trim_start_matches('0').len() <= 12 && scale <= currency.scale() as usize;
+                let is_amount = is_number(whole) && is_number(decimals) && is_positive && fits;
+                let read = Money::parse(&text, currency);
+                proptest::prop_assert_eq!(read.is_ok(), is_amount, "{:?}", read);
+                if let Ok(money) = read {
+                    // Shown at the currency's scale, it's the same amount.
+                    let shown = money.to_string();
+                    let shown = shown.split(' ').next().unwrap_or_default();
+                    proptest::prop_assert_eq!(Money::parse(shown, currency), Ok(money));
+                    proptest::prop_assert_eq!(money.amount(), text.parse::<Decimal>().unwrap());
+                }
+            }
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn a_fee_is_within_zero_and_the_amount_at_the_currencys_scale(

@@ -70,3 +70,22 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_path_has_one_spelling_with_the_same_segments(path in "(/([a-c/._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2}|%|\\PC){0,6}){1,3}") {
+            let spelling = normalized(&path);
+            prop_assert_eq!(normalized(&spelling), &spelling[..]);
+            prop_assert_eq!(path.split('/').count(), spelling.split('/').count());
+            for n in 0..path.split('/').count() {
+                prop_assert_eq!(segment(&path, n), segment(&spelling, n));
+            }
+        }
+    }
+}

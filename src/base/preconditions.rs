@@ -127,3 +127,32 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A tag by the grammar, with a comma or a backslash in it now and then.
+    const TAG: &str = r#"(W/)?"[!#-~]{0,6}""#;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_list_of_tags_or_of_none(list in r#"[W/",*a ]{0,24}"#, bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            for list in [list.as_bytes(), &bytes] {
+                for tag in tags(list) {
+                    let inner = opaque(tag);
+                    prop_assert!(inner.len() >= 2 && inner.starts_with(b"\"") && inner.ends_with(b"\""));
+                    prop_assert_eq!(inner.iter().filter(|byte| **byte == b'"').count(), 2);
+                }
+            }
+        }
+
+        #[test]
+        fn every_tag_of_a_list_is_found(list in prop::collection::vec(TAG, 1..6), space in "[ ,\t]{0,3}") {
+            let joined = list.join(&format!("{space},{space}"));
+            prop_assert_eq!(tags(joined.as_bytes()), list.iter().map(String::as_bytes).collect::<Vec<_>>());
+        }
+    }
+}

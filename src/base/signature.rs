@@ -215,3 +215,61 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AT: i64 = 1_614_265_330;
+
+    fn check(id: &str, timestamp: &str, signature: &str, body: &[u8]) -> Result<(), Refusal> {
+        let now = DateTime::from_timestamp(AT, 0).unwrap();
+        verify(&[Secret::new(&[1; 32])], SignatureHeaders { id, timestamp, signature }, body, now)
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_are_refused_unless_they_are_signed(
+            id in any::<String>(), timestamp in "[0-9+-]{0,20}|1614265[0-9]{3}", signature in "(v1,)?[ -~]{0,60}",
+            body in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            prop_assert!(check(&id, &timestamp, &signature, &body).is_err());
+        }
+
+        #[test]
+        fn a_signature_covers_every_bit(
+            id in "[ -~]{1,30}", body in prop::collection::vec(any::<u8>(), 1..64), seconds in -300i64..=300,
+            at in any::<prop::sample::Index>(), bit in 0u8..8,
+        ) {
+            let timestamp = AT + seconds;
+            let signature = Secret::new(&[1; 32]).sign(&id, timestamp, &body);
+            let timestamp = timestamp.to_string();
+            prop_assert_eq!(check(&id, &timestamp, &signature, &body), Ok(()));
+            let mut changed = body.clone();
+            changed[at.index(body.len())] ^= 1 << bit;
+            prop_assert_eq!(check(&id, &timestamp, &signature, &changed), Err(Refusal::Forged));
+            prop_assert_eq!(check(&format!("{id}."), &timestamp, &signature, &body), Err(Refusal::Forged));
+            let mut mac = STANDARD.decode(&signature[VERSION.len()..]).unwrap();
+            let place = at.index(mac.len());
+            mac[place] ^= 1 << bit;
+            let forged = format!("{VERSION}{}", STANDARD.encode(&mac));
+            prop_assert_eq!(check(&id, &timestamp, &forged, &body), Err(Refusal::Forged));
+            mac.truncate(place);
+            let short = format!("{VERSION}{}", STANDARD.encode(&mac));
+            prop_assert_eq!(check(&id, &timestamp, &short, &body), Err(Refusal::Forged));
+        }
+
+        #[test]
+        fn a_secret_is_read_as_it_is_shown_and_nothing_else_is(
+            bytes in prop::collection::vec(any::<u8>(), 24..=64), text in "(whsec_)?[A-Za-z0-9+/=_-]{0,100}",
+        ) {
+            let shown = Secret::new(&bytes).reveal();
+            prop_assert_eq!(Secret::parse(shown.expose_secret()).unwrap().0.expose_secret(), &bytes[..]);
+            if let Ok(secret) = Secret::parse(&text) {
+                prop_assert_eq!(secret.reveal().expose_secret(), &text);
+            }
+        }
+    }
+}

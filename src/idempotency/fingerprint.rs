@@ -169,3 +169,68 @@ mod tests {
         assert_eq!(unknown.is_of(&sent), None);
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+    use serde_json::{Map, Value};
+
+    use crate::base::json;
+
+    fn canonical(value: &Value) -> Vec<u8> {
+        serde_json_canonicalizer::to_vec(value).unwrap()
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            (-1e12..1e12).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..6)
+                    .prop_map(|members| Value::from(members.into_iter().collect::<Map<_, _>>())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_has_one_canonical_form(value in values()) {
+            let once = canonical(&value);
+            let again = json::parse(&once).unwrap();
+            prop_assert_eq!(canonical(&again), &once[..]);
+            let spaced = serde_json::to_vec_pretty(&value).unwrap();
+            prop_assert_eq!(canonical(&json::parse(&spaced).unwrap()), once);
+        }
+
+        #[test]
+        fn bodies_that_differ_differ_in_their_canonical_forms(one in values(), other in values()) {
+            let (first, second) = (json::parse(&canonical(&one)), json::parse(&canonical(&other)));
+            prop_assert_eq!(canonical(&one) == canonical(&other), first == second);
+        }
+
+        #[test]
+        fn any_bytes_are_json_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let serde = serde_json::from_slice::<Value>(&bytes);
+            match json::parse(&bytes) {
+                Ok(value) => prop_assert_eq!(Some(value), serde.ok()),
+                Err(_) => prop_assert!(true),
+            }
+        }
+
+        #[test]
+        fn what_looks_like_json_is_read_as_such_or_has_repeated_names(text in r#"[{}\[\],:"a-b0-9.eE+\\u -]{0,40}"#) {
+            match (json::parse(text.as_bytes()), serde_json::from_str::<Value>(&text)) {
+                (Ok(ours), Ok(theirs)) => prop_assert_eq!(ours, theirs),
+                (Err(reason), Ok(_)) => prop_assert!(reason.contains("repeats"), "{}", reason),
+                (Ok(_), Err(error)) => prop_assert!(false, "{}", error),
+                (Err(_), Err(_)) => {}
+            }
+        }
+    }
+}

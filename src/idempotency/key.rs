@@ -152,3 +152,47 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(value: &[u8]) -> Result<IdempotencyKey, Failure> {
+        IdempotencyKey::from_headers(std::iter::once(value))
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_key_or_refused(value in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(key) = read(&value) {
+                prop_assert_eq!(IdempotencyKey::bare(key.as_str()), Some(key));
+            }
+        }
+
+        #[test]
+        fn what_is_quoted_is_what_a_structured_field_says(value in r#"["\\;=*a-c 0\t]{0,16}"#) {
+            let field = Parser::new(value.trim()).parse::<Item>().ok();
+            let string = field.and_then(|item| match item {
+                Item { bare_item: BareItem::String(text), params } if params.is_empty() => Some(String::from(text)),
+                _ => None,
+            });
+            if value.trim().starts_with('"') {
+                let string = string.filter(|text| IdempotencyKey::bare(text).is_some());
+                prop_assert_eq!(read(value.as_bytes()).ok().map(|key| key.0), string);
+            }
+        }
+
+        #[test]
+        fn a_key_is_the_same_bare_and_quoted(text in "[!-~]{1,255}") {
+            let quoted = format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            let key = read(quoted.as_bytes()).unwrap();
+            prop_assert_eq!(key.as_str(), &text);
+            match read(text.as_bytes()) {
+                Ok(bare) => prop_assert!(bare == key || text.starts_with('"')),
+                Err(_) => prop_assert!(text.starts_with('"') || text.contains(';')),
+            }
+        }
+    }
+}

@@ -272,3 +272,42 @@ mod tests {
         assert_eq!(range("created_after=0001-01-01T00:00:00Z").from, Some(Uuid::nil()));
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::ids::ChargeId;
+
+    proptest! {
+        #[test]
+        fn any_query_is_a_page_or_refused(
+            query in "((limit|starting_after|ending_before|created_after|created_before|x)=([0-9]{0,4}|ch_[0-9a-f]{32}|\\PC{0,6}|%[0-9a-f]{2})&?){0,3}|\\PC{0,40}",
+        ) {
+            let read = Parameters::read(&query, |parameters| (parameters.page::<ChargeId>(), parameters.created()));
+            if let Ok((page, _)) = read {
+                prop_assert!((1..=LIMIT_MAX).contains(&page.limit));
+            }
+        }
+
+        #[test]
+        fn an_id_has_one_spelling(text in "ch_[0-9a-fA-F]{31,33}|(ch_)?[0-9a-f-]{30,36}|\\PC{0,40}", number in any::<u128>()) {
+            let id = ChargeId(Uuid::from_u128(number));
+            prop_assert_eq!(id.to_string().parse(), Ok(id));
+            if let Ok(id) = text.parse::<ChargeId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn a_time_is_read_as_it_is_shown_and_a_pause_is_never_negative(
+            unix_ms in 0i64..253_402_300_799_999, text in "\\PC{0,30}|[0-9TZ:.+ -]{0,32}", now in 0i64..4_102_444_800,
+        ) {
+            let shown = time::Timestamp(DateTime::from_timestamp_millis(unix_ms).unwrap());
+            let json = serde_json::to_value(shown).unwrap();
+            prop_assert_eq!(json.as_str().and_then(time::parse), Some(shown.0));
+            let _ = (time::parse(&text), time::retry_after(&text, DateTime::from_timestamp(now, 0).unwrap()));
+        }
+    }
+}

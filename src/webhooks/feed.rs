@@ -276,3 +276,25 @@ mod tests {
         assert!(position(1, 9, first) < position(1, 9, last));
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_has_one_spelling(epoch in 0i32.., transaction in 0i64.., event in any::<u128>()) {
+            let position = Position { epoch, transaction, event: Uuid::from_u128(event) };
+            prop_assert_eq!(position.to_string().parse(), Ok(position));
+        }
+
+        #[test]
+        fn any_text_is_a_start_or_refused(text in "c1_[A-Za-z0-9_=-]{36,40}|(c1_|evt_)?[ -~]{0,50}|\\PC{0,50}") {
+            if let Ok(Start::Cursor(position)) = text.parse() {
+                prop_assert_eq!(position.to_string(), text);
+            }
+        }
+    }
+}

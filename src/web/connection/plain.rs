@@ -115,4 +115,35 @@ mod tests {
             assert!(plain > 20, "{plain}");
         });
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// Lines of heads, whole and broken, as they come from clients and from those who try to be read in two ways.
+        const LINE: &str = "(GET|POST|HEAD|get|P T) (/|[*]|/[a-z?%&=#. -]{0,8}|[ -~]{0,4}) HTTP/1[.][0-2]";
+        const HEADER: &str = "(Host|hOST|Content-Length|Transfer-Encoding|Connection|Upgrade|Expect|A)[ \t]{0,1}:[ \t]{0,2}\
+                              ([0-9]{1,20}|[+-]?[0-9]{1,3}|0x1|chunked|identity|keep-alive|close|upgrade|x|[ -~]{0,6}|[0-9],[0-9])[ \t]{0,1}";
+        const END: &str = "\r\n|\r\n|\r\n|\r\n|\n|\r|\r\n |\r\r\n";
+
+        proptest! {
+            #[test]
+            fn what_is_plain_is_the_same_to_the_decoder(
+                line in LINE, headers in prop::collection::vec(HEADER, 0..5), ends in prop::collection::vec(END, 7),
+                rest in "[ -~]{0,8}",
+            ) {
+                let mut text = line;
+                for (n, header) in headers.iter().enumerate() {
+                    text = text + &ends[n] + header;
+                }
+                text = text + &ends[5] + &ends[6] + &rest;
+                let decoded = actix_web::rt::System::new().block_on(async { decoded(text.as_bytes()) });
+                if let Some((head, body)) = measure(text.as_bytes()) {
+                    // The decoder was given no more than a thousand bytes.
+                    prop_assert_eq!(Some((head, body.min(1_000))), decoded, "{:?}", text);
+                }
+            }
+        }
+    }
 }
