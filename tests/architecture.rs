@@ -64,6 +64,7 @@ const TRANSACTIONS: &[&str] = &[
     // Operators at a shell.
     "commands/keys.rs",
     "commands/policies.rs",
+    "commands/reconcile.rs",
 ];
 
 struct Source {

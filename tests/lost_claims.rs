@@ -58,6 +58,16 @@ fn path(charge: &Response, step: &str) -> String {
     format!("/v1/charges/{}/{step}", charge.field("id"))
 }
 
+/// A message of the processor about an object, of 99.00 if its type has an amount that matters.
+fn told_of(kind: &str, merchant: &Merchant, reference: &str) -> String {
+    let mut data = json!({"merchant": merchant.id.to_string(), "reference": reference});
+    if !kind.starts_with("payout") {
+        data["amount"] = json!("99.00");
+        data["currency"] = json!("USD");
+    }
+    json!({"type": kind, "data": data}).to_string()
+}
+
 #[test]
 fn what_a_restored_backup_has_lost_happens_once_at_the_processor() {
     let database = TestDatabase::new();
@@ -103,23 +113,35 @@ fn what_a_restored_backup_has_lost_happens_once_at_the_processor() {
     assert!(answers.iter().all(|answer| !answer.is_replay()));
     assert_eq!(operations(), before, "nothing happens twice");
 
-    // The new charge relies on the authorization of the lost one, which is no orphan.
-    acquirer.wait_for_its_list();
-    let reconciled = Command::new(env!("CARGO_BIN_EXE_oncepay"))
-        .args(["reconcile", "--reconcile-grace-s", "0", "--void-orphans-after-s", "0"])
-        .env("DATABASE_URL", exposed(&backup.url()))
-        .envs(acquirer.environment())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&reconciled.stdout);
-    assert!(!reconciled.status.success(), "the references differ: {text}");
+    // The processor goes on naming the lost ones, and the reconciliation knows what took their place.
+    let reconcile = || {
+        acquirer.wait_for_its_list();
+        let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+            .args(["reconcile", "--reconcile-grace-s", "0", "--void-orphans-after-s", "0"])
+            .env("DATABASE_URL", exposed(&backup.url()))
+            .envs(acquirer.environment())
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let payout = first[5].field("id");
+    let paid =
+        app.client.delivery("paid", &told_of("payout.paid", &merchant, &payout)).send().expect(200).json();
+    assert_eq!(paid["state"], "parked", "nobody has compared yet: {paid}");
+    let (agrees, text) = reconcile();
+    assert!(agrees && text.ends_with("Both sides agree.\n"), "{text}");
     assert_eq!(operations(), before, "nothing is voided: {text}");
-    // The processor names the lost one in what it tells, too.
-    let lost = first[1].field("id");
-    let told = json!({"type": "charge.captured", "data": {
-        "merchant": merchant.id.to_string(), "reference": lost, "amount": "99.00", "currency": "USD"}});
-    let told = app.client.delivery("event", &told.to_string()).send().expect(200).json();
-    assert_eq!(told["state"], "contradicted", "it's about the new one, of 12.50: {told}");
+    let capture = app.client.delivery("event", &told_of("charge.captured", &merchant, &first[1].field("id")));
+    let captured = capture.send().expect(200).json();
+    assert_eq!(captured["state"], "contradicted", "it's about the new one, of 12.50: {captured}");
+    let refunded = told_of("refund.failed", &merchant, &first[4].field("id")).replace("99.00", "1.00");
+    let refunded = app.client.delivery("refunded", &refunded).send().expect(200).json();
+    assert_eq!(refunded["state"], "applied", "{refunded}");
+    let status = |answer: &Response, of: &str| {
+        client.get(&format!("/v1/{of}/{}", answer.field("id"))).expect(200).field("status")
+    };
+    assert_eq!(status(&answers[4], "refunds"), "failed");
+    eventually("the parked event", || status(&answers[5], "payouts") == "paid");
     client.send("POST", &path(&answers[1], "capture"), "capture-2", &json!({})).expect(200);
     assert_eq!(operations().len(), before.len() + 1);
     drop(app);

@@ -56,9 +56,15 @@ impl Scene {
 
     /// Runs `oncepay reconcile`. Whether it found both sides in agreement, and what it said.
     fn reconcile(&self, void_orphans_after: &str) -> (bool, String) {
+        self.reconcile_with(void_orphans_after, &[])
+    }
+
+    /// The same with further arguments.
+    fn reconcile_with(&self, void_orphans_after: &str, arguments: &[&str]) -> (bool, String) {
         self.acquirer.wait_for_its_list();
         let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
             .args(["reconcile", "--reconcile-grace-s", "0", "--void-orphans-after-s", void_orphans_after])
+            .args(arguments)
             .env("DATABASE_URL", exposed(&self.database.app_url))
             .envs(self.acquirer.environment())
             .output()
@@ -314,4 +320,49 @@ fn the_audit_asks_the_acquirer_when_it_knows_one() {
         "{text}"
     );
     assert_eq!(scene.app.client.get("/readyz").status, 200);
+}
+
+#[test]
+fn an_operator_accepts_a_difference_with_a_reason() {
+    let scene = Scene::new();
+    let payout = json!({"amount": "77.00", "currency": "USD", "destination": "ba"});
+    let payout = scene.act("/payouts", "po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", payout);
+    let hold = json!({"amount": "6.00", "currency": "USD", "payment_method": "pm_card_visa"});
+    let orphan = scene.act("/authorizations", UNKNOWN_CHARGE, hold);
+    let [payout, hold] = [&payout, &orphan].map(|operation| operation["id"].as_str().unwrap());
+    let (agrees, text) = scene.reconcile("never");
+    assert!(!agrees && text.contains("\n2 differences.\n"), "{text}");
+
+    for (arguments, complaint) in [
+        (&["--accept", payout][..], "--reason"),
+        (&["--reason", "x"], "--accept"),
+        (&["--accept", payout, "--reason", " "], "The reason must have 1 to"),
+        (
+            &["--accept", payout, "op_x", "--reason", "x"],
+            "The books don't differ in op_x. Nothing was accepted.",
+        ),
+    ] {
+        let (accepted, text) = scene.reconcile_with("never", arguments);
+        assert!(!accepted && text.contains(complaint), "{arguments:?}: {text}");
+    }
+    let (agrees, text) =
+        scene.reconcile_with("0", &["--accept", payout, hold, "--reason", "told by telephone"]);
+    assert!(agrees && text.ends_with("Both sides agree.\n"), "{text}");
+    assert!(text.contains("Not compared: 0 here and 2 there"), "{text}");
+    assert_eq!(
+        scene.database.text(
+            "SELECT string_agg(concat_ws(' ', operator, action, reason), ', ') FROM operator_actions \
+             WHERE subject IN ('missing_here ' || (SELECT id FROM acquirer_operations WHERE kind = 'payout' \
+                 AND reference = 'po_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b'))"
+        ),
+        "command line reconciliation.accept told by telephone"
+    );
+    // The orphan isn't voided, and the audit at the end of the test finds nothing.
+    let authorization = orphan["authorization_id"].as_str().unwrap();
+    let open = format!(
+        "SELECT to_jsonb(id) AS row FROM authorizations WHERE id = '{authorization}' AND status = 'open'"
+    );
+    assert_eq!(scene.acquirer.rows(&open).len(), 1);
+    let (accepted, text) = scene.reconcile_with("never", &["--accept", payout, "--reason", "again"]);
+    assert!(!accepted && text.contains("don't differ"), "{text}");
 }

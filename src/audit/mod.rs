@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use crate::error::Error;
 use crate::idempotency::ResourceKind;
+use crate::inbound::differences::is_open;
 use crate::storage::db::plan_freely;
 
 /// Maximum number of sample ids per check.
@@ -231,10 +232,11 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "processor_operations",
-        description: "operations of the processor that don't match ours, as of the last reading of its list",
-        query: Query::Fixed(
-            "SELECT difference || ' ' || reference FROM acquirer_differences(interval '1 hour')",
-        ),
+        description: "operations of the processor that don't match ours and that no operator has accepted, as of the last reading of its list",
+        query: Query::Fixed(concat!(
+            "SELECT d.difference || ' ' || d.reference FROM acquirer_differences(interval '1 hour') d WHERE ",
+            is_open!(),
+        )),
     },
     Check {
         name: "stuck_keys",

@@ -18,10 +18,8 @@ use crate::storage::db;
 use crate::web::fields::TEXT_MAX;
 use crate::web::lists::{Cursor, Page};
 
-use super::shared::{Database, sentence, time_text, write_line};
+use super::shared::{Database, OPERATOR, sentence, time_text, write_line};
 
-/// Name of the operator in the record of actions.
-const OPERATOR: &str = "command line";
 /// Maximum number of keys in one list.
 const KEYS_MAX: i64 = 1_000;
 

@@ -1,15 +1,25 @@
 //! `oncepay reconcile`.
 
-use crate::inbound::reconcile;
+use diesel::Connection;
+
+use crate::inbound::{differences, reconcile};
 use crate::processor::ProcessorOptions;
 use crate::server::adapter;
+use crate::storage::db;
+use crate::web::fields::TEXT_MAX;
 
-use super::shared::Database;
+use super::shared::{Database, OPERATOR, sentence};
 
 /// Options of the `reconcile` command.
 #[derive(Debug, clap::Args)]
 #[group(id = "reconcile_command")]
 pub struct Options {
+    /// Accept the differences in these operations of the processor, which you have dealt with, before the comparison
+    #[arg(long, value_name = "OPERATION", num_args = 1.., requires = "reason")]
+    accept: Vec<String>,
+    /// Reason, for the record of operators' actions
+    #[arg(long, requires = "accept")]
+    reason: Option<String>,
     /// Database of the service
     #[command(flatten)]
     database: Database,
@@ -24,7 +34,26 @@ pub struct Options {
 /// Runs `oncepay reconcile`. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
     let adapter = adapter::of_options(&options.processor)?;
+    if let Some(reason) = &options.reason {
+        accept(options, reason)?;
+    }
     let report = reconcile::run_once(&options.database.database_url, &adapter, options.options)?;
     print!("{report}");
     if report.is_settled() { Ok(()) } else { Err("Our books and the processor's differ.".to_owned()) }
+}
+
+/// Accepts differences, as of the last reading of the processor's books.
+fn accept(options: &Options, reason: &str) -> Result<(), String> {
+    if reason.trim().is_empty() || reason.chars().count() > TEXT_MAX {
+        return Err(format!("The reason must have 1 to {TEXT_MAX} characters."));
+    }
+    let conn = &mut db::connect(&options.database.database_url)?;
+    let others = conn
+        .transaction(|conn| differences::accept(conn, OPERATOR, &options.accept, reason))
+        .map_err(sentence)?;
+    if others.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("The books don't differ in {}. Nothing was accepted.", others.join(", ")))
+    }
 }

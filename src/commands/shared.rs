@@ -9,6 +9,9 @@ use serde_json::Value;
 use crate::base::time::Timestamp;
 use crate::error::Error;
 
+/// Name of the operator in the record of actions.
+pub const OPERATOR: &str = "command line";
+
 /// The database of the service.
 #[derive(Debug, Args)]
 pub struct Database {

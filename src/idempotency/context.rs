@@ -121,8 +121,8 @@ impl<'a, H: Host> Context<'a, H> {
     /// small part of what a payment leaves in the books for good.
     ///
     /// Not promised: that a lost claim's retry has the same resource id, which the processor keeps as the
-    /// reference of the first; reconciliation reports that. And when the database is set back to a time before a
-    /// key was forgotten, its next generation is an old one.
+    /// reference of the first; by this key, reconciliation still knows whose operation it is. And when the
+    /// database is set back to a time before a key was forgotten, its next generation is an old one.
     ///
     /// Without a generation it derives from the time of the claim: in claims of earlier releases, which their
     /// instances may still take over, and in those without a client's key, which nobody repeats. An instance of
@@ -134,17 +134,31 @@ impl<'a, H: Host> Context<'a, H> {
 }
 
 fn derived_key(claim: &Claim, step: &str) -> String {
-    let mut hash = Sha256::new();
-    hash.update(claim.merchant.0.as_bytes());
     match claim.generation {
-        Some(generation) => {
-            // No time of a claim has these bytes.
-            hash.update("generation");
-            hash.update(generation.to_be_bytes());
-        }
-        None => hash.update(claim.created_at.timestamp_micros().to_be_bytes()),
+        Some(generation) => processor_key(claim.merchant, claim.key.as_str(), generation, step),
+        None => key_from(
+            claim.merchant,
+            &claim.created_at.timestamp_micros().to_be_bytes(),
+            claim.key.as_str(),
+            step,
+        ),
     }
-    hash.update(claim.key.as_str());
+}
+
+/// The processor's key for one step of the request that has this key in this generation: what
+/// [`Context::derived_key`] is for the attempts at it. By it, an operation in the processor's books can be told to be
+/// that of a request, also of one that was lost and came again.
+pub fn processor_key(merchant: MerchantId, key: &str, generation: i32, step: &str) -> String {
+    // No time of a claim has these bytes.
+    let origin = [b"generation".as_slice(), &generation.to_be_bytes()].concat();
+    key_from(merchant, &origin, key, step)
+}
+
+fn key_from(merchant: MerchantId, origin: &[u8], key: &str, step: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(merchant.0.as_bytes());
+    hash.update(origin);
+    hash.update(key);
     format!("{}:{step}", hex::encode(&hash.finalize()[..16]))
 }
 

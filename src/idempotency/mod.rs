@@ -113,7 +113,7 @@ mod store;
 mod waiting;
 pub mod workers;
 
-pub use context::Context;
+pub use context::{Context, processor_key};
 pub use descriptor::{Batching, Descriptor, ResourceKind, Scope, Target, parameter};
 pub use engine::{Engine, Response};
 pub use envelope::Envelope;

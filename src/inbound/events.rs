@@ -14,6 +14,8 @@ use crate::payments::{payouts, refunds, settlements};
 use crate::processor::{Change, Event, Messages, Notice};
 use crate::web::fields::{Fields, parse_json};
 
+use super::lost;
+
 /// Outcome of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -86,12 +88,12 @@ pub fn parse(messages: &dyn Messages, body: &[u8]) -> Result<Event, Error> {
 pub fn apply(event: &Event, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let Some(Notice { merchant, change }) = &event.notice else { return Ok(Outcome::Unknown) };
     let mut applied = apply_change(*merchant, change, conn, now, event.occurred_at);
-    if matches!(applied, Err(Error::ChargeNotFound)) {
+    if matches!(applied, Err(Error::ChargeNotFound | Error::RefundNotFound | Error::PayoutNotFound)) {
         let mut change = change.clone();
-        if let Some(charge) = change.charge_mut()
-            && let Some(successor) = charges::successor(conn, *merchant, *charge)?
+        if let Some(object) = change.object_mut()
+            && let Some(successor) = lost::successor(conn, *merchant, *object)?
         {
-            *charge = successor;
+            *object = successor;
             applied = apply_change(*merchant, &change, conn, now, event.occurred_at);
         }
     }

@@ -17,7 +17,9 @@
 //! changes nothing, and is kept as *contradicted*, for people to look at.
 
 pub(crate) mod api;
+pub(crate) mod differences;
 mod events;
+mod lost;
 pub(crate) mod metrics;
 pub mod reconcile;
 mod store;

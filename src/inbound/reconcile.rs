@@ -6,35 +6,38 @@
 //! under way at that moment is no difference: its request is in progress, and either it finishes or its
 //! absence shows the next time.
 //!
-//! Reconciliation repairs only one kind of difference: an authorization without a charge (an *orphan*, for
-//! example after a restore from a backup) holds a customer's money for nothing. The policy decides whether
-//! and when it's voided. All other differences take a person to judge.
+//! Reconciliation repairs two kinds of differences. An operation under the reference of an object that was lost, and
+//! whose request has come again, is given to the object that this made (see the module `lost`). An authorization
+//! without a charge (an *orphan*, for example after a restore from a backup) holds a customer's money for nothing; the
+//! policy decides whether and when it's voided. All other differences take a person to judge, who ends them or
+//! [accepts](differences::accept) them.
 
-use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Double, Jsonb, Nullable, Numeric, Text, Timestamptz, Uuid as SqlUuid};
-use rust_decimal::Decimal;
+use diesel::sql_types::{BigInt, Bool, Double, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::differences;
+use super::lost;
 use super::metrics::Metrics;
-use super::totals::{self, Named, NotCompared, Totals};
+use super::totals::{self, Named, NotCompared};
 use crate::base::defaults::defaults;
 use crate::base::ids::MerchantId;
 use crate::base::metrics::Registry;
-use crate::base::money::Currency;
 use crate::base::time;
 use crate::error::Error;
 use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 use crate::storage;
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::sql::statement;
+
+pub use super::differences::{Difference, Report};
 
 /// Number of operations requested at a time.
 const PAGE: usize = 1_000;
@@ -81,66 +84,6 @@ impl FromStr for VoidAfter {
     }
 }
 
-/// Result of a comparison.
-#[derive(Debug)]
-pub struct Report {
-    /// Totals per currency and kind of operation, of what is compared.
-    pub totals: Vec<Totals>,
-    /// What isn't compared.
-    pub not_compared: NotCompared,
-    /// All differences.
-    pub differences: Vec<Difference>,
-}
-
-impl Report {
-    /// True if every difference has been dealt with.
-    pub fn is_settled(&self) -> bool {
-        self.differences.iter().all(|difference| difference.is_voided)
-    }
-}
-
-/// One difference.
-#[derive(Clone, Debug, QueryableByName)]
-pub struct Difference {
-    /// `missing_at_acquirer`, `missing_here`, `orphaned_authorization`, `amount_differs` or `duplicate`.
-    #[diesel(sql_type = Text)]
-    pub difference: String,
-    /// `authorize`, `capture`, `void`, `refund` or `payout`.
-    #[diesel(sql_type = Text)]
-    pub kind: String,
-    /// Id of the merchant, if there is one.
-    #[diesel(sql_type = Nullable<SqlUuid>)]
-    pub merchant_id: Option<Uuid>,
-    /// Id of our object, or the processor's reference to one.
-    #[diesel(sql_type = Text)]
-    pub reference: String,
-    /// Id of the processor's operation.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub operation_id: Option<String>,
-    /// Id of the processor's authorization.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub authorization_id: Option<String>,
-    /// ISO 4217 code; voids have none.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub currency: Option<String>,
-    /// Amount in our books.
-    #[diesel(sql_type = Nullable<Numeric>)]
-    pub ours: Option<Decimal>,
-    /// Amount in the processor's books.
-    #[diesel(sql_type = Nullable<Numeric>)]
-    pub theirs: Option<Decimal>,
-    /// Seconds since we learned of the processor's operation.
-    #[diesel(sql_type = Nullable<Double>)]
-    pub known_for_s: Option<f64>,
-    /// True if a charge of ours relies on the authorization, though under another reference: after its claim
-    /// was lost, a request gets a new id, and what the processor had done for the first.
-    #[diesel(sql_type = Bool)]
-    pub is_relied_on: bool,
-    /// True if the difference was an orphan that has been voided.
-    #[diesel(sql_type = Bool)]
-    pub is_voided: bool,
-}
-
 /// Reads the processor's new operations, compares, and voids orphans.
 ///
 /// The totals take longer than all the rest. Without `needs_totals`, they are only added up if there are differences.
@@ -157,8 +100,9 @@ pub async fn run(
 ) -> Result<Report, Error> {
     read(db, books).await?;
     let grace_s = options.reconcile_grace_s;
-    let mut report =
-        db.run_within(COMPARISON_TIMEOUT, move |conn| compare(conn, grace_s, needs_totals)).await?;
+    let mut report = db
+        .run_within(COMPARISON_TIMEOUT, move |conn| assign_and_compare(conn, grace_s, needs_totals))
+        .await?;
     if let VoidAfter(Some(age)) = options.void_orphans_after_s {
         for difference in &mut report.differences {
             if difference.is_orphan_since(age) && is_forsaken(db, difference).await? {
@@ -285,18 +229,8 @@ fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error
 /// Compares on one snapshot. Reads everything, takes no locks.
 fn compare(conn: &mut PgConnection, grace_s: u32, needs_totals: bool) -> Result<Report, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
-        diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
-        plan_freely(conn)?;
-        let differences: Vec<Difference> = diesel::sql_query(
-            "SELECT *, EXISTS ( \
-                     SELECT FROM charges c \
-                     WHERE c.merchant_id = d.merchant_id AND c.authorization_id = d.authorization_id \
-                     AND c.status <> 'failed') AS is_relied_on, \
-                 false AS is_voided, extract(epoch FROM clock_timestamp() - first_read_at)::double precision AS known_for_s \
-             FROM acquirer_differences(make_interval(secs => $1)) d ORDER BY currency, difference, kind, reference",
-        )
-        .bind::<Double, _>(f64::from(grace_s))
-        .load(conn)?;
+        read_slowly(conn)?;
+        let differences = differences::load(conn, f64::from(grace_s))?;
         if differences.is_empty() && !needs_totals {
             return Ok(Report { totals: Vec::new(), not_compared: NotCompared::default(), differences });
         }
@@ -312,12 +246,21 @@ fn compare(conn: &mut PgConnection, grace_s: u32, needs_totals: bool) -> Result<
     })
 }
 
-impl Difference {
-    fn is_orphan_since(&self, age: Duration) -> bool {
-        self.difference == "orphaned_authorization"
-            && !self.is_relied_on
-            && self.known_for_s.is_some_and(|known| known >= age.as_secs_f64())
-    }
+/// Compares, after giving operations of lost objects to those that took their place.
+fn assign_and_compare(conn: &mut PgConnection, grace_s: u32, needs_totals: bool) -> Result<Report, Error> {
+    let report = compare(conn, grace_s, needs_totals)?;
+    let assigned = conn.transaction(|conn| {
+        read_slowly(conn)?;
+        lost::assign(conn, &report.differences)
+    })?;
+    if assigned == 0 { Ok(report) } else { compare(conn, grace_s, needs_totals) }
+}
+
+/// Lets the transaction's statements take their time.
+fn read_slowly(conn: &mut PgConnection) -> Result<(), Error> {
+    diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
+    plan_freely(conn)?;
+    Ok(())
 }
 
 /// True if nobody has begun to rely on an orphan since the comparison. After a claim was lost, the retry of its
@@ -406,57 +349,4 @@ fn take_turn(conn: &mut PgConnection, interval: Duration) -> Result<bool, Error>
     .bind::<Double, _>(interval.as_secs_f64())
     .execute(conn)?;
     Ok(taken == 1)
-}
-
-/// Formats `amount` at the currency's scale. The processor's text needn't be the code of any.
-fn format_amount(amount: Decimal, currency: &str) -> String {
-    Currency::stored(currency).map_or_else(|_| amount.to_string(), |currency| currency.format(amount))
-}
-
-impl fmt::Display for Report {
-    /// Prints tables for people.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<8} {:<10} {:>8} {:>18}   {:>9} {:>18}",
-            "currency", "kind", "ours", "amount", "processor", "amount"
-        )?;
-        for total in &self.totals {
-            writeln!(
-                f,
-                "{:<8} {:<10} {:>8} {:>18}   {:>9} {:>18}",
-                total.currency,
-                total.kind,
-                total.our_count,
-                format_amount(total.our_amount, &total.currency),
-                total.their_count,
-                format_amount(total.their_amount, &total.currency),
-            )?;
-        }
-        self.not_compared.fmt(f)?;
-        for difference in &self.differences {
-            let currency = difference.currency.as_deref().unwrap_or("no currency");
-            let amount = |amount: Option<Decimal>| {
-                amount.map_or("nothing".to_owned(), |amount| format_amount(amount, currency))
-            };
-            writeln!(
-                f,
-                "{}: {} of {} ({}): {} here, {} there, {}{}",
-                difference.difference,
-                difference.kind,
-                difference.reference,
-                difference.operation_id.as_deref().unwrap_or("no operation"),
-                amount(difference.ours),
-                amount(difference.theirs),
-                currency,
-                if difference.is_voided { "; voided now" } else { "" },
-            )?;
-        }
-        let left = self.differences.iter().filter(|difference| !difference.is_voided).count();
-        match left {
-            0 => writeln!(f, "Both sides agree."),
-            1 => writeln!(f, "1 difference."),
-            _ => writeln!(f, "{left} differences."),
-        }
-    }
 }

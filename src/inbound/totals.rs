@@ -1,8 +1,8 @@
 //! Totals of a comparison with the processor: of what is compared. How much isn't is counted apart.
 //!
 //! Totals begin where the comparison begins. If a sandbox was in use before the processor, its charges are in
-//! our books and can't be in the processor's, so they don't count. Neither does what is under way or was voided
-//! as an orphan. So where totals aren't equal, there is a difference that says why.
+//! our books and can't be in the processor's, so they don't count. Neither does what is under way, was voided as
+//! an orphan, or was accepted by an operator. So where totals aren't equal, there is a difference that says why.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ pub struct NotCompared {
     pub since: DateTime<Utc>,
     /// Ours that the processor needn't have yet.
     pub our_rest: i64,
-    /// The processor's that we needn't have: under way, or voided.
+    /// The processor's that we needn't have: under way, voided, or accepted by an operator.
     pub their_rest: i64,
 }
 
@@ -124,7 +124,7 @@ impl fmt::Display for NotCompared {
         if self.our_rest + self.their_rest > 0 {
             writeln!(
                 f,
-                "Not compared: {} here and {} there that are under way or were voided.",
+                "Not compared: {} here and {} there that are under way, or were voided or accepted.",
                 self.our_rest, self.their_rest
             )?;
         }

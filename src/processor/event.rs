@@ -1,6 +1,7 @@
 //! Events that a provider sends, in our terms.
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use crate::base::ids::{ChargeId, MerchantId, PayoutId, RefundId, SettlementId};
 use crate::base::money::{Currency, Money, PlainAmount};
@@ -104,19 +105,20 @@ pub enum Change {
 }
 
 impl Change {
-    /// The charge that the change is about, to be replaced by another. `None` if it's about something else.
-    pub fn charge_mut(&mut self) -> Option<&mut ChargeId> {
+    /// The id of the object that the change is about, to be replaced by another of its kind. `None` if no call of ours
+    /// made the object.
+    pub fn object_mut(&mut self) -> Option<&mut Uuid> {
         match self {
-            Self::ChargeSucceeded(id, _)
-            | Self::ChargeFailed(id, _)
-            | Self::ChargeCaptured(id, _)
-            | Self::DisputeOpened { charge_id: id, .. }
-            | Self::DisputeWon { charge_id: id, .. }
-            | Self::DisputeLost { charge_id: id, .. } => Some(id),
-            Self::RefundFailed(..)
-            | Self::PayoutPaid(..)
-            | Self::PayoutFailed(..)
-            | Self::SettlementPaid(..) => None,
+            Self::ChargeSucceeded(ChargeId(id), _)
+            | Self::ChargeFailed(ChargeId(id), _)
+            | Self::ChargeCaptured(ChargeId(id), _)
+            | Self::DisputeOpened { charge_id: ChargeId(id), .. }
+            | Self::DisputeWon { charge_id: ChargeId(id), .. }
+            | Self::DisputeLost { charge_id: ChargeId(id), .. }
+            | Self::RefundFailed(RefundId(id), _)
+            | Self::PayoutPaid(PayoutId(id), _)
+            | Self::PayoutFailed(PayoutId(id), _) => Some(id),
+            Self::SettlementPaid(..) => None,
         }
     }
 }
