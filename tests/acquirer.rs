@@ -622,6 +622,26 @@ fn webhooks_are_retried_until_they_arrive() {
     eventually("the note", || acquirer.rows(UNDELIVERED).is_empty());
 }
 
+/// For a client that has lost them, as by a restore from a backup.
+#[test]
+fn webhooks_since_a_time_are_sent_again_on_request() {
+    let (database, receiver) = (TestDatabase::new(), Receiver::start());
+    let acquirer = Acquirer::start_sending(&database, &receiver.url);
+    acquirer.send_event("dispute.won", &json!({"n": 1}));
+    eventually("the first", || receiver.received().len() == 1);
+    eventually("the note", || acquirer.rows(UNDELIVERED).is_empty());
+    let since = acquirer.rows("SELECT to_jsonb(clock_timestamp()) AS row").remove(0);
+    let id = acquirer.send_event("dispute.lost", &json!({"n": 2}));
+    eventually("the second", || receiver.received().len() == 2);
+    eventually("the note", || acquirer.rows(UNDELIVERED).is_empty());
+    let (status, answer) = acquirer.try_control("POST", "redeliveries", &json!({"after": since}));
+    assert_eq!((status, answer), (200, json!({"events": 1})));
+    eventually("the second again", || receiver.received().len() == 3);
+    let received = receiver.received();
+    assert_eq!((&received[2].id, &received[2].body), (&id, &received[1].body));
+    assert_eq!(acquirer.try_control("POST", "redeliveries", &json!({"after": "yesterday"})).0, 400);
+}
+
 const UNDELIVERED: &str =
     "SELECT to_jsonb(o) AS row FROM outbox o WHERE delivered_at IS NULL OR deliveries_due > 0";
 

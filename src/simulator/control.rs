@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, delete, get, post, put, web};
+use chrono::{DateTime, Utc};
 use diesel::PgConnection;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ pub(super) fn server(bank: web::Data<Bank>, main: Listener, listener: TcpListene
             .service(remove_faults)
             .service(refuse)
             .service(send_event)
+            .service(redeliver)
             .service(settle)
             .service(decide_pending)
             .default_service(web::to(|| async { Err::<HttpResponse, _>(Error::RouteNotFound) }))
@@ -107,6 +109,20 @@ fn add_event(
         return Ok(id);
     }
     Ok(outbox::add(conn, kind, data, delivery)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Redeliver {
+    after: DateTime<Utc>,
+}
+
+/// Sends the events since a time again, as a processor does on request after its client has lost them.
+#[post("/control/redeliveries")]
+async fn redeliver(bank: web::Data<Bank>, body: web::Json<Redeliver>) -> Result<HttpResponse, Error> {
+    let after = body.after;
+    let events = bank.db.run(move |conn| Ok::<_, Failure>(outbox::redeliver(conn, after)?)).await?;
+    Ok(HttpResponse::Ok().json(json!({"events": events})))
 }
 
 #[derive(Deserialize)]

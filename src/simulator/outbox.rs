@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Numeric, Text};
+use diesel::sql_types::{Array, BigInt, Integer, Numeric, Text, Timestamptz};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -118,6 +119,16 @@ pub(super) fn failed(conn: &mut PgConnection, event: &ClaimedEvent, pause: Durat
     .bind::<Integer, _>(event.attempt)
     .execute(conn)
     .map(|_| ())
+}
+
+/// Makes the delivered events since `after` due once more. Returns their number.
+pub(super) fn redeliver(conn: &mut PgConnection, after: DateTime<Utc>) -> QueryResult<usize> {
+    statement::<()>(
+        "UPDATE outbox SET deliveries_due = 1, due_at = clock_timestamp() \
+         WHERE created_at >= {} AND delivered_at IS NOT NULL AND deliveries_due = 0",
+    )
+    .bind::<Timestamptz, _>(after)
+    .execute(conn)
 }
 
 fn milliseconds(duration: Duration) -> i64 {
