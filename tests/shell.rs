@@ -1,4 +1,4 @@
-//! The commands `keys` and `policies`.
+//! The commands `keys`, `policies` and `settings`.
 
 use std::process::Command;
 
@@ -111,4 +111,29 @@ fn stuck_keys_are_listed_retried_and_released() {
         let complained = fails(&database, &arguments);
         assert!(complained.contains(complaint), "{arguments:?}: {complained}");
     }
+}
+
+/// `ops/SETTINGS.md` is made by `cargo run -- settings > ops/SETTINGS.md`.
+#[test]
+fn the_reference_of_settings_is_what_the_program_reads() {
+    let output = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+        .arg("settings")
+        .env("ONCEPAY_MASTER_KEY", "from the environment")
+        .env("ONCEPAY_ACQUIRER_URL", "http://from.the.environment")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && !printed.contains("from the environment"), "{printed}");
+    for row in [
+        "| `ONCEPAY_POOL_SIZE` | `--pool-size` | `8` |",
+        "| `ONCEPAY_MASTER_KEY` | `--master-key` | required |",
+        "| `ONCEPAY_READY_WITHOUT_PROCESSOR` | `--ready-without-processor` | `false` |",
+        "Also read as `ONCEPAY_ACQUIRER_URL`.",
+        "| `ONCEPAY_OWNER_DATABASE_URL` | `migrate`, `seed` | required |",
+    ] {
+        assert!(printed.contains(row), "{row}\nis not in\n{printed}");
+    }
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/SETTINGS.md");
+    let kept = std::fs::read_to_string(kept).unwrap();
+    assert!(kept == printed, "run `cargo run -- settings > ops/SETTINGS.md`");
 }

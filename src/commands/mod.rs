@@ -14,6 +14,7 @@ mod policies;
 mod reconcile;
 mod secret_files;
 mod serve;
+mod settings;
 mod shared;
 mod trigger;
 
@@ -63,6 +64,8 @@ enum Command {
     Policies(policies::Command),
     /// Print the OpenAPI document
     Openapi,
+    /// Print all settings with their variables and defaults, as Markdown
+    Settings,
 }
 
 /// Runs the command in this process's arguments. A request for help, or an unknown command, ends the process.
@@ -88,5 +91,6 @@ pub fn run() -> Result<(), String> {
         Command::Keys(command) => keys::run(command, out),
         Command::Policies(command) => policies::run(command, out),
         Command::Openapi => openapi::run(),
+        Command::Settings => settings::run(&Cli::command(), out),
     }
 }
