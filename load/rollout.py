@@ -7,7 +7,8 @@ charges at a fixed rate and a transaction that has read every table for half a m
 201, or if the p99 is above 500 ms.
 
 After that, one instance after the other is told to stop (SIGTERM) and started anew, as many times as `--restarts` says, while
-clients send charges as fast as they get answers; fails if one of them isn't answered, or with an error.
+clients send charges as fast as they get answers; fails if one of them isn't answered, or with an error, or if an instance takes
+longer to stop than it may.
 
 Needs haproxy, wrk and psql.
 """
@@ -25,12 +26,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "ben
 
 from charges import Charges
 from measure import new_merchants
-from service import ROOT, Process, Service, find, is_ready, run, start_wrk, wrk_result
+from service import ROOT, Process, Service, find, free_port, run, start_wrk, wrk_result
 
 READER_S = 30
 # As long as instances report that they stop, and HAProxy takes to see one that is back.
 SHUTDOWN_DELAY_MS = 5000
 BACK_S = 3
+# An instance finishes the requests under way within this time after its port is closed, and a little goes to starting and ending.
+SHUTDOWN_MAX_S = SHUTDOWN_DELAY_MS / 1000 + 30 + 2
 
 
 class Proxy(Process):
@@ -40,16 +43,16 @@ class Proxy(Process):
         config = open(os.path.join(ROOT, "containers", "haproxy.cfg")).read()
         # The names of the containers, and who resolves them.
         config = re.sub(r"resolvers engine\n(    .*\n)+", "", config).replace("resolvers engine init-addr last,libc,none", "")
-        config = config.replace("bind :8080", "bind 127.0.0.1:47080")
+        address = f"127.0.0.1:{free_port()}"
+        config = config.replace("bind :8080", f"bind {address}")
         for number, instance in enumerate(instances, 1):
             config = config.replace(f" api-{number}:8080", " " + instance.url.removeprefix("http://"))
         path = os.path.join(folder, "haproxy.cfg")
         with open(path, "w") as file:
             file.write(config)
-        self.url = "http://127.0.0.1:47080"
+        self.url = f"http://{address}"
         super().__init__([find("haproxy"), "-db", "-f", path], os.path.join(folder, "haproxy.log"))
-        while not is_ready(self.url):
-            time.sleep(0.1)
+        self.wait_until_ready()
 
 
 def read_for_long(service, seconds):
@@ -91,15 +94,22 @@ def migrate_beside(service, charges, after):
     return beside[0]
 
 
+def replace(service, instances, place, binary):
+    """Stops the instance as a deploy does, and starts `binary` in its place. Returns the seconds from SIGTERM to the exit."""
+    told = time.monotonic()
+    instances[place].process.send_signal(signal.SIGTERM)
+    status = instances[place].process.wait()
+    took = time.monotonic() - told
+    if status != 0 or took > SHUTDOWN_MAX_S:
+        sys.exit(f"an instance ended with status {status}, {took:.1f} s after SIGTERM")
+    instances[place] = service.another(place + 1, binary, SHUTDOWN_DELAY_MS)
+    time.sleep(BACK_S)
+    return took
+
+
 def restart_in_turn(service, instances, after, restarts):
-    for number in range(restarts):
-        place = number % len(instances)
-        instances[place].process.send_signal(signal.SIGTERM)
-        status = instances[place].process.wait()
-        if status != 0:
-            sys.exit(f"an instance ended with status {status}")
-        instances[place] = service.another(place + 1, after, SHUTDOWN_DELAY_MS)
-        time.sleep(BACK_S)
+    """The seconds that each instance took to stop."""
+    return [replace(service, instances, number % len(instances), after) for number in range(restarts)]
 
 
 def main():
@@ -129,12 +139,12 @@ def main():
         while rounds == 0 or requests < options.requests_min:
             seconds = options.restarts * (SHUTDOWN_DELAY_MS / 1000 + BACK_S + 1)
             clients = start_wrk(proxy.url, options.clients, round(seconds), keys, f"rollout-{rounds}")
-            restart_in_turn(service, instances, options.binary, options.restarts)
+            took = restart_in_turn(service, instances, options.binary, options.restarts)
             result = wrk_result(clients, may_fail=True)
             rounds, requests, errors = rounds + 1, requests + result["requests"], errors + result["bad"]
             kinds = ", ".join(f"{result[kind]} {kind}" for kind in ("connect", "read", "write", "status"))
             print(f"{options.restarts} restarts: {result['requests']:,} requests, {result['bad']} without success ({kinds}), "
-                  f"p99 {result['p99_ms']:.0f} ms", flush=True)
+                  f"p99 {result['p99_ms']:.0f} ms; SIGTERM to exit {min(took):.1f} to {max(took):.1f} s", flush=True)
         charged = int(service.sql("SELECT count(*) FROM charges"))
         print(f"in all {requests:,} requests, {errors} without success; {charged:,} charges in the database", flush=True)
         if errors or bad:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,12 @@ def find(program):
     return found or sys.exit(f"{program} is missing. Install it first.")
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def is_ready(url):
     try:
         urllib.request.urlopen(url + "/readyz", timeout=5)
@@ -44,6 +51,7 @@ class Process:
     """A running server, its CPU time and memory, without Postgres."""
 
     def __init__(self, command, log, environment=None):
+        self.log = log
         with open(log, "w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
 
@@ -57,6 +65,13 @@ class Process:
         status = open(f"/proc/{self.process.pid}/status").read()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
+    def wait_until_ready(self):
+        """Waits until what is at `url` answers, and it's this process that does."""
+        while not is_ready(self.url):
+            if self.process.poll() is not None:
+                sys.exit(f"{self.process.args[0]} ended: {open(self.log).read()}")
+            time.sleep(0.1)
+
     def stop(self):
         self.process.send_signal(signal.SIGINT)
         self.process.wait()
@@ -65,14 +80,15 @@ class Process:
 class Service(Process):
     """`oncepay dev` in a folder that goes away with it."""
 
-    def __init__(self, binary):
-        self.binary, self.folder = binary, tempfile.mkdtemp(prefix="oncepay-bench-")
+    def __init__(self, binary, *arguments):
+        self.binary, self.arguments, self.folder = binary, arguments, tempfile.mkdtemp(prefix="oncepay-bench-")
+        self.ports = {}
         os.chmod(self.folder, 0o755)
         self.start()
 
     def start(self):
         data, log = os.path.join(self.folder, "data"), os.path.join(self.folder, "log")
-        super().__init__([self.binary, "dev", "--port", "0", "--data-dir", data], log)
+        super().__init__([self.binary, "dev", "--port", "0", "--data-dir", data, *self.arguments], log)
         file = os.path.join(data, "dev.env")
         for _ in range(600):
             if os.path.exists(file):
@@ -90,15 +106,15 @@ class Service(Process):
         self.start()
 
     def another(self, number, binary=None, shutdown_delay_ms=0):
-        """A further instance on the same database."""
-        url = f"http://127.0.0.1:{47000 + number}"
-        environment = os.environ | {name: self.settings[name] for name in ("DATABASE_URL", "ONCEPAY_MASTER_KEY")}
+        """A further instance on the same database. One that takes the place of another listens at the same address."""
+        url = f"http://127.0.0.1:{self.ports.setdefault(number, free_port())}"
+        names = ("DATABASE_URL", "ONCEPAY_MASTER_KEY", "ONCEPAY_PROCESSOR_URL", "ONCEPAY_PROCESSOR_API_KEY")
+        environment = os.environ | {name: self.settings[name] for name in names if name in self.settings}
         environment["ONCEPAY_SHUTDOWN_DELAY_MS"] = str(shutdown_delay_ms)
         command = [binary or self.binary, "serve", "--listen", url.removeprefix("http://")]
         instance = Process(command, os.path.join(self.folder, f"instance-{number}.log"), environment)
         instance.url = url
-        while not is_ready(url):
-            time.sleep(0.1)
+        instance.wait_until_ready()
         return instance
 
     def request(self, method, path, body=None, key="ONCEPAY_OPERATOR_KEY"):
