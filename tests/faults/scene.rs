@@ -157,6 +157,8 @@ impl OwnServer {
 pub struct Instance {
     port: u16,
     process: Arc<Mutex<Option<Process>>>,
+    /// What the last attempt to start it said, if that failed.
+    refusal: Arc<Mutex<String>>,
     is_over: Arc<AtomicBool>,
     supervisor: Option<JoinHandle<()>>,
 }
@@ -170,9 +172,11 @@ impl Instance {
     ) -> Self {
         let port = free_port();
         let (process, is_over) = (Arc::<Mutex<Option<Process>>>::default(), Arc::<AtomicBool>::default());
+        let refusal = Arc::<Mutex<String>>::default();
         let supervisor = {
             let (database, process, is_over) =
                 (Arc::clone(database), Arc::clone(&process), Arc::clone(&is_over));
+            let refusal = Arc::clone(&refusal);
             thread::spawn(move || {
                 let listen = format!("127.0.0.1:{port}");
                 let mut environment: Vec<_> =
@@ -181,16 +185,21 @@ impl Instance {
                 while !is_over.load(Ordering::Relaxed) {
                     let mut process = process.lock().unwrap();
                     if process.as_mut().is_none_or(Process::has_ended) {
-                        let log: Stdio = File::options().create(true).append(true).open(&log).unwrap().into();
+                        let file: Stdio =
+                            File::options().create(true).append(true).open(&log).unwrap().into();
                         // If not now, then with the next try.
-                        *process = Process::try_start(command(), &database, &environment, log).ok();
+                        *process = Process::try_start(command(), &database, &environment, file).ok();
+                        if process.is_none() {
+                            let said = std::fs::read_to_string(&log).unwrap_or_default();
+                            *refusal.lock().unwrap() = said.lines().last().unwrap_or_default().to_owned();
+                        }
                     }
                     drop(process);
                     thread::sleep(Duration::from_millis(10));
                 }
             })
         };
-        Self { port, process, is_over, supervisor: Some(supervisor) }
+        Self { port, process, refusal, is_over, supervisor: Some(supervisor) }
     }
 
     pub fn url(&self) -> String {
@@ -199,15 +208,20 @@ impl Instance {
 
     /// Sends a signal to the process that runs at the moment.
     pub fn signal(&self, signal: libc::c_int) {
-        eventually("a process to send a signal to", || {
-            let mut process = self.process.lock().unwrap();
-            let Some(process) = process.as_mut() else { return false };
-            let is_there = !process.has_ended();
-            if is_there {
-                process.signal(signal);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(process) = self.process.lock().unwrap().as_mut()
+                && !process.has_ended()
+            {
+                return process.signal(signal);
             }
-            is_there
-        });
+            let refusal = self.refusal.lock().unwrap().clone();
+            assert!(
+                Instant::now() < deadline,
+                "no process to send a signal to; the last one said: {refusal}"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn kill(&self) {

@@ -84,7 +84,9 @@ pub mod client;
 pub mod database;
 pub mod document;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -104,12 +106,23 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A port that is free and that nobody is given who asks for any: those come from 32768 on.
+/// A port that is free and that nobody is given who asks for any: those come from 32768 on. Each is handed out once: whoever
+/// has it may be dead at the moment, and wants it back.
 pub fn free_port() -> u16 {
+    static HANDED_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut handed_out = HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     (0..1000)
         .map(|_| rand::random_range(15_000..32_000))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find(|port| is_free(port) && handed_out.insert(*port))
         .expect("one of a thousand ports is free")
+}
+
+#[test]
+fn no_port_is_handed_out_twice() {
+    // Of so many drawn at random, some would be the same.
+    let ports: Vec<u16> = (0..1_000).map(|_| free_port()).collect();
+    assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
 }
 
 /// A charge of 12.50 USD on a card that approves.
