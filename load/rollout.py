@@ -54,6 +54,11 @@ class Proxy(Process):
         super().__init__([find("haproxy"), "-db", "-f", path], os.path.join(folder, "haproxy.log"))
         self.wait_until_ready()
 
+    def stop(self):
+        """HAProxy ignores SIGINT where a shell has started this in the background."""
+        self.process.terminate()
+        self.process.wait()
+
 
 def read_for_long(service, seconds):
     """A transaction that reads every table and then stays; returns when it has read."""
