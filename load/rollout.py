@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "ben
 
 from charges import Charges
 from measure import new_merchants
-from service import ROOT, Process, Service, find, free_port, run, start_wrk, wrk_result
+from service import ROOT, Process, Service, find, free_port, run, start_wrk, stop_all, wrk_result
 
 READER_S = 30
 # As long as instances report that they stop, and HAProxy takes to see one that is back.
@@ -38,6 +38,9 @@ SHUTDOWN_MAX_S = SHUTDOWN_DELAY_MS / 1000 + 30 + 2
 
 class Proxy(Process):
     """HAProxy in front of two instances."""
+
+    # It ignores SIGINT where a shell has started this in the background.
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder, instances):
         config = open(os.path.join(ROOT, "containers", "haproxy.cfg")).read()
@@ -53,11 +56,6 @@ class Proxy(Process):
         self.url = f"http://{address}"
         super().__init__([find("haproxy"), "-db", "-f", path], os.path.join(folder, "haproxy.log"))
         self.wait_until_ready()
-
-    def stop(self):
-        """HAProxy ignores SIGINT where a shell has started this in the background."""
-        self.process.terminate()
-        self.process.wait()
 
 
 def read_for_long(service, seconds):
@@ -155,10 +153,7 @@ def main():
         if errors or bad:
             sys.exit("clients noticed the rollout")
     finally:
-        for process in [proxy, *instances]:
-            if process and process.process.poll() is None:
-                process.stop()
-        service.stop()
+        stop_all(proxy, *instances, service)
 
 
 if __name__ == "__main__":

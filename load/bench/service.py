@@ -72,9 +72,19 @@ class Process:
                 sys.exit(f"{self.process.args[0]} ended: {open(self.log).read()}")
             time.sleep(0.1)
 
+    # `oncepay` stops without the delay for load balancers.
+    stop_signal = signal.SIGINT
+
     def stop(self):
-        self.process.send_signal(signal.SIGINT)
+        """Does nothing if it has ended."""
+        self.process.send_signal(self.stop_signal)
         self.process.wait()
+
+
+def stop_all(*processes):
+    """Stops those that were started, in this order."""
+    for process in filter(None, processes):
+        process.stop()
 
 
 class Service(Process):

@@ -34,7 +34,7 @@ from drill import Client, Stopwatch, build, expect, find, oncepay
 
 from measure import new_merchants
 from rollout import SHUTDOWN_DELAY_MS, Proxy, replace
-from service import Service
+from service import Service, stop_all
 
 CLIENTS = 8
 # Of the commands.
@@ -160,10 +160,7 @@ def main():
     finally:
         if buyers:
             buyers.stop()
-        for process in [proxy, *instances]:
-            if process and process.process.poll() is None:
-                process.stop()
-        service.stop()
+        stop_all(proxy, *instances, service)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import uuid
 
 from drill import Client, Stopwatch, build, eventually, expect, oncepay
 
-from service import Service
+from service import Service, stop_all
 
 CHARGE = {"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"}
 # How long instances may take to follow a policy.
@@ -109,9 +109,7 @@ def main():
         stop.set()
         for thread in load:
             thread.join()
-        if other:
-            other.stop()
-        service.stop()
+        stop_all(other, service)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S, ReleaseKey, RetryK
 use crate::idempotency_api::resolve;
 use crate::server;
 use crate::storage::db;
-use crate::web::fields::TEXT_MAX;
 use crate::web::lists::{Cursor, Page};
 
-use super::shared::{Database, OPERATOR, sentence, time_text, write_line};
+use super::shared::{Database, OPERATOR, check_reason, sentence, time_text, write_line};
 
 /// Maximum number of keys in one list.
 const KEYS_MAX: i64 = 1_000;
@@ -180,9 +179,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
         }
         Command::Resolve { id, outcome: _, reason, database } => {
             let id = parse_id(&id)?;
-            if reason.trim().is_empty() || reason.chars().count() > TEXT_MAX {
-                return Err(format!("The reason must have 1 to {TEXT_MAX} characters."));
-            }
+            check_reason(&reason)?;
             let resolve = |conn: &mut PgConnection| {
                 resolve::resolve(conn, &server::operations(), &id, OPERATOR, &reason)
             };

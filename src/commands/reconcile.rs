@@ -6,9 +6,8 @@ use crate::inbound::{differences, reconcile};
 use crate::processor::ProcessorOptions;
 use crate::server::adapter;
 use crate::storage::db;
-use crate::web::fields::TEXT_MAX;
 
-use super::shared::{Database, OPERATOR, sentence};
+use super::shared::{Database, OPERATOR, check_reason, sentence};
 
 /// Options of the `reconcile` command.
 #[derive(Debug, clap::Args)]
@@ -44,9 +43,7 @@ pub fn run(options: &Options) -> Result<(), String> {
 
 /// Accepts differences, as of the last reading of the processor's books.
 fn accept(options: &Options, reason: &str) -> Result<(), String> {
-    if reason.trim().is_empty() || reason.chars().count() > TEXT_MAX {
-        return Err(format!("The reason must have 1 to {TEXT_MAX} characters."));
-    }
+    check_reason(reason)?;
     let conn = &mut db::connect(&options.database.database_url)?;
     let others = conn
         .transaction(|conn| differences::accept(conn, OPERATOR, &options.accept, reason))

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::base::time::Timestamp;
 use crate::error::Error;
+use crate::web::fields::TEXT_MAX;
 
 /// Name of the operator in the record of actions.
 pub const OPERATOR: &str = "command line";
@@ -18,6 +19,14 @@ pub struct Database {
     /// Connection string of the database, as the role `oncepay_app`
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: SecretString,
+}
+
+/// Checks the reason that an operator gives for an action. The error is a sentence.
+pub fn check_reason(reason: &str) -> Result<(), String> {
+    if reason.trim().is_empty() || reason.chars().count() > TEXT_MAX {
+        return Err(format!("The reason must have 1 to {TEXT_MAX} characters."));
+    }
+    Ok(())
 }
 
 /// An error as a sentence for the command line.

@@ -15,17 +15,25 @@ use crate::host;
 use crate::storage::sql::statement;
 
 /// Name of an operator's acceptance of a difference, in the record of actions.
-const ACCEPT: &str = "reconciliation.accept";
+macro_rules! acceptance {
+    () => {
+        "reconciliation.accept"
+    };
+}
 
 /// SQL condition: no operator has accepted the difference `d`, a row of `acquirer_differences`. A difference without an
 /// operation of the processor can't be accepted.
 macro_rules! is_open {
     () => {
-        "NOT EXISTS (SELECT FROM operator_actions a \
-             WHERE a.subject = d.difference || ' ' || d.operation_id AND a.action = 'reconciliation.accept')"
+        concat!(
+            "NOT EXISTS (SELECT FROM operator_actions a \
+             WHERE a.subject = d.difference || ' ' || d.operation_id AND a.action = '",
+            $crate::inbound::differences::acceptance!(),
+            "')"
+        )
     };
 }
-pub(crate) use is_open;
+pub(crate) use {acceptance, is_open};
 
 /// Result of a comparison.
 #[derive(Debug)]
@@ -132,7 +140,7 @@ pub fn accept(
     let others: Vec<_> = operations.iter().filter(|operation| !is_found(operation)).cloned().collect();
     if others.is_empty() {
         for (difference, id) in found {
-            host::record_action(conn, operator, ACCEPT, &format!("{difference} {id}"), Some(reason))?;
+            host::record_action(conn, operator, acceptance!(), &format!("{difference} {id}"), Some(reason))?;
         }
     }
     Ok(others)

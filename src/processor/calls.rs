@@ -107,11 +107,11 @@ mod tests {
     use rust_decimal::Decimal;
 
     use super::*;
-
-    const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
     use crate::base::ids::MerchantId;
     use crate::base::money::Money;
     use crate::processor::{CallRefusal, OperationKind, OperationStatus, RefusalReason};
+
+    const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
 
     fn call(attempt: u32) -> ProcessorCall {
         ProcessorCall {

@@ -344,8 +344,7 @@ pub(super) fn note(
          marked AS ( \
              UPDATE webhook_endpoints e \
              SET failing_since = CASE WHEN NOT c.takes_messages THEN coalesce(e.failing_since, clock_timestamp()) END, \
-                 first_accepted_at = CASE WHEN c.takes_messages THEN coalesce(e.first_accepted_at, clock_timestamp()) \
-                     ELSE e.first_accepted_at END, \
+                 first_accepted_at = coalesce(e.first_accepted_at, CASE WHEN c.takes_messages THEN clock_timestamp() END), \
                  paused_until = CASE WHEN NOT c.takes_messages THEN \
                      greatest(e.paused_until, clock_timestamp() + make_interval(secs => c.retry_after_s)) END \
              FROM changed c WHERE e.merchant_id = c.merchant_id AND e.id = c.id) \

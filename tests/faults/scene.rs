@@ -208,20 +208,19 @@ impl Instance {
 
     /// Sends a signal to the process that runs at the moment.
     pub fn signal(&self, signal: libc::c_int) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(process) = self.process.lock().unwrap().as_mut()
-                && !process.has_ended()
-            {
-                return process.signal(signal);
+        let is_sent = || {
+            let mut process = self.process.lock().unwrap();
+            let Some(process) = process.as_mut() else { return false };
+            let is_there = !process.has_ended();
+            if is_there {
+                process.signal(signal);
             }
-            let refusal = self.refusal.lock().unwrap().clone();
-            assert!(
-                Instant::now() < deadline,
-                "no process to send a signal to; the last one said: {refusal}"
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
+            is_there
+        };
+        eventually_or(is_sent, || {
+            let refusal = self.refusal.lock().unwrap();
+            format!("no process to send a signal to; the last one said: {refusal}")
+        });
     }
 
     pub fn kill(&self) {

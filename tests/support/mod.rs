@@ -99,9 +99,14 @@ pub use document::{document, mismatch, resolved_document, target};
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    eventually_or(condition, || format!("{what} didn't come about"));
+}
+
+/// The same, where only the end knows what to say of it.
+pub fn eventually_or(condition: impl Fn() -> bool, complaint: impl Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < deadline, "{what} didn't come about");
+        assert!(Instant::now() < deadline, "{}", complaint());
         thread::sleep(Duration::from_millis(20));
     }
 }
