@@ -5,14 +5,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
+use crate::audit;
 use crate::base::defaults::defaults_with;
 use crate::base::derived_secrets::MASTER_KEY_LENGTH_MIN;
+use crate::base::logging::LogFormat;
 use crate::base::signature::Secret;
 use crate::idempotency::{Recovery, Timing};
 use crate::inbound;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
+use crate::storage::db::WAITING_MAX;
 use crate::webhooks::delivery;
 
 /// Time that a lease adds to the processor's: for the transaction that finishes the attempt.
@@ -39,6 +43,30 @@ pub struct Config {
     /// Address to listen on; port 0 picks a free one
     #[arg(long, env = "ONCEPAY_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+
+    /// Form of the log on standard error. `RUST_LOG` sets its levels
+    #[arg(long, env = "ONCEPAY_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// Address of an OpenTelemetry collector that takes OTLP over HTTP, such as http://collector:4318. Only for builds with
+    /// the cargo feature `otlp`. The usual OTEL_… variables set headers, protocol and batches
+    #[arg(long, env = "ONCEPAY_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<Url>,
+
+    /// Address of another port for the metrics and the API reference (/metrics, /docs), for operators only. The port
+    /// for clients then doesn't serve them. By default there is no other port, and it does
+    #[arg(long, env = "ONCEPAY_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// Maximum number of connections of clients at the same time; more wait until one ends. Each takes some 20 KB of
+    /// memory, and up to 100 KB while it sends or receives much
+    #[arg(long, env = "ONCEPAY_CONNECTIONS_MAX", default_value_t = 8_192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections_max: u32,
+
+    /// Maximum number of requests that wait for the database at the same time; beyond that, merchants with more than
+    /// their share of them get 503
+    #[arg(long, env = "ONCEPAY_WAITING_MAX", default_value_t = WAITING_MAX, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub waiting_max: u32,
 
     /// Number of database connections, and of threads that use them
     #[arg(long, env = "ONCEPAY_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -82,8 +110,8 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_REAPER_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub reaper_interval_ms: u64,
 
-    /// Interval at which waiting idempotency keys and deliveries are measured for the metrics, in
-    /// milliseconds
+    /// Interval at which waiting idempotency keys and deliveries are measured for the metrics, and at which the delays of
+    /// retries are stored for `oncepay policies recommend`, in milliseconds
     #[arg(long, env = "ONCEPAY_METRICS_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub metrics_interval_ms: u64,
 
@@ -112,6 +140,10 @@ pub struct Config {
     /// Settings of that comparison
     #[command(flatten)]
     pub reconcile: reconcile::Options,
+
+    /// Settings of the scheduled audit
+    #[command(flatten)]
+    pub audit: audit::schedule::Options,
 
     /// Secret that signs the processor's events: whsec_ and base64. Several, separated by commas, while the
     /// processor switches from one to the next. Without a secret, the service refuses events

@@ -4,7 +4,7 @@
 //! row for each endpoint that receives it (see [`webhooks`](crate::webhooks)).
 
 use diesel::prelude::*;
-use diesel::sql_types::{Jsonb, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Jsonb, Nullable, Text, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::openapi::RefOr;
@@ -13,6 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
+use crate::base::scope;
 use crate::error::Error;
 use crate::storage::sql::statement;
 
@@ -104,7 +105,8 @@ pub fn one_of(names: impl Iterator<Item = &'static str>, meaning: &str) -> RefOr
     schema.description(Some(meaning)).into()
 }
 
-/// Records an event about the object `object_id`, which is `object` after the change.
+/// Records an event about the object `object_id`, which is `object` after the change. It belongs to the trace of the
+/// work that is under way.
 pub fn record(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -113,22 +115,34 @@ pub fn record(
     object: &impl Serialize,
 ) -> Result<(), Error> {
     let data = serde_json::to_value(object).map_err(Error::internal)?;
+    let trace = scope::trace_of_effects(merchant);
     // Of one time, so that a page by time and a page by id agree on which side of a millisecond it is.
-    let insert = "INSERT INTO events (merchant_id, id, created_at, type, object_id, data) \
-         SELECT {}, uuid_v7(clock.now), clock.now, {}, {}, {} FROM (SELECT clock_timestamp() AS now) AS clock";
+    let insert = "INSERT INTO events (merchant_id, id, created_at, type, object_id, data, traceparent, tracestate) \
+         SELECT {}, uuid_v7(clock.now), clock.now, {}, {}, {}, {}, {} FROM (SELECT clock_timestamp() AS now) AS clock";
     statement::<()>(insert)
         .bind::<SqlUuid, _>(merchant)
         .bind::<Text, _>(kind.as_str())
         .bind::<SqlUuid, _>(object_id)
         .bind::<Jsonb, _>(data)
+        .bind::<Text, _>(trace.to_string())
+        .bind::<Nullable<Text>, _>(trace.state())
         .execute(conn)?;
     Ok(())
 }
 
 /// Makes the event's columns of `events`, for a statement that records many.
-pub fn to_json(kind: EventType, object_id: Uuid, object: &impl Serialize) -> Result<Value, Error> {
+pub fn to_json(
+    merchant: MerchantId,
+    kind: EventType,
+    object_id: Uuid,
+    object: &impl Serialize,
+) -> Result<Value, Error> {
     let data = serde_json::to_value(object).map_err(Error::internal)?;
-    Ok(json!({"type": kind.as_str(), "object_id": object_id, "data": data}))
+    let trace = scope::trace_of_effects(merchant);
+    Ok(json!({
+        "type": kind.as_str(), "object_id": object_id, "data": data,
+        "traceparent": trace.to_string(), "tracestate": trace.state(),
+    }))
 }
 
 #[cfg(test)]

@@ -15,9 +15,10 @@
 //! ```text
 //! POST /v1/charges
 //!   web::connection                 passes on what is HTTP, a request at a time
-//!   server::middleware              gives the request an id, will log one line
+//!   server::middleware              gives the request an id and a trace, will log one line
 //!   IdempotentRequest<CreateCharge>
 //!     host::callers                 finds the merchant by the API key
+//!     Engine::enter                 within the merchant's limits? room in the queue? otherwise 429 or 503
 //!     body, media type, key, JSON   refused here: nothing has been stored
 //!     CreateCharge::read            reads every field, reports all errors at once
 //!   Engine::execute_batched
@@ -56,9 +57,9 @@
 //!
 //! | folder | what it holds | what it knows nothing of |
 //! |---|---|---|
-//! | [`base`] | ids, money, time, JSON, signatures, derived secrets, the metrics registry, crash points for tests | requests |
+//! | [`base`] | ids, money, time, JSON, signatures, derived secrets, traces, the log, the metrics registry, crash points for tests | requests |
 //! | [`error`] | why a request fails; `failure` is the half that engine and storage know, `problem` the only file with HTTP | frameworks, but for that file |
-//! | [`storage`] | the bounded pool, deadlines, prepared statements, many calls in one statement, the tables | the domain |
+//! | [`storage`] | the bounded pool, its sessions and who may wait for it, whether a database fits, deadlines, prepared statements, many calls in one statement, the tables | the domain |
 //! | [`web`] | what every endpoint shares: connections, authentication, fields, lists, error documentation | the processor |
 //! | [`processor`] | who moves the money: what a provider does, its books, its messages; an adapter per provider | our database |
 //! | [`events`] | state changes, recorded with the changes | who reads them |
@@ -87,6 +88,8 @@
 //!   commit, spawn, sleep or call out. Transactions begin in the engine, in workers' loops, and in reads that
 //!   need one snapshot; a test lists the files.
 //! * **No connection is held while waiting** for anything but the database.
+//! * **Merchants take turns** wherever requests wait for the database (`storage::turns`), and what has been claimed
+//!   is never refused for want of room.
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
 //! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Incoming

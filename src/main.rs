@@ -4,7 +4,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     match oncepay::commands::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -37,11 +37,17 @@ const ENGINE_IMPORTS: &[&str] = &[
     "base::metrics",
     "base::paths",
     "base::preconditions",
+    "base::quantities",
+    "base::scope",
+    "base::spans",
     "base::time",
+    "base::trace",
     "error::failure",
+    "storage::admission",
     "storage::db",
     "storage::batch",
     "storage::deadline",
+    "storage::party",
     "storage::sql",
 ];
 

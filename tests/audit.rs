@@ -1,6 +1,8 @@
 //! The audit finds what it looks for: each check is shown data that were damaged behind the guards' back.
 
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -186,4 +188,87 @@ fn the_journal_is_printed_as_an_accountant_writes_it() {
     ] {
         assert!(lines.iter().any(|line| line == expected), "no {expected:?} in:\n{text}");
     }
+}
+
+#[test]
+fn the_service_audits_by_itself_and_every_instance_shows_what_was_found() {
+    let (mut database, app) = lively();
+    database.skip_audit();
+    let violations =
+        |app: &App, check: &str| app.client.metrics().value("oncepay_audit_violations", &[("check", check)]);
+    let metric = |name: &str| app.client.metrics().value(name, &[]);
+    assert_eq!(metric("oncepay_audit_last_run_timestamp_seconds"), 0.0, "nobody has audited yet");
+
+    let watching = App::start_with(&database, |config| config.metrics_interval_ms = 50);
+    let auditing = App::start_with(&database, |config| {
+        config.audit.audit_interval_s = "1".parse().unwrap();
+        config.metrics_interval_ms = 50;
+    });
+    let last_run = || watching.client.metrics().value("oncepay_audit_last_run_timestamp_seconds", &[]);
+    eventually("an audit", || last_run() > 1e9);
+    assert_eq!(violations(&watching, "missing_events"), 0.0);
+    assert!(watching.client.metrics().value("oncepay_audit_last_run_duration_seconds", &[]) > 0.0);
+
+    let mut superuser = database.as_superuser();
+    execute(&mut superuser, "SET session_replication_role = 'replica'");
+    execute(&mut superuser, "CREATE TABLE lost AS SELECT * FROM events WHERE type = 'charge.failed'");
+    execute(&mut superuser, "DELETE FROM events WHERE type = 'charge.failed'");
+    for app in [&watching, &auditing] {
+        eventually("the violation", || violations(app, "missing_events") == 1.0);
+        assert_eq!(violations(app, "trial_balance"), 0.0);
+    }
+    execute(&mut superuser, "INSERT INTO events SELECT * FROM lost");
+    execute(&mut superuser, "DROP TABLE lost");
+    eventually("its end", || violations(&watching, "missing_events") == 0.0);
+}
+
+#[test]
+fn one_instance_at_a_time_audits_and_a_command_counts_as_well() {
+    let (database, _app) = lively();
+    let runs = || {
+        database.text("SELECT started_at::text AS text FROM audit_runs WHERE started_at IS NOT NULL UNION ALL SELECT 'none' LIMIT 1")
+    };
+    assert_eq!(runs(), "none");
+    let audited = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+        .arg("audit")
+        .env("DATABASE_URL", exposed(&database.app_url))
+        .output()
+        .unwrap();
+    assert!(audited.status.success() && audited.stderr.is_empty(), "{audited:?}");
+    let by_command = runs();
+    assert_ne!(by_command, "none");
+
+    // Another instance has its turn: nobody else audits until it's over.
+    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = clock_timestamp() + interval '1 hour'");
+    let app = App::start_with(&database, |config| {
+        config.audit.audit_interval_s = "1".parse().unwrap();
+        config.metrics_interval_ms = 50;
+    });
+    eventually("the record of the command", || {
+        app.client.metrics().value("oncepay_audit_last_run_timestamp_seconds", &[]) > 1e9
+    });
+    // It looks ten times a second.
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(runs(), by_command);
+    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = clock_timestamp()");
+    eventually("an audit on schedule", || runs() != by_command);
+}
+
+#[test]
+fn a_scheduled_audit_ends_at_its_limit() {
+    let (database, app) = lively();
+    drop(app);
+    // A check that waits for a lock takes long, however small the books are.
+    let mut blocker = database.as_superuser();
+    execute(&mut blocker, "BEGIN");
+    execute(&mut blocker, "LOCK TABLE postings IN ACCESS EXCLUSIVE MODE");
+    let kinds = oncepay::server::resource_kinds();
+    let (limit, started) = (Duration::from_millis(300), Instant::now());
+    let error = oncepay::audit::run_within(&mut database.as_app(), &kinds, limit).unwrap_err();
+    assert!(error.detailed().contains("statement timeout"), "{}", error.detailed());
+    assert!(started.elapsed() < Duration::from_secs(20));
+    execute(&mut blocker, "ROLLBACK");
+    assert!(
+        oncepay::audit::run_within(&mut database.as_app(), &kinds, Duration::from_secs(60)).unwrap().clean
+    );
 }

@@ -216,3 +216,120 @@ fn times_are_the_same_wherever_they_are_shown() {
             OR c.captured_at < c.created_at";
     assert_eq!(database.count(stored), 0);
 }
+
+/// How many keys of `merchant` were claimed before `key`.
+fn claimed_before(database: &TestDatabase, merchant: &Merchant, key: &str) -> i64 {
+    database.count(&format!(
+        "SELECT count(*) FROM idempotency_keys WHERE merchant_id = '{}' AND key LIKE 'many-%' \
+         AND created_at < (SELECT created_at FROM idempotency_keys WHERE key = '{key}')",
+        merchant.id.0
+    ))
+}
+
+/// Sends `count` requests of one merchant and, once they have arrived, one of another.
+fn many_then_one(
+    app: &App,
+    count: usize,
+    many: impl Fn(usize) -> Pending,
+    one: impl Fn() -> Pending,
+) -> (usize, Vec<Pending>) {
+    let in_flight = || app.client.metrics().value("oncepay_http_requests_in_flight", &[]);
+    let before = in_flight();
+    let mut sent: Vec<Pending> = (0..count).map(many).collect();
+    eventually("their arrival", || in_flight() >= before + count as f64);
+    sent.push(one());
+    (count + 1, sent)
+}
+
+#[test]
+fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.batch_size_max = 4);
+    let merchants = [database.merchant(), database.merchant()];
+    let [many, few] = [0, 1].map(|n| app.client.as_merchant(&merchants[n]));
+    for client in [&many, &few] {
+        client.charge("first", &visa()).expect(201);
+    }
+    let sent = gathered(&database, &app, || {
+        many_then_one(&app, 64, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
+    });
+    for answer in sent {
+        answer.join().unwrap().expect(201);
+    }
+    // Four batches may be under way when it comes.
+    let earlier = claimed_before(&database, &merchants[0], "few");
+    assert!(earlier <= 40, "{earlier} of 64 came first");
+}
+
+#[test]
+fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchants = [database.merchant(), database.merchant()];
+    let [many, few] = [0, 1].map(|n| app.client.as_merchant(&merchants[n]));
+    let paths = [&many, &few].map(|client| {
+        let charge = client.charge("first", &visa()).expect(201);
+        format!("/v1/charges/{}", charge.field("id"))
+    });
+    let patch = |client: &Client, path: &str, key: String| -> Pending {
+        let (client, path) = (client.clone(), path.to_owned());
+        thread::spawn(move || client.send("PATCH", &path, &key, &json!({"metadata": {"key": key.clone()}})))
+    };
+    let sent = gathered(&database, &app, || {
+        many_then_one(
+            &app,
+            40,
+            |n| patch(&many, &paths[0], format!("many-{n}")),
+            || patch(&few, &paths[1], "few".to_owned()),
+        )
+    });
+    for answer in sent {
+        answer.join().unwrap().expect(200);
+    }
+    let earlier = claimed_before(&database, &merchants[0], "few");
+    assert!(earlier <= 20, "{earlier} of 40 came first");
+}
+
+#[test]
+fn whoever_fills_the_queue_is_refused_and_nobody_else() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.waiting_max = 8);
+    let [many, few] = [0, 1].map(|_| app.client.as_merchant(&database.merchant()));
+    for client in [&many, &few] {
+        client.charge("first", &visa()).expect(201);
+    }
+    let mut conn = database.as_owner();
+    let (answers, other) = conn
+        .transaction::<_, diesel::result::Error, _>(|conn| {
+            execute(conn, "LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE");
+            let sent: Vec<_> = (0..12).map(|n| (n, send(&many, &format!("many-{n}"), &visa()))).collect();
+            let refused = || sent.iter().filter(|(_, answer)| answer.is_finished()).count();
+            eventually("the refusals", || refused() == 4);
+            let other = send(&few, "few", &visa());
+            eventually("their arrival", || {
+                app.client.metrics().value("oncepay_db_waiting_requests", &[]) >= 9.0
+            });
+            assert_eq!(refused(), 4);
+            Ok((sent, other))
+        })
+        .unwrap();
+    other.join().unwrap().expect(201);
+    let mut refused = 0;
+    for (n, answer) in answers {
+        let answer = answer.join().unwrap();
+        if answer.status == 503 {
+            let wait: u32 = answer.header("Retry-After").unwrap().parse().unwrap();
+            assert!((1..=3).contains(&wait));
+            answer.expect_problem(503, "overloaded");
+            let again = many.charge(&format!("many-{n}"), &visa()).expect(201);
+            assert!(!again.is_replay());
+            refused += 1;
+        } else {
+            answer.expect(201);
+        }
+    }
+    assert_eq!(refused, 4);
+    assert_eq!(database.rows("charges"), 2 + 12 + 1);
+    assert!(app.client.metrics().value("oncepay_overloads_total", &[]) >= 4.0);
+    eventually("the empty queue", || app.client.metrics().value("oncepay_db_waiting_requests", &[]) == 0.0);
+}

@@ -1,6 +1,5 @@
 //! The master key: an instance with another one doesn't start, and while it's replaced, whatever was handed out stays as it is.
 
-use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::thread;
 
@@ -11,7 +10,6 @@ use oncepay::config::Config;
 use serde_json::{Value, json};
 
 use crate::support::acquirer::{Received, Receiver};
-use crate::support::database::exposed;
 use crate::support::*;
 
 /// The master key that the tests' services have unless told otherwise.
@@ -35,28 +33,6 @@ fn quick(config: &mut Config) {
     config.delivery.delivery_backoff_ms = 100;
 }
 
-/// What `oncepay serve` complains about with these settings, instead of serving.
-fn complaint(database: &TestDatabase, environment: &[(&str, &str)]) -> String {
-    let mut child = Process::command()
-        .env("DATABASE_URL", exposed(&database.app_url))
-        .env("ONCEPAY_LISTEN", "127.0.0.1:0")
-        .envs(environment.iter().copied())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    if !line.is_empty() {
-        child.kill().unwrap();
-        child.wait().unwrap();
-        panic!("it said {line:?}");
-    }
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    String::from_utf8(output.stderr).unwrap()
-}
-
 fn create_endpoint(client: &Client, key: &str, url: &str) -> Response {
     client.send("POST", "/v1/webhook-endpoints", key, &json!({"url": url, "event_types": ["*"]}))
 }
@@ -73,12 +49,12 @@ fn an_instance_with_another_master_key_does_not_start() {
     let database = TestDatabase::new();
     drop(App::start(&database));
     assert_eq!(database.rows("master_keys"), 1);
-    let refused = complaint(&database, &[("ONCEPAY_MASTER_KEY", &new())]);
+    let refused = Process::refusal(&database, &[("ONCEPAY_MASTER_KEY", &new())]);
     assert!(
         refused.contains("ONCEPAY_MASTER_KEY isn't the master key that this database has been used with"),
         "{refused}"
     );
-    let refused = complaint(
+    let refused = Process::refusal(
         &database,
         &[("ONCEPAY_MASTER_KEY", &new()), ("ONCEPAY_PREVIOUS_MASTER_KEY", &"x".repeat(32))],
     );
@@ -169,7 +145,7 @@ fn while_the_master_key_is_replaced_what_was_handed_out_stays_as_it_is() {
     // The old key is needed as long as something signs with it.
     let alone = [("ONCEPAY_MASTER_KEY", new())];
     let alone: Vec<_> = alone.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let refused = complaint(&database, &alone);
+    let refused = Process::refusal(&database, &alone);
     assert!(
         refused.contains("1 webhook endpoints sign with secrets that derive from another master key"),
         "{refused}"
@@ -203,7 +179,7 @@ fn a_master_key_is_replaced_by_one_other() {
     let third = "t".repeat(32);
     let start = |current: &str, previous: &str| {
         let keys = [("ONCEPAY_MASTER_KEY", current), ("ONCEPAY_PREVIOUS_MASTER_KEY", previous)];
-        complaint(&database, &keys)
+        Process::refusal(&database, &keys)
     };
     let refused = start(&third, &old());
     assert!(refused.contains("has already been replaced by another key"), "{refused}");

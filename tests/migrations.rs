@@ -23,7 +23,7 @@ fn names(database: &TestDatabase, query: &str) -> Vec<String> {
 }
 
 /// Tables that belong to no merchant: small, and the same on every node of a distributed database.
-const GLOBAL: &str = "'operator_keys', 'idempotency_policies', 'idempotency_policy_changes', 'acquirer_operations', 'acquirer_reads', 'acquirer_events', 'event_feed', 'event_retention', 'operator_actions', 'master_keys', '__diesel_schema_migrations'";
+const GLOBAL: &str = "'operator_keys', 'idempotency_policies', 'idempotency_policy_changes', 'acquirer_operations', 'acquirer_reads', 'acquirer_events', 'audit_runs', 'event_feed', 'event_retention', 'operator_actions', 'master_keys', 'idempotency_retry_delays', '__diesel_schema_migrations'";
 
 #[test]
 fn every_key_of_a_merchants_table_starts_with_merchant_id() {

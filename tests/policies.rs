@@ -59,7 +59,8 @@ fn policies_are_published_with_one_row_per_operation() {
         json!({
             "operation": "charges.create", "enforcement": "enforce", "rollout_percent": 100, "ttl_seconds": 86_400,
             "tombstone_seconds": 2_592_000, "on_mismatch": "reject", "fingerprint": "canonical_json",
-            "on_expired": "reject", "wait_max_seconds": 30, "on_suspected_duplicate": "report",
+            "on_expired": "reject", "wait_max_seconds": 30, "rate_per_second": 0, "burst": 0, "concurrency_max": 0,
+            "on_suspected_duplicate": "report",
             "suspicion_window_seconds": 600,
         })
     );
@@ -124,9 +125,10 @@ fn bad_values_are_refused_whole() {
         "enforcement": "maybe", "rollout_percent": 101, "ttl_seconds": 59, "tombstone_seconds": -1,
         "on_mismatch": "ignore", "fingerprint": 1, "on_expired": null, "wait_max_seconds": 31,
         "on_suspected_duplicate": "", "suspicion_window_seconds": 1.5, "operation": "refunds.create", "ttl": 60,
+        "rate_per_second": 100_001, "burst": -1, "concurrency_max": "many",
     });
     let refused = scene.operator.send("PUT", PATH, "k", &bad).expect_problem(422, "validation_failed");
-    assert_eq!(refused.pointers().len(), 12, "{:?}", refused.pointers());
+    assert_eq!(refused.pointers().len(), 15, "{:?}", refused.pointers());
     for (name, value) in bad.as_object().unwrap() {
         let mut body = json!({"wait_max_seconds": 5});
         body[name] = value.clone();
@@ -329,4 +331,74 @@ fn a_rollout_enforces_for_its_share_and_widening_it_drops_nobody() {
         before = now;
     }
     assert!(before.iter().all(|enforced| *enforced));
+}
+
+#[test]
+fn requests_beyond_the_rate_are_refused_before_their_claim_and_may_be_sent_again() {
+    let scene = Scene::new();
+    scene.change(json!({"rate_per_second": 1, "burst": 2}));
+    let first = scene.client.charge("k0", &visa()).expect(201);
+    assert_eq!(first.header("RateLimit-Policy"), Some("\"charges.create:rate\";q=2;w=2"));
+    assert_eq!(first.header("RateLimit"), Some("\"charges.create:rate\";r=1;t=1"));
+    // A slow machine gets another one per second.
+    let (key, refused) = (1..50)
+        .map(|n| (format!("k{n}"), scene.client.charge(&format!("k{n}"), &visa())))
+        .find(|(_, answer)| answer.status != 201)
+        .expect("one is refused");
+    let refused = refused.expect_problem(429, "rate_limited");
+    assert_eq!(refused.json()["retryable"], true);
+    assert_eq!(refused.header("Retry-After"), Some("1"));
+    assert_eq!(refused.header("RateLimit-Policy"), Some("\"charges.create:rate\";q=2;w=2"));
+    assert_eq!(refused.header("RateLimit"), Some("\"charges.create:rate\";r=0;t=1"));
+    let stored = format!("SELECT count(*) FROM idempotency_keys WHERE key = '{key}'");
+    assert_eq!(scene.database.count(&stored), 0, "it was claimed");
+    let labels = [("operation", "charges.create"), ("limited", "rate")];
+    assert!(scene.app.client.metrics().value("oncepay_rate_limited_total", &labels) >= 1.0);
+
+    // It's a limit of one merchant and of one operation.
+    let other = scene.app.client.as_merchant(&scene.database.merchant());
+    other.charge("k", &visa()).expect(201);
+    let path = format!("/v1/charges/{}", first.field("id"));
+    let patch = scene.client.send("PATCH", &path, "p", &json!({"description": "x"})).expect(200);
+    assert_eq!(patch.header("RateLimit"), None);
+    eventually("the next token", || scene.client.charge(&key, &visa()).status == 201);
+    assert!(scene.client.get(&format!("/v1/idempotency-keys/{key}")).expect(200).json()["attempts"] == 1);
+    scene.change(json!({"rate_per_second": 0}));
+    assert_eq!(scene.client.charge("free", &visa()).expect(201).header("RateLimit"), None);
+}
+
+#[test]
+fn retries_of_answered_requests_count_a_tenth() {
+    let scene = Scene::new();
+    scene.change(json!({"rate_per_second": 1, "burst": 5}));
+    scene.client.charge("k", &visa()).expect(201);
+    let mut other = visa();
+    other["amount"] = json!("99.00");
+    for _ in 0..15 {
+        assert!(scene.client.charge("k", &visa()).expect(201).is_replay());
+        // Nor does a mistake of the client execute anything.
+        scene.client.charge("k", &other).expect_problem(422, "idempotency_key_reused");
+    }
+}
+
+#[test]
+fn requests_at_the_same_time_are_limited_until_one_ends() {
+    let scene = Scene::new();
+    scene.change(json!({"concurrency_max": 1}));
+    let slow = {
+        let client = scene.client.clone();
+        std::thread::spawn(move || client.charge("slow", &with_method("pm_card_slow")))
+    };
+    let claimed = "SELECT count(*) FROM idempotency_keys WHERE key = 'slow'";
+    eventually("the claim", || scene.database.count(claimed) == 1);
+    let refused = scene.client.charge("k", &visa()).expect_problem(429, "rate_limited");
+    assert!(refused.field("detail").contains("at the same time"), "{}", refused.text());
+    assert_eq!(refused.header("Retry-After"), Some("1"));
+    let policy = "\"charges.create:concurrency\";q=1;qu=\"concurrent-requests\"";
+    assert_eq!(refused.header("RateLimit-Policy"), Some(policy));
+    assert_eq!(refused.header("RateLimit"), Some("\"charges.create:concurrency\";r=0"));
+    let other = scene.app.client.as_merchant(&scene.database.merchant());
+    other.charge("k", &visa()).expect(201);
+    slow.join().unwrap().expect(201);
+    scene.client.charge("k", &visa()).expect(201);
 }

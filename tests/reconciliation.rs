@@ -224,7 +224,13 @@ fn one_of_each_difference_is_made_and_found() {
     for kind in ["missing_at_acquirer", "missing_here", "orphaned_authorization", "amount_differs"] {
         assert_eq!(found(kind), 1.0, "{kind}");
     }
-    assert!(watching.client.metrics().value("oncepay_reconciliation_timestamp_seconds", &[]) > 1e9);
+    let compared_at = |app: &App| app.client.metrics().value("oncepay_reconciliation_timestamp_seconds", &[]);
+    assert!(compared_at(&watching) > 1e9);
+    // An instance that has just been started knows when another has compared.
+    let later = App::start_at(&scene.acquirer, &scene.database, |config| {
+        config.reconcile_interval_ms = 86_400_000;
+    });
+    eventually("the last comparison", || compared_at(&later) > 1e9);
 }
 
 #[test]

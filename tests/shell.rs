@@ -1,6 +1,8 @@
-//! The commands `keys`, `policies` and `settings`.
+//! The commands `keys`, `policies`, `settings` and `storage`.
 
 use std::process::Command;
+
+use serde_json::{Value, json};
 
 use crate::support::database::exposed;
 use crate::support::*;
@@ -136,4 +138,155 @@ fn the_reference_of_settings_is_what_the_program_reads() {
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/SETTINGS.md");
     let kept = std::fs::read_to_string(kept).unwrap();
     assert!(kept == printed, "run `cargo run -- settings > ops/SETTINGS.md`");
+}
+
+/// Stores that so many requests for charges found `found`, `days_ago`, at most `at_most_s` after the first.
+fn saw(database: &TestDatabase, found: &str, at_most_s: u32, requests: u32, days_ago: u32) {
+    execute(
+        &mut database.as_app(),
+        &format!(
+            "INSERT INTO idempotency_retry_delays (operation, found, at_most_seconds, slot, day, since, requests) \
+             SELECT 'charges.create', '{found}', {at_most_s}, (day - date '2000-01-01') % 90, day, \
+                 clock_timestamp() - interval '{days_ago} days 1 hour', {requests} \
+             FROM (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date - {days_ago} AS day) AS days"
+        ),
+    );
+}
+
+#[test]
+fn a_ttl_is_recommended_from_the_retries_that_were_seen() {
+    let database = TestDatabase::new();
+    let recommend = |arguments: &[&str]| ok(&database, &[&["policies", "recommend"], arguments].concat());
+    let report = |arguments: &[&str]| -> Value {
+        let arguments = [&["--json", "--operation", "charges.create"], arguments].concat();
+        let document: Value = serde_json::from_str(&recommend(&arguments)).unwrap();
+        document["operations"][0].clone()
+    };
+    assert!(recommend(&[]).contains("No requests were counted yet."), "{}", recommend(&[]));
+    saw(&database, "new", 1, 48_000, 0);
+    saw(&database, "answer", 10, 999, 8);
+    let few = report(&[]);
+    assert_eq!(few["recommended"]["ttl_seconds"], 86_400);
+    let text = recommend(&[]);
+    for part in [
+        "charges.create: answers are kept for 24 h, then refused for 30 d, then free",
+        "Too few retries came after an answer to tell: 999 in 8 d. It takes 1,000 in 7 d. The TTL stays.",
+        "Recommended TTL: 24 h, as it is",
+        "Operations that were not requested: ",
+    ] {
+        assert!(text.contains(part), "{part} isn't in\n{text}");
+    }
+
+    saw(&database, "answer", 1_800, 19_000, 7);
+    saw(&database, "unfinished", 86_400, 500, 7);
+    saw(&database, "answer", 28_800, 1, 7);
+    let at_ease = report(&[]);
+    assert_eq!(at_ease["recommended"]["ttl_seconds"], 86_400, "never below what clients expect");
+    let shorter = |report: &Value, ttl_s: u32| {
+        let rows = report["recommended"]["shorter"].as_array().unwrap().clone();
+        let row = rows.into_iter().find(|row| row["ttl_seconds"] == ttl_s).unwrap();
+        (row["refused"].as_u64().unwrap(), row["executed_again"].as_u64().unwrap())
+    };
+    assert_eq!(shorter(&at_ease, 600), (19_001, 0));
+    assert_eq!(shorter(&at_ease, 3_600), (1, 0));
+    assert_eq!(shorter(&at_ease, 86_400), (0, 0));
+    assert_eq!(report(&["--days", "8"])["recommended"]["ttl_seconds"], 86_400);
+    let days = report(&["--days", "2"]);
+    assert_eq!((&days["retries"], &days["new_keys"]), (&json!([]), &json!(48_000)));
+
+    // Three more that came too late, of some twenty thousand, are more than one in ten thousand.
+    saw(&database, "expired", 129_600, 3, 1);
+    let late = report(&[]);
+    assert_eq!(late["recommended"]["ttl_seconds"], 3 * 86_400);
+    assert_eq!(shorter(&late, 86_400), (3, 0));
+    // The costs are those of the TTLs, and keys per day those since yesterday.
+    let keys_per_day = late["keys_per_day"].as_u64().unwrap();
+    let keys: Vec<_> = late["costs"].as_array().unwrap().iter().map(|cost| cost["answers"].clone()).collect();
+    assert_eq!(keys, [json!(keys_per_day), json!(3 * keys_per_day)]);
+    assert!((48_000 / 2..48_000 * 24).contains(&keys_per_day), "{keys_per_day}");
+    let text = recommend(&[]);
+    for part in [
+        "All 20,003 retries that came after an answer came within 36 h.",
+        "Recommended TTL: 3 d instead of 24 h",
+        "! 3 retries came after the TTL and were refused.",
+        "oncepay policies set charges.create ttl_seconds=259200",
+        "500  a request in progress",
+    ] {
+        assert!(text.contains(part), "{part} isn't in\n{text}");
+    }
+    // It only reads; and what it prints works.
+    assert_eq!(database.rows("idempotency_policies"), 0);
+    ok(&database, &["policies", "set", "charges.create", "ttl_seconds=259200"]);
+    assert!(recommend(&[]).contains("Recommended TTL: 3 d, as it is"));
+    let complained = fails(&database, &["policies", "recommend", "--operation", "charges.destroy"]);
+    assert!(complained.contains("There is no such operation."), "{complained}");
+}
+
+#[test]
+fn a_ttl_is_not_below_the_time_for_which_webhooks_are_sent_again() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    saw(&database, "answer", 10, 2_000, 10);
+    let recommended = |arguments: &[&str]| {
+        let arguments =
+            [&["policies", "recommend", "--json", "--operation", "charges.create"], arguments].concat();
+        let document: Value = serde_json::from_str(&ok(&database, &arguments)).unwrap();
+        document["operations"][0]["recommended"]["ttl_seconds"].clone()
+    };
+    assert_eq!(recommended(&[]), 86_400);
+    let endpoint = json!({"url": "https://example.com/hooks", "event_types": ["*"]});
+    client.send("POST", "/v1/webhook-endpoints", "w", &endpoint).expect(201);
+    assert_eq!(recommended(&[]), 3 * 86_400);
+    assert_eq!(recommended(&["--delivery-give-up-after-s", "604800"]), 7 * 86_400);
+}
+
+#[test]
+fn storage_says_what_to_do_about_tables_and_indexes() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    app.client.as_merchant(&database.merchant()).charge("k", &visa()).expect(201);
+    let report = || -> Value { serde_json::from_str(&oncepay(&database, &["storage", "--json"]).1).unwrap() };
+    let has = |subject: &str, statement: &str| {
+        let findings = report()["findings"].as_array().unwrap().clone();
+        findings.iter().any(|finding| finding["subject"] == subject && finding["statement"] == statement)
+    };
+    let ours = report();
+    let names: Vec<_> =
+        ours["tables"].as_array().unwrap().iter().map(|table| table["name"].clone()).collect();
+    assert!(names.contains(&json!("idempotency_keys")) && names.contains(&json!("postings")), "{names:?}");
+    let mut owner = database.as_owner();
+    for statement in [
+        "CREATE TABLE junk (number integer) WITH (autovacuum_enabled = false)",
+        "CREATE INDEX junk_by_number ON junk (number)",
+        "INSERT INTO junk SELECT generate_series(1, 30000)",
+        "DELETE FROM junk WHERE number > 10000",
+    ] {
+        execute(&mut owner, statement);
+    }
+    let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'junk_by_number'::regclass";
+    execute(&mut database.as_superuser(), broken);
+    // The session hands in its counters when it ends, at the latest.
+    drop(owner);
+    eventually("the dead rows", || has("junk", "VACUUM (ANALYZE, VERBOSE) junk"));
+    assert!(has("junk", "ALTER TABLE junk RESET (autovacuum_enabled)"));
+    assert!(has("junk_by_number", "DROP INDEX CONCURRENTLY junk_by_number"));
+    let (success, text, complained) = oncepay(&database, &["storage"]);
+    assert!(!success && complained.contains("findings"), "{complained}");
+    assert!(text.contains("! junk: 20,000 dead rows, 66.66 % of all. The last vacuum was never."), "{text}");
+
+    // Each is gone after the statement that it names.
+    let mut owner = database.as_owner();
+    for statement in [
+        "DROP INDEX CONCURRENTLY junk_by_number",
+        "ALTER TABLE junk RESET (autovacuum_enabled)",
+        "VACUUM (ANALYZE, VERBOSE) junk",
+    ] {
+        execute(&mut owner, statement);
+    }
+    drop(owner);
+    eventually("an end of the findings", || {
+        let findings = report()["findings"].as_array().unwrap().clone();
+        !findings.iter().any(|finding| finding["subject"].as_str().unwrap().starts_with("junk"))
+    });
 }

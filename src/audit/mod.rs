@@ -6,6 +6,11 @@
 //! guard has failed.
 
 pub(crate) mod api;
+pub(crate) mod last_run;
+pub mod metrics;
+pub mod schedule;
+
+use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Text};
@@ -17,6 +22,8 @@ use crate::idempotency::ResourceKind;
 use crate::inbound::differences::is_open;
 use crate::storage::db::plan_freely;
 
+/// Maximum duration of a check, unless the audit has a limit of its own.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(600);
 /// Maximum number of sample ids per check.
 const SAMPLES_MAX: usize = 5;
 
@@ -285,12 +292,35 @@ struct CheckRow {
 /// Runs all checks on one snapshot. Reads everything, so it takes a while on a large database: its statements
 /// may run for ten minutes. Takes no locks.
 pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
+    check_all(conn, kinds, &|| CHECK_TIMEOUT)
+}
+
+/// Like [`run`], as background work: for at most `limit`, and in one process of the server, to which the session stays
+/// limited. Fails if that isn't enough.
+pub fn run_within(
+    conn: &mut PgConnection,
+    kinds: &[&'static ResourceKind],
+    limit: Duration,
+) -> Result<AuditReport, Error> {
+    diesel::sql_query("SET max_parallel_workers_per_gather = 0").execute(conn)?;
+    let started = Instant::now();
+    check_all(conn, kinds, &|| limit.saturating_sub(started.elapsed()))
+}
+
+/// Runs all checks, each for at most `timeout` as it's then.
+fn check_all(
+    conn: &mut PgConnection,
+    kinds: &[&'static ResourceKind],
+    timeout: &dyn Fn() -> Duration,
+) -> Result<AuditReport, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
-        diesel::sql_query("SET LOCAL statement_timeout = '10min'").execute(conn)?;
         plan_freely(conn)?;
         let checks = CHECKS
             .iter()
             .map(|check| {
+                // 0 would be no limit at all.
+                let timeout_ms = timeout().as_millis().max(1);
+                diesel::sql_query(format!("SET LOCAL statement_timeout = {timeout_ms}")).execute(conn)?;
                 let query = match check.query {
                     Query::Fixed(query) => query.to_owned(),
                     Query::OfKinds(query) => query(kinds),

@@ -78,6 +78,11 @@ impl Registry {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(seconds()), labels))
     }
 
+    /// Registers a histogram with these upper bounds per combination of `labels`.
+    pub fn histograms_by(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(bounds.to_vec()), labels))
+    }
+
     /// Registers a histogram of whole numbers from 1 to 2 to the power of `buckets` less 1.
     pub fn sizes(&self, name: &str, help: &str, buckets: usize) -> Histogram {
         self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(sizes(buckets))))

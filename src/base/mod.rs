@@ -1,4 +1,4 @@
-//! Values and helpers that know nothing of a request.
+//! Values and helpers that know nothing of what a request asks for.
 
 mod currency;
 pub(crate) mod defaults;
@@ -6,9 +6,14 @@ pub mod derived_secrets;
 pub mod faults;
 pub mod ids;
 pub(crate) mod json;
+pub mod logging;
 pub mod metrics;
 pub mod money;
 pub(crate) mod paths;
 pub(crate) mod preconditions;
+pub(crate) mod quantities;
+pub mod scope;
 pub mod signature;
+pub mod spans;
 pub(crate) mod time;
+pub mod trace;

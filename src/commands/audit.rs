@@ -1,19 +1,28 @@
 //! `oncepay audit`.
 
-use crate::audit;
+use secrecy::SecretString;
+
+use crate::audit::{self, last_run};
+use crate::error::Error;
 use crate::inbound::reconcile;
 use crate::processor::ProcessorOptions;
 use crate::server::{self, adapter};
 use crate::storage::db;
 
-use super::shared::Database;
+use super::shared::{Database, sentence};
 
 /// Options of the `audit` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Database to audit
+    /// Database to audit. It may be a standby
     #[command(flatten)]
     database: Database,
+
+    /// Connection string of the database in which the result is recorded for the service's metrics, if it isn't the
+    /// audited one: the primary, for an audit of a standby
+    #[arg(long, env = "ONCEPAY_AUDIT_RECORD_URL", hide_env_values = true)]
+    record_url: Option<SecretString>,
+
     /// Processor whose operations are read first, if given
     #[command(flatten)]
     processor: ProcessorOptions,
@@ -25,13 +34,22 @@ pub fn run(options: &Options) -> Result<(), String> {
     if options.processor.url.is_some() {
         reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
     }
-    let report =
-        audit::run(&mut db::connect(database_url)?, &server::resource_kinds()).map_err(
-            |error| match error.cause() {
-                Some(cause) => format!("The audit couldn't be run: {cause}."),
-                None => format!("The audit couldn't be run: {error}"),
-            },
-        )?;
+    let mut conn = db::connect(database_url)?;
+    let failed = |error: Error| match error.cause() {
+        Some(cause) => format!("The audit couldn't be run: {cause}."),
+        None => format!("The audit couldn't be run: {error}"),
+    };
+    let started_at = last_run::begin(&mut conn).map_err(failed)?;
+    let report = audit::run(&mut conn, &server::resource_kinds()).map_err(failed)?;
     print!("{report}");
+    // The audit is worth as much without it. Who counts on the metrics notices, since they get old.
+    let recorded = match &options.record_url {
+        Some(url) => db::connect(url)
+            .and_then(|mut conn| last_run::record(&mut conn, started_at, &report).map_err(sentence)),
+        None => last_run::record(&mut conn, started_at, &report).map_err(sentence),
+    };
+    if let Err(cause) = recorded {
+        eprintln!("The metrics of the service don't show this audit: {cause}");
+    }
     if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
 }

@@ -40,6 +40,12 @@ pub fn ask(options: &Options) -> Result<(), String> {
     let answer = answer().map_err(|error: std::io::Error| format!("No answer from {address}: {error}."))?;
     match answer.split("\r\n").next() {
         Some(status) if status.starts_with("HTTP/1.1 200 ") => Ok(()),
-        status => Err(format!("{address}{path} answers: {}.", status.unwrap_or_default())),
+        status => {
+            let status = status.unwrap_or_default();
+            let problem = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            let problem: serde_json::Value = serde_json::from_str(problem).unwrap_or_default();
+            let detail = problem["detail"].as_str().unwrap_or_default();
+            Err(format!("{address}{path} answers: {status}. {detail}").trim_end().to_owned())
+        }
     }
 }

@@ -142,6 +142,9 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                 ("parked since", row.parked_at),
             ];
             write_line(out, &format!("  {:<18} {}", "last request", row.request_id));
+            if let Some(trace_id) = &row.trace_id {
+                write_line(out, &format!("  {:<18} {trace_id}", "trace"));
+            }
             for (name, time) in times.into_iter().filter_map(|(name, time)| Some((name, time?))) {
                 write_line(out, &format!("  {name:<18} {}", time_text(time)));
             }

@@ -1,7 +1,9 @@
 //! `oncepay migrate`.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
+use crate::storage::fitness::Unfit;
+use crate::storage::session::{self, Handling};
 use crate::storage::{db, migrations};
 
 /// Options of the `migrate` command.
@@ -14,6 +16,10 @@ pub struct Options {
 
 /// Runs `oncepay migrate`. The error is a sentence.
 pub fn run(options: &Options) -> Result<(), String> {
+    // The lock of the one that migrates belongs to a session. Where a connection fails, the next line says why.
+    if let Ok(Handling::Mixed) = session::inspect(options.owner_database_url.expose_secret()) {
+        return Err(Unfit::SessionsMixed.explained());
+    }
     let run = migrations::migrate(&mut db::connect(&options.owner_database_url)?)?;
     println!("{} migrations run.", run.len());
     Ok(())

@@ -11,15 +11,18 @@ mod migrate;
 mod old_names;
 mod openapi;
 mod policies;
+mod recommend;
 mod reconcile;
 mod secret_files;
 mod serve;
 mod settings;
 mod shared;
+mod storage;
 mod trigger;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::base::logging::{self, LogFormat};
 use crate::config::Config;
 use crate::{dev, simulator};
 
@@ -59,9 +62,11 @@ enum Command {
     /// List idempotency keys, and resolve stuck requests
     #[command(subcommand)]
     Keys(keys::Command),
-    /// List and change the idempotency policies of operations
+    /// List and change the idempotency policies of operations, and recommend TTLs
     #[command(subcommand)]
     Policies(policies::Command),
+    /// Show the sizes of tables and indexes, and what to do about them; exit status 1 if there is anything
+    Storage(storage::Options),
     /// Print the OpenAPI document
     Openapi,
     /// Print all settings with their variables and defaults, as Markdown
@@ -75,6 +80,10 @@ pub fn run() -> Result<(), String> {
     let command = old_names::with_old_names(Cli::command(), &variable);
     let command = secret_files::with_secret_files(command, variable)?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    match &cli.command {
+        Command::Serve(config) => logging::start(config.log_format, logging::SERVING),
+        _ => logging::start(LogFormat::Text, logging::COMMAND),
+    }
     let out = &mut std::io::stdout().lock();
     match cli.command {
         Command::Dev(options) => dev::run(&options),
@@ -90,6 +99,7 @@ pub fn run() -> Result<(), String> {
         Command::Trigger(options) => trigger::run(&options),
         Command::Keys(command) => keys::run(command, out),
         Command::Policies(command) => policies::run(command, out),
+        Command::Storage(options) => storage::run(&options, out),
         Command::Openapi => openapi::run(),
         Command::Settings => settings::run(&Cli::command(), out),
     }

@@ -14,6 +14,7 @@ use crate::server;
 use crate::storage::db;
 use crate::storage::schema::idempotency_policy_changes;
 
+use super::recommend;
 use super::shared::{Database, sentence, time_text, write_line};
 
 /// `oncepay policies …`
@@ -36,6 +37,8 @@ pub enum Command {
         #[command(flatten)]
         database: Database,
     },
+    /// Recommend TTLs from the retries that were seen, and say what they cost
+    Recommend(recommend::Options),
     /// List the changes with their authors, newest first
     History {
         /// Name of the operation; default: all
@@ -79,6 +82,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
             Ok(())
         }
+        Command::Recommend(options) => recommend::run(&options, out),
         Command::History { operation, database } => {
             let conn = &mut db::connect(&database.database_url)?;
             let mut query = idempotency_policy_changes::table

@@ -160,12 +160,21 @@ codes! {
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
         "The payment processor failed, didn't answer in time, or asked for a pause, so the outcome isn't known yet.",
         "Send the same request with the same idempotency key again after `Retry-After`. It resumes the same payment and can't charge twice. A *new* key would start a new payment.";
+    RateLimited: "rate_limited", 429, true, false, "Too many requests",
+        "The merchant has sent more requests of this operation per second, or has more of them under way at the same time, than the operation's policy allows on this instance of the service. `detail` says which. Nothing was executed or stored, so the idempotency key is as it was.",
+        "Wait as long as `Retry-After` says and send the same request with the same idempotency key again. `RateLimit-Policy` and `RateLimit` tell the limits and what is left of them, so that a client can slow down before it's refused. Retries of answered requests count a tenth.";
+    Overloaded: "overloaded", 503, true, false, "Overloaded",
+        "More requests are waiting than the service can answer in time, and this merchant has its share of them or more. The request was refused at once, before anything was done.",
+        "Send the same request with the same idempotency key again after `Retry-After`, and double the pause with each further refusal. Fewer requests at the same time get more done.";
     SecretUnavailable: "secret_unavailable", 503, true, false, "Secret unavailable",
         "The answer shows a secret, and this instance of the service can't derive it at the moment: the service's master key is being replaced, or hasn't been checked yet. Rather than a wrong secret, it shows none.",
         "Send the same request with the same idempotency key again after `Retry-After`. Another instance, or this one later, answers with the secret.";
     InstanceStopping: "instance_stopping", 503, true, false, "Instance stopping",
         "This instance of the service is being stopped, and says so to load balancers that ask whether it's ready. It still answers requests.",
         "Send new requests to another instance.";
+    DatabaseUnfit: "database_unfit", 503, true, false, "Database unfit",
+        "This instance of the service reaches its database, but can't use it as it is, and says so to load balancers that ask whether it's ready. `detail` says why: migrations are missing, the service's role lacks privileges, or a pooler or an address in between gives connections sessions that aren't theirs. Requests are answered with `database_unavailable` meanwhile, and nothing is executed.",
+        "Send new requests to another instance. Operators find what to do in the service's log.";
     Internal: "internal", 500, true, false, "Internal error",
         "The service hit a bug of its own. It rolled back the request's changes.",
         "Send the same request with the same idempotency key again. If the error persists, report the `request_id`.";

@@ -32,6 +32,7 @@ impl From<diesel::result::Error> for Failure {
             Diesel::DatabaseError(_, information) if unavailable(&**information) => {
                 Self::DatabaseUnavailable(error.into())
             }
+            _ if is_session_lost(&error) => Self::DatabaseUnavailable(error.into()),
             _ => Self::internal(error),
         }
     }
@@ -66,6 +67,23 @@ pub fn is_connection_lost(error: &diesel::result::Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether an error means that a statement ran in another session than the one in which its connection has prepared
+/// statements (SQLSTATE 26000, 42P05, 08P01, 22P03), as behind a pooler in transaction mode. Such a statement had no effect.
+pub fn is_session_lost(error: &diesel::result::Error) -> bool {
+    use diesel::result::Error as Diesel;
+    let Diesel::DatabaseError(_, information) = error else { return false };
+    let message = information.message();
+    let is_gone = message.ends_with("\" does not exist") || message.ends_with("\" already exists");
+    // Or it was another connection's, with other parameters.
+    let is_others = [
+        "bind message ",
+        "incorrect binary data format in bind parameter",
+        "insufficient data left in message",
+    ];
+    message.starts_with("prepared statement \"") && is_gone
+        || is_others.iter().any(|text| message.starts_with(text))
 }
 
 /// What the server or libpq says when a connection ends.
@@ -134,6 +152,9 @@ mod tests {
             "the database system is in recovery mode",
             "cannot execute INSERT in a read-only transaction",
             "canceling statement due to statement timeout",
+            "prepared statement \"__diesel_stmt_3\" does not exist",
+            "prepared statement \"__diesel_stmt_0\" already exists",
+            "bind message supplies 3 parameters, but prepared statement \"__diesel_stmt_1\" requires 2",
         ] {
             assert_eq!(sorted(message), Code::DatabaseUnavailable, "{message}");
         }

@@ -3,6 +3,7 @@
 //! Storage and the idempotency engine know these errors and nothing of the domain. A domain's own error type
 //! holds a [`Failure`] in one of its variants and implements [`AsFailure`].
 
+use std::fmt;
 use std::time::Duration;
 
 use super::catalogue::Code;
@@ -74,6 +75,14 @@ pub enum Failure {
         /// The pause that the processor asked for.
         retry_after: Option<Duration>,
     },
+    #[error("The policy of this operation allows a merchant fewer {limited}.")]
+    RateLimited {
+        limited: Limited,
+        /// Time after which another request may get through.
+        retry_after: Duration,
+    },
+    #[error("Too many requests are waiting at the moment; nothing was done.")]
+    Overloaded,
     #[error("The secret that belongs into this answer can't be derived here at the moment.")]
     SecretUnavailable,
     #[error("Something went wrong on our side.")]
@@ -117,6 +126,8 @@ impl Failure {
             Self::DatabaseUnavailable(_) => Code::DatabaseUnavailable,
             Self::TransientConflict(_) => Code::TransientConflict,
             Self::ProcessorUnavailable { .. } => Code::ProcessorUnavailable,
+            Self::RateLimited { .. } => Code::RateLimited,
+            Self::Overloaded => Code::Overloaded,
             Self::SecretUnavailable => Code::SecretUnavailable,
             Self::Internal(_) => Code::Internal,
             // A lost claim means that another attempt owns the key right now.
@@ -153,6 +164,34 @@ impl Failure {
             (_, Some(cause)) => log::warn!(request_id; "{}: {cause}", self.code().as_str()),
             (_, None) => {}
         }
+    }
+}
+
+/// A limit of a policy. `Display` is what there are too many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limited {
+    /// The number of requests per second.
+    Rate,
+    /// The number of requests at the same time.
+    Concurrency,
+}
+
+impl Limited {
+    /// Name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Concurrency => "concurrency",
+        }
+    }
+}
+
+impl fmt::Display for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rate => "requests per second",
+            Self::Concurrency => "requests at the same time",
+        })
     }
 }
 

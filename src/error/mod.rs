@@ -23,7 +23,7 @@ use crate::base::money::{Currency, Money};
 use crate::base::signature::Refusal;
 
 pub use catalogue::{CatalogueEntry, Code};
-pub use database::{is_connection_lost, violated_constraint};
+pub use database::{is_connection_lost, is_session_lost, violated_constraint};
 pub use failure::{AsFailure, Cause, Failure};
 pub use problem::{Problem, SUSPECTED_DUPLICATE_OF};
 
@@ -71,6 +71,9 @@ pub enum Error {
     ValidationFailed(Vec<FieldError>),
     #[error("This instance is stopping.")]
     InstanceStopping,
+    /// The database, or the way to it, must be put right: a sentence.
+    #[error("{0}")]
+    DatabaseUnfit(String),
     #[error("There is no such operation.")]
     OperationNotFound,
     #[error("This looks like a duplicate of {charge_id}.")]
@@ -184,6 +187,7 @@ impl Error {
             Self::HttpVersionUnsupported => Code::HttpVersionUnsupported,
             Self::ValidationFailed(_) => Code::ValidationFailed,
             Self::InstanceStopping => Code::InstanceStopping,
+            Self::DatabaseUnfit(_) => Code::DatabaseUnfit,
             Self::OperationNotFound => Code::OperationNotFound,
             Self::DuplicateSuspected { .. } => Code::DuplicateSuspected,
             Self::DuplicateInProgress => Code::DuplicateInProgress,

@@ -121,6 +121,8 @@ impl Problem {
 
 /// Seconds that a client should wait before it retries.
 const RETRY_AFTER_S: &str = "1";
+/// Maximum of the same, when too many are to retry.
+const RETRY_AFTER_MAX_S: u32 = 3;
 /// The same, when an operator has to act first.
 const RETRY_AFTER_PARKED_S: &str = "60";
 
@@ -161,9 +163,12 @@ impl Failure {
             Self::OutcomeUnknown { location, .. } => {
                 location.iter().map(|location| ("Location", location.clone())).collect()
             }
-            Self::ProcessorUnavailable { retry_after: Some(pause), .. } => {
-                vec![("Retry-After", pause.as_secs_f64().ceil().to_string())]
+            Self::ProcessorUnavailable { retry_after: Some(pause), .. }
+            | Self::RateLimited { retry_after: pause, .. } => {
+                vec![("Retry-After", pause.as_secs_f64().ceil().max(1.0).to_string())]
             }
+            // Those who are refused together mustn't all come back together.
+            Self::Overloaded => vec![("Retry-After", rand::random_range(1..=RETRY_AFTER_MAX_S).to_string())],
             _ => retry_after(self.code()),
         }
     }

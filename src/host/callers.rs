@@ -10,7 +10,7 @@ use crate::base::ids::MerchantId;
 use crate::base::time;
 use crate::error::Error;
 use crate::idempotency::{HttpHost, Identity};
-use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator, PresentedKey};
+use crate::web::auth::{AuthenticatedMerchant, AuthenticatedOperator, OPERATORS, PresentedKey};
 use crate::web::lists;
 use crate::web::request_id::RequestId;
 
@@ -26,9 +26,6 @@ pub enum Caller {
     /// The processor, authenticated by a signature. Its message ids are the keys, in a space of their own.
     Acquirer,
 }
-
-/// The merchant in whose name operators' keys are kept.
-pub const OPERATORS: MerchantId = MerchantId(Uuid::nil());
 
 /// The merchant in whose name the ids of the processor's messages are kept.
 pub const ACQUIRER: MerchantId = MerchantId(Uuid::max());

@@ -42,7 +42,7 @@ pub struct Oncepay {
     pub vault: Vault,
     /// Verifies and reads the processor's messages.
     pub messages: Arc<dyn Messages>,
-    /// The API keys that were valid when this instance first saw them.
+    /// The API keys that were valid when this instance last saw them.
     pub known_keys: Arc<KnownKeys>,
     /// Metrics of operations and their callers.
     pub metrics: Arc<metrics::Metrics>,
@@ -97,6 +97,10 @@ impl Host for Oncepay {
         self.processor.is_available()
     }
 
+    fn disown(&self, proof: &[u8]) {
+        self.known_keys.remove(proof);
+    }
+
     fn reveal(&self, seal: &str) -> Option<SecretString> {
         let (purpose, rest) = seal.split_once('/')?;
         let (id, key) = match rest.split_once('/') {
@@ -132,6 +136,7 @@ pub fn processor_call(context: &Context<'_>, step: &str, reference: impl ToStrin
         merchant: context.merchant(),
         reference: reference.to_string(),
         attempt: context.attempt(),
+        trace: context.trace().clone(),
     }
 }
 

@@ -18,9 +18,9 @@ use super::store::{self, Answer, Claim, Claimant, Completion};
 /// Result of a look-up of a key that is claimed if it is new.
 pub enum ClaimResult {
     /// The request has claimed its key; this was read with it.
-    ClaimWithData(Claim, Option<serde_json::Value>),
-    /// The key isn't new; this is the decision on it.
-    Found(Decision),
+    ClaimWithData(Box<Claim>, Option<serde_json::Value>),
+    /// The key isn't new; these are the decision on it and its age.
+    Found(Decision, Duration),
     /// Another request is claiming the key right now.
     Contended,
 }
@@ -77,15 +77,19 @@ fn look_up(
     proof_sql: &'static str,
 ) -> Result<Vec<Result<ClaimResult, Failure>>, Failure> {
     let envelopes: Vec<&Envelope> = requests.iter().map(|request| &*request.envelope).collect();
-    let decisions: Vec<Result<Decision, Failure>> = store::find_all(conn, &envelopes, proof_sql)?
+    let decisions: Vec<Result<(Decision, Duration), Failure>> = store::find_all(conn, &envelopes, proof_sql)?
         .into_iter()
         .zip(requests)
-        .map(|(stored, request)| Ok(decide(stored?, &request.policy)))
+        .map(|(stored, request)| {
+            let stored = stored?;
+            let age = stored.as_ref().map(|stored| stored.age).unwrap_or_default();
+            Ok((decide(stored, &request.policy), age))
+        })
         .collect();
     let claimants: Vec<&Claimant> = decisions
         .iter()
         .zip(requests)
-        .filter(|(decision, _)| matches!(decision, Ok(Decision::Claim)))
+        .filter(|(decision, _)| matches!(decision, Ok((Decision::Claim, _))))
         .map(|(_, request)| request)
         .collect();
     let claimed = if claimants.is_empty() {
@@ -99,11 +103,11 @@ fn look_up(
     let mut claimed = claimed.into_iter();
     let results = decisions.into_iter().map(|decision| {
         Ok(match decision? {
-            Decision::Claim => match claimed.next().flatten() {
-                Some((claim, read)) => ClaimResult::ClaimWithData(claim, read),
+            (Decision::Claim, _) => match claimed.next().flatten() {
+                Some((claim, read)) => ClaimResult::ClaimWithData(Box::new(claim), read),
                 None => ClaimResult::Contended,
             },
-            decision => ClaimResult::Found(decision),
+            (decision, age) => ClaimResult::Found(decision, age),
         })
     });
     Ok(results.collect())

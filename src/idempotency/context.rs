@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
+use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
 
 use super::envelope::Envelope;
@@ -45,6 +46,11 @@ impl<'a, H: Host> Context<'a, H> {
     /// Number of the attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.claim.attempt
+    }
+
+    /// The span of this attempt, in the trace of the first request with the key.
+    pub fn trace(&self) -> &TraceContext {
+        &self.claim.trace
     }
 
     /// Time of the effects, by the database's clock.
@@ -180,6 +186,7 @@ mod tests {
             attempt: 1,
             recoveries: 0,
             generation,
+            trace: TraceContext::begin(),
             created_at,
             taken_at: (created_at, Instant::now()),
         }

@@ -1,6 +1,8 @@
 //! The parts of a request besides its parsed operation.
 
 use crate::base::ids::MerchantId;
+use crate::base::scope::HashedKey;
+use crate::base::trace::TraceContext;
 
 use super::fingerprint::RequestContent;
 use super::key::IdempotencyKey;
@@ -14,6 +16,8 @@ pub struct Envelope {
     pub key: IdempotencyKey,
     /// Id of the request of this attempt.
     pub request_id: String,
+    /// The span of this attempt's request.
+    pub trace: TraceContext,
     /// The content that the key belongs to.
     pub content: RequestContent,
     /// SHA-256 of the caller's secret, which the look-up of the key checks (see
@@ -24,4 +28,10 @@ pub struct Envelope {
     pub actor: Option<String>,
     /// Id of the message, if the request is one.
     pub message_id: Option<String>,
+}
+
+impl HashedKey for Envelope {
+    fn key_hash(&self) -> String {
+        self.key.digest_for(self.merchant)
+    }
 }

@@ -9,17 +9,21 @@ use actix_web::http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH,
 };
 use actix_web::http::{Method, StatusCode};
-use actix_web::{FromRequest, HttpRequest, HttpResponse, ResponseError, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::ids::MerchantId;
 use crate::base::json;
 use crate::base::paths;
 use crate::base::preconditions::Precondition;
-use crate::error::failure::Failure;
+use crate::base::scope;
+use crate::base::trace::TraceContext;
+use crate::error::failure::{AsFailure, Failure};
 use crate::storage::deadline;
+use crate::storage::party::{self, Party};
 
 use super::engine::{Engine, Response};
 use super::envelope::Envelope;
@@ -31,6 +35,9 @@ use super::request::{IdempotentRequest, RequestRules, read};
 
 /// Maximum size of a body in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Size from which a body is large, in bytes. Hardly any is.
+const LARGE_BODY_BYTES: usize = 8 * 1024;
 
 /// Maximum wait for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,8 +100,8 @@ pub trait HttpHost: Host<Error: ResponseError> {
     fn request_id(&self, request: &HttpRequest) -> String;
 }
 
-/// Errors, in the order checked: authentication, `body_too_large`, `body_timeout` or `body_incomplete`, `media_type_unsupported`,
-/// `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of them
+/// Errors, in the order checked: authentication, `body_too_large`, `body_timeout`, `body_incomplete` or `overloaded` (too
+/// many large bodies), `media_type_unsupported`, `rate_limited`, `overloaded` (too many requests), `idempotency_key_missing`, `idempotency_key_invalid`, `json_malformed`, `validation_failed`. None of them
 /// is stored, since the operation never began. A signature over the body authenticates a message, so for it
 /// `body_too_large` comes first.
 impl<O: Operation<Host: HttpHost>> FromRequest for IdempotentRequest<O> {
@@ -107,9 +114,19 @@ impl<O: Operation<Host: HttpHost>> FromRequest for IdempotentRequest<O> {
         Box::pin(async move {
             let engine = req.app_data::<web::Data<Engine<O::Host>>>().expect("the server provides it");
             let (host, caller) = (engine.host(), O::DESCRIPTOR.caller);
+            scope::with(|scope| scope.set_operation(O::DESCRIPTOR.name));
             let identity = host.identify(&req, caller).await?;
-            match from_parts(&req, payload, engine, identity).await {
+            scope::with(|scope| scope.set_merchant(identity.merchant));
+            let read: Result<Self, ErrorOf<O>> = from_parts(&req, payload, engine, identity).await;
+            match read {
                 Ok(request) => Ok(request),
+                // Whoever is refused because there is too much to do must not cause more. That an invalid key is one
+                // comes out as soon as its request gets through.
+                Err(error)
+                    if matches!(error.failure(), Some(Failure::RateLimited { .. } | Failure::Overloaded)) =>
+                {
+                    Err(error)
+                }
                 Err(error) => {
                     // A caller without a valid key doesn't learn what else is wrong.
                     host.confirm(&req, caller).await?;
@@ -127,11 +144,12 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     identity: Identity,
 ) -> Result<IdempotentRequest<O>, ErrorOf<O>> {
     let (host, descriptor) = (engine.host(), O::DESCRIPTOR);
-    let received = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload)).await;
+    let received = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload, engine.large_bodies())).await;
     // The time that the client took to send the body doesn't count, nor does that of a client that has sent none: even
     // the answer that it was too slow takes a look at its key.
     deadline::restart(engine.request_deadline());
-    let raw_body = received.map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
+    let (raw_body, large_body) =
+        received.map_err(|_| Failure::BodyTimeout { limit_s: BODY_TIMEOUT.as_secs() })??;
     let message_id = host.verify(req, descriptor.caller, &raw_body)?;
     let is_empty = descriptor.body_optional && raw_body.is_empty();
     if !is_empty {
@@ -139,6 +157,12 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     }
     let request_id = host.request_id(req);
     let policy = engine.policy(descriptor.name).await?;
+    party::belongs_to(Party::Caller(identity.merchant));
+    let (fields, pass) = engine.enter(descriptor.name, identity.merchant, &policy);
+    if let Some(fields) = fields {
+        req.extensions_mut().insert(fields);
+    }
+    let pass = Arc::new(pass?.with_large_body(large_body));
     let enforcement = policy.enforcement_for(identity.merchant);
     let sent = match &message_id {
         Some(id) => IdempotencyKey::bare(id).ok_or(Failure::IdempotencyKeyInvalid(BAD_MESSAGE_ID)),
@@ -171,11 +195,13 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     let longest = Duration::from_secs(policy.wait_max_seconds.into());
     let wait = preferred_wait(req.headers()).map(|wait| wait.min(longest)).filter(|wait| !wait.is_zero());
     let Identity { merchant, proof, actor } = identity;
+    let trace = scope::with(|scope| scope.trace().clone()).unwrap_or_else(TraceContext::begin);
     let request = IdempotentRequest {
         envelope: Arc::new(Envelope {
             merchant,
             key: key.unwrap_or_else(IdempotencyKey::unkeyed),
             request_id,
+            trace,
             content: RequestContent {
                 method: req.method().to_string(),
                 path_as_sent: (path != req.path()).then(|| req.path().to_owned()),
@@ -192,8 +218,11 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
         treatment: RequestRules { policy, enforcement, wait, precondition: precondition(req.headers()) },
         calls_processor: true,
         progress: Arc::default(),
+        pass,
     };
-    Ok(if is_keyed { request } else { request.unkeyed() })
+    let request = if is_keyed { request } else { request.unkeyed() };
+    scope::with(|scope| scope.set_key(Arc::clone(&request.envelope) as _));
+    Ok(request)
 }
 
 impl<H: HttpHost> Engine<H> {
@@ -256,7 +285,12 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         .map(|seconds| Duration::from_secs(seconds.into()))
 }
 
-async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, Failure> {
+/// Receives the body. A large one comes with a permit, which the request keeps.
+async fn read_body(
+    req: &HttpRequest,
+    mut payload: Payload,
+    large_bodies: &Arc<Semaphore>,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Failure> {
     let too_large = Failure::BodyTooLarge { limit_bytes: BODY_BYTES_MAX };
     let announced = req
         .headers()
@@ -267,7 +301,7 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, F
     if announced > BODY_BYTES_MAX {
         return Err(too_large);
     }
-    let mut body = Vec::with_capacity(announced);
+    let (mut body, mut permit) = (Vec::with_capacity(announced.min(LARGE_BODY_BYTES)), None);
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| match error {
             PayloadError::EncodingCorrupted => Failure::BodyIncomplete("has malformed chunks"),
@@ -276,9 +310,12 @@ async fn read_body(req: &HttpRequest, mut payload: Payload) -> Result<Vec<u8>, F
         if body.len() + chunk.len() > BODY_BYTES_MAX {
             return Err(too_large);
         }
+        if permit.is_none() && body.len() + chunk.len() > LARGE_BODY_BYTES {
+            permit = Some(Arc::clone(large_bodies).try_acquire_owned().map_err(|_| Failure::Overloaded)?);
+        }
         body.extend_from_slice(&chunk);
     }
-    Ok(body)
+    Ok((body, permit))
 }
 
 fn check_media_type(req: &HttpRequest) -> Result<(), Failure> {

@@ -26,6 +26,9 @@ pub trait Host: Send + Sync + 'static {
         true
     }
 
+    /// Notes that `proof`, with which a request came this far, isn't valid or not any more.
+    fn disown(&self, _proof: &[u8]) {}
+
     /// Returns the secret that a reply was sealed with (see [`Reply::seal`]). `None` if it isn't available: the
     /// reply isn't sent then.
     fn reveal(&self, _seal: &str) -> Option<SecretString> {

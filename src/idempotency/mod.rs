@@ -53,6 +53,11 @@
 //! for all of them, each is retried alone. So is a request that needs more than a claim: a takeover, a key
 //! that is free again, a row that another request has locked.
 //!
+//! # Retries
+//!
+//! The engine counts how old each key is that comes back, and what the request finds under it, in memory and then in a
+//! table (see the module `retries`). `oncepay policies recommend` derives TTLs from that.
+//!
 //! # Staged rollout
 //!
 //! A policy's `enforcement` goes from `off` through `observe` to `enforce`, and `rollout_percent` says for
@@ -98,6 +103,7 @@ mod extract;
 mod fingerprint;
 mod host;
 mod key;
+mod limits;
 pub mod metrics;
 mod operation;
 pub(crate) mod policies;
@@ -107,6 +113,7 @@ mod registry;
 mod reply;
 mod request;
 pub(crate) mod resolution;
+pub(crate) mod retries;
 mod settings;
 pub(crate) mod status;
 mod store;
@@ -121,6 +128,7 @@ pub use extract::{BODY_BYTES_MAX, HttpHost, Identity};
 pub use fingerprint::{Fingerprint, Recipe, RequestContent};
 pub use host::{Host, HostError};
 pub use key::{IdempotencyKey, KEY_LENGTH_MAX};
+pub use limits::RateLimitFields;
 pub use operation::{
     Abandoned, BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Input, LocalOperation,
     Operation,

@@ -33,7 +33,7 @@ pub struct Defaults {
 
 /// The columns that all operations share.
 const COLUMNS: &str = "enforcement, rollout_percent, ttl_seconds, tombstone_seconds, on_mismatch, fingerprint, on_expired, \
-                       wait_max_seconds";
+                       wait_max_seconds, rate_per_second, burst, concurrency_max";
 
 /// The columns of this policy, including its own settings.
 fn columns(policy: &Policy) -> String {
@@ -60,6 +60,9 @@ fn from_row(row: &Value, defaults: Option<&Defaults>) -> Result<Policy, Failure>
         fingerprint: word(row, "fingerprint")?,
         on_expired: word(row, "on_expired")?,
         wait_max_seconds: number(row, "wait_max_seconds")?,
+        rate_per_second: number(row, "rate_per_second")?,
+        burst: number(row, "burst")?,
+        concurrency_max: number(row, "concurrency_max")?,
         own: defaults.map(|defaults| defaults.policy.own.clone()).unwrap_or_default(),
     };
     for setting in defaults.map(|defaults| defaults.settings).unwrap_or_default() {

@@ -1,5 +1,7 @@
 //! The rules that the engine follows for an operation.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use sha2::{Digest, Sha256};
@@ -89,7 +91,7 @@ impl FingerprintKind {
     }
 }
 
-/// The rules by which an operation treats its idempotency keys.
+/// The rules by which an operation treats its idempotency keys and its callers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Policy {
     /// Whether keys have effect.
@@ -114,6 +116,18 @@ pub struct Policy {
     /// Maximum wait that a duplicate can ask for with `Prefer: wait=N`.
     #[schema(minimum = 0, maximum = 30, example = 30)]
     pub wait_max_seconds: u8,
+    /// Requests per second that an instance takes from one merchant. 0: any number. Further ones are refused with
+    /// `rate_limited`. A retry that gets a stored answer counts a tenth.
+    #[schema(minimum = 0, maximum = 100_000, example = 0)]
+    pub rate_per_second: u32,
+    /// Requests that an instance takes from one merchant at once, if that has sent none for a while. 0: as many as in a
+    /// second.
+    #[schema(minimum = 0, maximum = 1_000_000, example = 0)]
+    pub burst: u32,
+    /// Requests of one merchant that an instance has under way at the same time, including duplicates that wait. 0: any
+    /// number. Further ones are refused with `rate_limited`.
+    #[schema(minimum = 0, maximum = 100_000, example = 0)]
+    pub concurrency_max: u32,
     /// Settings that only this operation has.
     #[serde(flatten)]
     #[schema(ignore)]
@@ -121,7 +135,7 @@ pub struct Policy {
 }
 
 impl Default for Policy {
-    /// Keys are required, live for a day and are refused for another thirty days.
+    /// Keys are required, live for a day and are refused for another thirty days. Nothing is limited.
     fn default() -> Self {
         Self {
             enforcement: Enforcement::Enforce,
@@ -132,12 +146,20 @@ impl Default for Policy {
             fingerprint: FingerprintKind::CanonicalJson,
             on_expired: OnExpired::Reject,
             wait_max_seconds: 30,
+            rate_per_second: 0,
+            burst: 0,
+            concurrency_max: 0,
             own: OwnSettings::default(),
         }
     }
 }
 
 impl Policy {
+    /// Time after its answer for which a key is remembered.
+    pub fn remembered(&self) -> Duration {
+        Duration::from_secs(u64::from(self.ttl_seconds) + u64::from(self.tombstone_seconds))
+    }
+
     /// The enforcement for keys of `merchant`: `enforcement`, or the next weaker one outside the rollout.
     pub fn enforcement_for(&self, merchant: MerchantId) -> Enforcement {
         if rollout_bucket(merchant) < self.rollout_percent {

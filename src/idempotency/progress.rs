@@ -28,6 +28,7 @@ struct State {
     /// The resource of the last claim, even if that was rolled back.
     resource_id: Option<Uuid>,
     is_claimed: bool,
+    has_found_key: bool,
 }
 
 impl Progress {
@@ -47,7 +48,7 @@ impl Progress {
 
     /// Notes a committed claim.
     pub fn claimed(&self, claim: &Claim) {
-        self.change(|state| *state = State { resource_id: claim.resource_id, is_claimed: true });
+        self.change(|state| (state.resource_id, state.is_claimed) = (claim.resource_id, true));
     }
 
     /// The resource of the last claim, even if that was rolled back.
@@ -58,5 +59,13 @@ impl Progress {
     /// Whether the request has a committed claim.
     pub fn is_claimed(&self) -> bool {
         self.state().is_claimed
+    }
+
+    /// Notes that the request has found its key in use. Returns whether it's the first time: a request that waits
+    /// finds it again and again.
+    pub fn finds_key(&self) -> bool {
+        let mut is_first = false;
+        self.change(|state| is_first = !std::mem::replace(&mut state.has_found_key, true));
+        is_first
     }
 }

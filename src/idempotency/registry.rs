@@ -3,6 +3,8 @@
 use diesel::PgConnection;
 use futures_util::future::BoxFuture;
 
+use crate::base::scope;
+
 use super::descriptor::Descriptor;
 use super::engine::{DueRequest, Engine, RecoveryResult};
 use super::host::Host;
@@ -77,7 +79,9 @@ impl<H: Host> RegisteredOperation<H> {
         let Some(External { recover, .. }) = self.external else { return RecoveryResult::Lost };
         // Runs in a task of its own, so that a panic ends this attempt and not the worker. Its lease has to
         // expire then.
-        tokio::spawn(recover(engine, due)).await.unwrap_or(RecoveryResult::Failed)
+        // Its lines in the log name the request that is finished.
+        let scope = due.scope(self.descriptor.name);
+        tokio::spawn(scope::within(scope, recover(engine, due))).await.unwrap_or(RecoveryResult::Failed)
     }
 
     /// Releases what an abandoned request has set aside.

@@ -11,6 +11,7 @@ use crate::error::failure::Failure;
 
 use super::envelope::Envelope;
 use super::key::IdempotencyKey;
+use super::limits::Pass;
 use super::operation::{ErrorOf, Input, Operation};
 use super::policy::{Enforcement, Policy};
 use super::progress::Progress;
@@ -55,6 +56,8 @@ pub struct IdempotentRequest<O> {
     pub(super) calls_processor: bool,
     /// What has become of it so far.
     pub(super) progress: Arc<Progress>,
+    /// What it has taken of what it shares with others.
+    pub(super) pass: Arc<Pass>,
 }
 
 impl<O: Operation> IdempotentRequest<O> {
@@ -68,7 +71,8 @@ impl<O: Operation> IdempotentRequest<O> {
         let content = &envelope.content;
         let operation = read::<O>(&content.path, &content.query, &value, host)?;
         let (envelope, operation) = (Arc::new(envelope), Arc::new(operation));
-        Ok(Self { envelope, operation, treatment, calls_processor: true, progress: Arc::default() })
+        let (progress, pass) = (Arc::default(), Arc::default());
+        Ok(Self { envelope, operation, treatment, calls_processor: true, progress, pass })
     }
 
     /// Whether the same request can be sent again without being executed again.
@@ -96,6 +100,7 @@ impl<O> Clone for IdempotentRequest<O> {
             treatment: self.treatment.clone(),
             calls_processor: self.calls_processor,
             progress: Arc::clone(&self.progress),
+            pass: Arc::clone(&self.pass),
         }
     }
 }

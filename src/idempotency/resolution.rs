@@ -8,6 +8,7 @@ use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
+use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
 use crate::storage::sql::statement;
 
@@ -17,8 +18,10 @@ use super::operation::Abandoned;
 use super::registry::RegisteredOperation;
 use super::store::{self, Claim};
 
-type Row = (Option<Uuid>, Option<Uuid>, String, String, String, bool, DateTime<Utc>, DateTime<Utc>);
-type RowSql = (Nullable<SqlUuid>, Nullable<SqlUuid>, Text, Text, Text, Bool, Timestamptz, Timestamptz);
+type Row =
+    (Option<Uuid>, Option<Uuid>, String, String, String, Option<String>, bool, DateTime<Utc>, DateTime<Utc>);
+type RowSql =
+    (Nullable<SqlUuid>, Nullable<SqlUuid>, Text, Text, Text, Nullable<Text>, Bool, Timestamptz, Timestamptz);
 
 /// Ends an unanswered request: releases what its operation has set aside, and stores `answer`, an error, as its
 /// final answer. Returns false, without any effect, if the operation is unknown, as when a later release has begun the
@@ -36,7 +39,7 @@ pub fn abandon<H: Host>(
     answer: &H::Error,
 ) -> Result<bool, H::Error> {
     let row = statement::<RowSql>(
-        "SELECT claim_token, resource_id, operation, request_id, request_path, \
+        "SELECT claim_token, resource_id, operation, request_id, request_path, traceparent, \
              coalesce(parked_at IS NULL AND lease_expires_at > clock_timestamp(), false), \
              created_at, clock_timestamp() \
          FROM idempotency_keys WHERE merchant_id = {} AND key = {} FOR UPDATE",
@@ -45,7 +48,7 @@ pub fn abandon<H: Host>(
     .bind::<Text, _>(key.as_str())
     .get_result::<Row>(conn)
     .optional()?;
-    let (token, resource_id, name, request_id, path, is_running, created_at, now) =
+    let (token, resource_id, name, request_id, path, parent, is_running, created_at, now) =
         row.ok_or(Failure::IdempotencyKeyNotFound)?;
     let token = token.ok_or(Failure::IdempotencyKeyNotInProgress)?;
     if is_running {
@@ -62,6 +65,7 @@ pub fn abandon<H: Host>(
         resource_id,
         attempt: 1,
         recoveries: 0,
+        trace: TraceContext::stored(parent.as_deref(), None).unwrap_or_else(TraceContext::begin),
         created_at,
         taken_at: (now, Instant::now()),
         // Only calls of the processor need it.

@@ -32,6 +32,9 @@ pub struct KeyRow {
     pub operation: String,
     #[diesel(sql_type = Text)]
     pub request_id: String,
+    /// Trace of the first request with the key.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub trace_id: Option<String>,
     #[diesel(sql_type = Integer)]
     pub attempts: i32,
     #[diesel(sql_type = Integer)]
@@ -78,7 +81,7 @@ macro_rules! key_columns {
         concat!(
             "merchant_id, key, ",
             $crate::idempotency::status::key_state!(),
-            " AS state, operation, request_id, attempts, recoveries, recovery_point, last_error, response_status, \
+            " AS state, operation, request_id, split_part(traceparent, '-', 2) AS trace_id, attempts, recoveries, recovery_point, last_error, response_status, \
              resource_type, resource_id, created_at, completed_at, expires_at, lease_expires_at, recover_at, parked_at"
         )
     };

@@ -49,6 +49,9 @@ pub struct KeyStatus {
     /// Name of the requested operation.
     #[schema(example = "charges.create")]
     operation: String,
+    /// Trace of the first request with the key, which its effects belong to.
+    #[schema(example = "4bf92f3577b34da6a3ce929d0e0e4736")]
+    trace_id: Option<String>,
     /// Number of attempts, without replays and refusals.
     #[schema(example = 1)]
     attempts: i32,
@@ -129,6 +132,7 @@ impl KeyStatus {
             object: "idempotency_key",
             status,
             operation: row.operation.clone(),
+            trace_id: row.trace_id.clone(),
             attempts: row.attempts,
             recovery_point: row.recovery_point.clone(),
             response_status: row.response_status,

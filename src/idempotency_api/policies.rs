@@ -51,7 +51,8 @@ problems!(ListProblems, reading:);
 
 /// List the idempotency policies
 ///
-/// One policy per operation: whether keys have effect, how long answers are kept, how conflicts are resolved.
+/// One policy per operation: whether keys have effect, how long answers are kept, how conflicts are resolved, how much one
+/// merchant may send.
 #[utoipa::path(
     operation_id = "idempotency_policies.all",
     tag = "Idempotency",
@@ -153,6 +154,15 @@ pub struct ReplacePolicy {
     /// Maximum wait that a duplicate can ask for.
     #[schema(minimum = 0, maximum = 30, nullable = false)]
     wait_max_seconds: Option<u8>,
+    /// Requests per second that each instance takes from one merchant. 0: any number.
+    #[schema(minimum = 0, maximum = 100_000, nullable = false)]
+    rate_per_second: Option<u32>,
+    /// Requests that it takes at once after a pause. 0: as many as in a second.
+    #[schema(minimum = 0, maximum = 1_000_000, nullable = false)]
+    burst: Option<u32>,
+    /// Requests of one merchant that each instance has under way at the same time. 0: any number.
+    #[schema(minimum = 0, maximum = 100_000, nullable = false)]
+    concurrency_max: Option<u32>,
     #[schema(ignore)]
     own: Vec<(&'static str, SettingValue)>,
 }
@@ -191,6 +201,9 @@ impl ReplacePolicy {
                 fingerprint: fields.optional_choice("fingerprint"),
                 on_expired: fields.optional_choice("on_expired"),
                 wait_max_seconds: fields.optional_integer("wait_max_seconds", 0, 30),
+                rate_per_second: fields.optional_integer("rate_per_second", 0, 100_000),
+                burst: fields.optional_integer("burst", 0, 1_000_000),
+                concurrency_max: fields.optional_integer("concurrency_max", 0, 100_000),
                 own: settings.iter().filter_map(|setting| read_own(fields, setting)).collect(),
             })
         })
@@ -215,6 +228,9 @@ impl ReplacePolicy {
             fingerprint: self.fingerprint.unwrap_or(old.fingerprint),
             on_expired: self.on_expired.unwrap_or(old.on_expired),
             wait_max_seconds: self.wait_max_seconds.unwrap_or(old.wait_max_seconds),
+            rate_per_second: self.rate_per_second.unwrap_or(old.rate_per_second),
+            burst: self.burst.unwrap_or(old.burst),
+            concurrency_max: self.concurrency_max.unwrap_or(old.concurrency_max),
             own: old.own,
         };
         for (name, value) in &self.own {

@@ -9,7 +9,8 @@ use crate::base::metrics::Registry;
 pub struct Metrics {
     /// Differences between our books and the processor's at the last reconciliation, by kind.
     pub reconciliation_differences: IntGaugeVec,
-    /// Time of the last reconciliation by this instance, in seconds since 1970. 0 before the first.
+    /// Time of the last reconciliation that this instance knows of, in seconds since 1970. 0 if there are no books to
+    /// compare with.
     pub reconciled_at: Gauge,
     /// Authorizations without a charge that were voided.
     pub orphans_voided: IntCounter,
@@ -26,7 +27,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         Self {
             reconciliation_differences: registry.gauges("oncepay_reconciliation_differences", "Differences between our books and the processor's, at this instance's last comparison.", &["difference"]),
-            reconciled_at: registry.gauge("oncepay_reconciliation_timestamp_seconds", "Time of this instance's last comparison of our books with the processor's, in seconds since 1970."),
+            reconciled_at: registry.gauge("oncepay_reconciliation_timestamp_seconds", "Time of this instance's last comparison of our books with the processor's, in seconds since 1970; before its first, that of the last one on any instance. 0 if the processor keeps no books."),
             orphans_voided: registry.counter("oncepay_reconciliation_orphans_voided_total", "Authorizations without a charge that were voided."),
             acquirer_events_parked: registry.int_gauge("oncepay_acquirer_events_parked", "Events from the processor that wait for their objects, at the last sample."),
             acquirer_events_overdue: registry.int_gauge("oncepay_acquirer_events_overdue", "Events from the processor that have waited for too long, at the last sample."),

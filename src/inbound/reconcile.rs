@@ -31,6 +31,7 @@ use crate::base::defaults::defaults;
 use crate::base::ids::MerchantId;
 use crate::base::metrics::Registry;
 use crate::base::time;
+use crate::base::trace::TraceContext;
 use crate::error::Error;
 use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 use crate::storage;
@@ -181,6 +182,16 @@ fn remember_beginning(conn: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
+/// Records that the processor is in use. Returns the time of the last reading, or else of the first use, in seconds since
+/// 1970.
+fn begin_comparing(conn: &mut PgConnection) -> Result<f64, Error> {
+    remember_beginning(conn)?;
+    Ok(statement::<Double>(
+        "SELECT extract(epoch FROM coalesce(read_at, since))::double precision FROM acquirer_reads",
+    )
+    .get_result(conn)?)
+}
+
 fn begin_reading(conn: &mut PgConnection) -> Result<(DateTime<Utc>, i64), Error> {
     remember_beginning(conn)?;
     Ok(statement::<(Timestamptz, BigInt)>("SELECT clock_timestamp(), sequence FROM acquirer_reads")
@@ -291,6 +302,7 @@ async fn void(processor: &dyn Processor, orphan: &Difference) -> bool {
         merchant: MerchantId(orphan.merchant_id.unwrap_or_default()),
         reference: orphan.reference.clone(),
         attempt: 1,
+        trace: TraceContext::begin(),
     };
     match processor.void(&call, authorization_id).await {
         Ok(()) => {
@@ -318,8 +330,9 @@ pub async fn keep_reconciling(
     // Often enough to notice soon when it's due, whichever instance did it last.
     let look = (interval / 10).max(Duration::from_millis(10));
     // Operations from now on can be reported as missing.
-    if let Err(error) = db.run_retrying(remember_beginning).await {
-        log::warn!("couldn't note since when the processor is asked: {}", error.detailed());
+    match db.run_retrying(begin_comparing).await {
+        Ok(compared_at_s) => metrics.reconciled_at.set(compared_at_s),
+        Err(error) => log::warn!("couldn't note since when the processor is asked: {}", error.detailed()),
     }
     loop {
         tokio::time::sleep(time::jittered(look)).await;

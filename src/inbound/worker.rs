@@ -8,8 +8,10 @@ use diesel::{Connection, PgConnection};
 use super::metrics::Metrics;
 use crate::base::defaults::defaults;
 use crate::base::ids::AcquirerEventId;
+use crate::base::scope::{self, Scope};
 use crate::base::signature::Refusal;
 use crate::base::time;
+use crate::base::trace::TraceContext;
 use crate::error::{AsFailure, Error, Failure};
 use crate::host::metrics::Metrics as HostMetrics;
 use crate::processor::{Event, Messages};
@@ -136,9 +138,10 @@ async fn try_all(
             log::error!(event_id, kind; "an event of the processor has waited for too long: {detail}");
         }
         let (messages, metrics) = (Arc::clone(messages), Arc::clone(metrics));
-        let tried = db
-            .run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &*messages, &metrics)))
-            .await;
+        let trying =
+            db.run_retrying(move |conn| conn.transaction(|conn| try_parked(conn, id, &*messages, &metrics)));
+        let scope = Arc::new(Scope::of_event(event_id.clone(), TraceContext::begin()));
+        let tried = scope::within(scope, trying).await;
         // The event is due again in a while.
         if let Err(error) = tried {
             log::error!(event_id, kind; "a parked event couldn't be tried: {}", error.detailed());

@@ -109,6 +109,7 @@ mod tests {
     use super::*;
     use crate::base::ids::MerchantId;
     use crate::base::money::Money;
+    use crate::base::trace::TraceContext;
     use crate::processor::{CallRefusal, OperationKind, OperationStatus, RefusalReason};
 
     const KINDS: Kinds = Kinds { call: "authorize", find: "find" };
@@ -119,6 +120,7 @@ mod tests {
             merchant: MerchantId(uuid::Uuid::nil()),
             reference: "ch_1".to_owned(),
             attempt,
+            trace: TraceContext::begin(),
         }
     }
 

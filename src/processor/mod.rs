@@ -29,6 +29,7 @@ use serde_json::{Map, Value};
 use crate::base::ids::MerchantId;
 use crate::base::money::Money;
 use crate::base::signature::Refusal;
+use crate::base::trace::TraceContext;
 use crate::error::FieldError;
 
 pub use breaker::Breaker;
@@ -163,6 +164,9 @@ pub struct ProcessorCall {
     /// Number of the request's attempt, from 1. From 2 on, an earlier attempt may have got through. The
     /// sandbox and the simulator choose their faults by it.
     pub attempt: u32,
+    /// The span of the attempt. A provider that follows traces gets a [child](TraceContext::child) of it with each
+    /// request, in `traceparent`.
+    pub trace: TraceContext,
 }
 
 /// Result of an authorization.

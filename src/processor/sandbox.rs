@@ -40,6 +40,8 @@ pub struct CallRecord {
     pub key: String,
     /// Attempt of the request.
     pub attempt: u32,
+    /// `traceparent` of the call.
+    pub traceparent: String,
     /// Amount with currency, if the call has one.
     pub amount: Option<String>,
     /// True if money was held or moved (for the first call with this key) or the earlier effect was confirmed
@@ -89,6 +91,7 @@ impl Sandbox {
             call: name,
             key: call.key.clone(),
             attempt: call.attempt,
+            traceparent: call.trace.child().to_string(),
             amount: amount.map(|amount| amount.to_string()),
             took_effect,
         };

@@ -117,6 +117,8 @@ function IdempotencyKeys(system) {
 window.onload = () => {
   window.ui = SwaggerUIBundle({
     url: "/openapi.json",
+    // Otherwise it would show the document's address to somebody else's server.
+    validatorUrl: null,
     dom_id: "#swagger-ui",
     deepLinking: true,
     layout: "StandaloneLayout",

@@ -14,6 +14,7 @@ use utoipa::openapi::{Components, KnownFormat, Ref, RefOr, Required};
 use crate::events::EventType;
 
 use crate::base::signature;
+use crate::base::trace::TRACEPARENT;
 
 /// Returns one entry per event type. `components` holds the schemas of the objects; their examples make up
 /// those of the events.
@@ -76,6 +77,11 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .request_body(Some(body.build()))
         .responses(ResponsesBuilder::new().response("2XX", taken))
         .parameter(header(signature::ID, "Id of the event.", "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
+        .parameter(header(
+            TRACEPARENT,
+            "Span of this delivery, in the trace of the request that changed the object, as defined by W3C Trace Context.",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ))
         .parameter(header(signature::TIMESTAMP, "Time of sending, in seconds since 1970.", "1769851800"))
         .parameter(header(
             signature::SIGNATURE,

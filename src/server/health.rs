@@ -4,9 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::{HttpResponse, get, web};
-use diesel::RunQueryDsl;
-use diesel::dsl::sql;
-use diesel::sql_types::Bool;
 use serde_json::json;
 
 use crate::error::{Error, Failure};
@@ -14,6 +11,8 @@ use crate::host::Engine;
 use crate::processor::ProcessorError;
 use crate::storage::db::Db;
 use crate::storage::deadline;
+use crate::storage::fitness::Unfit;
+use crate::storage::party::{self, Party};
 
 use super::sharing::Shared;
 
@@ -33,16 +32,25 @@ pub struct Readiness {
     pub needs_processor: bool,
     /// True once it has been told to stop.
     pub is_stopping: AtomicBool,
-    /// Whether the database can be written: `Err` is the cause if not.
-    pub database: Shared<Result<(), String>>,
+    /// Whether the database can be used.
+    pub database: Shared<Result<(), Unusable>>,
+}
+
+/// Why the database can't be used.
+#[derive(Clone, Debug)]
+pub enum Unusable {
+    /// It doesn't answer, or can't be written. For the log.
+    Unavailable(String),
+    /// Somebody must put it right.
+    Unfit(Unfit),
 }
 
 /// Maximum time to find out whether requests can be served. Shorter than the timeouts of the callers
 /// (`oncepay health`, and many load balancers), so that they get an answer.
 const READINESS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Reports whether requests can be served: the instance hasn't been told to stop, the database answers and can be
-/// written, the master key is the database's, and the processor is available. 503 otherwise.
+/// Reports whether requests can be served: the instance hasn't been told to stop, the database is as this release needs
+/// it, answers and can be written, the master key is the database's, and the processor is available. 503 otherwise.
 #[get("/readyz")]
 pub async fn ready(
     db: web::Data<Db>,
@@ -54,7 +62,11 @@ pub async fn ready(
     }
     let asked = readiness.database.get(ask(&db));
     match tokio::time::timeout(READINESS_TIMEOUT, asked).await {
-        Ok(answer) => answer.map_err(|cause| Failure::DatabaseUnavailable(cause.into()))?,
+        Ok(Ok(())) => {}
+        Ok(Err(Unusable::Unfit(unfit))) => return Err(Error::DatabaseUnfit(unfit.to_string())),
+        Ok(Err(Unusable::Unavailable(cause))) => {
+            return Err(Failure::DatabaseUnavailable(cause.into()).into());
+        }
         // Others have asked before, and wait themselves.
         Err(late) => return Err(Failure::DatabaseUnavailable(late.into()).into()),
     }
@@ -67,15 +79,14 @@ pub async fn ready(
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
 }
 
-/// Asks the database whether it can be written.
-async fn ask(db: &Db) -> Result<(), String> {
+/// Asks the database whether it can be used.
+async fn ask(db: &Db) -> Result<(), Unusable> {
     deadline::restart(deadline::remaining(READINESS_TIMEOUT));
-    let asked = db.run_retrying(|conn| {
-        let read_only = diesel::select(sql::<Bool>("current_setting('transaction_read_only')::boolean"));
-        if read_only.get_result(conn)? {
-            return Err(Failure::DatabaseUnavailable("the database is read-only".into()));
-        }
-        Ok(())
-    });
-    asked.await.map_err(|failure: Failure| failure.detailed())
+    // However many strangers there are, whoever balances the load gets an answer.
+    party::belongs_to(Party::Service);
+    let checked = db.check().await;
+    match db.unfit() {
+        Some(unfit) => Err(Unusable::Unfit(unfit)),
+        None => checked.map_err(|failure| Unusable::Unavailable(failure.detailed())),
+    }
 }

@@ -10,6 +10,7 @@ use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_se
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Server, Service};
 use actix_web::rt::net::TcpStream;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use crate::web::connection::{Connection, Limits};
 
@@ -18,10 +19,37 @@ use crate::web::connection::{Connection, Limits};
 pub struct Settings {
     /// Number of threads that serve connections.
     pub workers: usize,
+    /// Maximum number of connections of each. More wait in the operating system until one ends.
+    pub connections_max: usize,
     /// Maximum number of blocking threads of each.
     pub blocking_threads: usize,
     /// Time that a stopping server waits for requests under way, in seconds.
     pub shutdown_timeout_s: u64,
+}
+
+/// Files that a server opens besides clients' connections: of the database, the processor, webhook receivers.
+const FILES_BESIDES: rlim_t = 1_024;
+
+/// Allows the process as many open files as so many connections need, or as many as the system lets it have. Many systems
+/// begin with 1,024, and each connection is a file.
+pub fn make_room(connections_max: u32) {
+    let wanted = rlim_t::from(connections_max) + FILES_BESIDES;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let possible = wanted.min(hard);
+        if soft < possible {
+            setrlimit(Resource::RLIMIT_NOFILE, possible, hard)?;
+        }
+        Ok(possible)
+    });
+    match raised {
+        Ok(possible) if possible < wanted => {
+            log::warn!(
+                "the system allows {possible} open files, which is too few for {connections_max} connections"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("the number of open files can't be raised: {error}"),
+    }
 }
 
 /// Serves `app` on `listener`, until its handle stops it. Signals are the caller's.
@@ -39,6 +67,7 @@ where
 {
     let builder = Server::build()
         .workers(settings.workers)
+        .max_concurrent_connections(settings.connections_max)
         .worker_max_blocking_threads(settings.blocking_threads)
         .shutdown_timeout(settings.shutdown_timeout_s)
         .disable_signals();

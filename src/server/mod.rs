@@ -1,6 +1,7 @@
 //! The HTTP server: its routes and its parts.
 
 pub mod adapter;
+mod database;
 pub(crate) mod docs;
 mod event_catalogue;
 mod files;
@@ -14,8 +15,10 @@ mod openapi_components;
 pub(crate) mod problem_pages;
 mod reads;
 mod routes;
+mod security;
 mod sharing;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,26 +26,24 @@ use std::time::Duration;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, web};
-use diesel::PgConnection;
-use secrecy::SecretString;
 
 use crate::base::derived_secrets::Vault;
+use crate::base::logging;
 use crate::base::metrics::Registry;
 use crate::base::paths;
 use crate::config::Config;
-use crate::error::{Error, Failure};
+use crate::error::Error;
 use crate::host::{Engine, Oncepay};
 use crate::idempotency::Settings;
 use crate::inbound::reconcile;
 use crate::processor::Adapter;
 use crate::storage::db::{Db, POOLS_MAX};
-use crate::storage::language;
-use crate::storage::master_keys::{self, MasterKeyError};
+use crate::web::auth::KnownKeys;
 use crate::web::listener::Listener;
 use crate::webhooks::delivery;
 use crate::webhooks::feed;
 use crate::webhooks::retention::{self, Retention};
-use crate::{host, idempotency, inbound, ledger, processor, storage, webhooks};
+use crate::{audit, host, idempotency, inbound, ledger, processor, storage, webhooks};
 
 use health::{READINESS_REST, Readiness};
 use routes::routes;
@@ -50,11 +51,11 @@ use sharing::Shared;
 
 pub use routes::{document, operations, resource_kinds};
 
-/// Pause between two attempts to check the database.
-const DATABASE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Time that a stopping server waits for requests under way.
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
+
+/// Maximum time that a stopped server takes to store its last counts.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves until SIGINT or SIGTERM, then finishes the requests under way. After SIGTERM, it first reports for a while that
 /// it isn't ready, so that load balancers send requests elsewhere; a second signal ends that. Uses the processor of the
@@ -80,23 +81,29 @@ pub fn run(
             _ = interrupt.recv() => Duration::ZERO,
             _ = terminate.recv() => Duration::from_millis(config.shutdown_delay_ms),
         };
+        log::info!(delay_ms = logging::milliseconds(delay); "stopping: not ready any more");
         stopper.announce();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        log::info!("stopping: finishing the requests under way");
         stopper.stop(true).await;
+        stopper.store_retries().await;
         running
             .await
             .map_err(|error| format!("The server crashed: {error}."))?
-            .map_err(|error| format!("The server failed: {error}."))
+            .map_err(|error| format!("The server failed: {error}."))?;
+        log::info!("stopped");
+        Ok(())
     })
 }
 
 /// Stops a server.
 pub struct Stopper {
     handle: ServerHandle,
+    admin: Option<(ServerHandle, SocketAddr)>,
     readiness: web::Data<Readiness>,
     engine: Engine,
 }
@@ -109,13 +116,36 @@ impl Stopper {
         self.engine.stop_waiting();
     }
 
+    /// Stores what was counted of retries since the last time.
+    async fn store_retries(&self) {
+        let stored = tokio::time::timeout(LAST_WRITE_TIMEOUT, self.engine.store_retries()).await;
+        if !matches!(stored, Ok(Ok(()))) {
+            log::warn!("the last delays of retries couldn't be stored");
+        }
+    }
+
+    /// Address of the port for operators, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(_, address)| *address)
+    }
+
     /// Stops the server as soon as it's called; the future waits for the end. With `graceful`, the requests under way
-    /// are finished.
+    /// are finished. Operators can watch that.
     pub fn stop(&self, graceful: bool) -> impl Future<Output = ()> + use<> {
         self.engine.stop_waiting();
-        self.handle.stop(graceful)
+        let stopped = self.handle.stop(graceful);
+        let admin = self.admin.as_ref().map(|(handle, _)| handle.clone());
+        async move {
+            stopped.await;
+            if let Some(admin) = admin {
+                admin.stop(false).await;
+            }
+        }
     }
 }
+
+/// Maximum number of connections to the port for operators.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// Starts serving. Must be called inside an actix system. Uses the processor of the settings unless `adapter` is
 /// given.
@@ -133,14 +163,16 @@ pub fn serve(
         Some(adapter) => adapter,
         None => adapter::of_config(config, processor_metrics)?,
     };
-    let db = Db::new(
-        &config.database_url,
-        config.pool_size,
-        config.pool_timeout(),
-        storage::metrics::Metrics::new(&registry),
-    );
     let vault = Vault::new(config.master_key.clone(), config.previous_master_key.clone());
-    check_database(&vault, &config.database_url, &db)?;
+    // Before the pool, which may take all connections that there are.
+    let state = database::look(&vault, config)?;
+    let storage_metrics = storage::metrics::Metrics::new(&registry);
+    let audit_metrics = audit::metrics::Metrics::new(&registry);
+    let db = Db::new(&config.database_url, config.pool_size, config.pool_timeout(), storage_metrics.clone())
+        .with_waiting_max(config.waiting_max);
+    let admin_listener =
+        config.admin_listen.map(|address| Listener::new(address, "--admin-listen")).transpose()?;
+    database::wait_until_fit(state, &vault, config, &db);
     let deliveries = delivery::Worker::new(
         db.clone(),
         vault.clone(),
@@ -149,13 +181,14 @@ pub fn serve(
         Arc::clone(&webhooks_metrics),
     )?;
     let operations = operations();
+    let known_keys = Arc::<KnownKeys>::default();
     let descriptors: Vec<_> = operations.iter().map(|operation| operation.descriptor).collect();
     let host = Oncepay {
         db: db.clone(),
         processor: Arc::clone(&adapter.processor),
         vault,
         messages: Arc::clone(&adapter.messages),
-        known_keys: Arc::default(),
+        known_keys: Arc::clone(&known_keys),
         metrics: Arc::clone(&host_metrics),
         allows_loopback: config.webhook_allow_loopback,
         operations: operations.clone(),
@@ -174,46 +207,75 @@ pub fn serve(
     });
     let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
+    http::make_room(config.connections_max);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Each worker has its own blocking threads, while connections belong to all. The holder of a permit must
     // find a thread, even if one worker has all the permits and other permits wait for lost connections. One more
     // serializes and compresses. Idle threads end by themselves.
     let blocking_threads = POOLS_MAX * config.pool_size as usize + 1;
-    let app = move || {
-        App::new()
+    let known_keys = web::Data::from(known_keys);
+    // What both ports serve.
+    let common = move |config: &mut web::ServiceConfig| {
+        config
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
+            .app_data(known_keys.clone())
             .app_data(document.clone())
             .app_data(http_metrics.clone())
             .app_data(exposition.clone())
             .app_data(readiness.clone())
-            .wrap(from_fn(reads::finish))
-            .wrap(from_fn(middleware::context))
-            .configure(routes)
             .service(health::live)
             .service(health::ready)
+            .service(openapi::show);
+    };
+    let (common_here, has_admin) = (common.clone(), admin_listener.is_some());
+    let app = move || {
+        App::new()
+            .wrap(from_fn(reads::finish))
+            .wrap(from_fn(middleware::context))
+            .configure(common_here.clone())
+            .configure(routes)
             .service(problem_pages::index)
             .service(problem_pages::show)
-            .service(web::redirect("/", "/docs/"))
-            .service(web::redirect("/docs", "/docs/"))
             .service(web::redirect("/problems/", "/problems"))
-            .service(openapi::show)
-            .service(metrics::show)
-            .service(docs::show)
+            .configure(|config| {
+                if !has_admin {
+                    for_operators(config)
+                }
+            })
             .default_service(web::to(|req: HttpRequest| async move {
                 Err::<HttpResponse, Error>(unmatched(&req))
             }))
     };
-    let settings = http::Settings { workers, blocking_threads, shutdown_timeout_s: SHUTDOWN_TIMEOUT_S };
+    let settings = http::Settings {
+        workers,
+        connections_max: (config.connections_max as usize).div_ceil(workers),
+        blocking_threads,
+        shutdown_timeout_s: SHUTDOWN_TIMEOUT_S,
+    };
     let server = http::serve(app, listener.into_listener(), settings)
         .map_err(|error| format!("Can't start the server: {error}."))?;
+    let admin = admin_listener.map(|listener| serve_operators(listener, common, settings)).transpose()?;
+    let metrics_interval = Duration::from_millis(config.metrics_interval_ms);
     idempotency::workers::start(
         &workers_engine,
         operations,
         config.database_url.clone(),
         Duration::from_millis(config.reaper_interval_ms),
-        Duration::from_millis(config.metrics_interval_ms),
+        metrics_interval,
     );
+    actix_web::rt::spawn(storage::clock::keep_comparing(
+        roll_up_db.clone(),
+        metrics_interval,
+        storage_metrics,
+    ));
+    actix_web::rt::spawn(audit::last_run::keep_showing(roll_up_db.clone(), metrics_interval, audit_metrics));
+    actix_web::rt::spawn(audit::schedule::keep_auditing(
+        roll_up_db.clone(),
+        config.database_url.clone(),
+        resource_kinds(),
+        config.audit,
+    ));
     let Adapter { processor, books, messages } = adapter;
     if let Some(books) = books {
         let interval = Duration::from_millis(config.reconcile_interval_ms);
@@ -245,46 +307,43 @@ pub fn serve(
         roll_up_db,
         Duration::from_millis(config.roll_up_interval_ms),
     ));
-    deliveries.start(Duration::from_millis(config.metrics_interval_ms));
-    let stopper = Stopper { handle: server.handle(), readiness: stopped_readiness, engine: stopped_engine };
+    deliveries.start(metrics_interval);
+    let (handle, readiness, engine) = (server.handle(), stopped_readiness, stopped_engine);
+    let stopper = Stopper { handle, admin, readiness, engine };
     Ok((server, stopper))
 }
 
-/// Checks the database, and opens the vault. If the database can't be asked now, asks until it can; until then, the
-/// instance isn't ready, and shows and uses no secret. The error is a sentence.
-fn check_database(vault: &Vault, database_url: &SecretString, db: &Db) -> Result<(), String> {
-    let checked = storage::db::connect(database_url)
-        .map_err(|error| Failure::DatabaseUnavailable(error.into()))
-        .and_then(|mut conn| fits(&mut conn, vault));
-    match checked {
-        Ok(checked) => return checked,
-        Err(failure) => log::warn!("the database isn't checked yet: {}", failure.detailed()),
-    }
-    let (vault, db) = (vault.clone(), db.clone());
-    actix_web::rt::spawn(async move {
-        while !vault.is_open() {
-            tokio::time::sleep(DATABASE_CHECK_INTERVAL).await;
-            let opening = vault.clone();
-            match db.run(move |conn| fits(conn, &opening)).await {
-                Ok(Ok(())) => log::info!("the database is checked"),
-                // It can't stop by itself in the middle of others' requests. It stays unready.
-                Ok(Err(refused)) => log::error!("{refused}"),
-                Err(failure) => log::debug!("the database isn't checked yet: {}", failure.detailed()),
-            }
-        }
-    });
-    Ok(())
+/// Registers what only operators need, and others needn't see.
+fn for_operators(config: &mut web::ServiceConfig) {
+    config
+        .service(web::redirect("/", "/docs/"))
+        .service(web::redirect("/docs", "/docs/"))
+        .service(metrics::show)
+        .service(docs::show);
 }
 
-/// Whether a database fits this instance. The inner error is a sentence, and final.
-fn fits(conn: &mut PgConnection, vault: &Vault) -> Result<Result<(), String>, Failure> {
-    if let Err(refused) = language::check(conn)? {
-        return Ok(Err(refused));
-    }
-    match master_keys::check(conn, vault) {
-        Err(MasterKeyError::Unchecked(failure)) => Err(failure),
-        checked => Ok(checked.map_err(|refused| refused.to_string())),
-    }
+/// Serves operators on a port of their own, with what `common` registers. The error is a sentence.
+fn serve_operators(
+    listener: Listener,
+    common: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+    settings: http::Settings,
+) -> Result<(ServerHandle, SocketAddr), String> {
+    let address = listener.address();
+    let app = move || {
+        App::new()
+            .wrap(from_fn(reads::finish))
+            .wrap(from_fn(middleware::context))
+            .configure(common.clone())
+            .configure(for_operators)
+            .default_service(web::to(|| async { Err::<HttpResponse, Error>(Error::RouteNotFound) }))
+    };
+    let settings = http::Settings { workers: 1, connections_max: ADMIN_CONNECTIONS_MAX, ..settings };
+    let server = http::serve(app, listener.into_listener(), settings)
+        .map_err(|error| format!("Can't start the server for operators: {error}."))?;
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    log::info!("metrics and the API reference are served on http://{address}");
+    Ok((handle, address))
 }
 
 /// The error for an unmatched route: the path is unknown, or it has other methods.

@@ -20,10 +20,11 @@ use utoipa::openapi::{Ref, RefOr, Required};
 use super::files::File;
 use super::{event_catalogue, openapi_bounds};
 use crate::base::signature;
+use crate::base::trace::TRACEPARENT;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::host::{Caller, Engine, RegisteredOperation};
 use crate::idempotency::{KEY_LENGTH_MAX, Policy, PolicySetting, SettingKind};
-use crate::web::problems::string_header;
+use crate::web::problems::{document_limits, string_header};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -47,7 +48,12 @@ use crate::web::problems::string_header;
             matches in `If-Match`, and `*` matches whatever exists. A change whose condition doesn't hold is not performed: the \
             answer is 412 `precondition_failed`, kept under the idempotency key. Conditions are no part of what is compared \
             under a key: a retry gets the first answer, whatever conditions it has. There are no times of modification and no \
-            ranges, so other conditions and `Range` are ignored.",
+            ranges, so other conditions and `Range` are ignored.\n\n\
+            The policy of an operation may limit how many requests a merchant sends per second, and how many it has under way \
+            at the same time; `GET /v1/idempotency-policies` shows it. Each instance of the service counts for itself. A request \
+            beyond a limit is refused with 429 `rate_limited` before anything is done. When more requests wait than can be \
+            answered in time, those of merchants with more than their share are refused with 503 `overloaded`. Both may be sent \
+            again with the same key after `Retry-After`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
@@ -229,6 +235,11 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
         header_parameter("X-Request-Id", "Id of the request in the answer and in the service's log: 1 to 128 letters, digits, `.`, `_` or `-`. By default the service generates one.")
             .build().into(),
     );
+    parameters.push(
+        header_parameter(TRACEPARENT, "Span of the caller, as defined by W3C Trace Context. The request continues its trace, and so do calls of the processor and messages to webhook endpoints. An invalid one is ignored, and the service begins a trace.")
+            .example(Some(json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")))
+            .build().into(),
+    );
     if id.ends_with(".list") {
         parameters.extend(openapi_bounds::page_parameters().map(Into::into));
     }
@@ -285,6 +296,9 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
             ] {
                 response.headers.insert(name.to_owned(), string_header(description).into());
             }
+        }
+        if status.starts_with('2') {
+            document_limits(response);
         }
         if is_kept || status == "409" {
             let description = "If the client asked to wait: the granted wait, `wait=N`.";

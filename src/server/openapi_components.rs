@@ -333,6 +333,7 @@ fn response_name(status: &str, response: &Response) -> String {
             schema.unwrap_or_else(|| pascal(sentence))
         }
         ([], [code]) => pascal(code.as_str()),
+        ([], [code, other]) => format!("{}Or{}", pascal(code.as_str()), pascal(other.as_str())),
         ([], _) => {
             let known = status.parse().ok().and_then(|status| StatusCode::from_u16(status).ok());
             pascal(known.and_then(|status| status.canonical_reason()).unwrap_or(status))

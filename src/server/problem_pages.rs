@@ -10,6 +10,10 @@ use crate::error::{CatalogueEntry, Code, Error};
 
 use super::files::File;
 
+/// The style of the pages.
+pub const STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}\
+                         td,th{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}";
+
 /// Shows the index of all error codes.
 #[get("/problems")]
 pub async fn index(request: HttpRequest) -> Result<HttpResponse, Error> {
@@ -82,8 +86,7 @@ fn page(title: &str, content: &str) -> File {
     let html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{title} · Oncepay</title>\
-         <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}\
-         td,th{{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}}</style>\
+         <style>{STYLE}</style>\
          <h1>{title}</h1>{content}</html>"
     );
     File::new("text/html; charset=utf-8", html)

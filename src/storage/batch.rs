@@ -3,12 +3,12 @@
 //! A commit waits for the disk and a statement for the network, and both cost the same for one row as for
 //! twenty. So calls that arrive while others are under way are collected and run together; a call that finds
 //! no other under way runs at once. No call waits for company: under little load a batch is one call, and the
-//! higher the load, the less each call costs.
+//! higher the load, the less each call costs. If more calls wait than fit into a batch, their parties take
+//! [turns](super::turns).
 //!
 //! Promised: a call never runs after its caller was told that it didn't. If a batch fails, each caller
 //! retries alone, so that one bad call can't fail the others.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::error::Failure;
 use crate::storage::db::{Db, Silence};
+use crate::storage::party::Party;
+use crate::storage::turns::Turns;
 
 /// Maximum time that a call waits for the batch before it. As a rule one batch at a time is fastest (1.3
 /// times four at a time, with 8 clients and with 64): calls gather meanwhile. But a batch that is stuck, on a
@@ -43,7 +45,7 @@ pub struct Batcher<I, O> {
 }
 
 struct Queue<I, O> {
-    calls: VecDeque<Call<I, O>>,
+    calls: Turns<Call<I, O>>,
     batches: usize,
 }
 
@@ -79,20 +81,20 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         waits: Histogram,
         work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let queue = Mutex::new(Queue { calls: VecDeque::new(), batches: 0 });
+        let queue = Mutex::new(Queue { calls: Turns::default(), batches: 0 });
         Arc::new(Self { db, size_max, sizes, waits, work: Box::new(work), queue })
     }
 
-    /// Runs the call in the next batch. `None` if the batch failed: retry it alone, and expect that it may
+    /// Runs the call of `party` in the next batch. `None` if the batch failed: retry it alone, and expect that it may
     /// already have taken effect.
     ///
     /// Errors: `database_unavailable` as with [`Db::run`]; `outcome_unknown` if the batch failed with that, or
     /// was given up before its end.
-    pub async fn call(self: &Arc<Self>, input: I) -> Result<Option<O>, Failure> {
+    pub async fn call(self: &Arc<Self>, party: Party, input: I) -> Result<Option<O>, Failure> {
         let (output, mut result) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
         let call = Call { input, asked: Instant::now(), is_taken: Arc::clone(&is_taken), output };
-        self.queue().calls.push_back(call);
+        self.queue().calls.push(party, call);
         self.start_batch_beside(0);
         let mut answered = tokio::time::timeout(PATIENCE, &mut result).await;
         if answered.is_err() && !is_taken.load(Ordering::Acquire) {
@@ -196,7 +198,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         let mut queue = self.batcher.queue();
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         while inputs.len() < self.batcher.size_max
-            && let Some(call) = queue.calls.pop_front()
+            && let Some(call) = queue.calls.pop()
         {
             // Skips calls whose callers have given up or are gone.
             if !call.is_taken.swap(true, Ordering::AcqRel) && !call.output.is_closed() {

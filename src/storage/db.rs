@@ -1,7 +1,7 @@
 //! Access to the database: one bounded pool.
 //!
 //! Promised: no work waits longer than the acquire timeout for a connection, and none holds one while it
-//! waits for anything but the database.
+//! waits for anything but the database. Who waits for a connection gets it [in turn](super::turns).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -9,17 +9,25 @@ use std::time::{Duration, Instant};
 
 use actix_web::rt::task::{JoinHandle, spawn_blocking};
 use diesel::connection::TransactionManager;
-use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
-use diesel::{Connection, ConnectionError, ConnectionResult, PgConnection, RunQueryDsl};
+use diesel::r2d2::Pool;
+use diesel::{Connection, PgConnection};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
 
+use super::admission::{Admission, Place};
 use super::deadline;
+use super::fitness::Unfit;
 use super::metrics::Metrics;
+use super::party::{self, Party};
+use super::permits::Permits;
+use super::session::{self, Handling, Session, Sessions};
 use crate::base::metrics::GaugeGuard;
-use crate::error::{AsFailure, Failure, is_connection_lost};
+use crate::base::scope;
+use crate::error::{AsFailure, Failure, is_connection_lost, is_session_lost};
+
+pub(crate) use super::session::establish;
+pub use super::session::{connect, plan_freely};
 
 /// Maximum number of attempts at a transaction that collides (deadlock, serialization failure, lock timeout).
 const TRIES_MAX: u32 = 5;
@@ -30,6 +38,12 @@ const RETRYING_TIMEOUT: Duration = Duration::from_secs(5);
 const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of the checks whether a server that doesn't answer on old connections can be reached.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Pause between two checks whether connections keep their sessions again.
+const INSPECTION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Default of the number of requests that may wait for the database at the same time: those of a fraction of a second,
+/// so that the last of them is still answered in time.
+pub const WAITING_MAX: u32 = 1_024;
 
 /// Maximum number of pools at the same time: the current one, and abandoned ones, each until its last thread
 /// has got an answer.
@@ -59,6 +73,9 @@ pub fn is_outcome_open(failure: &Failure) -> bool {
 /// it. A server with a hanging disk does that, and so may the network in between. So when work takes too long
 /// and a new connection succeeds, the old connections count as lost: the pool is replaced, and its threads
 /// are left to their wait.
+///
+/// A session that isn't the connection's own could run another statement than it's told. So as soon as one is met, no
+/// work begins until connections keep their sessions again.
 #[derive(Clone)]
 pub struct Db {
     shared: Arc<Shared>,
@@ -68,16 +85,19 @@ struct Shared {
     /// The current pool.
     lane: RwLock<Arc<Lane>>,
     lanes: Arc<AtomicUsize>,
+    /// Why no work begins at the moment.
+    unfit: RwLock<Option<Unfit>>,
     url: SecretString,
     size: u32,
     acquire_timeout: Duration,
+    admission: Arc<Admission>,
     metrics: Metrics,
 }
 
 /// A pool, and the permits to use it.
 struct Lane {
-    pool: Pool<ConnectionManager<PgConnection>>,
-    permits: Arc<Semaphore>,
+    pool: Pool<Sessions>,
+    permits: Arc<Permits>,
     /// Held during the check whether the pool is lost.
     probing: tokio::sync::Mutex<()>,
     lanes: Arc<AtomicUsize>,
@@ -85,23 +105,14 @@ struct Lane {
 
 impl Lane {
     fn new(url: &SecretString, size: u32, acquire_timeout: Duration, lanes: Arc<AtomicUsize>) -> Self {
-        keep_tls_until_the_end();
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
             // A test would cost a round trip each time. Dead connections are discarded below.
             .test_on_check_out(false)
-            .connection_customizer(Box::new(SessionLimits {
-                names_schema: names_schema(url.expose_secret()),
-            }))
-            .build_unchecked(ConnectionManager::new(with_network_timeouts(url.expose_secret())));
+            .build_unchecked(Sessions::new(url));
         lanes.fetch_add(1, Ordering::Relaxed);
-        Self {
-            pool,
-            permits: Arc::new(Semaphore::new(size as usize)),
-            probing: tokio::sync::Mutex::new(()),
-            lanes,
-        }
+        Self { pool, permits: Permits::new(size as usize), probing: tokio::sync::Mutex::new(()), lanes }
     }
 }
 
@@ -118,8 +129,52 @@ impl Db {
         metrics.pool_size.set(size.into());
         let lanes = Arc::<AtomicUsize>::default();
         let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes)));
-        let lane = RwLock::new(lane);
-        Self { shared: Arc::new(Shared { lane, lanes, url: url.clone(), size, acquire_timeout, metrics }) }
+        let (lane, unfit) = (RwLock::new(lane), RwLock::default());
+        let url = url.clone();
+        let admission = Admission::new(WAITING_MAX as usize, metrics.clone());
+        Self {
+            shared: Arc::new(Shared { lane, lanes, unfit, url, size, acquire_timeout, admission, metrics }),
+        }
+    }
+
+    /// Sets the number of requests that may wait for the database at the same time. Only for a new pool.
+    pub fn with_waiting_max(mut self, waiting_max: u32) -> Self {
+        let shared = Arc::get_mut(&mut self.shared).expect("nobody has a clone of a new pool");
+        shared.admission = Admission::new(waiting_max as usize, shared.metrics.clone());
+        self
+    }
+
+    /// Takes a place among the requests that may wait for the database. A request takes one before it does anything
+    /// else, and leaves it when it has what it needs or has become a claim. What comes after a claim needs none, since
+    /// it must not be refused any more. Errors: `overloaded`.
+    pub fn admit(&self, party: Party) -> Result<Place, Failure> {
+        self.shared.admission.enter(party)
+    }
+
+    /// Why no work begins at the moment, if that's so.
+    pub fn unfit(&self) -> Option<Unfit> {
+        *self.shared.unfit.read().expect("no holder panics")
+    }
+
+    /// Lets no work begin until [`accept`](Self::accept).
+    pub fn refuse(&self, unfit: Unfit) {
+        *self.shared.unfit.write().expect("no holder panics") = Some(unfit);
+    }
+
+    /// Lets work begin again.
+    pub fn accept(&self) {
+        *self.shared.unfit.write().expect("no holder panics") = None;
+    }
+
+    /// Checks that the database can be written, on a connection that must have kept its session. Errors:
+    /// `database_unavailable`; [`unfit`](Self::unfit) knows more if no work begins.
+    pub async fn check(&self) -> Result<(), Failure> {
+        self.refuse_if_unfit()?;
+        self.retry(|| self.run_session(WORK_TIMEOUT, Session::check)).await
+    }
+
+    fn refuse_if_unfit(&self) -> Result<(), Failure> {
+        self.unfit().map_or(Ok(()), |unfit| Err(Failure::DatabaseUnavailable(unfit.into())))
     }
 
     fn lane(&self) -> Arc<Lane> {
@@ -133,10 +188,10 @@ impl Db {
 
     /// Runs `work` with a connection on a blocking thread.
     ///
-    /// Errors, in the order checked: `database_unavailable` if no connection is free in time, then the errors
-    /// of `work`, then `database_unavailable` if it takes longer than ten seconds or than the request has
-    /// [left](deadline). In that last case it isn't known whether `work` has taken effect. A panic in `work`
-    /// is `internal`, and its connection is discarded.
+    /// Errors, in the order checked: `database_unavailable` if the database is [unfit](Self::unfit) or no
+    /// connection is free in time, then the errors of `work`, then `database_unavailable` if it takes longer than
+    /// ten seconds or than the request has [left](deadline). In that last case it isn't known whether `work` has
+    /// taken effect. A panic in `work` is `internal`, and its connection is discarded.
     pub async fn run<T: Send + 'static, E: AsFailure + Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
@@ -151,32 +206,56 @@ impl Db {
         limit: Duration,
         work: impl FnOnce(&mut PgConnection) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
+        self.refuse_if_unfit()?;
+        self.run_session(limit, |session| work(&mut session.conn)).await
+    }
+
+    /// Like [`run`](Self::run), also while the database is [unfit](Self::unfit): for the check whether it still is.
+    pub async fn run_regardless<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut PgConnection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.run_session(WORK_TIMEOUT, |session| work(&mut session.conn)).await
+    }
+
+    async fn run_session<T: Send + 'static, E: AsFailure + Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&mut Session) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let asked = Instant::now();
         let (lane, metrics) = (self.lane(), &self.shared.metrics);
         let patience = deadline::remaining(self.shared.acquire_timeout);
-        let permit = tokio::time::timeout(patience, Arc::clone(&lane.permits).acquire_owned())
-            .await
-            .map_err(|_| Failure::DatabaseUnavailable("all connections are in use".into()))?
-            .map_err(Failure::internal)?;
+        let permit =
+            tokio::time::timeout(patience, lane.permits.acquire(party::current())).await.map_err(|_| {
+                metrics.pool_timeouts.inc();
+                Failure::DatabaseUnavailable("all connections are in use".into())
+            })?;
         metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
         let in_use = GaugeGuard::new(&metrics.pool_in_use);
         let used = Arc::clone(&lane);
-        let work = spawn_blocking(move || {
+        let work = spawn_blocking(scope::carried(move || {
             // Moved in, so that the permit outlives the use of the connection even if the caller is dropped
             // meanwhile.
             let (_permit, _in_use) = (permit, in_use);
-            let mut conn = used.pool.get().map_err(|error| Failure::DatabaseUnavailable(error.into()))?;
-            let result = work(&mut conn);
+            let mut session = used.pool.get().map_err(|error| Failure::DatabaseUnavailable(error.into()))?;
+            let result = work(&mut session);
             if is_unavailable(&result) {
                 // The pool discards returned connections in this state.
-                <PgConnection as Connection>::TransactionManager::transaction_manager_status_mut(&mut *conn)
+                let conn = &mut session.conn;
+                <PgConnection as Connection>::TransactionManager::transaction_manager_status_mut(conn)
                     .set_in_error();
             }
             result
-        });
+        }));
         let mut work = WatchedTask { db: self, lane, give_up_at: Instant::now() + limit, work: Some(work) };
         match tokio::time::timeout(deadline::remaining(limit), work.ended()).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(result)) => {
+                if is_of_another_session(&result) {
+                    self.doubt_sessions();
+                }
+                result
+            }
             Ok(Err(_)) => Err(Failure::internal("the database work panicked").into()),
             Err(_) => {
                 let silence = Silence("the database didn't answer in time");
@@ -200,7 +279,7 @@ impl Db {
             while let Ok(Some(connected)) = tokio::time::timeout_at(next_at, probes.next()).await {
                 // Work that was only slow ends meanwhile.
                 if connected && !work.is_finished() {
-                    self.replace(&lane);
+                    self.replace(&lane, "the database is silent on old connections and answers on new ones");
                 }
             }
             let _ = tokio::time::timeout_at(next_at, &mut work).await;
@@ -210,21 +289,61 @@ impl Db {
     async fn can_connect(&self) -> bool {
         let mut url = self.shared.url.expose_secret().to_owned();
         // The minimum that libpq accepts.
-        add_setting(&mut url, "connect_timeout", "2");
+        session::add_setting(&mut url, "connect_timeout", "2");
         spawn_blocking(move || establish(&url).is_ok()).await.unwrap_or(false)
     }
 
-    /// Replaces a lost pool, unless that has been done, or too many pools are left to their wait.
-    fn replace(&self, lost: &Arc<Lane>) {
+    /// Replaces a lost pool, unless that has been done, or too many pools are left to their wait. Returns whether
+    /// the pool is another one than the lost one.
+    fn replace(&self, lost: &Arc<Lane>, why: &str) -> bool {
         let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
         let mut current = lane.write().expect("no holder panics");
-        if !Arc::ptr_eq(&current, lost) || lanes.load(Ordering::Relaxed) >= POOLS_MAX {
-            return;
+        if !Arc::ptr_eq(&current, lost) {
+            return true;
         }
-        log::error!(
-            "the database is silent on old connections and answers on new ones: the pool is replaced"
-        );
+        if lanes.load(Ordering::Relaxed) >= POOLS_MAX {
+            return false;
+        }
+        log::error!("{why}: the pool is replaced");
         *current = Arc::new(Lane::new(url, *size, *acquire_timeout, Arc::clone(lanes)));
+        true
+    }
+
+    /// Lets no work begin until connections are found to keep their sessions, and begins to look for that.
+    fn doubt_sessions(&self) {
+        // Without a system, the process is ending.
+        let Some(system) = actix_web::rt::System::try_current() else { return };
+        let mut unfit = self.shared.unfit.write().expect("no holder panics");
+        if unfit.is_none() {
+            *unfit = Some(Unfit::SessionsMixed);
+            system.arbiter().spawn(self.clone().inspect_sessions());
+        }
+    }
+
+    /// Waits until connections keep their sessions. Then lets work begin again, on new connections: the old ones are
+    /// in an unknown state.
+    async fn inspect_sessions(self) {
+        let lane = self.lane();
+        let mut is_told = false;
+        loop {
+            let url = self.shared.url.clone();
+            match spawn_blocking(move || session::inspect(url.expose_secret())).await {
+                Ok(Ok(Handling::Mixed)) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        log::error!("{} No work begins meanwhile.", Unfit::SessionsMixed.explained());
+                    }
+                }
+                Ok(Ok(_)) => {
+                    if self.replace(&lane, "a connection has lost its session, and new ones keep theirs") {
+                        return self.accept();
+                    }
+                }
+                Ok(Err(error)) => log::debug!("sessions can't be inspected: {error}"),
+                // The process is ending.
+                Err(_) => return,
+            }
+            tokio::time::sleep(INSPECTION_INTERVAL).await;
+        }
     }
 
     /// Like [`run`](Self::run), and starts again
@@ -240,12 +359,22 @@ impl Db {
         &self,
         work: impl Fn(&mut PgConnection) -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<T, E> {
-        let started = Instant::now();
         let work = Arc::new(work);
+        self.retry(|| {
+            let this_try = Arc::clone(&work);
+            self.run(move |conn| this_try(conn))
+        })
+        .await
+    }
+
+    async fn retry<T, E: AsFailure, F: Future<Output = Result<T, E>>>(
+        &self,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, E> {
+        let started = Instant::now();
         let (mut tries, mut dead_connections) = (0, 0);
         loop {
-            let this_try = Arc::clone(&work);
-            let error = match self.run(move |conn| this_try(conn)).await {
+            let error = match attempt().await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
@@ -275,6 +404,14 @@ fn is_unavailable<T, E: AsFailure>(result: &Result<T, E>) -> bool {
     result.as_ref().is_err_and(|error| error.failure().is_some_and(is_broken))
 }
 
+/// Whether work has met a session that isn't the connection's own.
+fn is_of_another_session<T, E: AsFailure>(result: &Result<T, E>) -> bool {
+    let Some(Failure::DatabaseUnavailable(cause)) = result.as_ref().err().and_then(AsFailure::failure) else {
+        return false;
+    };
+    cause.is::<Unfit>() || cause.downcast_ref::<diesel::result::Error>().is_some_and(is_session_lost)
+}
+
 /// Work under way, which is still watched when its caller no longer waits.
 struct WatchedTask<'a, T: Send + 'static> {
     db: &'a Db,
@@ -300,141 +437,5 @@ impl<T: Send + 'static> Drop for WatchedTask<'_, T> {
         {
             runtime.spawn(self.db.clone().watch(Arc::clone(&self.lane), self.give_up_at, work));
         }
-    }
-}
-
-/// Makes OpenSSL free nothing at exit. libpq, which also uses it for passwords, would make it free
-/// everything. The pool's threads, for which nobody waits, would then die of a segmentation fault if they
-/// were connecting at that time.
-fn keep_tls_until_the_end() {
-    // The first initialization decides.
-    openssl_sys::init();
-}
-
-/// Adds the settings that libpq needs to notice a peer that is gone without a word. Keeps existing settings.
-fn with_network_timeouts(url: &str) -> String {
-    let mut url = url.to_owned();
-    for (name, value) in [
-        ("connect_timeout", "5"),
-        ("keepalives_idle", "10"),
-        ("keepalives_interval", "5"),
-        ("keepalives_count", "3"),
-        ("tcp_user_timeout", "10000"),
-    ] {
-        add_setting(&mut url, name, value);
-    }
-    url
-}
-
-/// Adds a setting to a connection string, unless it's there.
-fn add_setting(url: &mut String, name: &str, value: &str) {
-    if url.contains(name) {
-        return;
-    }
-    let separator = match (url.contains("://"), url.contains('?')) {
-        (true, true) => '&',
-        (true, false) => '?',
-        (false, _) => ' ',
-    };
-    url.push_str(&format!("{separator}{name}={value}"));
-}
-
-/// Limits for everything that a session of the service may wait for, and for the planner.
-///
-/// Acknowledged data must be on disk, so sessions turn asynchronous commits off, even if they are the
-/// server's default.
-///
-/// Nearly all of the service's statements find few rows by index. They're planned once per connection, not
-/// again for each batch size, which would cost more than running them; and not as a scan of a table that was
-/// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]).
-#[derive(Debug)]
-struct SessionLimits {
-    names_schema: bool,
-}
-
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionLimits {
-    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        settle(conn, self.names_schema).map_err(diesel::r2d2::Error::QueryError)?;
-        diesel::sql_query(
-            "SELECT set_config('application_name', 'oncepay', false), \
-                    set_config('statement_timeout', '5s', false), \
-                    set_config('lock_timeout', '2s', false), \
-                    set_config('idle_in_transaction_session_timeout', '10s', false), \
-                    set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
-                        WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
-                    set_config('plan_cache_mode', 'force_generic_plan', false), \
-                    set_config('enable_seqscan', 'off', false), \
-                    set_config('jit', 'off', false)",
-        )
-        .execute(conn)
-        .map(|_| ())
-        .map_err(diesel::r2d2::Error::QueryError)
-    }
-}
-
-/// Frees the planner until the transaction ends, for statements that read most of a table, or whose filters
-/// matter only if they're set.
-pub fn plan_freely(conn: &mut PgConnection) -> diesel::QueryResult<()> {
-    diesel::sql_query(
-        "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true), \
-                set_config('jit', 'on', true)",
-    )
-    .execute(conn)
-    .map(|_| ())
-}
-
-/// Connects outside of the pool. The error is a sentence.
-pub fn connect(url: &SecretString) -> Result<PgConnection, String> {
-    establish(url.expose_secret()).map_err(|error| format!("Can't connect to the database: {error}"))
-}
-
-/// Connects outside of the pool, with libpq's own error. Every connection outside of the pool must begin
-/// here: the first one of a process determines what happens at its exit.
-pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
-    keep_tls_until_the_end();
-    let mut conn = PgConnection::establish(&with_network_timeouts(url))?;
-    settle(&mut conn, names_schema(url)).map_err(ConnectionError::CouldntSetupConfiguration)?;
-    Ok(conn)
-}
-
-/// Sets what statements depend on, whatever the settings of the server, the database and the role are. Transactions
-/// see what was committed when each of their statements began: the guards of the ledger insist on that. A role may find
-/// other schemas first, and write times, intervals and bytes in its own way.
-fn settle(conn: &mut PgConnection, names_schema: bool) -> diesel::QueryResult<()> {
-    let settings = "SELECT set_config('default_transaction_isolation', 'read committed', false), \
-            set_config('default_transaction_deferrable', 'off', false), \
-            set_config('DateStyle', 'ISO, MDY', false), set_config('IntervalStyle', 'postgres', false), \
-            set_config('bytea_output', 'hex', false), set_config('extra_float_digits', '1', false), \
-            set_config('standard_conforming_strings', 'on', false), set_config('array_nulls', 'on', false), \
-            set_config('transform_null_equals', 'off', false)";
-    let schema = if names_schema { "" } else { ", set_config('search_path', 'public', false)" };
-    diesel::sql_query(format!("{settings}{schema}")).execute(conn).map(|_| ())
-}
-
-/// Whether a connection string names the schema itself.
-fn names_schema(url: &str) -> bool {
-    url.contains("search_path")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn network_timeouts_are_added_unless_set() {
-        let added = "connect_timeout=5&keepalives_idle=10&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=10000";
-        assert_eq!(with_network_timeouts("postgres://h/d"), format!("postgres://h/d?{added}"));
-        assert_eq!(with_network_timeouts("postgres://h/d?a=b"), format!("postgres://h/d?a=b&{added}"));
-        assert_eq!(
-            with_network_timeouts("host=h dbname=d"),
-            format!("host=h dbname=d {}", added.replace('&', " "))
-        );
-        let several = "postgres://u:p@h1:1,h2:2/d?target_session_attrs=read-write";
-        assert_eq!(with_network_timeouts(several), format!("{several}&{added}"));
-        let set = with_network_timeouts("postgres://h/d?connect_timeout=1");
-        assert!(
-            set.starts_with("postgres://h/d?connect_timeout=1&keepalives_idle=10")
-                && !set.contains("timeout=5")
-        );
     }
 }

@@ -138,7 +138,16 @@ fn run_pending(
         run_one(conn, &*migration, patience)?;
         run.push(migration.name().version().to_string());
     }
+    let_service_look(conn).map_err(|error| format!("Can't grant a privilege to oncepay_app: {error}"))?;
     Ok(run)
+}
+
+/// Lets the service see which migrations have been run, so that it notices at its start if some are missing.
+fn let_service_look(conn: &mut PgConnection) -> QueryResult<()> {
+    if !holds(conn, "has_table_privilege('oncepay_app', '__diesel_schema_migrations', 'SELECT')")? {
+        diesel::sql_query("GRANT SELECT ON __diesel_schema_migrations TO oncepay_app").execute(conn)?;
+    }
+    Ok(())
 }
 
 fn run_one(conn: &mut PgConnection, migration: &dyn Migration<Pg>, patience: Patience) -> Result<(), String> {

@@ -219,6 +219,9 @@ diesel::table! {
         suspicion_window_seconds -> Integer,
         updated_at -> Timestamptz,
         updated_by -> Text,
+        rate_per_second -> Integer,
+        burst -> Integer,
+        concurrency_max -> Integer,
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::AUTHORIZATION;
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use diesel::prelude::*;
 use futures_util::future::LocalBoxFuture;
 use secrecy::SecretString;
@@ -19,7 +19,9 @@ use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
 use crate::error::{Error, Failure};
+use crate::storage::admission::Place;
 use crate::storage::db::Db;
+use crate::storage::party::{self, Party};
 use crate::storage::schema::{api_keys, operator_keys};
 use crate::web::query::{Caller, without_query};
 
@@ -59,19 +61,32 @@ pub fn new_password() -> SecretString {
     secret().into()
 }
 
+/// The merchant in whose name operators' idempotency keys are kept.
+pub const OPERATORS: MerchantId = MerchantId(Uuid::nil());
+
 /// The merchant whose valid key came with the request.
 ///
-/// Errors, in the order checked: `api_key_missing`, `operator_key_not_allowed`, `api_key_invalid`,
+/// Errors, in the order checked: `api_key_missing`, `overloaded`, `operator_key_not_allowed`, `api_key_invalid`,
 /// `api_key_revoked`, `database_unavailable`; as an extractor also `validation_failed` if there is a query.
 #[derive(Clone, Copy, Debug)]
 pub struct AuthenticatedMerchant(pub MerchantId);
 
 impl AuthenticatedMerchant {
-    /// Authenticates `req`.
+    /// Authenticates `req`, which keeps its place in the queue for the database.
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
-        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
+        let (merchant, place) = Self::queue(req).await?;
+        req.extensions_mut().insert(place);
+        Ok(Self(merchant))
+    }
+
+    async fn queue(req: &HttpRequest) -> Result<(MerchantId, Place), Error> {
         let key = bearer(req)?.to_owned();
-        db.run_retrying(move |conn| authenticate(conn, &key)).await.map(Self)
+        let named = merchant_of_key(&key);
+        look_up(req, &key_sha256(&key), named, move |conn| {
+            let merchant = authenticate(conn, &key)?;
+            Ok((merchant, merchant))
+        })
+        .await
     }
 }
 
@@ -92,7 +107,7 @@ impl FromRequest for AuthenticatedMerchant {
 
 /// The operator whose valid key came with the request.
 ///
-/// Errors, in the order checked: `api_key_missing`, `operator_key_required` for a key of a merchant,
+/// Errors, in the order checked: `api_key_missing`, `overloaded`, `operator_key_required` for a key of a merchant,
 /// `api_key_invalid`, `api_key_revoked`, `database_unavailable`; as an extractor also `validation_failed` if there
 /// is a query.
 #[derive(Clone, Debug)]
@@ -104,12 +119,16 @@ pub struct AuthenticatedOperator {
 }
 
 impl AuthenticatedOperator {
-    /// Authenticates `req`.
+    /// Authenticates `req`, which keeps its place in the queue for the database.
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
-        let db = req.app_data::<web::Data<Db>>().expect("the server provides it").clone();
         let key = bearer(req)?.to_owned();
         let sha256 = key_sha256(&key);
-        let name = db.run_retrying(move |conn| authenticate_operator(conn, &key)).await?;
+        // A merchant's key may be known, and names no operator all the same.
+        let named = (!key.starts_with(API_KEY_PREFIX)).then_some(OPERATORS);
+        let authenticated =
+            look_up(req, &sha256, named, move |conn| Ok((OPERATORS, authenticate_operator(conn, &key)?)));
+        let (name, place) = authenticated.await?;
+        req.extensions_mut().insert(place);
         Ok(Self { name, sha256 })
     }
 }
@@ -151,13 +170,41 @@ impl PresentedKey {
         {
             return Ok(Self { merchant, sha256 });
         }
-        let merchant = AuthenticatedMerchant::of(req).await?.0;
-        known.add(&sha256);
+        // The request takes another place, among its merchant's, once it has been received.
+        let (merchant, _place) = AuthenticatedMerchant::queue(req).await?;
         Ok(Self { merchant, sha256 })
     }
 }
 
-/// The keys that were valid when this instance first saw them.
+/// Looks a key up, whose SHA-256 is `sha256`, and returns what `find` does, with a place in the queue for the database.
+/// `find` also returns whose key it is. A known key waits among the requests of `named`, another one among strangers'.
+///
+/// Errors: `overloaded`, then those of `find`.
+async fn look_up<T: Send + 'static>(
+    req: &HttpRequest,
+    sha256: &[u8],
+    named: Option<MerchantId>,
+    find: impl Fn(&mut PgConnection) -> Result<(MerchantId, T), Error> + Send + Sync + 'static,
+) -> Result<(T, Place), Error> {
+    let db = req.app_data::<web::Data<Db>>().expect("the server provides it");
+    let known = req.app_data::<web::Data<KnownKeys>>().expect("the server provides it");
+    let party = match named {
+        Some(named) if known.contains(sha256) => Party::Caller(named),
+        _ => Party::Strangers,
+    };
+    party::belongs_to(party);
+    let place = db.admit(party)?;
+    let (owner, found) = db.run_retrying(find).await.inspect_err(|error| {
+        if let Error::Failure(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked) = error {
+            known.remove(sha256);
+        }
+    })?;
+    party::belongs_to(Party::Caller(owner));
+    known.add(sha256);
+    Ok((found, place))
+}
+
+/// The keys that were valid when this instance last saw them.
 #[derive(Debug, Default)]
 pub struct KnownKeys {
     sha256s: Mutex<HashSet<Vec<u8>>>,
@@ -173,11 +220,19 @@ impl KnownKeys {
 
     fn add(&self, sha256: &[u8]) {
         let mut sha256s = self.sha256s.lock().expect("no holder panics");
+        if sha256s.contains(sha256) {
+            return;
+        }
         if sha256s.len() >= Self::KEYS_MAX {
             // The keys are authenticated once more, without other effects.
             sha256s.clear();
         }
         sha256s.insert(sha256.to_vec());
+    }
+
+    /// Forgets a key that isn't valid, or not any more.
+    pub fn remove(&self, sha256: &[u8]) {
+        self.sha256s.lock().expect("no holder panics").remove(sha256);
     }
 }
 

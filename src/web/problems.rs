@@ -59,6 +59,7 @@ const CHANGE: &[Code] = &[
     Code::IdempotencyKeyReused,
     Code::IdempotencyKeyExpired,
     Code::IdempotencyRequestInProgress,
+    Code::RateLimited,
     Code::TransientConflict,
     Code::OutcomeUnknown,
 ];
@@ -70,6 +71,7 @@ const ANY: &[Code] = &[
     Code::HeadersTooLarge,
     Code::HttpVersionUnsupported,
     Code::PreconditionFailed,
+    Code::Overloaded,
     Code::DatabaseUnavailable,
     Code::Internal,
 ];
@@ -139,7 +141,26 @@ fn problem_response(entries: &[&'static CatalogueEntry]) -> Response {
         let header = string_header("Seconds to wait before sending the same request again.");
         response.headers.insert("Retry-After".to_owned(), header.into());
     }
+    if entries.iter().any(|entry| entry.code == Code::RateLimited.as_str()) {
+        document_limits(&mut response);
+    }
     response
+}
+
+/// Documents the fields that tell the limits of an operation.
+pub(crate) fn document_limits(response: &mut Response) {
+    for (name, description) in [
+        (
+            "RateLimit-Policy",
+            "If the policy of the operation limits requests: the limits, as structured fields              (draft-ietf-httpapi-ratelimit-headers-11, a draft). `charges.create:rate` has the requests that fit into a window of              `w` seconds, `charges.create:concurrency` the requests at the same time.",
+        ),
+        (
+            "RateLimit",
+            "What is left of these limits: `r` requests, spread over `t` seconds. Other answers of the operation have both              fields, too.",
+        ),
+    ] {
+        response.headers.insert(name.to_owned(), string_header(description).into());
+    }
 }
 
 /// An example problem for a code.

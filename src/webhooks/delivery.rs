@@ -39,10 +39,14 @@ use crate::base::derived_secrets::Vault;
 use crate::base::faults;
 use crate::base::ids::EventId;
 use crate::base::metrics::GaugeGuard;
+use crate::base::scope::{self, Scope};
+use crate::base::spans::{Kind, Span};
 use crate::base::time::{self, Timestamp};
+use crate::base::trace::{TRACEPARENT, TRACESTATE};
 use crate::error::Error;
 use crate::storage::batch::Batcher;
 use crate::storage::db::Db;
+use crate::storage::party::Party;
 
 use super::client::{Answer, Client, Failure};
 use super::outbox::{
@@ -308,7 +312,8 @@ impl Worker {
         for claimed in due {
             let place = places.take(claimed.endpoint_key(), claimed.endpoint_is_failing);
             // Runs in its own task, so that neither its end nor its panic affects others.
-            actix_web::rt::spawn(self.clone().attempt(claimed, place, asked));
+            let scope = scope_of(&claimed);
+            actix_web::rt::spawn(scope::within(scope, self.clone().attempt(claimed, place, asked)));
         }
         Ok(begun)
     }
@@ -319,8 +324,16 @@ impl Worker {
         let in_flight = GaugeGuard::new(&metrics.webhook_in_flight);
         faults::reach("delivery_before_send");
         let begun = Instant::now();
+        let mut span = Span::of(&claimed.trace, "deliver", Kind::Client);
+        span.rename(|| format!("deliver {}", claimed.kind));
+        span.set("oncepay.event_id", || Some(claimed.event.to_string()));
         let sent = self.send(&claimed).await;
         let duration = begun.elapsed();
+        span.set("http.response.status_code", || Some(sent.as_ref().ok()?.status.to_string()));
+        if let Err(failure) = &sent {
+            span.fail(failure.as_str());
+        }
+        span.end();
         faults::reach("delivery_after_send");
         metrics.webhook_attempt_seconds.observe(duration.as_secs_f64());
         if let Err(failure) = &sent {
@@ -367,12 +380,17 @@ impl Worker {
             signatures = format!("{signatures} {}", sign(claimed.secret_version - 1, key));
         }
         let text = |text: String| HeaderValue::try_from(text).expect("ids, numbers and base64 are ASCII");
-        HeaderMap::from_iter([
+        let mut headers = HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (HeaderName::from_static(signature::ID), text(id.to_owned())),
             (HeaderName::from_static(signature::TIMESTAMP), text(timestamp.to_string())),
             (HeaderName::from_static(signature::SIGNATURE), text(signatures)),
-        ])
+            (HeaderName::from_static(TRACEPARENT), text(claimed.trace.to_string())),
+        ]);
+        if let Some(state) = claimed.trace.state() {
+            headers.insert(HeaderName::from_static(TRACESTATE), text(state.to_owned()));
+        }
+        headers
     }
 
     /// Stores an outcome, retrying until the lease ends: after that, another sender owns the delivery. `None`
@@ -382,7 +400,7 @@ impl Worker {
         let give_up_after = options.give_up_after();
         let mut failures = 0;
         loop {
-            let noted = match outcomes.call(outcome.clone()).await {
+            let noted = match outcomes.call(Party::Caller(outcome.merchant), outcome.clone()).await {
                 Ok(Some(noted)) => Ok(noted),
                 Ok(None) => {
                     let outcome = outcome.clone();
@@ -428,6 +446,13 @@ impl Worker {
             Err(error) => log::warn!("{} can't be disabled: {}", endpoint.1, error.detailed()),
         }
     }
+}
+
+/// The scope of an attempt.
+fn scope_of(claimed: &ClaimedDelivery) -> Arc<Scope> {
+    let scope = Scope::of_event(claimed.event.to_string(), claimed.trace.clone());
+    scope.set_merchant(claimed.merchant);
+    Arc::new(scope)
 }
 
 /// The record of an attempt, and its consequence.

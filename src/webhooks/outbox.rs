@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::base::derived_secrets::MasterKeyVersion;
 use crate::base::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
+use crate::base::trace::TraceContext;
 use crate::error::{Error, Failure};
 use crate::events::{self, EventType};
 use crate::storage::sql::statement;
@@ -73,6 +74,8 @@ pub(super) struct ClaimedDelivery {
     pub(super) kind: String,
     pub(super) event_created_at: DateTime<Utc>,
     pub(super) data: Value,
+    /// The span of this attempt, in the trace of the event.
+    pub(super) trace: TraceContext,
     /// Time of the claim, by the database's clock.
     pub(super) claimed_at: DateTime<Utc>,
     /// Time since which the delivery has been attempted: its creation, or the time when its endpoint was last
@@ -90,12 +93,12 @@ impl ClaimedDelivery {
 type ClaimedSql = (
     (SqlUuid, SqlUuid, SqlUuid, Integer),
     (Text, Integer, Integer, Nullable<Integer>, Bool),
-    (SqlUuid, Text, Timestamptz, Jsonb, Timestamptz, Timestamptz),
+    (SqlUuid, Text, Timestamptz, Jsonb, Nullable<Text>, Nullable<Text>, Timestamptz, Timestamptz),
 );
 type ClaimedRow = (
     (MerchantId, DeliveryId, WebhookEndpointId, i32),
     (String, i32, i32, Option<i32>, bool),
-    (EventId, String, DateTime<Utc>, Value, DateTime<Utc>, DateTime<Utc>),
+    (EventId, String, DateTime<Utc>, Value, Option<String>, Option<String>, DateTime<Utc>, DateTime<Utc>),
 );
 
 /// SQL: the endpoints with pending deliveries, by a walk over the index that jumps from one to the next.
@@ -173,11 +176,11 @@ macro_rules! claim {
              RETURNING d.merchant_id, d.id, d.endpoint_id, d.event_id, d.attempt_count, d.created_at) ",
             "SELECT c.merchant_id, c.id, c.endpoint_id, c.attempt_count, \
              e.url, e.secret_version, e.secret_key_version, e.previous_key_version, e.is_failing, \
-             c.event_id, event.type, event.created_at, event.data, clock_timestamp(), \
+             c.event_id, event.type, event.created_at, event.data, event.traceparent, event.tracestate, clock_timestamp(), \
              greatest(c.created_at, e.enabled_at) \
          FROM claimed c JOIN chosen e ON e.merchant_id = c.merchant_id AND e.id = c.endpoint_id \
          CROSS JOIN LATERAL ( \
-             SELECT type, created_at, data FROM events \
+             SELECT type, created_at, data, traceparent, tracestate FROM events \
              WHERE merchant_id = c.merchant_id AND id = c.event_id LIMIT 1) AS event"
         )
     };
@@ -224,7 +227,8 @@ pub(super) fn claim(
     let claimed = |(delivery, endpoint, event): ClaimedRow| {
         let (merchant, id, endpoint_id, number) = delivery;
         let (url, secret_version, key, previous_key, failing) = endpoint;
-        let (event, kind, event_created_at, data, claimed_at, tried_since) = event;
+        let (event, kind, event_created_at, data, parent, state, claimed_at, tried_since) = event;
+        let trace = TraceContext::stored(parent.as_deref(), state.as_deref());
         ClaimedDelivery {
             merchant,
             id,
@@ -239,6 +243,7 @@ pub(super) fn claim(
             kind,
             event_created_at,
             data,
+            trace: trace.map_or_else(TraceContext::begin, |event| event.child()),
             claimed_at,
             tried_since,
         }

@@ -473,3 +473,26 @@ fn clients_that_do_not_read_their_answers_cost_little() {
     let grown = memory() - before;
     assert!(grown < 150.0 * 150_000.0, "{grown} bytes for {} connections", connections.len());
 }
+
+#[test]
+fn more_connections_than_there_may_be_wait_until_one_ends() {
+    let database = TestDatabase::new();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let app = App::start_with(&database, |config| config.connections_max = threads as u32);
+    let held: Vec<_> = (0..threads)
+        .map(|_| {
+            let mut stream = connect(&app.client);
+            stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+            stream
+        })
+        .collect();
+    let mut late = connect(&app.client);
+    late.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut byte = [0];
+    let early = late.read(&mut byte).map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "it was served beside {threads} others");
+    drop(held);
+    late.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(answers(&mut late)[0].status, 200);
+}

@@ -1,7 +1,10 @@
 //! What surrounds the API: request ids, health, error pages, documentation.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use diesel::RunQueryDsl;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
@@ -10,6 +13,7 @@ use oncepay::error::Code;
 use oncepay::storage::db::Db;
 use oncepay::storage::metrics::Metrics;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::support::*;
 
@@ -247,4 +251,77 @@ fn commits_are_durable_whatever_the_server_has_as_default() {
             db.run(move |conn| setting.get_result::<String>(conn).map_err(oncepay::error::Error::from));
         assert_eq!(actix_web::rt::System::new().block_on(setting).unwrap(), ours);
     }
+}
+
+#[test]
+fn operators_can_have_the_metrics_and_the_reference_on_a_port_of_their_own() {
+    let database = TestDatabase::new();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let app = App::start_with(&database, |config| config.admin_listen = Some(listen));
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("k", &visa()).expect(201);
+    for path in ["/", "/metrics", "/docs", "/docs/", "/docs/swagger-ui-bundle.js"] {
+        client.get(path).expect_problem(404, "route_not_found");
+    }
+    for path in ["/openapi.json", "/problems", "/problems/card-declined", "/healthz", "/readyz"] {
+        client.get(path).expect(200);
+    }
+    let admin = app.admin().like(&client);
+    for path in ["/docs/", "/openapi.json", "/healthz", "/readyz"] {
+        admin.get(path).expect(200);
+    }
+    let labels = [("method", "POST"), ("route", "/v1/charges"), ("status", "201")];
+    assert_eq!(admin.metrics().value("oncepay_http_requests_total", &labels), 1.0);
+    admin.get("/v1/nothing").expect_problem(404, "route_not_found");
+    // By default there is one port for all.
+    let app = App::start(&database);
+    app.client.get("/metrics").expect(200);
+    app.client.get("/docs/").expect(200);
+}
+
+#[test]
+fn browsers_run_and_frame_nothing_on_our_pages() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let header = |response: &Response, name: &str| response.header(name).unwrap_or_default().to_owned();
+    for path in [
+        "/docs/",
+        "/docs/swagger-ui.css",
+        "/problems",
+        "/problems/card-declined",
+        "/openapi.json",
+        "/healthz",
+        "/x",
+    ] {
+        let answer = app.client.get(path);
+        let policy = header(&answer, "Content-Security-Policy");
+        assert!(policy.starts_with("default-src 'none'; "), "{path}: {policy}");
+        assert!(
+            policy.contains("frame-ancestors 'none'") && policy.contains("base-uri 'none'"),
+            "{path}: {policy}"
+        );
+        let scripts = policy.split("; ").find(|directive| directive.starts_with("script-src"));
+        assert_eq!(scripts, path.starts_with("/docs/").then_some("script-src 'self'"), "{path}");
+        for (name, value) in [
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+        ] {
+            assert_eq!(header(&answer, name), value, "{path}: {name}");
+        }
+    }
+    let page = app.client.get("/problems/card-declined").expect(200);
+    let style = page.text().split("<style>").nth(1).unwrap().split("</style>").next().unwrap().to_owned();
+    let digest = BASE64_STANDARD.encode(Sha256::digest(style));
+    let policy = header(&page, "Content-Security-Policy");
+    assert!(policy.contains(&format!("style-src 'sha256-{digest}'")), "{policy}");
+    // The reference consists of nothing that its policy forbids.
+    let reference = app.client.get("/docs/").expect(200).text();
+    let inline =
+        reference.split("<script").skip(1).filter(|tag| !tag.split('>').next().unwrap().contains("src="));
+    assert_eq!(inline.count(), 0, "{reference}");
+    let merchant = app.client.as_merchant(&database.merchant());
+    assert_eq!(header(&merchant.get("/v1/charges").expect(200), "X-Content-Type-Options"), "nosniff");
 }

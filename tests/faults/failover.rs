@@ -4,7 +4,7 @@
 //! little later, so that the primary takes some commits with it that clients know of already: charges that were
 //! acknowledged would be gone from the books, with the money taken, and a retry would find no key and charge again.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -144,6 +144,31 @@ fn the_primary_is_lost() {
         scene.wait_for_everybody();
     }
     table::add(scene.without_internal_errors().finish());
+}
+
+#[test]
+fn an_address_that_leads_to_any_of_the_servers_is_a_reason_not_to_start() {
+    if let Err(error) = pg_basebackup() {
+        println!("skipped: {error}");
+        return;
+    }
+    let pair = Pair::start();
+    let (database, url) = {
+        let servers = pair.servers.lock().unwrap();
+        let (database, standby) = (servers.0.database(), servers.1.port);
+        let (server, name) = exposed(&database.app_url).rsplit_once('/').unwrap();
+        let url = format!("{server},127.0.0.1:{standby}/{name}?load_balance_hosts=random");
+        (database, url)
+    };
+    let log = pair.folder.path().join("log");
+    // Chance may lead all connections of a start to the same server.
+    let is_refused = || {
+        let file = File::create(&log).unwrap();
+        Process::try_start(Process::command(), &database, &[("DATABASE_URL", &url)], file.into()).is_err()
+    };
+    assert!((0..50).any(|_| is_refused()), "it always starts");
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("lead to a primary and to a standby"), "{said}");
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl fmt::Display for Row {
     }
 }
 
-/// Adds a row to the table of this run, and writes that to the file that `ONCEPAY_FAULTS_TABLE` names, if it does.
+/// Adds a row to the table of this run, and writes that to the file that `ONCEPAY_FAULTS_TABLE` names, if it does. Keeps
+/// the file's later sections, which others write.
 pub fn add(row: Row) {
     static ROWS: Mutex<Vec<Row>> = Mutex::new(Vec::new());
     let mut rows = ROWS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -80,7 +81,9 @@ pub fn add(row: Row) {
     rows.sort_by(|one, other| one.fault.cmp(&other.fault));
     if let Some(path) = std::env::var_os("ONCEPAY_FAULTS_TABLE") {
         // The directory of tests is the package's.
-        std::fs::write(path, markdown(&rows)).unwrap();
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        let later = before.find("\n## ").map_or("", |at| &before[at..]);
+        std::fs::write(path, markdown(&rows) + later).unwrap();
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use oncepay::audit::schedule::AuditInterval;
 use oncepay::config::Config;
-use oncepay::processor::{Adapter, Sandbox};
+use oncepay::processor::{Adapter, ProcessorOptions, Sandbox};
 use oncepay::server::{Stopper, adapter};
 use oncepay::web::listener::Listener;
 use serde_json::Value;
@@ -64,6 +65,14 @@ impl App {
         })
     }
 
+    /// Starts one whose processor is reached over HTTP, with these options.
+    pub fn start_with_options(database: &TestDatabase, options: ProcessorOptions) -> Self {
+        Self::serve(database, Arc::new(Sandbox::new()), |config, _| {
+            config.processor = options;
+            None
+        })
+    }
+
     /// Starts one and an acquirer, each of which knows where the other is.
     pub fn start_with_acquirer(database: &TestDatabase) -> (Acquirer, Self) {
         Self::start_beside(Acquirer::start(database), database)
@@ -97,6 +106,8 @@ impl App {
         let mut config = Config::for_database(database.app_url.clone(), "m".repeat(32).into());
         // Out of the way of tests that look at unfinished requests.
         config.recovery_interval_ms = 600_000;
+        // Each test audits at its end.
+        config.audit.audit_interval_s = AuditInterval(None);
         config.pool_size = POOL_SIZE;
         config.webhook_secret = Some(WEBHOOK_SECRET.into());
         let adapter = adjust(&mut config, Arc::clone(&sandbox));
@@ -111,6 +122,11 @@ impl App {
             });
         });
         Self { client, sandbox, stopper: stopper.recv().unwrap(), thread: Some(thread) }
+    }
+
+    /// A client of its port for operators.
+    pub fn admin(&self) -> Client {
+        Client::new(format!("http://{}", self.stopper.admin_address().expect("it has one")))
     }
 
     /// The policy of `charges.create` that it follows.
@@ -188,6 +204,9 @@ impl Process {
             .env("ONCEPAY_WEBHOOK_SECRET", WEBHOOK_SECRET)
             .env("ONCEPAY_POOL_SIZE", POOL_SIZE.to_string())
             .env("ONCEPAY_SHUTDOWN_DELAY_MS", "0")
+            // The tests' servers aren't safe from crashes.
+            .env("RUST_LOG", "warn,oncepay::server::database=error")
+            .env("ONCEPAY_AUDIT_INTERVAL_S", "never")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -206,6 +225,30 @@ impl Process {
                 Err(line)
             }
         }
+    }
+
+    /// What `oncepay serve` complains about with these settings, instead of serving.
+    pub fn refusal(database: &TestDatabase, environment: &[(&str, &str)]) -> String {
+        let mut child = Self::command()
+            .env("DATABASE_URL", exposed(&database.app_url))
+            .env("ONCEPAY_LISTEN", "127.0.0.1:0")
+            .env("ONCEPAY_MASTER_KEY", "m".repeat(32))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if !line.is_empty() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it said {line:?}");
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Id of the process.

@@ -23,10 +23,16 @@ use testcontainers_modules::testcontainers::core::Mount;
 use testcontainers_modules::testcontainers::runners::SyncRunner;
 use testcontainers_modules::testcontainers::{Container, ImageExt};
 
+use super::pooler::Pooler;
+
 /// Image of the container, unless `ONCEPAY_TEST_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";
 /// Several tests run at a time, each with a pool or two.
 const CONNECTIONS_MAX: u32 = 500;
+
+/// Password of the service's role and of the owner. The same in every process that shares the server, so that they don't
+/// lock each other out.
+pub const PASSWORD: &str = "oncepay-test";
 
 /// See [`set_foreign`].
 const FOREIGN_SETTINGS: &[(&str, &str)] = &[
@@ -48,6 +54,8 @@ struct TestServer {
     owner_password: SecretString,
     app_password: SecretString,
     template: String,
+    /// What the service reaches it through.
+    pooler: Option<Pooler>,
     /// Keeps a server of our own alive until the process ends: then its supervisor stops it and removes
     /// its files, even if we're killed.
     _own: Option<postgres::Server>,
@@ -57,8 +65,7 @@ fn server() -> &'static TestServer {
     static SERVER: OnceLock<TestServer> = OnceLock::new();
     SERVER.get_or_init(|| {
         let (superuser_url, own) = start_server();
-        // The same in every process that shares the server, so that they don't lock each other out.
-        let password = || SecretString::from("oncepay-test");
+        let password = || SecretString::from(PASSWORD);
         let conn = &mut db::connect(&superuser_url.clone().into()).unwrap();
         database::ensure_roles(conn, &password(), &password()).unwrap();
         for role in [database::OWNER, database::APP] {
@@ -73,11 +80,16 @@ fn server() -> &'static TestServer {
             owner_password: password(),
             app_password: password(),
             template: String::new(),
+            pooler: None,
             _own: own,
         };
         server.template = make_template(&server, conn);
         if std::env::var("ONCEPAY_TEST_SETTINGS").is_ok_and(|wanted| wanted == "foreign") {
             set_foreign(conn);
+        }
+        if let Ok(mode) = std::env::var("ONCEPAY_TEST_POOLER") {
+            server.pooler = Some(Pooler::start(&server.superuser_url, &mode).unwrap());
+            say(&format!("the service reaches it through PgBouncer in {mode} mode"));
         }
         server
     })
@@ -279,6 +291,7 @@ impl TestDatabase {
     pub fn new() -> Self {
         // Postgres copies a template for one at a time.
         static COPYING: Mutex<()> = Mutex::new(());
+        super::log::watch();
         let server = server();
         let name = format!("oncepay_test_{}", uuid::Uuid::new_v4().as_simple());
         {
@@ -288,8 +301,9 @@ impl TestDatabase {
         }
         let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
         superuser_url.set_path(&name);
+        let app_url = server.url(database::APP, &server.app_password, &name);
         Self {
-            app_url: server.url(database::APP, &server.app_password, &name),
+            app_url: server.pooler.as_ref().map_or(app_url.clone(), |pooler| pooler.before(&app_url)),
             owner_url: server.url(database::OWNER, &server.owner_password, &name),
             superuser_url: String::from(superuser_url).into(),
             name,
@@ -301,7 +315,8 @@ impl TestDatabase {
 
     /// On a server of the test's own, which it may break, and with which it vanishes.
     pub fn on(server: &postgres::Server) -> Self {
-        let (name, password) = ("oncepay", SecretString::from("oncepay-test"));
+        super::log::watch();
+        let (name, password) = ("oncepay", SecretString::from(PASSWORD));
         let (postgres, superuser_url) = (server.superuser_url("postgres"), server.superuser_url(name));
         let conn = &mut db::connect(&postgres.clone().into()).unwrap();
         database::ensure_roles(conn, &password, &password).unwrap();
@@ -513,6 +528,7 @@ impl Drop for TestDatabase {
         // A second panic would abort the whole run.
         if !std::thread::panicking() && self.audited {
             self.assert_audit_is_clean();
+            super::log::assert_clean();
         }
         if !self.is_shared {
             return;

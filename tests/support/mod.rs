@@ -35,6 +35,8 @@
 //! | run the service in this process | [`App::start`]; with other settings [`App::start_with`] |
 //! | run a second instance | [`App::start_sharing`], with the first one's `sandbox` |
 //! | run the service in a process, to kill or stop it | [`Process::start`]; to read its log [`Process::start_logging`] |
+//! | know why the service refuses to start | [`Process::refusal`] |
+//! | put PgBouncer between the service and its database | [`pooler::Pooler::start`] |
 //! | have the processor answer over HTTP, and fail | [`acquirer::Acquirer::start`], [`App::start_at`] |
 //! | have the processor send webhooks, too | [`App::start_with_acquirer`] |
 //! | receive webhooks as a merchant does | [`acquirer::Receiver::start`] |
@@ -77,12 +79,19 @@
 //!
 //! [`App`]s don't recover unfinished requests by themselves, since most tests look at those. Set `recovery_interval_ms` where the
 //! recovery worker is the subject.
+//!
+//! # The log
+//!
+//! [`log`](mod@log) watches all lines of the test process: none may show an API key, a secret, a body, or a key of
+//! [`fresh_key`].
 
 pub mod acquirer;
 pub mod app;
 pub mod client;
 pub mod database;
 pub mod document;
+pub mod log;
+pub mod pooler;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -142,5 +151,5 @@ pub fn with_method(payment_method: &str) -> Value {
 
 /// A key that nobody has used.
 pub fn fresh_key() -> String {
-    uuid::Uuid::new_v4().to_string()
+    format!("{}{}", log::KEY_MARK, uuid::Uuid::new_v4())
 }

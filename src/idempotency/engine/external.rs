@@ -12,6 +12,8 @@ use serde_json::Value;
 
 use crate::base::faults;
 use crate::base::preconditions::Precondition;
+use crate::base::scope::{self, HashedKey, Scope};
+use crate::base::spans::{Kind, Span};
 use crate::error::failure::{AsFailure, Failure};
 use crate::idempotency::batching::ClaimResult;
 use crate::idempotency::context::Context;
@@ -24,7 +26,9 @@ use crate::idempotency::operation::{
 use crate::idempotency::policy::{Enforcement, Policy};
 use crate::idempotency::reply::Reply;
 use crate::idempotency::request::{IdempotentRequest, RequestRules};
+use crate::idempotency::retries::Found;
 use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
+use crate::storage::party::{self, Party};
 
 use super::outcome::{not_to_be_repeated, transact};
 use super::{Engine, Response, is_claim_lost};
@@ -77,6 +81,20 @@ pub struct DueRequest {
     pub created_at: DateTime<Utc>,
     /// The envelope that the last client sent.
     pub envelope: Envelope,
+}
+
+impl DueRequest {
+    /// The scope of the request's recovery.
+    pub(in crate::idempotency) fn scope(&self, operation: &'static str) -> Arc<Scope> {
+        let envelope = &self.envelope;
+        let scope = Scope::of_request(envelope.request_id.clone(), envelope.trace.clone());
+        // The worker answers nobody.
+        scope.close();
+        scope.set_operation(operation);
+        scope.set_merchant(envelope.merchant);
+        scope.set_key(Arc::new(envelope.clone()));
+        Arc::new(scope)
+    }
 }
 
 /// Result of a recovery.
@@ -147,7 +165,9 @@ impl<H: Host> Engine<H> {
         batch: Option<BatchHooks<O>>,
     ) -> Result<Response, H::Error> {
         self.drive(request, |engine, request| async move {
-            tokio::spawn(async move { engine.try_external(request, batch).await })
+            let caller = Party::Caller(request.envelope.merchant);
+            let attempt = party::within(caller, async move { engine.try_external(request, batch).await });
+            tokio::spawn(scope::inherited(attempt))
                 .await
                 .unwrap_or_else(|error| Err(Failure::internal(error).into()))
         })
@@ -160,7 +180,10 @@ impl<H: Host> Engine<H> {
         request: IdempotentRequest<O>,
         batch: Option<BatchHooks<O>>,
     ) -> Result<Attempt, H::Error> {
-        let begun = match self.begin(&request, batch).await? {
+        let claiming = Span::within(&request.envelope.trace, "claim");
+        let begun = self.begin(&request, batch).await?;
+        claiming.end();
+        let begun = match begun {
             Ok(begun) => begun,
             Err(attempt) => return Ok(attempt),
         };
@@ -172,6 +195,13 @@ impl<H: Host> Engine<H> {
             Start::Ours(claim, reservation) => (claim, reservation),
         };
         request.progress.claimed(&claim);
+        if claim.attempt == 1 && claim.generation > Some(0) {
+            // The reaper has deleted the key since, so that its age isn't known: at least all that it's remembered for.
+            self.count_return(&request, Some(Found::Free), request.treatment.policy.remembered());
+        }
+        scope::with(|scope| scope.set_original(&claim.trace));
+        let _attempt = self.attempt_span(&request.envelope, &claim);
+        request.pass.leave_queue();
         faults::reach("after_claim");
         match self.call_and_commit(&request, &claim, reservation, batch).await {
             Ok(answer) => {
@@ -187,6 +217,18 @@ impl<H: Host> Engine<H> {
                 Err(error)
             }
         }
+    }
+
+    /// The span of an attempt at what another request has begun in another trace. An attempt of the request's own is its
+    /// request's span.
+    fn attempt_span(&self, envelope: &Envelope, claim: &Claim) -> Option<Span> {
+        if claim.trace.trace_id() == envelope.trace.trace_id() {
+            return None;
+        }
+        let mut span = Span::of(&claim.trace, "take over", Kind::Internal);
+        span.link(&envelope.trace);
+        span.set("oncepay.attempt", || Some(claim.attempt.to_string()));
+        Some(span)
     }
 
     /// Releases the lease after a failure. Returns whether the request is parked now.
@@ -242,7 +284,11 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let started = Instant::now();
-        let claimed = match batchers.claims.call(Self::claimant(request)).await {
+        let claimed = match batchers
+            .claims
+            .call(Party::Caller(request.envelope.merchant), Self::claimant(request))
+            .await
+        {
             // With a key, the next look tells whether the claim was committed.
             Err(Failure::OutcomeUnknown { .. }) if request.is_protected() => return Ok(None),
             claimed => claimed?,
@@ -251,13 +297,14 @@ impl<H: Host> Engine<H> {
             Some(ClaimResult::ClaimWithData(claim, read)) => {
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 // A reservation that can't be parsed is read again later, and fails then.
-                Some(Ok(Start::Ours(claim, (batch.reservation_from)(&request.operation, read).ok())))
+                Some(Ok(Start::Ours(*claim, (batch.reservation_from)(&request.operation, read).ok())))
             }
             Some(
-                ClaimResult::Found(Decision::ClaimAfresh | Decision::TakeOver(_)) | ClaimResult::Contended,
+                ClaimResult::Found(Decision::ClaimAfresh | Decision::TakeOver(_), _) | ClaimResult::Contended,
             )
             | None => None,
-            Some(ClaimResult::Found(decision)) => {
+            Some(ClaimResult::Found(decision, age)) => {
+                self.count_return(request, Found::of(&decision), age);
                 self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
                 Some(Err(Attempt::of(decision, request.treatment.enforcement)))
             }
@@ -271,8 +318,7 @@ impl<H: Host> Engine<H> {
         request: &IdempotentRequest<O>,
     ) -> Result<Lookup<Start<O::Reservation>>, H::Error> {
         let started = Instant::now();
-        let policy = &request.treatment.policy;
-        let begun = match decide(Self::find(conn, &request.envelope)?, policy) {
+        let begun = match self.look_up(conn, request)? {
             decision @ (Decision::Claim | Decision::ClaimAfresh) => {
                 let afresh = matches!(decision, Decision::ClaimAfresh);
                 match transact(conn, request, |conn| self.claim_and_reserve(conn, request, afresh)) {
@@ -352,6 +398,8 @@ impl<H: Host> Engine<H> {
         };
         faults::reach("before_processor");
         let context = self.inner.context(request, claim, claim.created_at);
+        let mut calling = Span::within(&claim.trace, "call processor");
+        calling.set("oncepay.attempt", || Some(claim.attempt.to_string()));
         let calls = request.operation.call_processor(&context, &reservation);
         // Catches a panic, so that the lease is released as after any other failure.
         let timeout = self.inner.settings.timing.processor_timeout;
@@ -362,8 +410,10 @@ impl<H: Host> Engine<H> {
                 retry_after: None,
             })?
             .map_err(|_| Failure::internal("the operation panicked"))??;
+        calling.end();
         faults::reach("after_processor");
 
+        let _committing = Span::within(&claim.trace, "commit");
         let started = Instant::now();
         let batched = match batch {
             Some(batch) => self.commit_batched(request, claim, batch, &reservation, &outcome).await?,
@@ -404,7 +454,8 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
-        match batchers.completions.call(Completion { claim, request_id, effects, reply }).await {
+        let caller = Party::Caller(claim.merchant);
+        match batchers.completions.call(caller, Completion { claim, request_id, effects, reply }).await {
             // Alone it finds out: a completion that was committed has ended the claim.
             Err(Failure::OutcomeUnknown { .. }) => Ok(None),
             completed => Ok(completed?.flatten()),
@@ -493,10 +544,19 @@ impl<H: Host> Engine<H> {
         due: DueRequest,
     ) -> RecoveryResult {
         let request_id = due.envelope.request_id.clone();
+        let mut span = Span::of(&due.envelope.trace, "recover", Kind::Internal);
+        span.set("oncepay.operation", || Some(O::DESCRIPTOR.name.to_owned()));
+        span.set("oncepay.key_hash", || Some(due.envelope.key_hash()));
         match self.take_over_and_finish::<O>(due).await {
-            Ok(recovered) => recovered,
+            Ok(recovered) => {
+                if recovered != RecoveryResult::Finished {
+                    span.fail(recovered.as_str());
+                }
+                recovered
+            }
             Err(error) => {
                 error.log(&request_id);
+                span.fail(error.code());
                 RecoveryResult::Failed
             }
         }

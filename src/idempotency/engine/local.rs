@@ -6,7 +6,8 @@ use std::time::Instant;
 use diesel::PgConnection;
 
 use crate::base::faults;
-use crate::idempotency::decision::{Attempt, Decision, Lookup, decide};
+use crate::base::spans::Span;
+use crate::idempotency::decision::{Attempt, Decision, Lookup};
 use crate::idempotency::host::{Host, HostError};
 use crate::idempotency::operation::LocalOperation;
 use crate::idempotency::request::IdempotentRequest;
@@ -37,6 +38,7 @@ impl<H: Host> Engine<H> {
         &self,
         request: IdempotentRequest<O>,
     ) -> Result<Attempt, H::Error> {
+        let _executing = Span::within(&request.envelope.trace, "execute");
         let (engine, work) = (self.clone(), request.clone());
         let executed = self
             .looking_again(request.treatment.enforcement, move |conn| {
@@ -59,8 +61,8 @@ impl<H: Host> Engine<H> {
         request: &IdempotentRequest<O>,
     ) -> Result<Lookup<Arc<Answer>>, H::Error> {
         let started = Instant::now();
-        let (envelope, policy) = (&request.envelope, &request.treatment.policy);
-        let decision = decide(Self::find(conn, envelope)?, policy);
+        let envelope = &request.envelope;
+        let decision = self.look_up(conn, request)?;
         if !matches!(decision, Decision::Claim | Decision::ClaimAfresh) {
             // Local operations never commit an unfinished claim, so there is nothing to take over.
             return Ok(Lookup::NotOurs(decision));

@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
+use tokio::sync::Semaphore;
 
 use crate::base::faults;
+use crate::base::ids::MerchantId;
+use crate::base::scope::{self, HashedKey};
 use crate::error::failure::{AsFailure, Failure};
 use crate::storage::db::{Db, Silence};
 use crate::storage::deadline;
+use crate::storage::party::Party;
 
 use super::batching::Batchers;
 use super::context::Context;
@@ -25,11 +29,13 @@ use super::descriptor::Descriptor;
 use super::envelope::Envelope;
 use super::host::Host;
 use super::key::IdempotencyKey;
+use super::limits::{LARGE_BODIES_MAX, Limits, Pass, RateLimitFields};
 use super::metrics::Metrics;
 use super::operation::{ErrorOf, Operation};
 use super::policies::{ByOperation, Defaults, Policies};
 use super::policy::{Enforcement, Policy};
 use super::request::IdempotentRequest;
+use super::retries::{self, Found};
 use super::settings::{Settings, Timing};
 use super::store::{self, Answer, Claim, Claimant, StoredKey};
 use super::waiting::{WaitResult, Waiters};
@@ -44,6 +50,9 @@ pub use respond::Response;
 /// transactions, so that the duplicate gets the real answer (a replay, or that the key is another request's)
 /// and not just a refusal.
 const LOOKS_MAX: u32 = 5;
+
+/// Target in the log of what becomes of requests.
+const REQUESTS: &str = "oncepay::request";
 
 /// Executes requests at most once per (merchant, key). Cheap to clone.
 pub struct Engine<H> {
@@ -63,6 +72,9 @@ pub(super) struct Inner<H> {
     settings: Settings,
     metrics: Metrics,
     batchers: HashMap<&'static str, Batchers>,
+    retries: retries::Counts,
+    limits: Limits,
+    large_bodies: Arc<Semaphore>,
     pub(super) policies: Policies,
     pub(super) waiters: Waiters,
 }
@@ -100,9 +112,14 @@ impl<H: Host> Engine<H> {
             Some((operation.name, batchers))
         });
         let batchers = batchers.collect();
+        let retries = retries::Counts::new(operations.iter().map(|operation| operation.name));
         let policies = Policies::new(operations.iter().map(Defaults::of).collect());
         let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
-        Self { inner: Arc::new(Inner { db, host, settings, metrics, batchers, policies, waiters }) }
+        let limits = Limits::new(operations.iter().map(|operation| operation.name));
+        let large_bodies = Arc::new(Semaphore::new(LARGE_BODIES_MAX));
+        let inner =
+            Inner { db, host, settings, metrics, batchers, retries, limits, large_bodies, policies, waiters };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The service that the engine works for.
@@ -128,6 +145,11 @@ impl<H: Host> Engine<H> {
         self.inner.settings.timing.request_deadline
     }
 
+    /// Permits to have a request with a large body.
+    pub(super) fn large_bodies(&self) -> &Arc<Semaphore> {
+        &self.inner.large_bodies
+    }
+
     pub(super) fn metrics(&self) -> &Metrics {
         &self.inner.metrics
     }
@@ -145,6 +167,32 @@ impl<H: Host> Engine<H> {
     /// Keeps the policies in memory up to date. Doesn't return.
     pub(super) async fn keep_policies_fresh(&self) {
         self.inner.policies.keep_fresh(&self.inner.db).await;
+    }
+
+    /// Lets a request of `caller` in, if it's within the limits of `policy`, that of `operation`, and if there is room
+    /// in the queue for the database. Also returns the fields of its answer, if anything is limited.
+    ///
+    /// Errors, in the order checked: `rate_limited`, `overloaded`.
+    pub(super) fn enter(
+        &self,
+        operation: &'static str,
+        caller: MerchantId,
+        policy: &Policy,
+    ) -> (Option<RateLimitFields>, Result<Pass, Failure>) {
+        let entry = self.inner.limits.take(operation, caller, policy);
+        let pass = entry.share.and_then(|share| {
+            let place = self.inner.db.admit(Party::Caller(caller));
+            if place.is_err()
+                && let Some(share) = &share
+            {
+                share.give_back();
+            }
+            Ok(Pass::new(place?, share))
+        });
+        if let Err(Failure::RateLimited { limited, .. }) = &pass {
+            self.inner.metrics.rate_limited.with_label_values(&[operation, limited.as_str()]).inc();
+        }
+        (entry.fields, pass)
     }
 
     /// Returns the key under which a request executes, or `None` if it executes without one.
@@ -167,7 +215,8 @@ impl<H: Host> Engine<H> {
         if enforcement == Enforcement::Enforce { sent.map(Some) } else { Ok(None) }
     }
 
-    /// Counts and logs a decision.
+    /// Counts a decision, and leaves it to the request's closing line. Logs it if there is none to come: the worker
+    /// finishes the request, or its client has hung up.
     fn note(
         &self,
         operation: &'static str,
@@ -177,13 +226,13 @@ impl<H: Host> Engine<H> {
         attempt: Option<u32>,
     ) {
         self.inner.metrics.requests.with_label_values(&[operation, outcome]).inc();
-        if log::log_enabled!(target: "oncepay::idempotency", log::Level::Info) {
-            let key = key.map(|envelope| envelope.key.digest_for(envelope.merchant)).unwrap_or_default();
-            log::info!(
-                target: "oncepay::idempotency",
-                request_id, operation, outcome, attempt = attempt.unwrap_or_default(), key_hash = key.as_str();
-                "{outcome}"
-            );
+        if scope::with(|scope| scope.decide(outcome, attempt)) == Some(true) {
+            return;
+        }
+        if log::log_enabled!(target: REQUESTS, log::Level::Info) {
+            let key_hash = key.map(HashedKey::key_hash);
+            let key_hash = key_hash.as_deref();
+            log::info!(target: REQUESTS, request_id, operation, outcome, attempt, key_hash; "{operation}: {outcome}");
         }
     }
 
@@ -227,17 +276,25 @@ impl<H: Host> Engine<H> {
                 let error = for_client(&request, error);
                 let is_stranger =
                     matches!(error.failure(), Some(Failure::ApiKeyInvalid | Failure::ApiKeyRevoked));
+                if let Some(proof) = envelope.proof.as_deref().filter(|_| is_stranger) {
+                    self.inner.host.disown(proof);
+                }
                 note(if is_stranger { "unauthorized" } else { "failed" });
                 error
             })?;
+            if !matches!(ended, Attempt::Executed(_) | Attempt::Observed(_)) {
+                request.pass.only_looked_up();
+            }
             let is_parked = match ended {
                 Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)?),
                 Attempt::Replayed(answer) => {
                     note("replayed");
+                    name_original(&answer);
                     return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::ReplayedDespiteMismatch(answer) => {
                     note("mismatch_replayed");
+                    name_original(&answer);
                     log::warn!(
                         request_id = envelope.request_id.as_str(), operation = name,
                         key_hash = envelope.key.digest_for(envelope.merchant).as_str();
@@ -266,6 +323,7 @@ impl<H: Host> Engine<H> {
             };
             if let (Some(deadline), false, false) = (deadline, is_parked, is_wait_over) {
                 let inner = &self.inner;
+                request.pass.leave_queue();
                 match inner.waiters.wait(&inner.db, envelope.merchant, &envelope.key, deadline).await {
                     // Looks the key up again, as for any replay: the caller's secret may have been revoked
                     // meanwhile, and the claim may have been invisible, so that the request hasn't been
@@ -319,6 +377,47 @@ impl<H: Host> Engine<H> {
         let looking = Arc::clone(&request.envelope);
         let stored = self.inner.db.run_retrying(move |conn| Self::find(conn, &looking)).await?;
         Ok(Attempt::of(decide(stored, &request.treatment.policy), request.treatment.enforcement))
+    }
+
+    /// Looks the request's key up, decides on it, and counts a key that comes back.
+    fn look_up<O: Operation<Host = H>>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Decision, Failure> {
+        let stored = Self::find(conn, &request.envelope)?;
+        let age = stored.as_ref().map(|stored| stored.age);
+        let decision = decide(stored, &request.treatment.policy);
+        self.count_return(request, Found::of(&decision), age.unwrap_or_default());
+        Ok(decision)
+    }
+
+    /// Counts what a request has found under its key, which was claimed before `age`; once per request.
+    fn count_return<O: Operation<Host = H>>(
+        &self,
+        request: &IdempotentRequest<O>,
+        found: Option<Found>,
+        age: Duration,
+    ) {
+        let Some(found) = found.filter(|_| request.progress.finds_key()) else { return };
+        let operation = O::DESCRIPTOR.name;
+        self.inner.retries.count(operation, found, age);
+        let delays = &self.inner.metrics.retry_delay_seconds;
+        delays.with_label_values(&[operation, found.as_str()]).observe(age.as_secs_f64());
+    }
+
+    /// Stores what was counted of retries since the last time. If that fails, the counts are kept for the next time.
+    pub async fn store_retries(&self) -> Result<(), Failure> {
+        let counts = Arc::new(self.inner.retries.take());
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let stored = Arc::clone(&counts);
+        let result = self.inner.db.run_retrying(move |conn| retries::history::add(conn, &stored)).await;
+        if result.is_err() {
+            self.inner.retries.put_back(&counts);
+        }
+        result
     }
 
     /// Looks the request's key up.
@@ -380,7 +479,17 @@ impl<H: Host> Engine<H> {
     fn executed<O: Operation<Host = H>>(&self, request: &IdempotentRequest<O>, attempt: u32) {
         let envelope = &request.envelope;
         self.inner.waiters.answered(envelope.merchant, &envelope.key);
+        if request.treatment.enforcement != Enforcement::Off {
+            self.inner.retries.count(O::DESCRIPTOR.name, Found::New, Duration::ZERO);
+        }
         self.note(O::DESCRIPTOR.name, "executed", &envelope.request_id, Some(envelope), Some(attempt));
+    }
+}
+
+/// Has the log name the trace of the request whose answer is replayed.
+fn name_original(answer: &Answer) {
+    if let Some(trace) = &answer.trace {
+        scope::with(|scope| scope.set_original(trace));
     }
 }
 

@@ -45,7 +45,12 @@ pub fn complete(
     .get_result::<(DateTime<Utc>, bool)>(conn)
     .optional()?
     .ok_or(Failure::ClaimLost)?;
-    Ok(Arc::new(Answer { reply, request_id: request_id.to_owned(), expires_at }))
+    Ok(Arc::new(Answer {
+        reply,
+        request_id: request_id.to_owned(),
+        trace: Some(claim.trace.clone()),
+        expires_at,
+    }))
 }
 
 fn stored_status(reply: &Reply) -> Result<i16, Failure> {
@@ -125,6 +130,7 @@ pub fn complete_all(
         Some(Arc::new(Answer {
             reply: completion.reply.clone(),
             request_id: completion.request_id.clone(),
+            trace: Some(completion.claim.trace.clone()),
             expires_at,
         }))
     });

@@ -12,6 +12,7 @@ use diesel::sql_types::{
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
+use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
 use crate::idempotency::descriptor::Resource;
 use crate::idempotency::envelope::Envelope;
@@ -37,6 +38,8 @@ pub struct Claim {
     /// Generation of the key, if the processor's keys derive from it: see
     /// [`Context::derived_key`](crate::idempotency::Context::derived_key).
     pub generation: Option<i32>,
+    /// The span of this attempt, in the trace of the first request with the key.
+    pub trace: TraceContext,
     /// Time of the key's first claim.
     pub created_at: DateTime<Utc>,
     /// Time at which this attempt took the claim, by the database's clock and by ours.
@@ -105,21 +108,22 @@ pub fn claim_all(
         "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, \
              request_id, request_method, request_path, request_query, request_body, \
              resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, \
-             created_at, expires_at, tombstone_seconds, generation) \
+             created_at, expires_at, tombstone_seconds, traceparent, tracestate, generation) \
          SELECT key.merchant_id, key.key, 'in_progress', key.operation, key.fingerprint_version, key.fingerprint, \
              key.request_id, key.method, key.path, key.query, key.body, key.resource_type, \
              CASE WHEN key.resource_type IS NOT NULL THEN coalesce(key.resource_id, uuid_v7(clock.now)) END, \
              key.token, clock.now + life.lease, clock.now + life.lease, 1, 'started', \
              clock.now, clock.now + make_interval(secs => key.ttl_seconds), key.tombstone_seconds, \
+             key.traceparent, key.tracestate, \
              CASE WHEN key.has_generation THEN \
                  coalesce((SELECT f.generation + 1 FROM forgotten_idempotency_keys f \
                      WHERE f.merchant_id = key.merchant_id AND f.key_digest = idempotency_key_digest(key.key) LIMIT 1), \
                      0) END \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
               (SELECT make_interval(secs => {}) AS lease) AS life, \
-              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
+              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
                   (merchant_id, key, operation, fingerprint_version, fingerprint, request_id, method, path, query, \
-                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds, has_generation) \
+                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds, traceparent, tracestate, has_generation) \
          WHERE ",
         try_lock_key!(),
         " ON CONFLICT DO NOTHING \
@@ -143,6 +147,8 @@ pub fn claim_all(
     .bind::<Array<Integer>, _>(column(claimants, |claimant| {
         i32::try_from(claimant.policy.tombstone_seconds).unwrap_or(i32::MAX)
     }))
+    .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.trace.to_string()))
+    .bind::<Array<Nullable<Text>>, _>(column(claimants, |claimant| claimant.envelope.trace.state()))
     .bind::<Array<Bool>, _>(column(claimants, |claimant| claimant.has_generation))
     .fragment(statement::<()>(select_sql))
     .load::<(Uuid, Option<Uuid>, Option<i32>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
@@ -163,6 +169,7 @@ pub fn claim_all(
             attempt: 1,
             recoveries: 0,
             generation,
+            trace: claimant.envelope.trace.clone(),
             created_at,
             taken_at: (created_at, taken_at),
         };
@@ -193,6 +200,20 @@ pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> 
     Ok(())
 }
 
+/// The columns of a takeover.
+type TakenSql = (
+    Nullable<SqlUuid>,
+    Integer,
+    Integer,
+    Nullable<Integer>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Timestamptz,
+    Timestamptz,
+);
+type TakenRow =
+    (Option<Uuid>, i32, i32, Option<i32>, Option<String>, Option<String>, DateTime<Utc>, DateTime<Utc>);
+
 /// The one who takes a request over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taker {
@@ -205,7 +226,7 @@ pub enum Taker {
 /// Takes over a claim of the key's life that began at `created_at`, if its lease has expired. `None` if
 /// another attempt was faster, if the row is locked because the request is being completed, or if the
 /// recovery worker's time hasn't come. The slow owner later finds another token in the row and commits
-/// nothing.
+/// nothing. The attempt goes on with the trace of the first request with the key.
 ///
 /// An attempt that was suspended before this call may find the key in another life, claimed by another
 /// request, which it must not finish.
@@ -221,9 +242,8 @@ pub fn take_over(
     //
     // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
     // keep the worker away, and with it the end of a request that can't succeed.
-    let row =
-        statement::<(Nullable<SqlUuid>, Integer, Integer, Nullable<Integer>, Timestamptz, Timestamptz)>(
-            "WITH abandoned AS MATERIALIZED ( \
+    let row = statement::<TakenSql>(
+        "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
@@ -238,18 +258,19 @@ pub fn take_over(
          FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
-         RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.created_at, clock.now",
-        )
-        .bind::<Bool, _>(taker == Taker::Recovery)
-        .bind::<SqlUuid, _>(envelope.merchant)
-        .bind::<Text, _>(envelope.key.as_str())
-        .bind::<Timestamptz, _>(created_at)
-        .bind::<SqlUuid, _>(token)
-        .bind::<Text, _>(&envelope.request_id)
-        .bind::<Double, _>(lease.as_secs_f64())
-        .get_result::<(Option<Uuid>, i32, i32, Option<i32>, DateTime<Utc>, DateTime<Utc>)>(conn)
-        .optional()?;
-    Ok(row.map(|(resource_id, attempts, recoveries, generation, created_at, now)| Claim {
+         RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.traceparent, k.tracestate, \
+             k.created_at, clock.now",
+    )
+    .bind::<Bool, _>(taker == Taker::Recovery)
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Timestamptz, _>(created_at)
+    .bind::<SqlUuid, _>(token)
+    .bind::<Text, _>(&envelope.request_id)
+    .bind::<Double, _>(lease.as_secs_f64())
+    .get_result::<TakenRow>(conn)
+    .optional()?;
+    Ok(row.map(|(resource_id, attempts, recoveries, generation, parent, state, created_at, now)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),
         token,
@@ -257,6 +278,10 @@ pub fn take_over(
         attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
         recoveries: u32::try_from(recoveries).unwrap_or(u32::MAX),
         generation,
+        trace: match TraceContext::stored(parent.as_deref(), state.as_deref()) {
+            Some(first) if first.trace_id() != envelope.trace.trace_id() => first.child(),
+            _ => envelope.trace.clone(),
+        },
         created_at,
         taken_at: (now, Instant::now()),
     }))

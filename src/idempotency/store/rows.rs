@@ -1,11 +1,13 @@
 //! The rows, and pieces of SQL that several statements share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Binary, Jsonb, Nullable, SmallInt, Text, Timestamptz};
 
+use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
 use crate::idempotency::envelope::Envelope;
 use crate::idempotency::fingerprint::Fingerprint;
@@ -80,8 +82,8 @@ macro_rules! stored_columns {
     () => {
         concat!(
             $crate::idempotency::store::rows::key_state!(),
-            " AS state, fingerprint_version, fingerprint, request_method, request_path, request_id, \
-             response_status, response_headers, response_body, created_at, expires_at"
+            " AS state, fingerprint_version, fingerprint, request_method, request_path, request_id, traceparent, \
+             response_status, response_headers, response_body, created_at, expires_at, clock_timestamp() AS found_at"
         )
     };
 }
@@ -95,6 +97,8 @@ pub struct Answer {
     pub reply: Reply,
     /// Id of the request that was executed.
     pub request_id: String,
+    /// The trace of the first request with the key, if it was kept.
+    pub trace: Option<TraceContext>,
     pub expires_at: DateTime<Utc>,
 }
 
@@ -137,6 +141,8 @@ pub struct StoredKey {
     pub state: KeyState,
     /// Time of the claim, which tells this life of the key from any other.
     pub created_at: DateTime<Utc>,
+    /// Time since the claim.
+    pub age: Duration,
     /// Whether the stored request is the same as this one.
     pub is_same_request: bool,
     /// Whether the stored request has the same method and path.
@@ -153,11 +159,13 @@ pub(super) struct StoredKeyRow {
     request_method: String,
     request_path: String,
     request_id: String,
+    traceparent: Option<String>,
     response_status: Option<i16>,
     response_headers: Option<serde_json::Value>,
     response_body: Option<Vec<u8>>,
     created_at: DateTime<Utc>,
     expires_at: DateTime<Utc>,
+    found_at: DateTime<Utc>,
 }
 
 pub(super) type StoredKeySql = (
@@ -167,9 +175,11 @@ pub(super) type StoredKeySql = (
     Text,
     Text,
     Text,
+    Nullable<Text>,
     Nullable<SmallInt>,
     Nullable<Jsonb>,
     Nullable<Binary>,
+    Timestamptz,
     Timestamptz,
     Timestamptz,
 );
@@ -188,8 +198,9 @@ impl StoredKeyRow {
         let is_same_path =
             self.request_method == content.method && content.paths().any(|path| path == self.request_path);
         let (state, created_at) = (self.state.parse()?, self.created_at);
+        let age = (self.found_at - created_at).to_std().unwrap_or_default();
         let answer = if state == KeyState::Completed { self.into_answer()? } else { None };
-        Ok(StoredKey { state, created_at, is_same_request, is_same_path, answer })
+        Ok(StoredKey { state, created_at, age, is_same_request, is_same_path, answer })
     }
 
     /// Returns the stored answer, if there is one.
@@ -205,6 +216,7 @@ impl StoredKeyRow {
         Ok(Some(Arc::new(Answer {
             reply: Reply { status, headers, body, notes: Vec::new() },
             request_id: self.request_id,
+            trace: TraceContext::stored(self.traceparent.as_deref(), None),
             expires_at: self.expires_at,
         })))
     }

@@ -3,6 +3,7 @@
 mod listen;
 pub mod reaper;
 pub mod recovery;
+mod retries;
 mod sampler;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::host::Host;
 use super::registry::RegisteredOperation;
 
 /// Starts the workers of an engine: the copy of the policies, the recovery worker, the reaper, the sampler of
-/// the key table, and a thread that listens to other instances on a connection of its own to `url`. Must be
+/// the key table, the writer of the counts of retries, and a thread that listens to other instances on a connection of its own to `url`. Must be
 /// called in a runtime.
 pub fn start<H: Host>(
     engine: &Engine<H>,
@@ -29,5 +30,6 @@ pub fn start<H: Host>(
     tokio::spawn(recovery::keep_recovering(engine.clone(), Arc::new(operations)));
     tokio::spawn(reaper::keep_reaping(engine.clone(), reaper_interval));
     tokio::spawn(sampler::keep_sampling(engine.clone(), metrics_interval));
+    tokio::spawn(retries::keep_storing(engine.clone(), metrics_interval));
     listen::start(engine.downgrade(), url);
 }

@@ -54,7 +54,6 @@ pub async fn keep_reaping<H: Host>(engine: Engine<H>, interval: Duration) {
                 let metrics = engine.metrics();
                 metrics.reaped.with_label_values(&["expired"]).inc_by(reaped.expired as u64);
                 metrics.reaped.with_label_values(&["forgotten"]).inc_by(reaped.forgotten as u64);
-                metrics.reaper_lag_seconds.set(reaped.lag.as_secs_f64());
                 let is_more = usize::try_from(BATCH) == Ok(reaped.expired.max(reaped.forgotten));
                 if is_more { started.elapsed() * pause_factor(reaped.lag) } else { interval }
             }
@@ -94,7 +93,7 @@ fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
          shrunk AS ( \
              UPDATE idempotency_keys k SET state = 'expired', \
                  forget_at = k.expires_at + make_interval(secs => k.tombstone_seconds), \
-                 request_query = '', request_body = '', response_headers = NULL, response_body = NULL \
+                 request_query = '', request_body = '', response_headers = NULL, response_body = NULL, tracestate = NULL \
              FROM due WHERE k.merchant_id = due.merchant_id AND k.key = due.key \
              RETURNING k.expires_at) \
          SELECT count(*), extract(epoch FROM statement_timestamp() - min(expires_at))::double precision FROM shrunk",

@@ -15,11 +15,12 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::base::ids::MerchantId;
+use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
 use crate::idempotency::engine::{DueRequest, Engine, RecoveryResult};
 use crate::idempotency::envelope::Envelope;
@@ -101,6 +102,19 @@ async fn recover<H: Host>(
     recovered
 }
 
+/// The columns of a due request: its key, its trace, its content.
+type DueSql =
+    (SqlUuid, Text, Text, Timestamptz, Text, (Nullable<Text>, Nullable<Text>), (Text, Text, Text, Binary));
+type DueRow = (
+    MerchantId,
+    String,
+    String,
+    DateTime<Utc>,
+    String,
+    (Option<String>, Option<String>),
+    (String, String, String, Vec<u8>),
+);
+
 /// Finds abandoned requests whose time has come, those first that have waited longest since. Of abandoned
 /// requests these are the oldest; a request that has failed before counts from its next time. Takes no locks:
 /// the takeover decides who gets a request. Skips exhausted requests, since one may have become due after
@@ -113,9 +127,9 @@ fn due(
     attempts_max: u32,
     limit: i64,
 ) -> Result<Vec<DueRequest>, Failure> {
-    let rows = statement::<(SqlUuid, Text, Text, Timestamptz, Text, Text, Text, Text, Binary)>(
-        "SELECT merchant_id, key, operation, created_at, request_id, request_method, request_path, request_query, \
-             request_body \
+    let rows = statement::<DueSql>(
+        "SELECT merchant_id, key, operation, created_at, request_id, traceparent, tracestate, \
+             request_method, request_path, request_query, request_body \
          FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL \
              AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
@@ -125,9 +139,11 @@ fn due(
     .bind::<Array<Text>, _>(operations)
     .bind::<Integer, _>(i32::try_from(attempts_max).unwrap_or(i32::MAX))
     .bind::<BigInt, _>(limit)
-    .load::<(MerchantId, String, String, DateTime<Utc>, String, String, String, String, Vec<u8>)>(conn)?;
+    .load::<DueRow>(conn)?;
     rows.into_iter()
-        .map(|(merchant, key, operation, created_at, request_id, method, path, query, body)| {
+        .map(|(merchant, key, operation, created_at, request_id, (parent, state), content)| {
+            let (method, path, query, body) = content;
+            let first = TraceContext::stored(parent.as_deref(), state.as_deref());
             let key = IdempotencyKey::bare(&key).ok_or_else(|| Failure::internal("a stored key is none"))?;
             let raw_body = body.clone();
             let content = RequestContent { method, path, path_as_sent: None, query, body, raw_body };
@@ -138,6 +154,7 @@ fn due(
                     merchant,
                     key,
                     request_id,
+                    trace: first.map_or_else(TraceContext::begin, |first| first.child()),
                     content,
                     proof: None,
                     actor: None,

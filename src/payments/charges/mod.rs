@@ -242,8 +242,8 @@ pub(crate) const WRITE_SQL: &str = "\
             c.failure_message, c.authorization_id, c.created_at, c.captured_at \
         FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
     event AS ( \
-        INSERT INTO events (merchant_id, id, created_at, type, object_id, data) \
-        SELECT posted.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data \
+        INSERT INTO events (merchant_id, id, created_at, type, object_id, data, traceparent, tracestate) \
+        SELECT posted.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data, e.traceparent, e.tracestate \
         FROM (SELECT clock_timestamp() AS now) AS clock, \
             posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
 
@@ -398,7 +398,7 @@ impl ChargeRow {
                 "captured_at": self.captured_at,
             },
             "entry": entry.map(JournalEntry::to_json),
-            "event": events::to_json(event, self.id.0, &charge)?,
+            "event": events::to_json(self.merchant_id, event, self.id.0, &charge)?,
         });
         Ok((charge, effects))
     }

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::base::money::Money;
+use crate::base::spans::{Kind, Span};
+use crate::base::trace::{TRACEPARENT, TraceContext};
 
 use super::metrics::Metrics;
 use super::{
@@ -37,6 +39,9 @@ pub use messages::StandardMessages;
 const IDLE_CONNECTIONS_MAX: usize = 64;
 /// Header with the number of the request's attempt. The simulator chooses its faults by it.
 const ATTEMPT: HeaderName = HeaderName::from_static("oncepay-attempt");
+
+/// Code of the processor's error for an idempotency key under which it has done nothing.
+const OPERATION_NOT_FOUND: &str = "operation_not_found";
 
 /// Settings of the connection to the processor.
 #[derive(Clone, Debug)]
@@ -90,12 +95,14 @@ impl HttpProcessor {
         body["merchant"] = call.merchant.to_string().into();
         body["reference"] = call.reference.as_str().into();
         let send = || {
+            let span = call.trace.child();
             let request = self
                 .request(Method::POST, path)
                 .header("Idempotency-Key", &call.key)
                 .header(ATTEMPT, call.attempt)
+                .header(TRACEPARENT, span.to_string())
                 .json(&body);
-            async { Ok(self.send::<Operation>(name, request).await?.into()) }
+            async move { Ok(self.send::<Operation>(name, Some(span), request).await?.into()) }
         };
         let mismatched = |error: &ProcessorError| self.distrust_connections(call, error);
         let kinds = calls::Kinds { call: name, find: "find" };
@@ -133,16 +140,20 @@ impl HttpProcessor {
         self.client().request(method, url).bearer_auth(self.settings.api_key.expose_secret())
     }
 
-    /// Sends one HTTP request.
+    /// Sends one HTTP request, whose span is `span`.
     async fn send<T: serde::de::DeserializeOwned>(
         &self,
         name: &'static str,
+        span: Option<TraceContext>,
         request: RequestBuilder,
     ) -> Result<T, ProcessorError> {
         let started = Instant::now();
+        let mut span = span.map(|span| Span::of(&span, name, Kind::Client));
         let result = read(request).await;
         let outcome = match &result {
             Ok(_) => "answered",
+            // That there is no such operation is what `find` wants to know.
+            Err(ProcessorError::Rejected { code }) if code == OPERATION_NOT_FOUND => "answered",
             Err(ProcessorError::Refused(_)) => "refused",
             Err(ProcessorError::Rejected { .. }) => "rejected",
             Err(ProcessorError::Unreachable) => "unreachable",
@@ -150,6 +161,9 @@ impl HttpProcessor {
             Err(ProcessorError::Busy { .. }) => "busy",
             Err(_) => "lost",
         };
+        if let (Some(span), Err(_)) = (&mut span, &result) {
+            span.fail(outcome);
+        }
         self.breaker.record(name, &result);
         self.metrics.processor_calls.with_label_values(&[name, outcome]).inc();
         self.metrics.processor_seconds.with_label_values(&[name]).observe(started.elapsed().as_secs_f64());
@@ -278,11 +292,14 @@ impl Processor for HttpProcessor {
     }
 
     async fn find(&self, call: &ProcessorCall) -> Result<Option<ProcessorOperation>, ProcessorError> {
-        let request =
-            self.request(Method::GET, &["operations", "by-key", &call.key]).header(ATTEMPT, call.attempt);
-        match self.send::<Operation>("find", request).await {
+        let span = call.trace.child();
+        let request = self
+            .request(Method::GET, &["operations", "by-key", &call.key])
+            .header(ATTEMPT, call.attempt)
+            .header(TRACEPARENT, span.to_string());
+        match self.send::<Operation>("find", Some(span), request).await {
             Ok(operation) => Ok(Some(operation.into())),
-            Err(ProcessorError::Rejected { code }) if code == "operation_not_found" => Ok(None),
+            Err(ProcessorError::Rejected { code }) if code == OPERATION_NOT_FOUND => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -313,7 +330,7 @@ impl Books for HttpProcessor {
         url.query_pairs_mut()
             .append_pair("after", &after.to_string())
             .append_pair("limit", &limit.to_string());
-        let page: OperationsPage = self.send("list", self.request_to(Method::GET, url)).await?;
+        let page: OperationsPage = self.send("list", None, self.request_to(Method::GET, url)).await?;
         Ok(page.into())
     }
 }

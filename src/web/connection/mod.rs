@@ -12,7 +12,7 @@
 //!
 //! What isn't plainly well-formed is read with actix-http's own decoder. So both agree on what is, and on where it ends.
 //!
-//! Not promised: a bound for the number of connections.
+//! Not promised: a bound for the number of connections, which is the server's.
 
 mod answer;
 mod plain;

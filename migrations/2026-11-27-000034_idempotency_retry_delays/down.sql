@@ -1,0 +1,2 @@
+-- Loses the counts.
+DROP TABLE idempotency_retry_delays;

@@ -1,0 +1,2 @@
+-- Loses what the last audit has found.
+DROP TABLE audit_runs;

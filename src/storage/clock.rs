@@ -1,0 +1,35 @@
+//! The distance between this instance's clock and the database's.
+//!
+//! Times that matter come from the database's clock. But an instance judges by its own whether a message from the
+//! processor is recent, and its log is hard to read beside others if the clocks differ.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::sql_types::Timestamptz;
+use diesel::{PgConnection, RunQueryDsl};
+
+use super::db::Db;
+use super::metrics::Metrics;
+use super::sql::statement;
+use crate::base::time;
+use crate::error::Failure;
+
+/// Measures the distance every `interval`. Doesn't return.
+pub async fn keep_comparing(db: Db, interval: Duration, metrics: Metrics) {
+    loop {
+        match db.run(skew).await {
+            Ok(skew) => metrics.clock_skew_seconds.set(skew.as_seconds_f64()),
+            Err(error) => log::debug!("the clocks couldn't be compared: {}", error.detailed()),
+        }
+        tokio::time::sleep(time::jittered(interval)).await;
+    }
+}
+
+/// Time by which this instance's clock is ahead of the database's, off by at most half of the statement's round trip.
+fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
+    let asked = time::now();
+    let theirs = statement::<Timestamptz>("SELECT clock_timestamp()").get_result::<DateTime<Utc>>(conn)?;
+    let answered = time::now();
+    Ok(asked + (answered - asked) / 2 - theirs)
+}
