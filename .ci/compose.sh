@@ -28,10 +28,12 @@ else
     compose=(docker-compose)
 fi
 
-# Checks the file without the load profile, too: nothing else may depend on the profile's services.
+# Checks the file without its profiles, too: nothing else may depend on their services.
 "${compose[@]}" config -q || die 'docker-compose.yml is not valid.'
-all=$("${compose[@]}" --profile load config) || die 'docker-compose.yml is not valid with the profile load.'
+all=$("${compose[@]}" --profile load --profile observability config) ||
+    die 'docker-compose.yml is not valid with its profiles.'
 grep -q '^  k6:' <<<"$all" || die 'the profile load has no k6.'
+grep -q '^  grafana:' <<<"$all" || die 'the profile observability has no grafana.'
 
 # The engine would make an empty folder in place of a missing file, and go on.
 mounted=$(grep -oE "$PWD/[^: ]+" <<<"$all" | sort -u)

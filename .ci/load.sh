@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the short load scripts against two instances, one of which is killed in the middle of a storm, then against one whose
-# claim is broken, which must make them fail, and then against one with a processor that sends events of its own. At the end,
-# restarts behind HAProxy and hostile receivers of webhooks.
+# Runs the short load scripts against two instances, one of which is killed in the middle of a storm, then against one behind
+# PgBouncer, then against one whose claim is broken, which must make them fail, and then against one with a processor that
+# sends events of its own. At the end, restarts behind HAProxy, hostile receivers of webhooks, a noisy neighbor and thousands
+# of connections.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -69,6 +70,32 @@ ONCEPAY_URLS=$both k6 run -q -e EVENTS=300 load/webhook_storm.js
 ) &
 ONCEPAY_URLS=$both k6 run -q -e CLIENTS=10 -e DURATION=10s load/retry_storm.js
 
+# A pooler in session mode is as good as none.
+if ! command -v pgbouncer >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null
+fi
+chmod 755 "$work"
+pooler_port=16432
+direct=$(setting DATABASE_URL)
+mkdir "$work/pooler"
+# shellcheck disable=SC2001 # a URL's parts
+cat >"$work/pooler/pgbouncer.ini" <<END
+[databases]
+* = host=127.0.0.1 port=$(sed 's/.*:\([0-9]*\)\/.*/\1/' <<<"$direct")
+[pgbouncer]
+pool_mode = session
+listen_addr = 127.0.0.1
+listen_port = $pooler_port
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = $work/pooler/users.txt
+END
+sed 's/.*\/\/\([^:]*\):\([^@]*\)@.*/"\1" "\2"/' <<<"$direct" >"$work/pooler/users.txt"
+start pooler 'process up' pgbouncer -u nobody "$work/pooler/pgbouncer.ini"
+serve pooled 127.0.0.1:0 DATABASE_URL="${direct/@*\//@127.0.0.1:$pooler_port/}"
+ONCEPAY_URLS=$(url_of pooled) k6 run -q -e CLIENTS=10 -e DURATION=5s load/retry_storm.js
+
 serve broken 127.0.0.1:0 ONCEPAY_FAULT=break:claim
 status=0
 ONCEPAY_URLS=$(url_of broken) k6 run -q -e CLIENTS=5 -e DURATION=3s -e CHART="$work/broken.html" load/retry_storm.js \
@@ -100,3 +127,6 @@ fi
 python3 load/rollout.py --binary "$oncepay" --restarts 2
 # A busy machine and a debug build need room; what this is meant to find made it a hundredfold.
 python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 15
+# These too: a debug build spends its time on parsing, where merchants take no turns.
+python3 load/noisy_neighbor.py --binary "$oncepay" --rounds 2 --seconds 5 --ratio-max 6 --ratio-max-unlimited 50
+python3 load/connections.py --binary "$oncepay" --connections 1000 --seconds-max 15 --cut-off 30

@@ -1,0 +1,395 @@
+"""Kills the leader of a Patroni cluster under load, again and again, and holds what clients saw against what there is.
+
+  python3 ops/drills/failover.py [--kills 10] [--binary FILE] [--table tests/FAULTS.md]
+
+The cluster has two nodes in synchronous mode, and etcd with one. Two instances of Oncepay find the writable node by
+libpq's target_session_attrs. Clients create charges, and send each until it is answered: after an error to the other
+instance, with the same key. A kill is SIGKILL of Patroni and of every process of its Postgres, at once. The next one comes when
+the node has come back as the synchronous standby.
+
+In the end every acknowledged answer must be given again, byte for byte, and there must be one charge per key in the
+database and at the processor. Fails otherwise, and if the audit isn't clean. With --table, writes the result to that file.
+
+Needs patroni, etcd, psql and the server binaries of Postgres (Debian: patroni etcd-server postgresql). As root, runs
+Postgres as the user postgres.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+import uuid
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "load", "bench"))
+
+from service import Process, find, is_ready, run
+
+PASSWORD = "drill"
+# The shortest that Patroni allows; its default is 30. A leader that died without a word is replaced after that time.
+TTL_S = 20
+PATIENCE_S = 120
+TITLE = "## A cluster of Patroni"
+
+
+def wait_for(what, condition, seconds=PATIENCE_S):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} didn't come about within {seconds} s")
+        time.sleep(0.1)
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def children_of(pid):
+    """Ids of the processes below one."""
+    try:
+        direct = open(f"/proc/{pid}/task/{pid}/children").read().split()
+    except OSError:
+        return []
+    return [process for child in direct for process in [int(child), *children_of(child)]]
+
+
+class Node:
+    """A Patroni and its Postgres."""
+
+    def __init__(self, name, folder, etcd, user):
+        self.name, self.user = name, user
+        self.folder = os.path.join(folder, name)
+        self.data = os.path.join(self.folder, "data")
+        self.port, self.rest_port = free_port(), free_port()
+        os.mkdir(self.folder)
+        if user:
+            shutil.chown(self.folder, user, user)
+        login = {"username": "postgres", "password": PASSWORD}
+        settings = {
+            "scope": "oncepay",
+            "name": name,
+            "restapi": {"listen": f"127.0.0.1:{self.rest_port}", "connect_address": f"127.0.0.1:{self.rest_port}"},
+            "etcd3": {"hosts": [etcd]},
+            "bootstrap": {
+                "dcs": {
+                    "ttl": TTL_S, "loop_wait": 5, "retry_timeout": 5, "synchronous_mode": True,
+                    # For the table: a Postgres that dies alone isn't waited for either.
+                    "primary_start_timeout": 0,
+                    "postgresql": {"use_pg_rewind": True, "parameters": {"max_connections": 60, "wal_log_hints": "on"}},
+                },
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
+            },
+            "postgresql": {
+                "listen": f"127.0.0.1:{self.port}", "connect_address": f"127.0.0.1:{self.port}",
+                "data_dir": self.data, "bin_dir": os.path.dirname(os.path.realpath(find("postgres"))),
+                "authentication": {"superuser": login, "replication": login, "rewind": login},
+                "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
+                "parameters": {"unix_socket_directories": "", "lc_messages": "C"},
+                "pgpass": os.path.join(self.folder, "pgpass"),
+            },
+        }
+        # JSON is YAML, too.
+        self.settings = os.path.join(self.folder, "patroni.yml")
+        with open(self.settings, "w") as file:
+            json.dump(settings, file)
+        self.start()
+
+    def start(self):
+        log = open(os.path.join(os.path.dirname(self.folder), f"{self.name}.log"), "a")
+        as_user = {"user": self.user, "group": self.user} if self.user else {}
+        self.process = subprocess.Popen(
+            [find("patroni"), self.settings], cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"HOME": self.folder}, **as_user
+        )
+
+    def kill(self):
+        """Ends Patroni and Postgres as the loss of their machine would."""
+        processes = [self.process.pid, *children_of(self.process.pid)]
+        try:
+            postmaster = int(open(os.path.join(self.data, "postmaster.pid")).readline())
+            processes += [postmaster, *children_of(postmaster)]
+        except (OSError, ValueError):
+            pass
+        for what in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes:
+                try:
+                    os.kill(process, what)
+                except ProcessLookupError:
+                    pass
+        self.process.wait()
+
+    def role(self):
+        """Its role in the cluster, as it sees that itself: leader, sync_standby, replica. None without an answer."""
+        try:
+            cluster = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.rest_port}/cluster", timeout=2))
+        except (OSError, ValueError):
+            return None
+        members = (member for member in cluster.get("members", []) if member["name"] == self.name)
+        return next((member["role"] for member in members if member["state"] in ("running", "streaming")), None)
+
+
+class Cluster:
+    """Two nodes and etcd, in a folder that goes away with them."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="oncepay-failover-")
+        os.chmod(self.folder, 0o755)
+        self.processes, self.nodes = [], []
+
+    def start(self):
+        client, peer = free_port(), free_port()
+        self.add(
+            "etcd",
+            [find("etcd"), "--data-dir", os.path.join(self.folder, "etcd"), "--name", "one",
+             "--listen-client-urls", f"http://127.0.0.1:{client}", "--advertise-client-urls", f"http://127.0.0.1:{client}",
+             "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+             "--initial-cluster", f"one=http://127.0.0.1:{peer}"],
+        )
+        user = "postgres" if os.geteuid() == 0 else None
+        self.nodes.append(Node("a", self.folder, f"127.0.0.1:{client}", user))
+        wait_for("the first node", lambda: self.nodes[0].role() == "leader")
+        self.nodes.append(Node("b", self.folder, f"127.0.0.1:{client}", user))
+        self.wait_until_whole()
+
+    def add(self, name, command, environment=None):
+        process = Process(command, os.path.join(self.folder, f"{name}.log"), environment)
+        self.processes.append(process)
+        return process
+
+    def wait_until_whole(self):
+        wait_for("the synchronous standby", lambda: sorted(str(node.role()) for node in self.nodes) == ["leader", "sync_standby"])
+
+    def leader(self):
+        return next((node for node in self.nodes if node.role() == "leader"), None)
+
+    def url(self, role, database):
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return f"postgres://{role}:{PASSWORD}@{hosts}/{database}?target_session_attrs=read-write&connect_timeout=2"
+
+    def sql(self, statement, database="oncepay"):
+        return run(find("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", self.url("postgres", database), "-c", statement).strip()
+
+    def stop(self):
+        for node in self.nodes:
+            if node.process.poll() is None:
+                node.kill()
+        for process in reversed(self.processes):
+            process.process.kill()
+            process.process.wait()
+
+
+class Client(threading.Thread):
+    """Sends a charge until it's answered, then the next one."""
+
+    def __init__(self, urls, api_key, stop):
+        super().__init__()
+        self.urls, self.api_key, self.is_over = [urllib.parse.urlsplit(url) for url in urls], api_key, stop
+        self.at = random.randrange(len(urls))
+        # By key: when it was first sent, when it was answered, the answer.
+        self.answers, self.attempts, self.surprises = {}, 0, []
+
+    def send(self, key):
+        """Status, body, and whether it's a replay. None without an answer."""
+        headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json", "Idempotency-Key": key}
+        body = json.dumps({"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"})
+        url = self.urls[self.at]
+        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
+        try:
+            connection.request("POST", "/v1/charges", body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.getheader("Idempotent-Replayed") == "true"
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def send_until_answered(self, key):
+        begun, pause = time.monotonic(), 0.05
+        while time.monotonic() - begun < PATIENCE_S:
+            self.attempts += 1
+            answer = self.send(key)
+            if answer and answer[0] == 201:
+                return answer
+            if answer and answer[0] not in (409, 503):
+                self.surprises.append(f"{key} was answered {answer[0]}: {answer[1][:300]}")
+            self.at = (self.at + 1) % len(self.urls)
+            time.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, 1)
+        return None
+
+    def run(self):
+        while not self.is_over.is_set():
+            key, sent = str(uuid.uuid4()), time.monotonic()
+            answer = self.send_until_answered(key)
+            if answer is None:
+                self.surprises.append(f"{key} got no answer")
+                continue
+            self.answers[key] = (sent, time.monotonic(), answer[1])
+            time.sleep(random.uniform(0, 0.02))
+
+    def lost(self):
+        """Keys whose answer isn't given again."""
+        def is_lost(key):
+            answer = self.send_until_answered(key)
+            return not answer or not answer[2] or answer[1] != self.answers[key][2]
+        return [key for key in self.answers if is_lost(key)]
+
+
+def start_service(cluster, binary):
+    """Two instances, and the API key of a merchant."""
+    roles = "; ".join(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'" for role in ("oncepay_owner", "oncepay_app"))
+    cluster.sql(roles, "postgres")
+    cluster.sql("CREATE DATABASE oncepay OWNER oncepay_owner", "postgres")
+    environment = os.environ | {
+        "ONCEPAY_OWNER_DATABASE_URL": cluster.url("oncepay_owner", "oncepay"),
+        "DATABASE_URL": cluster.url("oncepay_app", "oncepay"),
+        "ONCEPAY_MASTER_KEY": "drill" * 8,
+        # What the leader's end interrupts is taken over soon.
+        "ONCEPAY_PROCESSOR_TIMEOUT_MS": "3000",
+        "ONCEPAY_LEASE_MS": "4000",
+    }
+    run(binary, "migrate", env=environment)
+    seeded = os.path.join(cluster.folder, "seed")
+    run(binary, "seed", "--data-dir", seeded, env=environment)
+    api_key = re.search(r"^ONCEPAY_API_KEY=(\S+)$", open(os.path.join(seeded, "dev.env")).read(), re.M)[1].strip("'\"")
+    urls = []
+    for number in (1, 2):
+        url = f"http://127.0.0.1:{free_port()}"
+        own = environment | {"ONCEPAY_SANDBOX_CALL_LOG": os.path.join(cluster.folder, f"calls-{number}.jsonl")}
+        cluster.add(f"api-{number}", [binary, "serve", "--listen", url.removeprefix("http://")], own)
+        wait_for("an instance", lambda url=url: is_ready(url))
+        urls.append(url)
+    return urls, api_key, environment
+
+
+def kill_leader(cluster):
+    """Returns when the leader was killed, as soon as the other node leads and the killed one follows it."""
+    leader = cluster.leader()
+    other = next(node for node in cluster.nodes if node is not leader)
+    killed = time.monotonic()
+    leader.kill()
+    wait_for("another leader", lambda: other.role() == "leader")
+    print(f"  {leader.name} was killed, and {other.name} leads after {time.monotonic() - killed:.1f} s", flush=True)
+    leader.start()
+    cluster.wait_until_whole()
+    return killed
+
+
+def processor_keys(cluster):
+    """The keys of the authorizations that the processor was asked for."""
+    keys = set()
+    for number in (1, 2):
+        for line in open(os.path.join(cluster.folder, f"calls-{number}.jsonl")):
+            call = json.loads(line)
+            if call["call"] == "authorize":
+                keys.add(call["key"])
+    return keys
+
+
+def write_table(path, row):
+    text = open(path).read().split(f"\n{TITLE}")[0].rstrip("\n")
+    text += f"""
+
+{TITLE}
+
+Two nodes in synchronous mode, of which the leader is killed with all its processes while clients create charges at two
+instances, until its place in etcd expires ({TTL_S} s) and the other node takes it. *Worst time to recover* is from the kill to
+the first answer to a charge that was sent since. Made by `python3 ops/drills/failover.py --table tests/FAULTS.md` on
+{time.strftime("%Y-%m-%d")}.
+
+| fault | times | requests | retries | acknowledged | taken over | lost | duplicated | worst time to recover | slowest request |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+{row}
+"""
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def play(cluster, options):
+    urls, api_key, environment = start_service(cluster, options.binary)
+    stop = threading.Event()
+    clients = [Client(urls, api_key, stop) for _ in range(options.clients)]
+    kills = []
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(options.kills):
+            time.sleep(random.uniform(2, 4))
+            kills.append(kill_leader(cluster))
+        time.sleep(2)
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+
+    answers = [answer for client in clients for answer in client.answers.values()]
+    attempts = sum(client.attempts for client in clients)
+    # Asked of all at once: there are thousands.
+    lost = []
+    asking = [threading.Thread(target=lambda client=client: lost.extend(client.lost())) for client in clients]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    problems = [surprise for client in clients for surprise in client.surprises]
+    problems += [f"the answer to {key} is lost" for key in lost]
+    charges = int(cluster.sql("SELECT count(*) FROM charges"))
+    duplicated = max(charges, len(processor_keys(cluster))) - len(answers)
+    if duplicated:
+        problems.append(f"{len(answers)} charges were acknowledged, {charges} are in the database, and the processor was asked for "
+                        f"{len(processor_keys(cluster))}")
+    audit = subprocess.run([options.binary, "audit"], env=environment, capture_output=True, text=True)
+    if audit.returncode != 0:
+        problems.append(f"the audit isn't clean: {audit.stdout}{audit.stderr}")
+    recovery = max(min((at for sent, at, _ in answers if sent > killed), default=float("inf")) - killed for killed in kills)
+    row = (
+        f"| Patroni: the leader and its Postgres killed | {len(kills)} | {len(answers)} | {attempts - len(answers)} | {len(answers)} "
+        f"| {cluster.sql('SELECT count(*) FROM idempotency_keys WHERE attempts > 1')} | {len(lost)} | {max(duplicated, 0)} "
+        f"| {recovery:.2f} s | {max(at - sent for sent, at, _ in answers):.2f} s |"
+    )
+    print(row, flush=True)
+    if problems:
+        sys.exit("\n".join(problems[:20]))
+    if options.table:
+        write_table(options.table, row)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--binary", help="instead of a release build")
+    parser.add_argument("--table", help="file to write the result to, below what is there")
+    options = parser.parse_args()
+    if not options.binary:
+        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
+        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+    cluster, passed = Cluster(), False
+    try:
+        cluster.start()
+        play(cluster, options)
+        passed = True
+    finally:
+        cluster.stop()
+        if passed:
+            shutil.rmtree(cluster.folder, ignore_errors=True)
+        else:
+            print(f"The logs are in {cluster.folder}.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
