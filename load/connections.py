@@ -5,7 +5,8 @@ some that send only half of a head or of a body of the largest size, some that s
 don't read their answers. Fails if memory exceeds the limit, if a slow connection isn't cut off in time, or if a charge of
 another client isn't answered within two seconds meanwhile.
 
-  python3 load/connections.py [--connections 5000] [--mib-max 400] [--seconds-max 2] [--cut-off 15] [--binary FILE]
+  python3 load/connections.py [--connections 5000] [--mib-max 400] [--seconds-max 2] [--cut-off 15] [--kind KIND]…
+      [--binary FILE]
 """
 
 import argparse
@@ -24,7 +25,7 @@ import uuid
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from service import ROOT, Service
+from service import ROOT, Service, Task
 
 CHARGE = json.dumps({"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"}).encode()
 
@@ -98,6 +99,7 @@ def main():
     parser.add_argument("--mib-max", type=float, default=400)
     parser.add_argument("--seconds-max", type=float, default=2, help="for a charge of another client")
     parser.add_argument("--cut-off", type=float, default=15, help="seconds by which slow connections have to be ended")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="of connections; by default all")
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -114,10 +116,10 @@ def main():
         charges = Charges(service.url, other, 20)
         charges.take(2)
         print(f"{rss_mib(service):.0f} MiB without connections", flush=True)
-        for kind, (text, ends) in KINDS.items():
+        for kind in options.kind or KINDS:
+            text, ends = KINDS[kind]
             stop, taken = threading.Event(), []
-            beside = threading.Thread(target=lambda: taken.extend(charges.take(60, stop)))
-            beside.start()
+            beside = Task(lambda: taken.extend(charges.take(60, stop)))
             opened = connect(url, options.connections, lambda: text(key))
             time.sleep(1)
             mib = rss_mib(service)

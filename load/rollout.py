@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "ben
 
 from charges import Charges
 from measure import new_merchants
-from service import ROOT, Process, Service, find, free_port, run, start_wrk, stop_all, wrk_result
+from service import ROOT, Process, Service, Task, find, free_port, run, start_wrk, stop_all, wrk_result
 
 READER_S = 30
 # As long as instances report that they stop, and HAProxy takes to see one that is back.
@@ -80,8 +80,7 @@ def migrate_beside(service, charges, after):
     without = charges.p99_ms(READER_S)
     reader = read_for_long(service, READER_S)
     stop, beside = threading.Event(), []
-    clients = threading.Thread(target=lambda: beside.append(charges.p99_ms(10 * 60, stop)))
-    clients.start()
+    clients = Task(lambda: beside.append(charges.p99_ms(10 * 60, stop)))
     environment = os.environ | {"ONCEPAY_OWNER_DATABASE_URL": service.settings["ONCEPAY_OWNER_DATABASE_URL"]}
     begun = time.monotonic()
     said = run(after, "migrate", env=environment).strip()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import uuid
@@ -45,6 +46,28 @@ def is_ready(url):
         return True
     except OSError:
         return False
+
+
+class Task(threading.Thread):
+    """A thread that has begun, and whose failure is the failure of whoever waits for its end."""
+
+    def __init__(self, work, *arguments):
+        super().__init__(daemon=True)
+        self.work, self.failure = lambda: work(*arguments), None
+        self.start()
+
+    def run(self):
+        try:
+            self.work()
+        except BaseException as failure:
+            self.failure = failure
+
+    def join(self, timeout=None):
+        super().join(timeout)
+        if self.failure:
+            raise self.failure
+        if self.is_alive():
+            sys.exit(f"{threading.current_thread().name} waited {timeout} s for nothing")
 
 
 class Process:

@@ -20,9 +20,8 @@ import threading
 import time
 import uuid
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-from stack import OPS, ROOT, Stack, Traffic, eventually, free_port, prometheus_binaries, request
+from drill import ROOT, Task, eventually, free_port
+from stack import OPS, Stack, Traffic, prometheus_binaries, request
 
 SCRAPE = "1s"
 # A day is 144 s long, but no window is shorter than five scrapes, and none longer than the drill wants to wait.
@@ -85,9 +84,7 @@ class Watch(threading.Thread):
                 for name in sorted(self.firing - self.fired.keys()):
                     self.fired[name] = time.monotonic() - self.begun
                     print(f"  {self.fired[name]:5.1f} s  {name} fires", flush=True)
-                    runner = threading.Thread(target=self.look, args=(name,), daemon=True)
-                    runner.start()
-                    self.runners.append(runner)
+                    self.runners.append(Task(self.look, name))
             self.ended.wait(0.3)
 
     def look(self, name):
@@ -255,17 +252,14 @@ class Drill:
 
     def retry_impatiently(self, instance):
         key = str(uuid.uuid4())
-        tries = [threading.Thread(target=lambda: self.stack.charge(instance, key)) for _ in range(8)]
-        for attempt in tries:
-            attempt.start()
+        tries = [Task(self.stack.charge, instance, key) for _ in range(8)]
         for attempt in tries:
             attempt.join()
 
     def overtake(self, instance):
         """An attempt comes back from the processor after its lease, and another has taken over."""
         key = str(uuid.uuid4())
-        first = threading.Thread(target=lambda: self.stack.charge(instance, key))
-        first.start()
+        first = Task(self.stack.charge, instance, key)
         lease_ends = f"UPDATE idempotency_keys SET lease_expires_at = now() WHERE key = '{key}' AND state = 'in_progress' RETURNING 1"
         eventually("the claim", lambda: self.stack.postgres.sql(lease_ends), 2)
         self.stack.charge(instance, key)

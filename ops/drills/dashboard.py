@@ -17,11 +17,11 @@ import time
 import urllib.parse
 import uuid
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from alerts import BRISK, Receiver, shorten
 from picture import draw
-from stack import OPS, ROOT, Stack, Traffic, eventually, free_port, prometheus_binaries, request
+from drill import ROOT, free_port
+from stack import OPS, Stack, Traffic, prometheus_binaries, request
 
 # The members that the model (kinds/dashboard/dashboard_kind.cue of Grafana) knows; those that it demands are marked with !.
 MODEL = {

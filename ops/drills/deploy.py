@@ -22,7 +22,6 @@ Needs Postgres' server binaries, psql and haproxy.
 
 import argparse
 import http.client
-import os
 import random
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import threading
 import time
 import uuid
 
-from drill import Client, Stopwatch, build, expect, find, oncepay
+from drill import Client, Stopwatch, Task, build, expect, find, oncepay
 
 from measure import new_merchants
 from rollout import SHUTDOWN_DELAY_MS, Proxy, replace
@@ -65,9 +64,7 @@ class Buyers:
     def __init__(self, url, keys):
         self.answers, self.bad, self.count, self.lock = {}, [], 0, threading.Lock()
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self.buy, args=(Client(url, key),)) for key in keys]
-        for thread in self.threads:
-            thread.start()
+        self.tasks = [Task(self.buy, Client(url, key)) for key in keys]
 
     def buy(self, client):
         mine = []
@@ -91,8 +88,8 @@ class Buyers:
 
     def stop(self):
         self.stopping.set()
-        for thread in self.threads:
-            thread.join()
+        for task in self.tasks:
+            task.join()
 
 
 def change(service, statements):
@@ -159,7 +156,7 @@ def main():
               f"of which {SHUTDOWN_DELAY_MS / 1000:.0f} s for the load balancer (ONCEPAY_SHUTDOWN_DELAY_MS)")
     finally:
         if buyers:
-            buyers.stop()
+            buyers.stopping.set()
         stop_all(proxy, *instances, service)
 
 

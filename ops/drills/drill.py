@@ -13,7 +13,7 @@ import urllib.parse
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [os.path.join(ROOT, "load"), os.path.join(ROOT, "load", "bench")]
 
-from service import Process, find, free_port, run  # noqa: E402
+from service import Process, Task, find, free_port, run  # noqa: E402
 
 
 class Stopwatch:
@@ -36,10 +36,12 @@ def expect(is_so, sentence):
 
 
 def eventually(what, look, seconds=60):
+    """Waits until what `look` returns is true, and returns it."""
     deadline = time.monotonic() + seconds
-    while not look():
+    while not (seen := look()):
         expect(time.monotonic() < deadline, f"still not so after {seconds} s: {what}")
         time.sleep(0.1)
+    return seen
 
 
 def build():
@@ -101,7 +103,10 @@ class Cluster:
     def url(self, role="postgres", database="oncepay"):
         return f"postgres://{role}:{role}@127.0.0.1:{self.port}/{database}"
 
-    def sql(self, statement, database="oncepay", role="postgres"):
+    def sql(self, statement, database="oncepay", role="postgres", guards=True):
+        """Runs statements; without `guards`, triggers don't look."""
+        if not guards:
+            statement = f"SET session_replication_role = 'replica'; {statement}"
         command = [find("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", self.url(role, database)]
         return run(*command, input=statement).strip()
 

@@ -22,7 +22,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,30 +31,14 @@ import urllib.parse
 import urllib.request
 import uuid
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "load", "bench"))
-
-from service import Process, find, is_ready, run
+from drill import ROOT, Process, Task, eventually, find, free_port, run
+from service import is_ready
 
 PASSWORD = "drill"
 # The shortest that Patroni allows; its default is 30. A leader that died without a word is replaced after that time.
 TTL_S = 20
 PATIENCE_S = 120
 TITLE = "## A cluster of Patroni"
-
-
-def wait_for(what, condition, seconds=PATIENCE_S):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} didn't come about within {seconds} s")
-        time.sleep(0.1)
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def children_of(pid):
@@ -161,7 +144,7 @@ class Cluster:
         )
         user = "postgres" if os.geteuid() == 0 else None
         self.nodes.append(Node("a", self.folder, f"127.0.0.1:{client}", user))
-        wait_for("the first node", lambda: self.nodes[0].role() == "leader")
+        eventually("the first node", lambda: self.nodes[0].role() == "leader", PATIENCE_S)
         self.nodes.append(Node("b", self.folder, f"127.0.0.1:{client}", user))
         self.wait_until_whole()
 
@@ -171,7 +154,7 @@ class Cluster:
         return process
 
     def wait_until_whole(self):
-        wait_for("the synchronous standby", lambda: sorted(str(node.role()) for node in self.nodes) == ["leader", "sync_standby"])
+        eventually("the synchronous standby", lambda: sorted(str(node.role()) for node in self.nodes) == ["leader", "sync_standby"], PATIENCE_S)
 
     def leader(self):
         return next((node for node in self.nodes if node.role() == "leader"), None)
@@ -192,11 +175,10 @@ class Cluster:
             process.process.wait()
 
 
-class Client(threading.Thread):
+class Client:
     """Sends a charge until it's answered, then the next one."""
 
     def __init__(self, urls, api_key, stop):
-        super().__init__()
         self.urls, self.api_key, self.is_over = [urllib.parse.urlsplit(url) for url in urls], api_key, stop
         self.at = random.randrange(len(urls))
         # By key: when it was first sent, when it was answered, the answer.
@@ -231,7 +213,7 @@ class Client(threading.Thread):
             pause = min(2 * pause, 1)
         return None
 
-    def run(self):
+    def go_on(self):
         while not self.is_over.is_set():
             key, sent = str(uuid.uuid4()), time.monotonic()
             answer = self.send_until_answered(key)
@@ -271,7 +253,7 @@ def start_service(cluster, binary):
         url = f"http://127.0.0.1:{free_port()}"
         own = environment | {"ONCEPAY_SANDBOX_CALL_LOG": os.path.join(cluster.folder, f"calls-{number}.jsonl")}
         cluster.add(f"api-{number}", [binary, "serve", "--listen", url.removeprefix("http://")], own)
-        wait_for("an instance", lambda url=url: is_ready(url))
+        eventually("an instance", lambda url=url: is_ready(url))
         urls.append(url)
     return urls, api_key, environment
 
@@ -282,7 +264,7 @@ def kill_leader(cluster):
     other = next(node for node in cluster.nodes if node is not leader)
     killed = time.monotonic()
     leader.kill()
-    wait_for("another leader", lambda: other.role() == "leader")
+    eventually("another leader", lambda: other.role() == "leader", PATIENCE_S)
     print(f"  {leader.name} was killed, and {other.name} leads after {time.monotonic() - killed:.1f} s", flush=True)
     leader.start()
     cluster.wait_until_whole()
@@ -324,8 +306,7 @@ def play(cluster, options):
     stop = threading.Event()
     clients = [Client(urls, api_key, stop) for _ in range(options.clients)]
     kills = []
-    for client in clients:
-        client.start()
+    tasks = [Task(client.go_on) for client in clients]
     try:
         for _ in range(options.kills):
             time.sleep(random.uniform(2, 4))
@@ -333,18 +314,16 @@ def play(cluster, options):
         time.sleep(2)
     finally:
         stop.set()
-        for client in clients:
-            client.join()
+    for task in tasks:
+        task.join()
 
     answers = [answer for client in clients for answer in client.answers.values()]
     attempts = sum(client.attempts for client in clients)
     # Asked of all at once: there are thousands.
     lost = []
-    asking = [threading.Thread(target=lambda client=client: lost.extend(client.lost())) for client in clients]
-    for one in asking:
-        one.start()
-    for one in asking:
-        one.join()
+    asking = [Task(lambda client=client: lost.extend(client.lost())) for client in clients]
+    for task in asking:
+        task.join()
     problems = [surprise for client in clients for surprise in client.surprises]
     problems += [f"the answer to {key} is lost" for key in lost]
     charges = int(cluster.sql("SELECT count(*) FROM charges"))

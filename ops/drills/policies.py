@@ -18,7 +18,7 @@ import time
 import urllib.request
 import uuid
 
-from drill import Client, Stopwatch, build, eventually, expect, oncepay
+from drill import Client, Stopwatch, Task, build, eventually, expect, oncepay
 
 from service import Service, stop_all
 
@@ -72,9 +72,7 @@ def main():
         urls = [service.url, other.url]
         within, outside = merchants(service)
         environment = {"DATABASE_URL": service.settings["DATABASE_URL"]}
-        load = [threading.Thread(target=go_on, args=(Client(url, within.key),)) for url in urls]
-        for thread in load:
-            thread.start()
+        load = [Task(go_on, Client(url, within.key)) for url in urls]
         for command, within_replays, outside_replays, observed in [
             ("enforcement=off rollout_percent=100", False, False, 0),
             ("enforcement=observe rollout_percent=1", False, False, 1),
@@ -99,16 +97,14 @@ def main():
             expect(not bad, f"{command}: {bad[:3]}")
             watch.note(f"policies set charges.create {command}", f"{observed} would-be replays counted")
         stop.set()
-        for thread in load:
-            thread.join()
+        for task in load:
+            task.join()
         _, said = oncepay(binary, environment, "policies", "history", "charges.create")
         expect(len(said.splitlines()) == 6, said)
         oncepay(binary, environment, "audit")
         print(said.strip())
     finally:
         stop.set()
-        for thread in load:
-            thread.join()
         stop_all(other, service)
 
 

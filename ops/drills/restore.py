@@ -30,7 +30,7 @@ import threading
 import time
 import uuid
 
-from drill import Client, Cluster, Process, Stopwatch, build, eventually, expect, find, free_port, oncepay, run, serve
+from drill import Client, Cluster, Process, Stopwatch, Task, build, eventually, expect, find, free_port, oncepay, run, serve
 
 MASTER_KEY = "a-master-key-for-drills-of-40-characters"
 PROCESSOR_KEY = "processor-key"
@@ -88,8 +88,7 @@ def under_load(merchant, work):
         while not stop.is_set():
             merchant.act()
 
-    load = threading.Thread(target=go_on)
-    load.start()
+    load = Task(go_on)
     try:
         return work()
     finally:

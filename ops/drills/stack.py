@@ -10,43 +10,24 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 
-OPS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ROOT = os.path.dirname(OPS)
+from drill import ROOT, Cluster, Task, eventually, find, free_port, run
+
+OPS = os.path.join(ROOT, "ops")
 SECRET = "whsec_ZHJpbGxzIG9mIG9wZXJhdG9ycyBuZWVkIGEgc2VjcmV0"
-
-
-def find(program):
-    """A program in the PATH or among Postgres' binaries, or None."""
-    return shutil.which(program) or next(
-        iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"), reverse=True)), None
-    )
-
-
-def need(program):
-    return find(program) or sys.exit(f"{program} is missing. Install it first.")
-
-
-def run(*command, check=True, **options):
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    if check and done.returncode != 0:
-        sys.exit(f"{' '.join(command[:4])} … failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def prometheus_binaries():
     """Paths of prometheus and promtool. Fetches Debian's package if they aren't installed."""
-    found = find("prometheus"), find("promtool")
+    found = shutil.which("prometheus"), shutil.which("promtool")
     if all(found):
         return found
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oncepay-prometheus")
@@ -59,23 +40,6 @@ def prometheus_binaries():
             if not package or subprocess.run(["dpkg-deb", "-x", package[0], cache], capture_output=True).returncode != 0:
                 sys.exit("Prometheus is missing, and its package can't be fetched.")
     return unpacked
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def eventually(what, condition, seconds=60):
-    """Waits until `condition` is true, and returns what it has returned."""
-    deadline = time.monotonic() + seconds
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what} didn't come about in {seconds} s")
-        time.sleep(0.2)
 
 
 def request(url, method="GET", body=None, key=None, headers=None, timeout=30):
@@ -100,10 +64,10 @@ def request(url, method="GET", body=None, key=None, headers=None, timeout=30):
 class Process:
     """A server in a process of its own, with its log in a file."""
 
-    def __init__(self, name, command, folder, environment=None, user=None):
+    def __init__(self, name, command, folder, environment=None):
         self.name, self.log = name, os.path.join(folder, f"{name}.log")
         with open(self.log, "w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, user=user, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
     def is_running(self):
         return self.process.poll() is None
@@ -122,36 +86,6 @@ class Process:
             self.process.wait()
 
 
-class Postgres(Process):
-    """A cluster in a folder of the drill. As root, it runs as the user postgres."""
-
-    def __init__(self, folder):
-        user = "postgres" if os.getuid() == 0 else None
-        self.data, self.port = os.path.join(folder, "postgres"), free_port()
-        os.mkdir(self.data, 0o700)
-        if user:
-            shutil.chown(self.data, user)
-        run(need("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", user=user)
-        command = [need("postgres"), "-D", self.data, "-p", str(self.port), "-k", "", "-c", "listen_addresses=127.0.0.1"]
-        command += ["-c", "fsync=off", "-c", "max_connections=200", "-c", "max_wal_size=2GB"]
-        super().__init__("postgres", command, folder, user=user)
-        eventually("Postgres", lambda: subprocess.run(
-            [need("pg_isready"), "-qh", "127.0.0.1", "-p", str(self.port)]).returncode == 0)
-
-    def url(self, role="postgres", database="oncepay"):
-        return f"postgres://{role}@127.0.0.1:{self.port}/{database}"
-
-    def sql(self, statement, database="oncepay", guards=True):
-        """Runs statements as the superuser; without `guards`, triggers don't look."""
-        command = [need("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", self.url(database=database)]
-        if not guards:
-            command += ["-c", "SET session_replication_role = 'replica'"]
-        return run(*command, "-c", statement).strip()
-
-    def stop(self):
-        super().stop(signal.SIGINT)
-
-
 class Stack:
     """Database, simulator, instances, Prometheus."""
 
@@ -160,7 +94,9 @@ class Stack:
         self.folder = tempfile.mkdtemp(prefix="oncepay-drill-")
         os.chmod(self.folder, 0o755)
         self.processes = []
-        self.postgres = self.start(Postgres(self.folder))
+        self.postgres = Cluster(os.path.join(self.folder, "postgres")).create()
+        self.postgres.configure({"fsync": "off", "max_connections": 200, "max_wal_size": "2GB"})
+        self.postgres.start()
         for statement in ("CREATE ROLE oncepay_owner LOGIN", "CREATE ROLE oncepay_app LOGIN",
                           "CREATE DATABASE oncepay OWNER oncepay_owner", "CREATE DATABASE simulator OWNER oncepay_owner"):
             self.postgres.sql(statement, database="postgres")
@@ -181,6 +117,14 @@ class Stack:
         lines = (line.strip().split("=", 1) for line in open(os.path.join(data, "dev.env")) if "=" in line)
         seeded = {name: value.strip("'\"") for name, value in lines}
         self.api_key, self.operator_key = seeded["ONCEPAY_API_KEY"], seeded["ONCEPAY_OPERATOR_KEY"]
+        bin_folder = os.path.join(self.folder, "bin")
+        os.mkdir(bin_folder)
+        programs = {"oncepay": self.binary, "psql": find("psql")}
+        if prometheus:
+            programs["promtool"] = os.path.join(os.path.dirname(prometheus), "promtool")
+        for name, program in programs.items():
+            os.symlink(program, os.path.join(bin_folder, name))
+        self.path = f"{bin_folder}:{os.environ['PATH']}"
         self.merchant = "mer_" + self.postgres.sql("SELECT replace(merchant_id::text, '-', '') FROM merchants")
         self.instances = {}
 
@@ -190,16 +134,9 @@ class Stack:
 
     def environment(self):
         """What a shell of an operator has."""
-        path = os.path.join(self.folder, "bin")
-        if not os.path.exists(path):
-            os.mkdir(path)
-            for name, target in [("oncepay", self.binary), ("psql", need("psql"))]:
-                os.symlink(target, os.path.join(path, name))
-            if self.prometheus_binary:
-                os.symlink(os.path.join(os.path.dirname(self.prometheus_binary), "promtool"), os.path.join(path, "promtool"))
         first = next(iter(self.instances.values()), None)
         return os.environ | self.settings | {
-            "PATH": f"{path}:{os.environ['PATH']}",
+            "PATH": self.path,
             "ONCEPAY_URL": first.url if first else "",
             "ONCEPAY_API_KEY": self.api_key,
             "ONCEPAY_OPERATOR_KEY": self.operator_key,
@@ -280,6 +217,7 @@ class Stack:
         for process in reversed(self.processes):
             if process.is_running():
                 process.stop()
+        self.postgres.stop("immediate")
         if os.environ.get("ONCEPAY_DRILL_KEEP"):
             print(f"kept {self.folder}")
         else:
@@ -290,7 +228,7 @@ class Traffic:
     """Threads that do something again and again until they're told to stop."""
 
     def __init__(self):
-        self.ended, self.threads = threading.Event(), []
+        self.ended, self.tasks = threading.Event(), []
 
     def keep(self, action, pause=0.0):
         def go_on():
@@ -302,14 +240,12 @@ class Traffic:
                     pass
                 self.ended.wait(pause)
 
-        thread = threading.Thread(target=go_on, daemon=True)
-        thread.start()
-        self.threads.append(thread)
+        self.tasks.append(Task(go_on))
 
     def end(self):
         self.ended.set()
-        for thread in self.threads:
-            thread.join(timeout=40)
+        for task in self.tasks:
+            task.join(timeout=40)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
@@ -16,6 +15,7 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLin
 use url::Url;
 
 use super::Kind;
+use crate::base::time;
 use crate::base::trace::TraceContext;
 
 /// Path of the collector that takes spans.
@@ -66,7 +66,7 @@ impl OpenSpan {
         if !context.is_sampled() || !is_started() {
             return None;
         }
-        let now = SystemTime::now();
+        let now = time::now().into();
         let data = SpanData {
             span_context: span_context(context),
             parent_span_id: context.parent().map_or(SpanId::INVALID, |id| SpanId::from_bytes(id.to_bytes())),
@@ -115,7 +115,7 @@ impl OpenSpan {
 impl Drop for OpenSpan {
     fn drop(&mut self) {
         if let (Some(mut data), Some(processor)) = (self.data.take(), PROCESSOR.get()) {
-            data.end_time = SystemTime::now();
+            data.end_time = time::now().into();
             processor.on_end(data);
         }
     }
