@@ -89,7 +89,7 @@
 //!   need one snapshot; a test lists the files.
 //! * **No connection is held while waiting** for anything but the database.
 //! * **Merchants take turns** wherever requests wait for the database (`storage::turns`), and what has been claimed
-//!   is never refused for want of room.
+//!   goes first and needs no place.
 //! * **The database refuses to break the ledger**, also to the service's own role: it can't write the
 //!   tables, only call `ledger_post`. Entries balance, are posted once per source and never change.
 //! * **Rows are locked in one order**: idempotency key, charge or payout, ledger accounts by id. Incoming

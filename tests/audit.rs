@@ -36,6 +36,8 @@ fn lively() -> (TestDatabase, App) {
 const LINE: &str = "INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at) \
                     SELECT e.merchant_id, e.id, 1 + (SELECT count(*) FROM postings p WHERE p.entry_id = e.id), a.id, a.currency";
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 #[test]
 fn each_damage_is_found_by_its_check() {
     let entry = |source: &str| {
@@ -255,6 +257,19 @@ fn one_instance_at_a_time_audits_and_a_command_counts_as_well() {
 }
 
 #[test]
+fn a_scheduled_audit_stands_aside_while_the_database_is_migrated() {
+    let (database, app) = lively();
+    drop(app);
+    let mut migrating = database.as_owner();
+    let runs =
+        || oncepay::audit::run_within(&mut database.as_app(), &oncepay::server::resource_kinds(), MINUTE);
+    execute(&mut migrating, &format!("SELECT pg_advisory_lock({})", oncepay::storage::migrations::LOCK));
+    assert!(runs().unwrap_err().detailed().contains("is being migrated"));
+    execute(&mut migrating, &format!("SELECT pg_advisory_unlock({})", oncepay::storage::migrations::LOCK));
+    assert!(runs().unwrap().clean);
+}
+
+#[test]
 fn a_scheduled_audit_ends_at_its_limit() {
     let (database, app) = lively();
     drop(app);
@@ -268,7 +283,5 @@ fn a_scheduled_audit_ends_at_its_limit() {
     assert!(error.detailed().contains("statement timeout"), "{}", error.detailed());
     assert!(started.elapsed() < Duration::from_secs(20));
     execute(&mut blocker, "ROLLBACK");
-    assert!(
-        oncepay::audit::run_within(&mut database.as_app(), &kinds, Duration::from_secs(60)).unwrap().clean
-    );
+    assert!(oncepay::audit::run_within(&mut database.as_app(), &kinds, MINUTE).unwrap().clean);
 }

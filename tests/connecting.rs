@@ -136,6 +136,18 @@ fn a_last_migration_that_is_missing_is_told_too() {
 }
 
 #[test]
+fn a_database_of_the_first_release_that_could_not_be_looked_at_lacks_migrations() {
+    let database = TestDatabase::new();
+    execute(&mut database.as_owner(), "REVOKE SELECT ON __diesel_schema_migrations FROM oncepay_app");
+    execute(&mut database.as_owner(), "ALTER TABLE audit_runs RENAME TO not_yet");
+    let service = Process::start(&database, &[]);
+    service.client.get("/readyz").expect_problem(503, "database_unfit");
+    execute(&mut database.as_owner(), "ALTER TABLE not_yet RENAME TO audit_runs");
+    eventually("readiness", || service.client.get("/readyz").status == 200);
+    oncepay::dev::database::migrate(&database.owner_url).unwrap();
+}
+
+#[test]
 fn missing_privileges_are_told_and_waited_for() {
     let database = TestDatabase::new();
     // As after a backup that was restored without them.

@@ -74,6 +74,8 @@ fn load(conn: &mut PgConnection) -> Result<Option<LastRun>, Failure> {
 
 /// Sets the number of violations of each check. The audit may be another release's, so its checks are taken as they are.
 fn show(findings: &Value, metrics: &Metrics) {
+    // Another release has other checks.
+    metrics.violations.reset();
     for check in findings.as_array().into_iter().flatten() {
         if let (Some(name), Some(violations)) = (check["name"].as_str(), check["violations"].as_i64()) {
             metrics.violations.with_label_values(&[name]).set(violations);

@@ -17,10 +17,11 @@ use diesel::sql_types::{Array, BigInt, Text};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::idempotency::ResourceKind;
 use crate::inbound::differences::is_open;
 use crate::storage::db::plan_freely;
+use crate::storage::migrations;
 
 /// Maximum duration of a check, unless the audit has a limit of its own.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(600);
@@ -292,7 +293,7 @@ struct CheckRow {
 /// Runs all checks on one snapshot. Reads everything, so it takes a while on a large database: its statements
 /// may run for ten minutes. Takes no locks.
 pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
-    check_all(conn, kinds, &|| CHECK_TIMEOUT)
+    check_all(conn, kinds, &|_| Ok(CHECK_TIMEOUT))
 }
 
 /// Like [`run`], as background work: for at most `limit`, and in one process of the server, to which the session stays
@@ -304,14 +305,25 @@ pub fn run_within(
 ) -> Result<AuditReport, Error> {
     diesel::sql_query("SET max_parallel_workers_per_gather = 0").execute(conn)?;
     let started = Instant::now();
-    check_all(conn, kinds, &|| limit.saturating_sub(started.elapsed()))
+    check_all(conn, kinds, &|conn| {
+        // The audit's locks would keep it waiting.
+        if migrations::are_under_way(conn)? {
+            return Err(Failure::TransientConflict(MigrationsUnderWay.into()).into());
+        }
+        Ok(limit.saturating_sub(started.elapsed()))
+    })
 }
 
-/// Runs all checks, each for at most `timeout` as it's then.
+/// Why the scheduled audit stands aside.
+#[derive(Debug, thiserror::Error)]
+#[error("the database is being migrated")]
+pub(crate) struct MigrationsUnderWay;
+
+/// Runs all checks, each for at most what `timeout` returns then, or until it fails.
 fn check_all(
     conn: &mut PgConnection,
     kinds: &[&'static ResourceKind],
-    timeout: &dyn Fn() -> Duration,
+    timeout: &dyn Fn(&mut PgConnection) -> Result<Duration, Error>,
 ) -> Result<AuditReport, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         plan_freely(conn)?;
@@ -319,7 +331,7 @@ fn check_all(
             .iter()
             .map(|check| {
                 // 0 would be no limit at all.
-                let timeout_ms = timeout().as_millis().max(1);
+                let timeout_ms = timeout(conn)?.as_millis().max(1);
                 diesel::sql_query(format!("SET LOCAL statement_timeout = {timeout_ms}")).execute(conn)?;
                 let query = match check.query {
                     Query::Fixed(query) => query.to_owned(),

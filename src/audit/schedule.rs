@@ -12,9 +12,10 @@ use diesel::prelude::*;
 use diesel::sql_types::Double;
 use secrecy::SecretString;
 
-use super::{AuditReport, last_run};
+use super::{AuditReport, MigrationsUnderWay, last_run};
 use crate::base::defaults::defaults;
 use crate::base::time;
+use crate::error::failure::Cause;
 use crate::error::{Error, Failure};
 use crate::idempotency::ResourceKind;
 use crate::storage::db::{self, Db};
@@ -83,13 +84,18 @@ pub async fn keep_auditing(
                 continue;
             }
         }
+        let mut pause = interval;
         match audit_apart(database_url.clone(), kinds.clone(), limit).await {
             Ok(report) if report.clean => log::info!("the books are in order"),
             Ok(report) => log::error!("the books are not in order:\n{report}"),
+            Err(cause) if cause.is::<MigrationsUnderWay>() => {
+                log::info!("the audit waits until the database has been migrated");
+                pause = look;
+            }
             Err(cause) => log::error!("the audit wasn't finished: {cause}"),
         }
         // Also after a failure: what takes too long once does so again.
-        if let Err(error) = db.run_retrying(move |conn| set_due(conn, interval)).await {
+        if let Err(error) = db.run_retrying(move |conn| set_due(conn, pause)).await {
             log::warn!("couldn't note when the next audit is due: {}", error.detailed());
         }
     }
@@ -114,24 +120,33 @@ fn set_due(conn: &mut PgConnection, pause: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Audits on a thread of its own, which the end of the process doesn't wait for. The error is a phrase.
+/// Audits on a thread of its own, which the end of the process doesn't wait for.
 async fn audit_apart(
     database_url: SecretString,
     kinds: Vec<&'static ResourceKind>,
     limit: Duration,
-) -> Result<AuditReport, String> {
+) -> Result<AuditReport, Cause> {
     let (ended, result) = tokio::sync::oneshot::channel();
     let run = move || {
         let audited = db::connect(&database_url)
-            .and_then(|mut conn| audit(&mut conn, &kinds, limit).map_err(|error| error.detailed()));
+            .map_err(Cause::from)
+            .and_then(|mut conn| audit(&mut conn, &kinds, limit).map_err(cause_of));
         // Nobody waits for it any more if the server has ended.
         let _ = ended.send(audited);
     };
-    std::thread::Builder::new()
-        .name("oncepay-audit".to_owned())
-        .spawn(run)
-        .map_err(|error| error.to_string())?;
-    result.await.unwrap_or_else(|_| Err("it panicked".to_owned()))
+    std::thread::Builder::new().name("oncepay-audit".to_owned()).spawn(run)?;
+    // A server that acknowledges and doesn't answer must not end this instance's audits.
+    match tokio::time::timeout(limit + TURN_MARGIN, result).await {
+        Ok(audited) => audited.unwrap_or_else(|_| Err("it panicked".into())),
+        Err(_) => Err("the database didn't answer in time".into()),
+    }
+}
+
+fn cause_of(error: Error) -> Cause {
+    match error {
+        Error::Failure(Failure::TransientConflict(cause)) if cause.is::<MigrationsUnderWay>() => cause,
+        error => error.detailed().into(),
+    }
 }
 
 fn audit(

@@ -84,9 +84,21 @@ fn json(time: &str, record: &Record<'_>, scope: Option<&Scope>) -> Vec<u8> {
     fields.of(record, scope)
 }
 
-/// A text whose further lines can't be taken for lines of the log.
+/// A text whose further lines can't be taken for lines of the log, and that does nothing to a terminal.
 fn indented(text: &str) -> Cow<'_, str> {
-    if text.contains('\n') { text.replace('\n', "\n    ").into() } else { text.into() }
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            '\n' => plain.push_str("\n    "),
+            '\t' => plain.push('\t'),
+            control if control.is_control() => plain.extend(control.escape_default()),
+            character => plain.push(character),
+        }
+    }
+    plain.into()
 }
 
 /// Fields of a line.
@@ -207,5 +219,19 @@ impl VisitValue<'_> for Field<'_> {
     fn visit_str(&mut self, value: &str) -> Result<(), Error> {
         self.fields.text(self.name, value);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_from_elsewhere_can_neither_begin_a_line_nor_steer_a_terminal() {
+        assert_eq!(indented("plain, with ümlaut\tand tab"), "plain, with ümlaut\tand tab");
+        assert_eq!(
+            indented("one\n[2026 ERROR] two\r\u{1b}[2Jthree\u{9b}"),
+            "one\n    [2026 ERROR] two\\r\\u{1b}[2Jthree\\u{9b}"
+        );
     }
 }

@@ -17,6 +17,9 @@ tokio::task_local! {
     static SCOPE: Arc<Scope>;
 }
 
+/// Target in the log of what becomes of requests that change something.
+pub const REQUESTS: &str = "oncepay::request";
+
 /// A request's key, as logs may show it.
 pub trait HashedKey: Send + Sync {
     /// Digest that stands for the key.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::base::quantities::{bytes, count};
 use crate::storage::db;
-use crate::storage::usage::{self, Finding, Usage};
+use crate::storage::usage::{self, Finding, Usage, amount};
 
 use super::shared::{Database, sentence, write_line};
 
@@ -52,7 +52,6 @@ const LINES_MAX: usize = 12;
 
 fn print(usage: &Usage, findings: &[Finding], out: &mut impl Write) {
     let mut line = |text: &str| write_line(out, text.trim_end());
-    let amount = |number: i64| u64::try_from(number).unwrap_or_default();
     let number = |number: i64| count(amount(number));
     let size = |size: i64| bytes(amount(size));
     line(&format!("Database {}, {}", usage.server.database, size(usage.server.database_bytes)));

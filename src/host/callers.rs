@@ -44,7 +44,7 @@ impl HttpHost for Oncepay {
                     Identity { merchant: key.merchant, proof: Some(key.sha256), actor: None }
                 }
                 Caller::Operator => {
-                    let operator = AuthenticatedOperator::of(&request).await?;
+                    let operator = AuthenticatedOperator::identify(&request).await?;
                     Identity { merchant: OPERATORS, proof: Some(operator.sha256), actor: Some(operator.name) }
                 }
                 Caller::Acquirer => Identity { merchant: ACQUIRER, proof: None, actor: None },

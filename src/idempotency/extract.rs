@@ -13,7 +13,6 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseErr
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::ids::MerchantId;
 use crate::base::json;
@@ -22,6 +21,7 @@ use crate::base::preconditions::Precondition;
 use crate::base::scope;
 use crate::base::trace::TraceContext;
 use crate::error::failure::{AsFailure, Failure};
+use crate::storage::admission::{Admission, Place};
 use crate::storage::deadline;
 use crate::storage::party::{self, Party};
 
@@ -144,7 +144,10 @@ async fn from_parts<O: Operation<Host: HttpHost>>(
     identity: Identity,
 ) -> Result<IdempotentRequest<O>, ErrorOf<O>> {
     let (host, descriptor) = (engine.host(), O::DESCRIPTOR);
-    let received = tokio::time::timeout(BODY_TIMEOUT, read_body(req, payload, engine.large_bodies())).await;
+    // Who sends a message isn't known before it has been verified.
+    let sender = identity.proof.as_ref().map_or(Party::Strangers, |_| Party::Caller(identity.merchant));
+    let body = read_body(req, payload, engine.large_bodies(), sender);
+    let received = tokio::time::timeout(BODY_TIMEOUT, body).await;
     // The time that the client took to send the body doesn't count, nor does that of a client that has sent none: even
     // the answer that it was too slow takes a look at its key.
     deadline::restart(engine.request_deadline());
@@ -285,12 +288,13 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         .map(|seconds| Duration::from_secs(seconds.into()))
 }
 
-/// Receives the body. A large one comes with a permit, which the request keeps.
+/// Receives the body from `sender`. A large one comes with a place, which the request keeps.
 async fn read_body(
     req: &HttpRequest,
     mut payload: Payload,
-    large_bodies: &Arc<Semaphore>,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Failure> {
+    places: &Arc<Admission>,
+    sender: Party,
+) -> Result<(Vec<u8>, Option<Place>), Failure> {
     let too_large = Failure::BodyTooLarge { limit_bytes: BODY_BYTES_MAX };
     let announced = req
         .headers()
@@ -301,7 +305,7 @@ async fn read_body(
     if announced > BODY_BYTES_MAX {
         return Err(too_large);
     }
-    let (mut body, mut permit) = (Vec::with_capacity(announced.min(LARGE_BODY_BYTES)), None);
+    let (mut body, mut place) = (Vec::with_capacity(announced.min(LARGE_BODY_BYTES)), None);
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| match error {
             PayloadError::EncodingCorrupted => Failure::BodyIncomplete("has malformed chunks"),
@@ -310,12 +314,12 @@ async fn read_body(
         if body.len() + chunk.len() > BODY_BYTES_MAX {
             return Err(too_large);
         }
-        if permit.is_none() && body.len() + chunk.len() > LARGE_BODY_BYTES {
-            permit = Some(Arc::clone(large_bodies).try_acquire_owned().map_err(|_| Failure::Overloaded)?);
+        if place.is_none() && body.len() + chunk.len() > LARGE_BODY_BYTES {
+            place = Some(places.enter(sender)?);
         }
         body.extend_from_slice(&chunk);
     }
-    Ok((body, permit))
+    Ok((body, place))
 }
 
 fn check_media_type(req: &HttpRequest) -> Result<(), Failure> {

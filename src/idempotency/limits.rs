@@ -23,7 +23,6 @@ use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::{Quota, RateLimiter};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::base::ids::MerchantId;
 use crate::error::failure::{Failure, Limited};
@@ -31,8 +30,8 @@ use crate::storage::admission::Place;
 
 use super::policy::Policy;
 
-/// Maximum number of requests with large bodies at the same time. What thousands of clients send together must not
-/// take all memory.
+/// Number of requests with large bodies at the same time, beyond which no caller has more than its share. What
+/// thousands of clients send together must not take all memory.
 pub(super) const LARGE_BODIES_MAX: usize = 512;
 
 /// Price of a request, in units of the bucket.
@@ -108,11 +107,10 @@ struct Limiter {
 type Bucket = RateLimiter<MerchantId, Buckets, MonotonicClock, StateInformationMiddleware>;
 
 /// A rate, ready to be checked.
-#[derive(Clone)]
 struct Rate {
     per_second: u32,
     burst: u32,
-    bucket: Arc<Bucket>,
+    bucket: Bucket,
 }
 
 impl Limiter {
@@ -152,20 +150,21 @@ impl Limiter {
             share.is_counted = true;
         }
         if policy.rate_per_second > 0 {
-            let rate = self.rate(policy);
+            // Locked until it's paid: the callers' times are of this rate only.
+            let mut current = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+            let rate = self.rate(&mut current, policy);
             let paid = rate.bucket.check_key_n(&caller, PRICE).expect("a burst has room for a request");
             let (left, wait) = match &paid {
                 Ok(after) => (after.remaining_burst_capacity() / PRICE, None),
                 Err(until) => (0, Some(until.wait_time_from(rate.bucket.clock().now()))),
             };
-            let Rate { per_second, burst, .. } = rate;
+            let &Rate { per_second, burst, .. } = rate;
+            drop(current);
             let window_s = burst.div_ceil(per_second);
-            // The time in which the rate refills what is left, so that a client that spreads it keeps to the rate.
-            let spread_s = wait.map_or(u64::from(left.div_ceil(per_second)), seconds_up).max(1);
             fields.add(
                 format_args!("{operation}:rate"),
                 format_args!("q={};w={window_s}", u64::from(per_second) * u64::from(window_s)),
-                format_args!("r={left};t={spread_s}"),
+                format_args!("r={left}{}", Spread { left, per_second, wait }),
             );
             if let Some(wait) = wait {
                 return Err(Failure::RateLimited { limited: Limited::Rate, retry_after: wait });
@@ -176,21 +175,36 @@ impl Limiter {
     }
 
     /// The rate of `policy`. If it's another one than before, nobody has used anything of it.
-    fn rate(&self, policy: &Policy) -> Rate {
+    fn rate<'a>(&self, current: &'a mut Option<Rate>, policy: &Policy) -> &'a Rate {
         let per_second = policy.rate_per_second;
         let burst = if policy.burst == 0 { per_second } else { policy.burst };
-        let mut current = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*current {
-            Some(rate) if (rate.per_second, rate.burst) == (per_second, burst) => rate.clone(),
-            _ => {
-                self.callers.refill(Duration::from_secs(burst.div_ceil(per_second).into()));
-                let units = NonZeroU32::new(burst * PRICE.get()).expect("a burst isn't zero");
-                let quota = Quota::with_period(unit(per_second).into()).expect("a unit takes some time");
-                let buckets = Buckets(Arc::clone(&self.callers));
-                let bucket = RateLimiter::new(quota.allow_burst(units), buckets, MonotonicClock);
-                let rate = Rate { per_second, burst, bucket: Arc::new(bucket) };
-                current.insert(rate).clone()
-            }
+        current.take_if(|rate| (rate.per_second, rate.burst) != (per_second, burst));
+        current.get_or_insert_with(|| {
+            self.callers.refill(Duration::from_secs(burst.div_ceil(per_second).into()));
+            let units = NonZeroU32::new(burst * PRICE.get()).expect("a burst isn't zero");
+            let quota = Quota::with_period(unit(per_second).into()).expect("a unit takes some time");
+            let buckets = Buckets(Arc::clone(&self.callers));
+            let bucket = RateLimiter::new(quota.allow_burst(units), buckets, MonotonicClock);
+            Rate { per_second, burst, bucket }
+        })
+    }
+}
+
+/// The parameter `t`: the time in which the rate refills what is left, so that a client that spreads it keeps to the
+/// rate, or after which there is something again. Nothing if that's sooner than in a second: whole seconds would say
+/// too much.
+struct Spread {
+    left: u32,
+    per_second: u32,
+    wait: Option<Duration>,
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.wait {
+            Some(wait) => write!(f, ";t={}", seconds_up(wait).max(1)),
+            None if self.left == 0 && self.per_second > 1 => Ok(()),
+            None => write!(f, ";t={}", self.left.div_ceil(self.per_second).max(1)),
         }
     }
 }
@@ -329,7 +343,7 @@ pub(super) struct Pass {
     place: Mutex<Option<Place>>,
     share: Option<Share>,
     /// Held if its body is large.
-    _large_body: Option<OwnedSemaphorePermit>,
+    _large_body: Option<Place>,
 }
 
 impl Pass {
@@ -337,8 +351,8 @@ impl Pass {
         Self { place: Mutex::new(Some(place)), share, _large_body: None }
     }
 
-    /// Adds the permit for a large body.
-    pub fn with_large_body(self, large_body: Option<OwnedSemaphorePermit>) -> Self {
+    /// Adds the place of a large body.
+    pub fn with_large_body(self, large_body: Option<Place>) -> Self {
         Self { _large_body: large_body, ..self }
     }
 
@@ -438,6 +452,33 @@ mod tests {
         assert_eq!(passed(&limits, merchant(1), &slow(4)), 4);
         let fields = limits.take(OPERATION, merchant(2), &slow(0)).fields.unwrap();
         assert_eq!(fields.policy, "\"charges.create:rate\";q=1;w=1");
+    }
+
+    #[test]
+    fn a_rate_that_changes_under_load_locks_nobody_out() {
+        let limits = limits();
+        std::thread::scope(|scope| {
+            for burst in [1_000, 1_001] {
+                let limits = &limits;
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        if let Err(Failure::RateLimited { retry_after, .. }) =
+                            limits.take(OPERATION, merchant(1), &slow(burst)).share
+                        {
+                            assert!(retry_after <= Duration::from_secs(1), "{retry_after:?}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_burst_below_the_rate_tells_no_one_to_wait_a_second() {
+        let limits = limits();
+        let policy = Policy { rate_per_second: 50, burst: 1, ..Policy::default() };
+        let fields = limits.take(OPERATION, merchant(1), &policy).fields.unwrap();
+        assert_eq!(fields.current, "\"charges.create:rate\";r=0");
     }
 
     #[test]

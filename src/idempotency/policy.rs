@@ -117,7 +117,7 @@ pub struct Policy {
     #[schema(minimum = 0, maximum = 30, example = 30)]
     pub wait_max_seconds: u8,
     /// Requests per second that an instance takes from one merchant. 0: any number. Further ones are refused with
-    /// `rate_limited`. A retry that gets a stored answer counts a tenth.
+    /// `rate_limited`. A request that finds its key known, whatever its answer, counts a tenth.
     #[schema(minimum = 0, maximum = 100_000, example = 0)]
     pub rate_per_second: u32,
     /// Requests that an instance takes from one merchant at once, if that has sent none for a while. 0: as many as in a

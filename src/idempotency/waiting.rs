@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use crate::base::ids::MerchantId;
 use crate::base::metrics::GaugeGuard;
 use crate::storage::db::Db;
+use crate::storage::party::{self, Party};
 
 use super::key::IdempotencyKey;
 use super::store::{self, AnswerState};
@@ -142,7 +143,9 @@ impl Waiters {
                 });
                 entry.insert(Arc::clone(&group));
                 let (groups, answers) = (Arc::clone(&self.groups), self.answers.clone());
-                tokio::spawn(keep_looking(groups, Arc::clone(&group), db.clone(), answers));
+                let looking = keep_looking(groups, Arc::clone(&group), db.clone(), answers);
+                // For the merchant that waits, or its waiting would slow down everybody's work.
+                tokio::spawn(party::within(Party::Caller(merchant), looking));
                 (group, receiver)
             }
         }

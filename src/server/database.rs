@@ -108,9 +108,9 @@ async fn keep_looking(vault: Vault, url: SecretString, connections: u32, db: Db)
     }
 }
 
-/// Number of connections that an instance opens: the pool, and one that listens.
+/// Number of connections that an instance opens: the pool, one that listens, and that of the scheduled audit.
 fn connections(config: &Config) -> u32 {
-    config.pool_size + 1
+    config.pool_size + 1 + u32::from(config.audit.audit_interval_s.0.is_some())
 }
 
 fn unfit_of(handling: Handling) -> Option<Unfit> {

@@ -83,7 +83,7 @@ pub async fn ready(
 async fn ask(db: &Db) -> Result<(), Unusable> {
     deadline::restart(deadline::remaining(READINESS_TIMEOUT));
     // However many strangers there are, whoever balances the load gets an answer.
-    party::belongs_to(Party::Service);
+    party::belongs_to(Party::First);
     let checked = db.check().await;
     match db.unfit() {
         Some(unfit) => Err(Unusable::Unfit(unfit)),

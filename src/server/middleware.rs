@@ -29,9 +29,7 @@ use crate::storage::party::{self, Party};
 use crate::web::connection::{Answer, HeldBody, Link, Refusal};
 use crate::web::request_id::{RequestId, X_REQUEST_ID};
 
-/// Target in the log of the line that closes a request which changes something.
-const REQUESTS: &str = "oncepay::request";
-/// The same of a request that repeats another one.
+/// Target in the log of the closing line of a request that repeats another one.
 const DUPLICATES: &str = "oncepay::request::duplicate";
 /// The same of a request that changes nothing.
 const READS: &str = "oncepay::request::read";
@@ -155,7 +153,7 @@ impl ClosingLine<'_> {
         let target = match (self.scope.operation(), outcome) {
             (None, _) => READS,
             (_, Some("replayed" | "in_progress")) => DUPLICATES,
-            _ => REQUESTS,
+            _ => scope::REQUESTS,
         };
         let unanswered = if status.is_some() { "refused" } else { "client_gone" };
         let outcome = outcome.or(self.scope.operation().map(|_| unanswered));

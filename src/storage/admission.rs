@@ -1,25 +1,27 @@
-//! The number of requests that may wait for the database at the same time.
+//! Places for requests: to wait for the database, or to have a large body.
 //!
 //! A queue that grows without a bound answers nobody in time: each request in it waits longer than its client
-//! does. So requests that wouldn't be answered soon are refused at once, which costs next to nothing. While there
-//! is room, anybody gets in. When it is full, only those who have less than their share do: the party that fills
-//! it is refused, and not the others.
+//! does. And what many clients send together must not take all memory. So requests without a place are refused at
+//! once, which costs next to nothing. While there is room, anybody gets in. When it is full, only those who have less
+//! than their share do: the party that fills it is refused, and not the others.
 //!
 //! Not promised: an exact bound. Latecomers with less than their share may add up to as many again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::metrics::Metrics;
+use prometheus::{IntCounter, IntGauge};
+
 use super::party::Party;
 use crate::error::Failure;
 
-/// The places for waiting requests.
+/// A number of places.
 #[derive(Debug)]
 pub struct Admission {
     places_max: usize,
     taken: Mutex<Taken>,
-    metrics: Metrics,
+    gauge: IntGauge,
+    refusals: IntCounter,
 }
 
 #[derive(Debug, Default)]
@@ -29,9 +31,9 @@ struct Taken {
 }
 
 impl Admission {
-    /// Makes `places_max` places.
-    pub fn new(places_max: usize, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { places_max, taken: Mutex::default(), metrics })
+    /// Makes `places_max` places. `gauge` shows how many are taken, and `refusals` counts those who got none.
+    pub fn new(places_max: usize, gauge: IntGauge, refusals: IntCounter) -> Arc<Self> {
+        Arc::new(Self { places_max, taken: Mutex::default(), gauge, refusals })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -47,13 +49,13 @@ impl Admission {
             let parties = taken.by_party.len() + usize::from(own == 0);
             let has_share = own < self.places_max.div_ceil(parties);
             if !has_share || taken.total >= 2 * self.places_max {
-                self.metrics.overloads.inc();
+                self.refusals.inc();
                 return Err(Failure::Overloaded);
             }
         }
         taken.total += 1;
         *taken.by_party.entry(party).or_default() += 1;
-        self.metrics.waiting_requests.inc();
+        self.gauge.inc();
         Ok(Place { admission: Arc::clone(self), party })
     }
 
@@ -66,7 +68,7 @@ impl Admission {
                 taken.by_party.remove(&party);
             }
         }
-        self.metrics.waiting_requests.dec();
+        self.gauge.dec();
     }
 }
 
@@ -89,7 +91,11 @@ mod tests {
 
     use super::*;
     use crate::base::ids::MerchantId;
-    use crate::base::metrics::Registry;
+
+    fn admission(places_max: usize) -> Arc<Admission> {
+        let (gauge, refusals) = (IntGauge::new("taken", "Taken."), IntCounter::new("refusals", "Refusals."));
+        Admission::new(places_max, gauge.unwrap(), refusals.unwrap())
+    }
 
     fn merchant(number: u128) -> Party {
         Party::Caller(MerchantId(Uuid::from_u128(number)))
@@ -97,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_party_that_fills_the_places_is_refused_and_no_other() {
-        let admission = Admission::new(10, Metrics::new(&Registry::new()));
+        let admission = admission(10);
         let mut places: Vec<_> = (0..10).map(|_| admission.enter(merchant(1)).unwrap()).collect();
         assert!(matches!(admission.enter(merchant(1)), Err(Failure::Overloaded)));
         // Half of them would be theirs.
@@ -113,7 +119,7 @@ mod tests {
 
     #[test]
     fn many_parties_cannot_grow_the_queue_without_end() {
-        let admission = Admission::new(10, Metrics::new(&Registry::new()));
+        let admission = admission(10);
         let places: Vec<_> = (0..1_000).filter_map(|number| admission.enter(merchant(number)).ok()).collect();
         assert_eq!(places.len(), 20);
     }

@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::error::Failure;
 use crate::storage::db::{Db, Silence};
-use crate::storage::party::Party;
-use crate::storage::turns::Turns;
+use crate::storage::party::{self, Party};
+use crate::storage::turns::{Item, Turns};
 
 /// Maximum time that a call waits for the batch before it. As a rule one batch at a time is fastest (1.3
 /// times four at a time, with 8 clients and with 64): calls gather meanwhile. But a batch that is stuck, on a
@@ -55,6 +55,12 @@ struct Call<I, O> {
     /// Set by the first of these: the batch that runs the call, or the caller that gives up.
     is_taken: Arc<AtomicBool>,
     output: oneshot::Sender<BatchResult<O>>,
+}
+
+impl<I, O> Item for Call<I, O> {
+    fn is_wanted(&self) -> bool {
+        !self.is_taken.load(Ordering::Acquire) && !self.output.is_closed()
+    }
 }
 
 /// Result of a call.
@@ -159,7 +165,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         while let Some((inputs, outputs)) = self.take() {
             let batcher = Arc::clone(&self.batcher);
             batcher.sizes.observe(inputs.len() as f64);
-            match self.batcher.db.run(move |conn| (batcher.work)(conn, &inputs)).await {
+            let ran = self.batcher.db.run(move |conn| (batcher.work)(conn, &inputs));
+            match party::within(Party::First, ran).await {
                 Ok(done) => {
                     for (output, done) in outputs.into_iter().zip(done) {
                         // A caller that has hung up doesn't need the result.
@@ -200,8 +207,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         while inputs.len() < self.batcher.size_max
             && let Some(call) = queue.calls.pop()
         {
-            // Skips calls whose callers have given up or are gone.
-            if !call.is_taken.swap(true, Ordering::AcqRel) && !call.output.is_closed() {
+            // The caller may have given up since the queue looked.
+            if !call.is_taken.swap(true, Ordering::AcqRel) {
                 self.batcher.waits.observe(call.asked.elapsed().as_secs_f64());
                 inputs.push(call.input);
                 outputs.push(call.output);

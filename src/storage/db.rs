@@ -3,7 +3,7 @@
 //! Promised: no work waits longer than the acquire timeout for a connection, and none holds one while it
 //! waits for anything but the database. Who waits for a connection gets it [in turn](super::turns).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,8 @@ struct Shared {
     lanes: Arc<AtomicUsize>,
     /// Why no work begins at the moment.
     unfit: RwLock<Option<Unfit>>,
+    /// Whether no work begins because a connection had lost its session.
+    has_doubts: AtomicBool,
     url: SecretString,
     size: u32,
     acquire_timeout: Duration,
@@ -122,6 +124,11 @@ impl Drop for Lane {
     }
 }
 
+/// The places for requests that wait for the database.
+fn waiting(places_max: u32, metrics: &Metrics) -> Arc<Admission> {
+    Admission::new(places_max as usize, metrics.waiting_requests.clone(), metrics.overloads.clone())
+}
+
 impl Db {
     /// Makes a pool of `size` connections to `url`. Doesn't wait for the database: until it can be reached,
     /// requests get 503.
@@ -131,16 +138,26 @@ impl Db {
         let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes)));
         let (lane, unfit) = (RwLock::new(lane), RwLock::default());
         let url = url.clone();
-        let admission = Admission::new(WAITING_MAX as usize, metrics.clone());
+        let admission = waiting(WAITING_MAX, &metrics);
         Self {
-            shared: Arc::new(Shared { lane, lanes, unfit, url, size, acquire_timeout, admission, metrics }),
+            shared: Arc::new(Shared {
+                lane,
+                lanes,
+                unfit,
+                has_doubts: AtomicBool::new(false),
+                url,
+                size,
+                acquire_timeout,
+                admission,
+                metrics,
+            }),
         }
     }
 
     /// Sets the number of requests that may wait for the database at the same time. Only for a new pool.
     pub fn with_waiting_max(mut self, waiting_max: u32) -> Self {
         let shared = Arc::get_mut(&mut self.shared).expect("nobody has a clone of a new pool");
-        shared.admission = Admission::new(waiting_max as usize, shared.metrics.clone());
+        shared.admission = waiting(waiting_max, &shared.metrics);
         self
     }
 
@@ -151,9 +168,17 @@ impl Db {
         self.shared.admission.enter(party)
     }
 
+    /// Makes places for requests with large bodies.
+    pub fn large_bodies(&self, places_max: usize) -> Arc<Admission> {
+        let Metrics { large_bodies, overloads, .. } = &self.shared.metrics;
+        Admission::new(places_max, large_bodies.clone(), overloads.clone())
+    }
+
     /// Why no work begins at the moment, if that's so.
     pub fn unfit(&self) -> Option<Unfit> {
-        *self.shared.unfit.read().expect("no holder panics")
+        let refused = *self.shared.unfit.read().expect("no holder panics");
+        let has_doubts = self.shared.has_doubts.load(Ordering::Acquire);
+        refused.or_else(|| has_doubts.then_some(Unfit::SessionsMixed))
     }
 
     /// Lets no work begin until [`accept`](Self::accept).
@@ -161,7 +186,7 @@ impl Db {
         *self.shared.unfit.write().expect("no holder panics") = Some(unfit);
     }
 
-    /// Lets work begin again.
+    /// Lets work begin again, unless connections are in doubt.
     pub fn accept(&self) {
         *self.shared.unfit.write().expect("no holder panics") = None;
     }
@@ -313,9 +338,7 @@ impl Db {
     fn doubt_sessions(&self) {
         // Without a system, the process is ending.
         let Some(system) = actix_web::rt::System::try_current() else { return };
-        let mut unfit = self.shared.unfit.write().expect("no holder panics");
-        if unfit.is_none() {
-            *unfit = Some(Unfit::SessionsMixed);
+        if !self.shared.has_doubts.swap(true, Ordering::AcqRel) {
             system.arbiter().spawn(self.clone().inspect_sessions());
         }
     }
@@ -335,7 +358,7 @@ impl Db {
                 }
                 Ok(Ok(_)) => {
                     if self.replace(&lane, "a connection has lost its session, and new ones keep theirs") {
-                        return self.accept();
+                        return self.shared.has_doubts.store(false, Ordering::Release);
                     }
                 }
                 Ok(Err(error)) => log::debug!("sessions can't be inspected: {error}"),

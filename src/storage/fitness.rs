@@ -119,12 +119,14 @@ pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
     }
     // Without one of these objects: null.
     let has_privileges: Option<bool> = statement::<Nullable<Bool>>(
-        "SELECT bool_and(has_table_privilege(to_regclass(name), privilege)) \
-                AND bool_and(to_regclass(name) IS NOT NULL OR NULL) \
-                AND (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc \
-                     WHERE proname = 'ledger_post' AND pronamespace = current_schema()::regnamespace) \
+        "SELECT CASE WHEN bool_and(to_regclass(name) IS NOT NULL) \
+                THEN bool_and(has_table_privilege(to_regclass(name), privilege)) \
+                     AND (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc \
+                          WHERE proname = 'ledger_post' AND pronamespace = current_schema()::regnamespace) \
+                END \
          FROM (VALUES ('idempotency_keys', 'SELECT'), ('idempotency_keys', 'INSERT'), ('charges', 'INSERT'), \
-                      ('events', 'INSERT'), ('journal_entries', 'SELECT'), ('master_keys', 'SELECT')) \
+                      ('events', 'INSERT'), ('journal_entries', 'SELECT'), ('master_keys', 'SELECT'), \
+                      ('audit_runs', 'SELECT')) \
               AS needed (name, privilege)",
     )
     .get_result(conn)?;

@@ -15,7 +15,9 @@ pub struct Metrics {
     pub pool_wait_seconds: Histogram,
     /// Requests that wait for the database or use it, before their claim.
     pub waiting_requests: IntGauge,
-    /// Requests that were refused because too many were waiting.
+    /// Requests with large bodies.
+    pub large_bodies: IntGauge,
+    /// Requests that were refused because too many were waiting, or had large bodies.
     pub overloads: IntCounter,
     /// Work that was given up because no connection was free in time.
     pub pool_timeouts: IntCounter,
@@ -46,9 +48,13 @@ impl Metrics {
                 "oncepay_db_waiting_requests",
                 "Requests that wait for the database or use it, up to their claim or, of reads, up to their answer.",
             ),
+            large_bodies: registry.int_gauge(
+                "oncepay_large_bodies",
+                "Requests under way whose body is larger than 8 KiB.",
+            ),
             overloads: registry.counter(
                 "oncepay_overloads_total",
-                "Requests that were refused with `overloaded`, because too many were waiting for the database.",
+                "Requests that were refused with `overloaded`, because too many were waiting for the database or had large bodies.",
             ),
         }
     }

@@ -26,7 +26,7 @@ use crate::base::time;
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
 /// Key of the advisory lock of the one that migrates.
-const LOCK: i64 = 0x006f_6e63_6570_6179;
+pub const LOCK: i64 = 0x006f_6e63_6570_6179;
 /// Maximum time for which a migration waits for a lock, and holds up what comes after it. Shorter than what a client
 /// notices; a migration may set another limit itself.
 const LOCK_TIMEOUT: &str = "500ms";
@@ -115,6 +115,17 @@ fn lock(conn: &mut PgConnection, patience: Patience) -> Result<(), String> {
         }
         std::thread::sleep(time::jittered(Duration::from_millis(100)));
     }
+}
+
+/// Whether another session migrates this database.
+pub fn are_under_way(conn: &mut PgConnection) -> QueryResult<bool> {
+    statement::<Bool>(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND (classid::bigint << 32) | objid::bigint = {}::bigint)",
+    )
+    .bind::<diesel::sql_types::BigInt, _>(LOCK)
+    .get_result(conn)
 }
 
 fn run_pending(

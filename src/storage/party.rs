@@ -15,7 +15,11 @@ tokio::task_local! {
 /// A party that shares the database with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Party {
-    /// The service: its workers, its health check, and the statements that several parties share.
+    /// What goes before all others: the statements that many requests share, the work of requests that have claimed
+    /// their key, since what has begun should end, and the health check. There is only so much of it: claims pass the
+    /// queue first, and of the rest there is little at a time.
+    First,
+    /// The service's workers.
     Service,
     /// All senders that haven't proved who they are. A key may name any merchant, so until it has been checked, its
     /// request waits among strangers and not among that merchant's.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::party::Party;
-use super::turns::Turns;
+use super::turns::{Item, Turns};
 
 /// A number of permits, and those who wait for one.
 #[derive(Debug)]
@@ -20,6 +20,12 @@ pub struct Permits {
 struct State {
     free: usize,
     waiting: Turns<oneshot::Sender<Permit>>,
+}
+
+impl Item for oneshot::Sender<Permit> {
+    fn is_wanted(&self) -> bool {
+        !self.is_closed()
+    }
 }
 
 impl Permits {
@@ -54,7 +60,8 @@ impl Permits {
         let mut state = self.state();
         while let Some(next) = state.waiting.pop() {
             let permit = Permit { permits: Some(Arc::clone(&self)) };
-            // A permit that was sent and isn't received comes back when its channel is dropped.
+            // A permit that was sent and isn't received comes back when its channel is dropped. The receiver may be
+            // gone since the queue looked.
             let Err(mut unwanted) = next.send(permit) else { return };
             unwanted.permits = None;
         }

@@ -163,7 +163,41 @@ pub(crate) fn establish(url: &str) -> ConnectionResult<PgConnection> {
 
 fn establish_unsettled(url: &str) -> ConnectionResult<PgConnection> {
     keep_tls_until_the_end();
-    PgConnection::establish(&with_network_timeouts(url))
+    PgConnection::establish(&with_network_timeouts(url)).map_err(without_secrets)
+}
+
+/// Parts of libpq's errors about the URL itself, which quote it: perhaps the password.
+const QUOTING: [&str; 9] = [
+    "percent-encoded",
+    "in connection info string",
+    "invalid connection option",
+    "invalid URI",
+    "in URI",
+    "URI query parameter",
+    "connection option \"",
+    "invalid port number",
+    // What follows an `@` within the password is taken for the host.
+    "could not translate host name",
+];
+/// Replaces what quotes a URL that can't be read.
+const MALFORMED: &str = "the URL is malformed";
+
+/// An error without parts of the URL that may belong to the password.
+fn without_secrets(error: ConnectionError) -> ConnectionError {
+    match &error {
+        ConnectionError::BadConnection(text) if may_quote_password(text) => {
+            ConnectionError::BadConnection(MALFORMED.to_owned())
+        }
+        ConnectionError::InvalidConnectionUrl(_) | ConnectionError::InvalidCString(_) => {
+            ConnectionError::BadConnection(MALFORMED.to_owned())
+        }
+        _ => error,
+    }
+}
+
+fn may_quote_password(text: &str) -> bool {
+    let is_host = |sign: &str| sign == "could not translate host name";
+    QUOTING.iter().any(|sign| text.contains(sign) && (!is_host(sign) || text.contains('@')))
 }
 
 /// What becomes of the sessions of connections to one URL.
@@ -254,7 +288,7 @@ const REMEDIES: [(&[&str], &str); 10] = [
     (&["permission denied for database"], "The role in DATABASE_URL needs the privilege CONNECT."),
     (&["unsupported startup parameter"], "The pooler must take this parameter, or ignore it."),
     (
-        &["invalid connection option", "invalid URI", "invalid sslmode value", "connection info string"],
+        &[MALFORMED, "invalid sslmode value"],
         "DATABASE_URL must be such as postgres://role:password@host/database?sslmode=verify-full.",
     ),
 ];
@@ -337,6 +371,31 @@ mod tests {
     }
 
     #[test]
+    fn an_error_never_shows_a_part_of_the_password() {
+        for url in [
+            "postgres://app:hush%zz@127.0.0.1:1/db",
+            "postgres://app:hu%sh@127.0.0.1:1/db",
+            "postgres://app:hush%00@127.0.0.1:1/db",
+            "postgres://app:x@hush@127.0.0.1:1/db",
+            "postgres://app:1/hush@127.0.0.1:1/db",
+            "postgres://app:x#hush@127.0.0.1:1/db",
+            "postgres://app:x?hush@127.0.0.1:1/db",
+            "postgres://app:[hush@127.0.0.1:1/db",
+            "postgres://app:hush@127.0.0.1:port/db",
+            "postgres:/app:hush@127.0.0.1/db?sslmode=disable",
+            "host=127.0.0.1 password='hush",
+            "host=127.0.0.1 password hush",
+            "host=127.0.0.1 hush=1",
+            "postgres://app:pw@127.0.0.1:1/db?hush=1",
+        ] {
+            let error = establish_unsettled(url).map(|_| ()).unwrap_err();
+            assert!(!error.to_string().contains("hush"), "{url}: {error}");
+            let is_malformed = error.to_string().contains(MALFORMED);
+            assert_eq!(remedy(&error).is_some(), is_malformed, "{url}: {error}");
+        }
+    }
+
+    #[test]
     fn what_time_does_not_heal_has_a_remedy() {
         let remedy = |text: &str| remedy(&ConnectionError::BadConnection(text.to_owned()));
         let at = "connection to server at \"db\" (10.0.0.1), port 5432 failed:";
@@ -348,8 +407,7 @@ mod tests {
             format!("{at} FATAL:  role \"oncepay\" is not permitted to log in"),
             format!("{at} FATAL:  database \"oncepay\" does not exist"),
             format!("{at} FATAL:  server login failed: FATAL database \"oncepay\" does not exist"),
-            "invalid URI query parameter: \"ssl_mode\"".to_owned(),
-            "missing \"=\" after \"nonsense\" in connection info string".to_owned(),
+            MALFORMED.to_owned(),
         ] {
             assert!(remedy(&hopeless).is_some(), "{hopeless}");
         }

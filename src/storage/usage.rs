@@ -153,7 +153,7 @@ pub struct Finding {
     pub what: String,
     /// What to do, as a sentence.
     pub remedy: String,
-    /// A statement to run as the owner of the database, if one does it.
+    /// A statement that does it, if one does. It runs as the owner of the table, or as a superuser for the server.
     pub statement: Option<String>,
 }
 
@@ -234,8 +234,8 @@ impl Usage {
                 &server.database,
                 "autovacuum is off, so tables only grow and, in the end, the server refuses to write."
                     .to_owned(),
-                "Turn it on.",
-                Some("ALTER SYSTEM SET autovacuum = on; SELECT pg_reload_conf()".to_owned()),
+                "Turn it on, and reload the configuration with SELECT pg_reload_conf().",
+                Some("ALTER SYSTEM SET autovacuum = on".to_owned()),
             ));
         }
         findings.extend(self.tables.iter().filter_map(|table| table.wraparound(server.freeze_max_age)));
@@ -254,7 +254,7 @@ impl Finding {
 }
 
 /// The amount of something that isn't negative.
-fn amount(number: i64) -> u64 {
+pub fn amount(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
@@ -284,7 +284,7 @@ impl Table {
         if !self.has_autovacuum {
             find(
                 "autovacuum is off for this table.".to_owned(),
-                "Turn it on.",
+                "Turn it on, and reload the configuration with SELECT pg_reload_conf().",
                 format!("ALTER TABLE {name} RESET (autovacuum_enabled)"),
             );
         }

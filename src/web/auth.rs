@@ -121,6 +121,17 @@ pub struct AuthenticatedOperator {
 impl AuthenticatedOperator {
     /// Authenticates `req`, which keeps its place in the queue for the database.
     pub async fn of(req: &HttpRequest) -> Result<Self, Error> {
+        let (operator, place) = Self::queue(req).await?;
+        req.extensions_mut().insert(place);
+        Ok(operator)
+    }
+
+    /// Authenticates `req`, which takes another place once it has been received. Errors as with [`of`](Self::of).
+    pub async fn identify(req: &HttpRequest) -> Result<Self, Error> {
+        Ok(Self::queue(req).await?.0)
+    }
+
+    async fn queue(req: &HttpRequest) -> Result<(Self, Place), Error> {
         let key = bearer(req)?.to_owned();
         let sha256 = key_sha256(&key);
         // A merchant's key may be known, and names no operator all the same.
@@ -128,8 +139,7 @@ impl AuthenticatedOperator {
         let authenticated =
             look_up(req, &sha256, named, move |conn| Ok((OPERATORS, authenticate_operator(conn, &key)?)));
         let (name, place) = authenticated.await?;
-        req.extensions_mut().insert(place);
-        Ok(Self { name, sha256 })
+        Ok((Self { name, sha256 }, place))
     }
 }
 

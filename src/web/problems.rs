@@ -152,11 +152,14 @@ pub(crate) fn document_limits(response: &mut Response) {
     for (name, description) in [
         (
             "RateLimit-Policy",
-            "If the policy of the operation limits requests: the limits, as structured fields              (draft-ietf-httpapi-ratelimit-headers-11, a draft). `charges.create:rate` has the requests that fit into a window of              `w` seconds, `charges.create:concurrency` the requests at the same time.",
+            "If the policy of the operation limits requests: the limits, as structured fields \
+              (draft-ietf-httpapi-ratelimit-headers-11, a draft). `charges.create:rate` has the requests that fit into a window of \
+              `w` seconds, `charges.create:concurrency` the requests at the same time.",
         ),
         (
             "RateLimit",
-            "What is left of these limits: `r` requests, spread over `t` seconds. Other answers of the operation have both              fields, too.",
+            "What is left of these limits: `r` requests, spread over `t` seconds. Other answers of the operation have both \
+              fields, too.",
         ),
     ] {
         response.headers.insert(name.to_owned(), string_header(description).into());

@@ -229,6 +229,31 @@ fn what_cannot_be_read_as_a_request_is_a_problem_too() {
 }
 
 #[test]
+fn strangers_with_large_bodies_take_no_merchant_s_place() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let large = || app.client.metrics().value("oncepay_large_bodies", &[]);
+    let head = "POST /v1/webhooks/acquirer HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n";
+    let mut strangers = Vec::new();
+    for _ in 0..512 {
+        let mut stream = connect(&app.client);
+        send(&mut stream, format!("{head}{}", " ".repeat(9_000)).as_bytes());
+        strangers.push(stream);
+    }
+    eventually("the large bodies", || large() == 512.0);
+    let mut one_more = connect(&app.client);
+    send(&mut one_more, format!("{head}{}", " ".repeat(9_000)).as_bytes());
+    let mut status = [0; 12];
+    one_more.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 503");
+    let body = format!("{}{}", " ".repeat(9_000), visa());
+    client.change("POST", "/v1/charges", "k", &visa()).body("application/json", body).send().expect(201);
+    drop(strangers);
+    eventually("their end", || large() == 0.0);
+}
+
+#[test]
 fn a_refused_request_is_logged_and_counted_like_any_other() {
     let database = TestDatabase::new();
     let server = Process::start_logging(&database, &[("RUST_LOG", "info")]);

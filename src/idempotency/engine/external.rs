@@ -196,12 +196,18 @@ impl<H: Host> Engine<H> {
         };
         request.progress.claimed(&claim);
         if claim.attempt == 1 && claim.generation > Some(0) {
-            // The reaper has deleted the key since, so that its age isn't known: at least all that it's remembered for.
-            self.count_return(&request, Some(Found::Free), request.treatment.policy.remembered());
+            // The reaper has deleted the key since, so that its age isn't known: more than all that it's remembered for.
+            self.count_return(
+                &request,
+                Some(Found::Free),
+                request.treatment.policy.remembered() + Duration::from_secs(1),
+            );
         }
         scope::with(|scope| scope.set_original(&claim.trace));
         let _attempt = self.attempt_span(&request.envelope, &claim);
         request.pass.leave_queue();
+        // What has begun should end: it doesn't wait behind this merchant's other requests.
+        party::belongs_to(Party::First);
         faults::reach("after_claim");
         match self.call_and_commit(&request, &claim, reservation, batch).await {
             Ok(answer) => {
@@ -454,8 +460,11 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
-        let caller = Party::Caller(claim.merchant);
-        match batchers.completions.call(caller, Completion { claim, request_id, effects, reply }).await {
+        match batchers
+            .completions
+            .call(Party::Caller(claim.merchant), Completion { claim, request_id, effects, reply })
+            .await
+        {
             // Alone it finds out: a completion that was committed has ended the claim.
             Err(Failure::OutcomeUnknown { .. }) => Ok(None),
             completed => Ok(completed?.flatten()),

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
-use tokio::sync::Semaphore;
 
 use crate::base::faults;
 use crate::base::ids::MerchantId;
 use crate::base::scope::{self, HashedKey};
 use crate::error::failure::{AsFailure, Failure};
+use crate::storage::admission::Admission;
 use crate::storage::db::{Db, Silence};
 use crate::storage::deadline;
 use crate::storage::party::Party;
@@ -51,9 +51,6 @@ pub use respond::Response;
 /// and not just a refusal.
 const LOOKS_MAX: u32 = 5;
 
-/// Target in the log of what becomes of requests.
-const REQUESTS: &str = "oncepay::request";
-
 /// Executes requests at most once per (merchant, key). Cheap to clone.
 pub struct Engine<H> {
     inner: Arc<Inner<H>>,
@@ -74,7 +71,7 @@ pub(super) struct Inner<H> {
     batchers: HashMap<&'static str, Batchers>,
     retries: retries::Counts,
     limits: Limits,
-    large_bodies: Arc<Semaphore>,
+    large_bodies: Arc<Admission>,
     pub(super) policies: Policies,
     pub(super) waiters: Waiters,
 }
@@ -116,7 +113,7 @@ impl<H: Host> Engine<H> {
         let policies = Policies::new(operations.iter().map(Defaults::of).collect());
         let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
         let limits = Limits::new(operations.iter().map(|operation| operation.name));
-        let large_bodies = Arc::new(Semaphore::new(LARGE_BODIES_MAX));
+        let large_bodies = db.large_bodies(LARGE_BODIES_MAX);
         let inner =
             Inner { db, host, settings, metrics, batchers, retries, limits, large_bodies, policies, waiters };
         Self { inner: Arc::new(inner) }
@@ -145,8 +142,8 @@ impl<H: Host> Engine<H> {
         self.inner.settings.timing.request_deadline
     }
 
-    /// Permits to have a request with a large body.
-    pub(super) fn large_bodies(&self) -> &Arc<Semaphore> {
+    /// The places for requests with large bodies.
+    pub(super) fn large_bodies(&self) -> &Arc<Admission> {
         &self.inner.large_bodies
     }
 
@@ -229,10 +226,10 @@ impl<H: Host> Engine<H> {
         if scope::with(|scope| scope.decide(outcome, attempt)) == Some(true) {
             return;
         }
-        if log::log_enabled!(target: REQUESTS, log::Level::Info) {
+        if log::log_enabled!(target: scope::REQUESTS, log::Level::Info) {
             let key_hash = key.map(HashedKey::key_hash);
             let key_hash = key_hash.as_deref();
-            log::info!(target: REQUESTS, request_id, operation, outcome, attempt, key_hash; "{operation}: {outcome}");
+            log::info!(target: scope::REQUESTS, request_id, operation, outcome, attempt, key_hash; "{operation}: {outcome}");
         }
     }
 
@@ -282,14 +279,12 @@ impl<H: Host> Engine<H> {
                 note(if is_stranger { "unauthorized" } else { "failed" });
                 error
             })?;
-            if !matches!(ended, Attempt::Executed(_) | Attempt::Observed(_)) {
-                request.pass.only_looked_up();
-            }
             let is_parked = match ended {
                 Attempt::Executed(answer) => return Ok(self.respond(&request, &answer, false)?),
                 Attempt::Replayed(answer) => {
                     note("replayed");
                     name_original(&answer);
+                    request.pass.only_looked_up();
                     return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::ReplayedDespiteMismatch(answer) => {
@@ -300,14 +295,17 @@ impl<H: Host> Engine<H> {
                         key_hash = envelope.key.digest_for(envelope.merchant).as_str();
                         "another request's answer was replayed, as the policy says"
                     );
+                    request.pass.only_looked_up();
                     return Ok(self.respond(&request, &answer, true)?);
                 }
                 Attempt::Mismatch => {
                     note("mismatch");
+                    request.pass.only_looked_up();
                     return Err(Failure::IdempotencyKeyReused.into());
                 }
                 Attempt::Expired => {
                     note("expired");
+                    request.pass.only_looked_up();
                     return Err(Failure::IdempotencyKeyExpired.into());
                 }
                 Attempt::Observed(outcome) => {
@@ -338,6 +336,7 @@ impl<H: Host> Engine<H> {
             }
             let wait = wait.filter(|_| !is_parked && !self.inner.waiters.is_stopping());
             note("in_progress");
+            request.pass.only_looked_up();
             let waited_s = wait.map(|wait| wait.as_secs());
             return Err(Failure::IdempotencyRequestInProgress { waited_s, is_parked }.into());
         }

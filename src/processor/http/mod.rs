@@ -161,7 +161,7 @@ impl HttpProcessor {
             Err(ProcessorError::Busy { .. }) => "busy",
             Err(_) => "lost",
         };
-        if let (Some(span), Err(_)) = (&mut span, &result) {
+        if let Some(span) = span.as_mut().filter(|_| outcome != "answered") {
             span.fail(outcome);
         }
         self.breaker.record(name, &result);
