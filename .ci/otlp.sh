@@ -6,7 +6,6 @@ cd "$(dirname "$0")/.."
 # shellcheck source=lib.sh
 . .ci/lib.sh
 
-cargo clippy --locked --features otlp --lib --bins -- -D warnings
 cargo build --locked --features otlp
 binary=$(mktemp -d)/oncepay
 trap 'rm -rf "${binary%/*}"' EXIT

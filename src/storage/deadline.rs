@@ -11,8 +11,8 @@ tokio::task_local! {
 }
 
 /// Runs `work`, in which [`remaining`] counts down from `limit`. Doesn't end it.
-pub async fn within<F: Future>(limit: Duration, work: F) -> F::Output {
-    DEADLINE.scope(Cell::new(Instant::now() + limit), work).await
+pub fn within<F: Future>(limit: Duration, work: F) -> impl Future<Output = F::Output> {
+    DEADLINE.scope(Cell::new(Instant::now() + limit), work)
 }
 
 /// Gives the request `limit` from now: a client may take its time to send a body.

@@ -29,8 +29,8 @@ pub enum Party {
 }
 
 /// Runs `work` for `party`, until [`belongs_to`] names another one.
-pub async fn within<F: Future>(party: Party, work: F) -> F::Output {
-    PARTY.scope(Cell::new(party), work).await
+pub fn within<F: Future>(party: Party, work: F) -> impl Future<Output = F::Output> {
+    PARTY.scope(Cell::new(party), work)
 }
 
 /// Says that the current request is `party`'s.

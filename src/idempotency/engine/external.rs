@@ -166,7 +166,9 @@ impl<H: Host> Engine<H> {
     ) -> Result<Response, H::Error> {
         self.drive(request, |engine, request| async move {
             let caller = Party::Caller(request.envelope.merchant);
-            let attempt = party::within(caller, async move { engine.try_external(request, batch).await });
+            // Kilobytes, which each wrapper around it would move.
+            let attempt = Box::pin(async move { engine.try_external(request, batch).await });
+            let attempt = party::within(caller, attempt);
             tokio::spawn(scope::inherited(attempt))
                 .await
                 .unwrap_or_else(|error| Err(Failure::internal(error).into()))
