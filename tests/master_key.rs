@@ -226,14 +226,14 @@ fn an_instance_without_the_new_key_leaves_to_the_others_what_needs_it() {
 fn until_the_master_key_is_checked_an_instance_is_not_ready_and_shows_no_secret() {
     let database = TestDatabase::new();
     let mut owner = database.as_owner();
-    execute(&mut owner, "ALTER TABLE master_keys RENAME TO master_keys_elsewhere");
+    execute(&mut owner, "ALTER TABLE master_keys RENAME check_value TO illegible");
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
     app.client.get("/readyz").expect_problem(503, "secret_unavailable");
     let body: Value = json!({"name": "shop"});
     client.send("POST", "/v1/api-keys", "k", &body).expect_problem(503, "secret_unavailable");
     client.charge("charge", &visa()).expect(201);
-    execute(&mut owner, "ALTER TABLE master_keys_elsewhere RENAME TO master_keys");
+    execute(&mut owner, "ALTER TABLE master_keys RENAME illegible TO check_value");
     eventually("the check", || app.client.get("/readyz").status == 200);
     client.send("POST", "/v1/api-keys", "k", &body).expect(201);
 }
