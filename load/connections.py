@@ -12,10 +12,8 @@ another client isn't answered within two seconds meanwhile.
 import argparse
 import json
 import os
-import resource
 import selectors
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,7 +23,7 @@ import uuid
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from service import ROOT, Service, Task
+from service import Service, Task, raise_file_limit, release_build
 
 CHARGE = json.dumps({"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"}).encode()
 
@@ -102,11 +100,9 @@ def main():
     parser.add_argument("--kind", action="append", choices=KINDS, help="of connections; by default all")
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    raise_file_limit()
     if not options.binary:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+        options.binary = release_build()
     service = Service(options.binary)
     failures = []
     try:

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ import uuid
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from service import ROOT, Service
+from service import Service, release_build
 
 # Not a success: that would be followed by the next message at once, and what is measured is how often they're tried.
 HEAD = b"HTTP/1.1 500 Later\r\n"
@@ -112,8 +111,7 @@ def main():
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
     if not options.binary:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+        options.binary = release_build()
     here, there = multiprocessing.Pipe()
     # A process of its own: what it does must not hold up the clients.
     receivers = multiprocessing.Process(target=receive, args=(there,), daemon=True)

@@ -11,16 +11,14 @@ above the limit. Needs wrk.
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from service import ROOT, Service, start_wrk, wrk_result
+from service import Service, raise_file_limit, release_build, start_wrk, wrk_result
 
 POLICY = "/v1/operator/idempotency-policies/charges.create"
 # Requests per second that the policy allows, and how many times as many the noisy merchant sends.
@@ -76,11 +74,9 @@ def main():
     parser.add_argument("--without-policy", action="store_true", help="for releases before there were limits")
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    raise_file_limit()
     if not options.binary:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+        options.binary = release_build()
     service = Service(options.binary)
     failures = []
     try:

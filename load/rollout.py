@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "ben
 
 from charges import Charges
 from measure import new_merchants
-from service import ROOT, Process, Service, Task, find, free_port, run, start_wrk, stop_all, wrk_result
+from service import ROOT, Process, Service, Task, find, free_port, release_build, run, start_wrk, stop_all, wrk_result
 
 READER_S = 30
 # As long as instances report that they stop, and HAProxy takes to see one that is back.
@@ -124,8 +124,7 @@ def main():
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
     if not options.binary:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+        options.binary = release_build()
     before = options.before or options.binary
     service = Service(before)
     instances, proxy, bad = [], None, False

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -32,6 +33,18 @@ def find(program):
         iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"), reverse=True)), None
     )
     return found or sys.exit(f"{program} is missing. Install it first.")
+
+
+def release_build():
+    """The path of a release build."""
+    subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
+    return os.path.join(ROOT, "target", "release", "oncepay")
+
+
+def raise_file_limit():
+    """Lets this process and its children have as many open files as they may."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def free_port():

@@ -31,8 +31,8 @@ import urllib.parse
 import urllib.request
 import uuid
 
-from drill import ROOT, Process, Task, eventually, find, free_port, run
-from service import is_ready
+from drill import Process, Task, eventually, find, free_port, run
+from service import is_ready, release_build
 
 PASSWORD = "drill"
 # The shortest that Patroni allows; its default is 30. A leader that died without a word is replaced after that time.
@@ -355,8 +355,7 @@ def main():
     parser.add_argument("--table", help="file to write the result to, below what is there")
     options = parser.parse_args()
     if not options.binary:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        options.binary = os.path.join(ROOT, "target", "release", "oncepay")
+        options.binary = release_build()
     cluster, passed = Cluster(), False
     try:
         cluster.start()

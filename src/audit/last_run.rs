@@ -3,6 +3,7 @@
 //! The record is in the database, so every instance shows the same, whoever ran the audit: an instance on schedule, or an
 //! operator's `oncepay audit`, for example in cron.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -41,12 +42,13 @@ pub fn record(conn: &mut PgConnection, started_at: DateTime<Utc>, report: &Audit
 
 /// Shows the record in the metrics, read anew every `interval`. Doesn't return.
 pub async fn keep_showing(db: Db, interval: Duration, metrics: Metrics) {
+    let mut shown = BTreeSet::new();
     loop {
         match db.run(load).await {
             Ok(Some((started_at_s, duration_s, findings))) => {
                 metrics.last_run_timestamp.set(started_at_s);
                 metrics.last_run_seconds.set(duration_s);
-                show(&findings, &metrics);
+                shown = show(&findings, &shown, &metrics);
             }
             Ok(None) => {}
             Err(error) => log::debug!("the last audit couldn't be read: {}", error.detailed()),
@@ -72,13 +74,39 @@ fn load(conn: &mut PgConnection) -> Result<Option<LastRun>, Failure> {
         .map(|((started_at_s, duration_s), findings)| (started_at_s, duration_s, findings)))
 }
 
-/// Sets the number of violations of each check. The audit may be another release's, so its checks are taken as they are.
-fn show(findings: &Value, metrics: &Metrics) {
-    // Another release has other checks.
-    metrics.violations.reset();
+/// Sets the number of violations of each check, and returns the checks. The audit may be another release's, so its checks
+/// are taken as they are, and those of `before` that it doesn't have are removed. Between two looks, no other is missing:
+/// an alert would end and begin again.
+fn show(findings: &Value, before: &BTreeSet<String>, metrics: &Metrics) -> BTreeSet<String> {
+    let mut shown = BTreeSet::new();
     for check in findings.as_array().into_iter().flatten() {
         if let (Some(name), Some(violations)) = (check["name"].as_str(), check["violations"].as_i64()) {
             metrics.violations.with_label_values(&[name]).set(violations);
+            shown.insert(name.to_owned());
         }
+    }
+    for gone in before.difference(&shown) {
+        // It's there: it was shown.
+        let _ = metrics.violations.remove_label_values(&[gone]);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::metrics::Registry;
+
+    #[test]
+    fn checks_of_another_release_replace_those_before() {
+        let metrics = Metrics::new(&Registry::new());
+        let before = show(&json!([{"name": "old", "violations": 1}]), &BTreeSet::new(), &metrics);
+        let after = show(&json!([{"name": "new", "violations": 2}]), &before, &metrics);
+        assert_eq!(after, BTreeSet::from(["new".to_owned()]));
+        assert_eq!(metrics.violations.with_label_values(&["new"]).get(), 2);
+        // Made anew by being asked for.
+        assert_eq!(metrics.violations.with_label_values(&["old"]).get(), 0);
     }
 }
