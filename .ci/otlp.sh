@@ -9,5 +9,5 @@ cd "$(dirname "$0")/.."
 cargo build --locked --features otlp
 binary=$(mktemp -d)/oncepay
 trap 'rm -rf "${binary%/*}"' EXIT
-cp target/debug/oncepay "$binary"
+cp "${CARGO_TARGET_DIR:-target}/debug/oncepay" "$binary"
 ONCEPAY_TEST_OTLP_BINARY=$binary some_tests traces::a_collector

@@ -5,7 +5,7 @@ some that send only half of a head or of a body of the largest size, some that s
 don't read their answers. Fails if memory exceeds the limit, if a slow connection isn't cut off in time, or if a charge of
 another client isn't answered within two seconds meanwhile.
 
-  python3 load/connections.py [--connections 5000] [--mib-max 400] [--seconds-max 2] [--cut-off 15] [--kind KIND]…
+  python3 load/connections.py [--connections 5000] [--mib-max 500] [--seconds-max 2] [--cut-off 15] [--kind KIND]…
       [--binary FILE]
 """
 
@@ -94,7 +94,7 @@ def wait_until_ended(connections, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000)
-    parser.add_argument("--mib-max", type=float, default=400)
+    parser.add_argument("--mib-max", type=float, default=500)
     parser.add_argument("--seconds-max", type=float, default=2, help="for a charge of another client")
     parser.add_argument("--cut-off", type=float, default=15, help="seconds by which slow connections have to be ended")
     parser.add_argument("--kind", action="append", choices=KINDS, help="of connections; by default all")
