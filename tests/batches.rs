@@ -113,6 +113,42 @@ fn each_of_a_batch_gets_its_own_answer() {
 }
 
 #[test]
+fn of_a_batch_those_that_are_alike_name_the_one_before() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let clients = [app.client.as_merchant(&database.merchant()), app.client.as_merchant(&database.merchant())];
+    for client in &clients {
+        client.charge("first", &of_amount("9.00")).expect(201);
+    }
+    let order = |amount: &str, card: &str| json!({"amount": amount, "currency": "USD", "payment_method": card, "reference": "1"});
+    let alike = order("5.00", "pm_card_visa");
+    let (batches_before, requests_before) = batches(&app, "finish");
+    let (same, others) = gathered(&database, &app, || {
+        let same: Vec<Pending> = (0..6).map(|n| send(&clients[0], &format!("same-{n}"), &alike)).collect();
+        let others = vec![
+            send(&clients[1], "another-merchant", &alike),
+            send(&clients[0], "another-amount", &order("5.01", "pm_card_visa")),
+            send(&clients[0], "another-card", &order("5.00", "pm_card_slow")),
+            send(&clients[0], "declined", &order("5.00", "pm_card_declined")),
+            send(&clients[0], "no-reference", &of_amount("5.00")),
+        ];
+        (11, (same, others))
+    });
+    let name = "Suspected-Duplicate-Of";
+    for answer in others.into_iter().map(|pending| pending.join().unwrap()) {
+        assert_eq!(answer.header(name), None, "{}", answer.text());
+    }
+    let same: Vec<Response> = same.into_iter().map(|pending| pending.join().unwrap().expect(201)).collect();
+    let mut named: Vec<&str> = same.iter().filter_map(|answer| answer.header(name)).collect();
+    named.sort_unstable();
+    named.dedup();
+    assert_eq!(named.len(), 5, "each names another one, and the first none");
+    let (batches, requests) = batches(&app, "finish");
+    assert_eq!(requests - requests_before, 11.0);
+    assert!(batches - batches_before < 11.0, "they shared statements");
+}
+
+#[test]
 fn what_fails_for_one_does_not_fail_the_others() {
     let database = TestDatabase::new();
     let app = App::start(&database);

@@ -164,6 +164,31 @@ fn what_is_stuck_does_not_make_others_duplicates() {
     execute(&mut database.as_owner(), "UPDATE idempotency_keys SET parked_at = NULL WHERE key = 'a'");
 }
 
+/// Whether they share a statement, follow each other or run on two instances: whoever is written later finds another.
+#[test]
+fn of_many_reported_at_once_exactly_one_is_the_first() {
+    let (database, app, client) = start();
+    let other = App::start(&database);
+    for round in 0..5 {
+        let body = order(&format!("order-{round}"));
+        let requests: Vec<_> = (0..24)
+            .map(|number| {
+                let app = if number % 2 == 0 { &app } else { &other };
+                let (client, body) = (app.client.like(&client), body.clone());
+                thread::spawn(move || client.charge(&format!("{round}-{number}"), &body).expect(201))
+            })
+            .collect();
+        let answers: Vec<_> = requests.into_iter().map(|request| request.join().unwrap()).collect();
+        let ids: Vec<String> = answers.iter().map(|answer| answer.field("id")).collect();
+        let firsts = answers.iter().filter(|answer| answer.header(HEADER).is_none()).count();
+        assert_eq!(firsts, 1, "{round}");
+        for (id, named) in ids.iter().zip(&answers).filter_map(|(id, answer)| Some((id, answer.header(HEADER)?))) {
+            assert!(ids.iter().any(|other| other == named) && named != id, "{id} names {named}");
+        }
+    }
+    assert_eq!(counted(&app, "reported") + counted(&other, "reported"), 5.0 * 23.0);
+}
+
 #[test]
 fn of_two_reported_at_once_the_later_waits_for_the_earlier() {
     let (database, app, client) = start();

@@ -13,7 +13,7 @@ use crate::storage::db::{Db, is_outcome_open};
 use super::decision::{Decision, decide};
 use super::descriptor::Batching;
 use super::envelope::Envelope;
-use super::store::{self, Answer, Claim, Claimant, Completion};
+use super::store::{self, Claim, Claimant, Completed, Completion};
 
 /// Result of a look-up of a key that is claimed if it is new.
 pub enum ClaimResult {
@@ -30,7 +30,7 @@ pub struct Batchers {
     pub claims: Arc<Batcher<Claimant, Result<ClaimResult, Failure>>>,
     /// Batcher of completions. Returns `None` for a request that has to find out by itself why it wasn't
     /// completed.
-    pub completions: Arc<Batcher<Completion, Option<Arc<Answer>>>>,
+    pub completions: Arc<Batcher<Completion, Option<Completed>>>,
 }
 
 impl Batchers {
@@ -46,21 +46,20 @@ impl Batchers {
     ) -> Self {
         let sizes = |step| metrics.batch_sizes.with_label_values(&[step]);
         let waits = |step| metrics.batch_wait_seconds.with_label_values(&[step]);
-        let Batching { select_sql, write_sql } = batching;
         Self {
             claims: Batcher::new(
                 db.clone(),
                 size_max,
                 sizes("claim"),
                 waits("claim"),
-                move |conn, requests| look_up(conn, requests, lease, select_sql, proof_sql),
+                move |conn, requests| look_up(conn, requests, lease, batching.select_sql, proof_sql),
             ),
             completions: Batcher::new(
                 db.clone(),
                 size_max,
                 sizes("finish"),
                 waits("finish"),
-                move |conn, completions| store::complete_all(conn, completions, write_sql),
+                move |conn, completions| store::complete_all(conn, completions, batching),
             ),
         }
     }

@@ -126,8 +126,14 @@ pub fn parameter<'a>(pattern: &str, path: &'a str, name: &str) -> Cow<'a, str> {
 pub struct Batching {
     /// Input of the reservation: an expression of type `jsonb` over the claim's new row (`idempotency_keys`).
     pub select_sql: &'static str,
+    /// Whether a request may be completed in a batch: an expression of type `boolean` over `asked.merchant_id` and
+    /// `asked.effects`. For locks, which it must not wait for.
+    pub admit_sql: &'static str,
     /// The writing of the effects: further parts of a `WITH` (see `store::complete_all`).
     pub write_sql: &'static str,
+    /// What the request is told besides its answer (see [`BatchedOperation::note`](super::BatchedOperation::note)): an
+    /// expression of type `jsonb` over a row of `owner` and the parts of `write_sql`.
+    pub note_sql: &'static str,
 }
 
 /// The resource that an operation creates or changes.

@@ -167,6 +167,12 @@ pub trait BatchedOperation: ExternalOperation {
         reservation: &Self::Reservation,
         outcome: &Self::Outcome,
     ) -> Result<Option<(Effects, Reply)>, ErrorOf<Self>>;
+
+    /// Adds to an answer what the batching's `note_sql` has found while the effects were written, if it isn't null. It isn't
+    /// stored, so only the first client gets it.
+    fn note(&self, _context: &Context<'_, Self::Host>, reply: Reply, _found: Value) -> Reply {
+        reply
+    }
 }
 
 /// The effects of a request, without its answer: a document for the batching's `write_sql`.

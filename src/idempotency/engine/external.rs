@@ -27,7 +27,7 @@ use crate::idempotency::policy::{Enforcement, Policy};
 use crate::idempotency::reply::Reply;
 use crate::idempotency::request::{IdempotentRequest, RequestRules};
 use crate::idempotency::retries::Found;
-use crate::idempotency::store::{self, Answer, Claim, Completion, Setback, Taker};
+use crate::idempotency::store::{self, Answer, Claim, Completed, Completion, Setback, Taker};
 use crate::storage::party::{self, Party};
 
 use super::outcome::{not_to_be_repeated, transact};
@@ -50,11 +50,15 @@ type EffectsHook<O> = fn(
     &<O as ExternalOperation>::Outcome,
 ) -> EffectsResult<O>;
 
+/// [`BatchedOperation::note`].
+type NoteHook<O> = fn(&O, &Context<'_, <O as Operation>::Host>, Reply, Value) -> Reply;
+
 /// The hooks of a [`BatchedOperation`], for code that serves other external operations too.
 struct BatchHooks<O: ExternalOperation> {
     needs_reservation: fn(&O, &Policy) -> bool,
     reservation_from: fn(&O, Option<Value>) -> ReservationResult<O>,
     effects: EffectsHook<O>,
+    note: NoteHook<O>,
 }
 
 impl<O: ExternalOperation> Clone for BatchHooks<O> {
@@ -70,6 +74,7 @@ impl<O: BatchedOperation> BatchHooks<O> {
         needs_reservation: O::needs_reservation,
         reservation_from: O::reservation_from,
         effects: O::effects,
+        note: O::note,
     };
 }
 
@@ -429,7 +434,7 @@ impl<H: Host> Engine<H> {
         };
         let committed = match batched {
             Some(answer) => Ok(answer),
-            None => self.commit(request, claim, reservation, outcome).await,
+            None => self.commit(request, claim, batch, reservation, outcome).await,
         };
         match &committed {
             Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
@@ -462,15 +467,14 @@ impl<H: Host> Engine<H> {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
-        match batchers
-            .completions
-            .call(Party::Caller(claim.merchant), Completion { claim, request_id, effects, reply })
-            .await
-        {
-            // Alone it finds out: a completion that was committed has ended the claim.
-            Err(Failure::OutcomeUnknown { .. }) => Ok(None),
-            completed => Ok(completed?.flatten()),
-        }
+        let completion = Completion { claim, request_id, effects, reply };
+        let completed =
+            match batchers.completions.call(Party::Caller(completion.claim.merchant), completion).await {
+                // Alone it finds out: a completion that was committed has ended the claim.
+                Err(Failure::OutcomeUnknown { .. }) => None,
+                completed => completed?.flatten(),
+            };
+        Ok(completed.map(|completed| noted(request, &context, Some(batch), completed)))
     }
 
     /// Writes the effects in a transaction of their own.
@@ -478,6 +482,7 @@ impl<H: Host> Engine<H> {
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
+        batch: Option<BatchHooks<O>>,
         reservation: O::Reservation,
         outcome: O::Outcome,
     ) -> Result<Arc<Answer>, H::Error> {
@@ -491,12 +496,14 @@ impl<H: Host> Engine<H> {
                     let answer = match request.operation.commit(conn, &context, &reservation, &outcome)? {
                         Commit::Written(reply) => store::complete(conn, &claim, reply, request_id(&request))?,
                         Commit::Effects(effects, reply) => {
-                            let write_sql =
-                                O::DESCRIPTOR.batching.map(|batching| batching.write_sql).unwrap_or_default();
+                            let batching = O::DESCRIPTOR.batching.ok_or_else(|| {
+                                Failure::internal("only a batched operation can return effects")
+                            })?;
                             let (claim, request_id) = (claim.clone(), request_id(&request).to_owned());
                             let completion = Completion { claim, request_id, effects, reply };
-                            let mut completed = store::complete_all(conn, &[completion], write_sql)?;
-                            completed.pop().flatten().ok_or(Failure::ClaimLost)?
+                            let mut completed = store::complete_all(conn, &[completion], batching)?;
+                            let completed = completed.pop().flatten().ok_or(Failure::ClaimLost)?;
+                            noted(&request, &context, batch, completed)
                         }
                     };
                     faults::reach("in_finish");
@@ -623,6 +630,20 @@ impl<H: Host> Engine<H> {
             }
         }
     }
+}
+
+/// The answer to a request that was completed, with what else its first client is told.
+fn noted<O: ExternalOperation>(
+    request: &IdempotentRequest<O>,
+    context: &Context<'_, O::Host>,
+    batch: Option<BatchHooks<O>>,
+    completed: Completed,
+) -> Arc<Answer> {
+    let Completed { mut answer, note } = completed;
+    if let (Some(batch), Some(found)) = (batch, note) {
+        answer.reply = (batch.note)(&request.operation, context, answer.reply, found);
+    }
+    Arc::new(answer)
 }
 
 fn request_id<O>(request: &IdempotentRequest<O>) -> &str {

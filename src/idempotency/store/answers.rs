@@ -12,6 +12,7 @@ use diesel::sql_types::{
 use uuid::Uuid;
 
 use crate::error::failure::Failure;
+use crate::idempotency::descriptor::Batching;
 use crate::idempotency::reply::Reply;
 use crate::storage::sql::statement;
 
@@ -70,20 +71,28 @@ pub struct Completion {
     pub reply: Reply,
 }
 
+/// A request that was completed.
+#[derive(Debug)]
+pub struct Completed {
+    pub answer: Answer,
+    /// What the batching's `note_sql` has found.
+    pub note: Option<serde_json::Value>,
+}
+
 /// Checks the fences, writes the effects and stores the answers of many requests in one statement: it
 /// combines [`lock`](super::claims::lock), the effects and [`complete`]. Needs no transaction around it. Returns `None` for a
-/// request whose claim doesn't own its row, or whose row another transaction has locked or just changed:
-/// nothing of that request is written.
+/// request whose claim doesn't own its row, whose row another transaction has locked or just changed, or that the
+/// batching's `admit_sql` doesn't admit: nothing of that request is written.
 ///
-/// `write_sql` is SQL, further parts of a `WITH`, separated by commas. They can read `owner`, which has a row
-/// per request that holds its claim and the columns `merchant_id` and `effects`, and must derive all that
+/// The batching's `write_sql` is SQL, further parts of a `WITH`, separated by commas. They can read `owner`, which has a row
+/// per request that holds its claim and the columns `merchant_id`, `token` and `effects`, and must derive all that
 /// they write from it. If a part changes nothing itself but calls a function that does, a part that changes
 /// something must read it; otherwise it isn't called.
 pub fn complete_all(
     conn: &mut PgConnection,
     completions: &[Completion],
-    write_sql: &'static str,
-) -> Result<Vec<Option<Arc<Answer>>>, Failure> {
+    batching: Batching,
+) -> Result<Vec<Option<Completed>>, Failure> {
     let (mut statuses, mut headers) = (Vec::new(), Vec::new());
     for completion in completions {
         statuses.push(stored_status(&completion.reply)?);
@@ -94,7 +103,7 @@ pub fn complete_all(
     // statements can't deadlock over keys. It finds the rows by `ctid`, for which no plan can be slow; under
     // the lock it stays the same. If the row has changed since the statement began, its `ctid` is that of a
     // version that the statement can't see, and the update leaves it out.
-    let rows = statement::<(SqlUuid, Timestamptz, Bool)>(concat!(
+    let rows = statement::<(SqlUuid, Timestamptz, Bool, Nullable<Jsonb>)>(concat!(
         "WITH held AS MATERIALIZED ( \
              SELECT stored.ctid AS location, asked.* \
              FROM unnest({}, {}, {}, {}, {}, {}, {}, {}) AS asked \
@@ -102,7 +111,8 @@ pub fn complete_all(
              CROSS JOIN LATERAL ( \
                  SELECT k.ctid FROM idempotency_keys k \
                  WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key AND k.claim_token = asked.token \
-                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS stored), \
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS stored \
+             WHERE {}), \
          owner AS ( \
              UPDATE idempotency_keys k SET ",
         completion!("held.status", "held.headers", "held.body"),
@@ -112,7 +122,7 @@ pub fn complete_all(
          {} \
          SELECT token, expires_at, ",
         announcement!("waited", "digest"),
-        " FROM owner"
+        ", {} FROM owner"
     ))
     .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
     .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.as_str()))
@@ -122,19 +132,23 @@ pub fn complete_all(
     .bind::<Array<Binary>, _>(column(completions, |completion| completion.reply.body.as_slice()))
     .bind::<Array<Text>, _>(column(completions, |completion| completion.claim.key.digest_for(completion.claim.merchant)))
     .bind::<Array<Jsonb>, _>(column(completions, |completion| &completion.effects))
-    .fragment(statement::<()>(write_sql))
-    .load::<(Uuid, DateTime<Utc>, bool)>(conn)?;
-    let rows: HashMap<Uuid, _> = rows.into_iter().map(|(token, expires_at, _)| (token, expires_at)).collect();
-    let answers = completions.iter().map(|completion| {
-        let expires_at = *rows.get(&completion.claim.token)?;
-        Some(Arc::new(Answer {
+    .fragment(statement::<()>(batching.admit_sql))
+    .fragment(statement::<()>(batching.write_sql))
+    .fragment(statement::<()>(batching.note_sql))
+    .load::<(Uuid, DateTime<Utc>, bool, Option<serde_json::Value>)>(conn)?;
+    let mut rows: HashMap<Uuid, _> =
+        rows.into_iter().map(|(token, expires_at, _, note)| (token, (expires_at, note))).collect();
+    let completed = completions.iter().map(|completion| {
+        let (expires_at, note) = rows.remove(&completion.claim.token)?;
+        let answer = Answer {
             reply: completion.reply.clone(),
             request_id: completion.request_id.clone(),
             trace: Some(completion.claim.trace.clone()),
             expires_at,
-        }))
+        };
+        Some(Completed { answer, note })
     });
-    Ok(answers.collect())
+    Ok(completed.collect())
 }
 
 /// An attempt that ended without an outcome.

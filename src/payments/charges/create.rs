@@ -15,8 +15,9 @@ use actix_web::{HttpResponse, post, web};
 use async_trait::async_trait;
 use chrono::Duration;
 use diesel::prelude::*;
-use diesel::sql_types::{Numeric, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Nullable, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
+use serde_json::json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -105,7 +106,12 @@ impl Operation for CreateCharge {
     const DESCRIPTOR: Descriptor = Descriptor::new("charges.create", "POST", "/v1/charges", Caller::Merchant)
         .about(Target::New(&super::CHARGE))
         .with_policy_settings(SUSPICION_SETTINGS)
-        .with_batching(Batching { select_sql: pricing::PRICING, write_sql: super::WRITE_SQL });
+        .with_batching(Batching {
+            select_sql: pricing::PRICING,
+            admit_sql: super::ADMIT_SQL,
+            write_sql: super::WRITE_SQL,
+            note_sql: super::NOTE_SQL,
+        });
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         Fields::read(input.body, |fields| {
@@ -212,18 +218,10 @@ impl ExternalOperation for CreateCharge {
         authorization: &Authorization,
     ) -> Result<Commit, Error> {
         let (effects, reply) = self.written_for(context, *pricing, authorization)?;
-        let is_declined = matches!(authorization.decision, Decision::Declined(_));
-        if is_declined || !self.is_suspicious(context.policy()) {
-            return Ok(Commit::Effects(effects, reply));
+        if !effects["alike"].is_null() {
+            // The statement that writes the effects doesn't wait for this lock.
+            self.lock_alike(conn, context)?;
         }
-        // Searches before the charge is written. Afterwards the search would find the charge itself.
-        let reply = match self.find_alike(conn, context)? {
-            None => reply,
-            Some(other) => {
-                context.host().metrics.suspected_duplicates.with_label_values(&["reported"]).inc();
-                reply.note(SUSPECTED_DUPLICATE_OF, other.to_string())
-            }
-        };
         Ok(Commit::Effects(effects, reply))
     }
 }
@@ -241,17 +239,20 @@ impl BatchedOperation for CreateCharge {
         pricing::pricing_from_json(read.unwrap_or_default())
     }
 
-    /// Batches the effects, unless it has to search for charges that are alike.
     fn effects(
         &self,
         context: &Context<'_>,
         pricing: &Pricing,
         authorization: &Authorization,
     ) -> Result<Option<(Effects, Reply)>, Error> {
-        if self.is_suspicious(context.policy()) {
-            return Ok(None);
-        }
         self.written_for(context, *pricing, authorization).map(Some)
+    }
+
+    /// Names the charge of which this one is a suspected duplicate.
+    fn note(&self, context: &Context<'_>, reply: Reply, found: serde_json::Value) -> Reply {
+        let Ok(other) = serde_json::from_value(found) else { return reply };
+        context.host().metrics.suspected_duplicates.with_label_values(&["reported"]).inc();
+        reply.note(SUSPECTED_DUPLICATE_OF, ChargeId(other).to_string())
     }
 }
 
@@ -309,7 +310,10 @@ impl CreateCharge {
                 EventType::ChargeAuthorized
             }
         };
-        let (charge, effects) = row.to_effects(event, entry.as_ref())?;
+        let (charge, mut effects) = row.to_effects(event, entry.as_ref())?;
+        if self.is_suspicious(context.policy()) {
+            effects["alike"] = json!({"name": self.alike(), "since": Self::alike_since(context)});
+        }
         let reply = Reply::json(StatusCode::CREATED, &charge)?
             .header(KeptHeader::Location, format!("/v1/charges/{id}"));
         Ok((effects, reply))
@@ -332,35 +336,41 @@ impl CreateCharge {
         self.reference.is_some() && policy.own.number(SUSPICION_WINDOW_SECONDS) > 0
     }
 
-    /// Finds the latest charge that looks like this one and hasn't failed or been canceled.
-    ///
-    /// Locks: the fields that make charges alike, until the transaction ends, so that of two such concurrent
-    /// charges one sees the other.
-    fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
+    /// What makes charges of a merchant alike, for a lock: two that aren't alike may share it.
+    fn alike(&self) -> String {
         let reference = self.reference.as_deref().unwrap_or_default();
-        let alike = format!("{reference} {} {}", self.amount, self.payment_method);
+        format!("{reference} {} {}", self.amount, self.payment_method)
+    }
+
+    /// The lowest id that a charge within the window of suspicion can have.
+    fn alike_since(context: &Context<'_>) -> Uuid {
+        let window = Duration::seconds(context.policy().own.number(SUSPICION_WINDOW_SECONDS).into());
+        lowest_id((context.now() - window).timestamp_millis())
+    }
+
+    /// Locks what makes charges alike until the transaction ends, so that of two such concurrent charges one sees the other.
+    fn lock_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
         statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 1)))")
-            .bind::<Text, _>(alike)
+            .bind::<Text, _>(self.alike())
             .bind::<SqlUuid, _>(context.merchant())
             .execute(conn)?;
-        let window = Duration::seconds(context.policy().own.number(SUSPICION_WINDOW_SECONDS).into());
-        // A reference that is used more often than that in so short a time doesn't name a payment.
-        let found = statement::<SqlUuid>(
-            "SELECT id FROM ( \
-                 SELECT id, currency, amount, payment_method, status FROM charges \
-                 WHERE merchant_id = {} AND reference = {} AND id >= {} AND id <> {} ORDER BY id DESC LIMIT 100) AS recent \
-             WHERE currency = {} AND amount = {} AND payment_method = {} AND status NOT IN ('failed', 'canceled') \
-             ORDER BY id DESC LIMIT 1",
-        )
-        .bind::<SqlUuid, _>(context.merchant())
-        .bind::<Text, _>(reference)
-        .bind::<SqlUuid, _>(lowest_id((context.now() - window).timestamp_millis()))
-        .bind::<SqlUuid, _>(context.resource_id()?)
-        .bind::<Text, _>(self.amount.currency().code())
-        .bind::<Numeric, _>(self.amount.amount())
-        .bind::<Text, _>(&self.payment_method)
-        .get_result::<Uuid>(conn)
-        .optional()?;
+        Ok(())
+    }
+
+    /// Finds the latest charge that looks like this one and hasn't failed or been canceled.
+    ///
+    /// Locks: the fields that make charges alike.
+    fn find_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<Option<ChargeId>, Error> {
+        self.lock_alike(conn, context)?;
+        let found = statement::<Nullable<SqlUuid>>("SELECT charge_alike({}, {}, {}, {}, {}, {}, {})")
+            .bind::<SqlUuid, _>(context.merchant())
+            .bind::<SqlUuid, _>(context.resource_id()?)
+            .bind::<SqlUuid, _>(Self::alike_since(context))
+            .bind::<Text, _>(self.reference.as_deref().unwrap_or_default())
+            .bind::<Text, _>(self.amount.currency().code())
+            .bind::<Numeric, _>(self.amount.amount())
+            .bind::<Text, _>(&self.payment_method)
+            .get_result::<Option<Uuid>>(conn)?;
         Ok(found.map(ChargeId))
     }
 

@@ -220,17 +220,33 @@ pub(crate) struct ChargeRow {
     pub canceled_at: Option<DateTime<Utc>>,
 }
 
+/// SQL: whether the charge can be written beside others. Not if another transaction has locked what makes charges alike: it may
+/// write one.
+pub(crate) const ADMIT_SQL: &str = "\
+    CASE WHEN asked.effects ? 'alike' THEN pg_try_advisory_xact_lock( \
+        hashtextextended(asked.effects->'alike'->>'name', hashtextextended(asked.merchant_id::text, 1))) ELSE true END";
+
 /// SQL: writes new charges with their journal entries and events, as [`ChargeRow::to_effects`] describes
-/// them.
+/// them. `effects->'alike'`, if it's there, is what to search with for charges that are alike, which [`NOTE_SQL`] tells.
 ///
-/// The charges and events select from `posted`, so that the ledger is written first. Rows are written in
+/// The charges and events select from `posted`, so that the search and the ledger come first: afterwards the search would find
+/// the charges themselves. Of charges in one statement that are alike, each finds the one before. Rows are written in
 /// order, so that two statements that both create accounts for new merchants wait for each other instead of
 /// deadlocking.
 pub(crate) const WRITE_SQL: &str = "\
+    searched AS MATERIALIZED ( \
+        SELECT owner.merchant_id, owner.token, owner.effects, CASE WHEN owner.effects ? 'alike' THEN coalesce( \
+            lag(c.id) OVER alike, \
+            charge_alike(owner.merchant_id, c.id, (owner.effects->'alike'->>'since')::uuid, c.reference, c.currency, \
+                c.amount, c.payment_method)) END AS alike \
+        FROM owner CROSS JOIN LATERAL jsonb_to_record(owner.effects->'charge') AS c \
+            (id uuid, reference text, currency text, amount numeric, payment_method text) \
+        WINDOW alike AS (PARTITION BY owner.effects ? 'alike', owner.merchant_id, c.reference, c.currency, c.amount, \
+            c.payment_method ORDER BY c.id)), \
     posted AS MATERIALIZED ( \
         SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
             ledger_post(owner.merchant_id, uuid_v7(), entry.source, entry.kinds, entry.currencies, entry.amounts) END \
-        FROM owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
+        FROM searched AS owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
             (source text, kinds text[], currencies text[], amounts numeric[]) ON true \
         ORDER BY owner.merchant_id, owner.effects->'charge'->>'currency'), \
     charge AS ( \
@@ -246,6 +262,10 @@ pub(crate) const WRITE_SQL: &str = "\
         SELECT posted.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data, e.traceparent, e.tracestate \
         FROM (SELECT clock_timestamp() AS now) AS clock, \
             posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
+
+/// SQL: the charge of which this one is a suspected duplicate.
+pub(crate) const NOTE_SQL: &str =
+    "(SELECT to_jsonb(searched.alike) FROM searched WHERE searched.token = owner.token)";
 
 impl ChargeRow {
     /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.

@@ -1,0 +1,1 @@
+DROP FUNCTION charge_alike;
