@@ -10,7 +10,9 @@ root=$PWD
 patch=$root/docs/adding-an-operation/charge_notes.patch
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
 # With ONCEPAY_CI_IDLE, it compiles only while the machine has nothing else to do.
-idle() { ${ONCEPAY_CI_IDLE:+chrt --idle 0} "$@"; }
+# shellcheck source=lib.sh
+. .ci/lib.sh
+[ -n "${ONCEPAY_CI_IDLE:-}" ] || idle() { "$@"; }
 
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT

@@ -4,6 +4,8 @@
 # run beside checks that mostly wait. The few tests in it run like any others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=lib.sh
+. .ci/lib.sh
 
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
@@ -15,7 +17,6 @@ git ls-files -z | xargs -0 cp --parents -t "$copy"
 cd "$copy"
 git add --all
 
-idle() { chrt --idle 0 "$@"; }
 idle cargo build --locked --quiet
 idle cargo test --locked --quiet --no-run
 .ci/agents.sh
