@@ -21,13 +21,14 @@ STYLE = """
   .title { font-weight: 600; }
   .grid { stroke: var(--grid); }
   polyline { fill: none; stroke-width: 2; }
+  .base { stroke-dasharray: 4 3; }
 """
 # What can be in a plot: style, and what the legend calls it. The last is drawn on top.
 KINDS = {
     "peer": "Django by hand",
-    "limit": "pgbench: the same rows in one statement, or one SELECT",
+    "limit": "pgbench: all in one statement",
     "natural": "pgbench: its natural transaction",
-    "base": "Oncepay: charge without that",
+    "base": "Oncepay: a charge without that",
     "oncepay": "Oncepay",
 }
 
@@ -49,9 +50,9 @@ def series(samples, operation, unit):
 
 
 def step(top):
-    """A round distance between two or three grid lines below `top`."""
+    """A round distance between at most five grid lines up to `top`."""
     power = 10 ** math.floor(math.log10(top))
-    return next(power * factor for factor in (0.2, 0.5, 1, 2, 5) if top / (power * factor) <= 3)
+    return next(power * factor for factor in (0.2, 0.5, 1, 2, 5) if top / (power * factor) < 5)
 
 
 def linear(values):
@@ -89,7 +90,7 @@ def plot(x, y, title, found, scale):
     for kind, points in found.items():
         places = [(across(number), up(value)) for number, value in points]
         line = " ".join(f"{across_x:.1f},{up_y:.1f}" for across_x, up_y in places)
-        parts.append(f'<polyline points="{line}" stroke="var(--{kind})"/>')
+        parts.append(f'<polyline class="{kind}" points="{line}" stroke="var(--{kind})"/>')
         parts += [f'<circle cx="{across_x:.1f}" cy="{up_y:.1f}" r="3" fill="var(--{kind})"/>' for across_x, up_y in places]
     return parts
 

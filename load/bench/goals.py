@@ -87,10 +87,14 @@ def verdict(is_met):
 def figure_rows(samples):
     """Rows of what, its value, its goal, and whether that is met."""
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    for what, measured, is_goal, goal in figures(medians):
-        if measured is not None:
-            is_met = measured >= goal if is_goal == "≥" else measured <= goal
-            yield what, f"{measured:.2f}", f"{is_goal} {goal}" if is_goal else "", verdict(is_met) if is_goal else ""
+    for what, measured, sign, goal in figures(medians):
+        if measured is None:
+            continue
+        if goal is None:
+            yield what, f"{measured:.2f}", "", ""
+        else:
+            is_met = measured >= goal if sign == "≥" else measured <= goal
+            yield what, f"{measured:.2f}", f"{sign} {goal}", verdict(is_met)
 
 
 def figures(medians):

@@ -1,5 +1,6 @@
 """What is measured, in which order."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ class Samples(dict):
     def note_all(self, name, result):
         """The values of a measurement, as far as it has them."""
         units = {"rate": "per s", "p50_ms": "p50, ms", "p99_ms": "p99, ms", "cpu_us": "CPU, us each",
-                 "postgres_cpu_us": "Postgres' CPU, us each"}
+                 "postgres_cpu_us": "Postgres' CPU, us each", "deliveries": "deliveries per s"}
         for value, unit in units.items():
             if value in result:
                 self.note(f"{name}: {unit}", result[value])
@@ -45,8 +46,10 @@ def take(stage, operation, clients, seconds):
     requests, settings = operation.make_requests(stage, prefix, prepare.needed(clients, seconds))
     settings = {"prefix": prefix} | settings
     with operation.during(stage):
-        cpu, postgres_cpu = service.cpu_s(), service.postgres_cpu_s()
+        cpu, postgres_cpu, delivered = service.cpu_s(), service.postgres_cpu_s(), stage.delivered()
         result = wrk(service.url, clients, seconds, requests, **settings)
+        if stage.delivered() > delivered:
+            result["deliveries"] = (stage.delivered() - delivered) / result["seconds"]
         result["cpu_us"] = (service.cpu_s() - cpu) / result["requests"] * 1e6
         result["postgres_cpu_us"] = (service.postgres_cpu_s() - postgres_cpu) / result["requests"] * 1e6
     return result
@@ -151,12 +154,11 @@ def behind(stage, options, samples):
     for operation, each in zip(with_endpoints, (1, 20)):
         endpoints = stage.endpoints(f"endpoints-{each}", each)
         endpoints.fall_behind(BEHIND)
+        # Nothing is forgotten between the samples.
+        still_behind = dataclasses.replace(operation, during=lambda stage: endpoints.enabled())
         for _ in range(options.rounds):
             samples.note_all(f"{charge.name} beside, 64 clients", take(stage, charge, 64, options.seconds))
-            requests, _settings = operation.make_requests(stage, stage.prefix(), 0)
-            with endpoints.enabled():
-                result = wrk(stage.service.url, 64, options.seconds, requests, stage.prefix())
-            samples.note_all(f"{operation.name} behind, 64 clients", result)
+            samples.note_all(f"{operation.name} behind, 64 clients", take(stage, still_behind, 64, options.seconds))
         endpoints.forget()
 
 

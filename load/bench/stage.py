@@ -109,6 +109,10 @@ class Stage:
 
         return self.once(f"endpoints of {merchants}", make)
 
+    def delivered(self):
+        """The messages that the receiver has taken so far."""
+        return self.sink.seen()["messages"] if self.sink else 0
+
     def pgbench(self, script, clients, seconds):
         """A sample of a script, with what it uses up."""
         variables = {}
