@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--only", type=names, metavar="NAME,…", help="only these operations, with their peers: "
                         + ", ".join(OPERATIONS))
     parser.add_argument("--large", type=int, nargs="?", const=5, metavar="MILLIONS",
-                        help="also with millions of keys: for 5, some 15 GB and 20 minutes more; and with endpoints that are behind")
+                        help="also with endpoints that are behind, and with millions of keys: for 5, 15 GB and 20 minutes more")
     parser.add_argument("--no-peers", action="store_true", help="without the Django peers")
     parser.add_argument("--out", help="folder for the report; without --only, load")
     parser.add_argument("--binary", action="append", default=[], metavar="[NAME=]FILE",
