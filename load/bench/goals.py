@@ -54,14 +54,18 @@ def rates(samples, name):
 
 
 def ratio_values(samples, ratio):
-    """By number of clients the median of the rounds' ratios, and that of the best medians. Empty if it isn't measured."""
+    """By number of clients the median of the rounds' ratios, and that of the best medians. Empty if it isn't measured.
+
+    Ours may be best with more clients than theirs can have, but not the other way round: that wasn't measured of ours.
+    """
     ours, theirs = rates(samples, ratio.ours), rates(samples, ratio.theirs)
     values = {
         clients: statistics.median(one / other for one, other in zip(ours[clients], theirs[clients]))
         for clients in ALL_CLIENTS if clients in ours and clients in theirs
     }
     if len(values) > 1:
-        values[BEST] = max(map(statistics.median, ours.values())) / max(map(statistics.median, theirs.values()))
+        best_of_theirs = max(statistics.median(theirs[clients]) for clients in theirs if clients in ours)
+        values[BEST] = max(map(statistics.median, ours.values())) / best_of_theirs
     return values
 
 

@@ -85,6 +85,8 @@ def rounds(stage, options, samples):
                         for other in peers:
                             name = f"{other.kind} {operation.name}, {clients} clients"
                             samples.note_all(name, take_peer(stage, other, operation, clients, seconds))
+                if number == 0:
+                    samples.note(f"memory at the peak of up to {clients} clients, MiB", stage.service.peak_rss_mib())
     finally:
         for other in peers:
             other.stop()
