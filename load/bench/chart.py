@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from operations import ALL_CLIENTS, OPERATIONS
+from operations import OPERATIONS
 
 # Of a plot, and of what is around it.
 WIDTH, HEIGHT, LEFT, TOP, GAP = 176, 92, 52, 46, 62
@@ -41,7 +41,7 @@ def series(samples, operation, unit):
     found = {}
     for kind in KINDS:
         points = [
-            (clients, statistics.median(values)) for clients in ALL_CLIENTS
+            (clients, statistics.median(values)) for clients in operation.clients
             if kind in names and (values := samples.get(f"{names[kind]}, {clients} clients: {unit}"))
         ]
         if points:
@@ -95,9 +95,11 @@ def plot(x, y, title, found, scale):
     return parts
 
 
-def legend(x, y):
+def legend(x, y, kinds):
     parts = []
     for kind, meaning in reversed(KINDS.items()):
+        if kind not in kinds:
+            continue
         parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="var(--{kind})"/><text x="{x + 9}" y="{y}">{meaning}</text>')
         x += 32 + 6.1 * len(meaning)
     return parts
@@ -105,8 +107,7 @@ def legend(x, y):
 
 def draw(samples):
     """The whole chart: for each operation a plot of its throughput and one of its latency."""
-    parts, place = legend(16, 24), 0
-    parts.append('<text x="12" y="46" class="quiet">By number of clients. Throughput from zero, latency in powers of ten.</text>')
+    parts, place, kinds = [], 0, set()
     for operation in OPERATIONS.values():
         # One number of clients makes no line.
         if len(operation.clients) == 1 or not series(samples, operation, "per s"):
@@ -116,7 +117,9 @@ def draw(samples):
         parts += plot(x, y, "per second", series(samples, operation, "per s"), linear)
         parts += plot(x + COLUMN, y, "99th percentile, ms", series(samples, operation, "p99, ms"), logarithmic)
         place += 2
+        kinds |= set(series(samples, operation, "per s"))
     width, height = LEFT + PLOTS_PER_ROW * COLUMN, HEAD + -(-place // PLOTS_PER_ROW) * ROW + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    about = '<text x="12" y="46" class="quiet">By number of clients. Throughput from zero, latency in powers of ten.</text>'
     ground = f'<rect width="{width}" height="{height}" fill="var(--ground)"/>'
-    return "\n".join([head, f"<style>{STYLE}</style>", ground, *parts, "</svg>", ""])
+    return "\n".join([head, f"<style>{STYLE}</style>", ground, *legend(16, 24, kinds), about, *parts, "</svg>", ""])
