@@ -5,37 +5,22 @@ Builds the release binary and a receiver (load/sink.rs), and starts them with a 
 settings. All figures are from one run, so that their ratios say more than they do. Fails when a message is missing.
 
   python3 load/deliveries.py [--deliveries 20000] [--behind 1000000] [--waiting 5000] [--rounds 3]
+      [--binary FILE]
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
-from service import ROOT, Process, Service
+from receivers import Sink, build_sink
+from service import ROOT, Service, release_build
 
 ENDPOINTS = (1, 20)
-
-
-class Sink(Process):
-    """What takes the messages."""
-
-    def __init__(self, binary, folder):
-        log = os.path.join(folder, "sink.log")
-        super().__init__([binary], log)
-        while not (said := open(log).read().strip()):
-            time.sleep(0.05)
-        self.url = said
-
-    def seen(self):
-        return json.load(urllib.request.urlopen(self.url))
 
 
 def make_endpoints(service, sink, count):
@@ -111,16 +96,10 @@ def main():
     parser.add_argument("--behind", type=int, default=1_000_000, help="delivered rows")
     parser.add_argument("--waiting", type=int, default=5_000, help="other endpoints that wait")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-build", action="store_true", help="the release build is there already")
+    parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
-    if not options.no_build:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
-        # One file without dependencies.
-        compile_sink = ["rustc", "--edition", "2024", "-O", "-o", "target/release/sink", "load/sink.rs"]
-        subprocess.run(compile_sink, cwd=ROOT, check=True)
-    release = os.path.join(ROOT, "target", "release")
-    service = Service(os.path.join(release, "oncepay"))
-    sink = Sink(os.path.join(release, "sink"), service.folder)
+    service = Service(options.binary or release_build())
+    sink = Sink(build_sink(), service.folder)
     rates, cpu = {}, {}
     try:
         for endpoints in ENDPOINTS:

@@ -18,7 +18,8 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from service import Service, raise_file_limit, release_build, start_wrk, wrk_result
+from programs import start_wrk, wrk_result
+from service import Service, raise_file_limit, release_build
 
 POLICY = "/v1/operator/idempotency-policies/charges.create"
 # Requests per second that the policy allows, and how many times as many the noisy merchant sends.

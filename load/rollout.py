@@ -25,8 +25,9 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
 from charges import Charges
-from measure import new_merchants
-from service import ROOT, Process, Service, Task, find, free_port, release_build, run, start_wrk, stop_all, wrk_result
+from prepare import new_merchants
+from programs import start_wrk, wrk_result
+from service import ROOT, Process, Service, Task, find, free_port, release_build, run, stop_all
 
 READER_S = 30
 # As long as instances report that they stop, and HAProxy takes to see one that is back.

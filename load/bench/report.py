@@ -1,123 +1,97 @@
-"""RESULTS.md and results.svg."""
+"""RESULTS.md, and results.svg beside it."""
 
 import os
 import platform
 import statistics
+import subprocess
 import time
 
-from measure import CLIENTS, STORM
+import chart
+import goals
+from operations import ALL_CLIENTS
+from service import ROOT
 
 
-def ratios(figures):
-    """Rows of (what, by number of clients, at the best number of clients for each, goal)."""
-
-    def best(name):
-        return max(figures[f"{name}, {clients} clients: per s"] for clients in CLIENTS)
-
-    def row(what, ours, theirs, goal):
-        if f"{theirs}, {CLIENTS[0]} clients: per s" not in figures:
-            return []
-        at = [figures[f"{ours}, {n} clients: per s"] / figures[f"{theirs}, {n} clients: per s"] for n in CLIENTS]
-        return [(what, *(f"{ratio:.2f}" for ratio in at), f"{best(ours) / best(theirs):.2f}", goal)]
-
-    return [
-        *row("first-time charge ÷ pgbench, natural transaction", "charge", "pgbench natural", "≥ 1.2"),
-        *row("first-time charge ÷ pgbench, all in one statement", "charge", "pgbench limit", "≥ 0.60"),
-        *row("replay ÷ pgbench, one SELECT", "replay", "pgbench select", "≥ 0.40"),
-        *row("first-time charge ÷ Django by hand", "charge", "handrolled charge", "≥ 8"),
-        *row("replay ÷ Django by hand", "replay", "handrolled replay", "≥ 30"),
-        *row("first-time charge ÷ django-idempotency-key", "charge", "library charge", ""),
-        *row("replay ÷ django-idempotency-key", "replay", "library replay", ""),
-    ]
-
-
-def others(figures):
-    """Rows of (what, measured, goal)."""
-    half = "charge at half of the peak"
-    p50, p99 = figures[f"{half}: p50, ms"], figures[f"{half}: p99, ms"]
-    top, bottom = f"{CLIENTS[-1]} clients: per s", f"charge, small database, {CLIENTS[-1]} clients: per s"
-    rows = [
-        ("one hot merchant ÷ many merchants", figures[f"charge of one merchant, {top}"] / figures[f"charge, {top}"], "≥ 0.9"),
-        (f"p99 at half of the peak rate ({figures[f'{half}: per s']:,.0f}/s), ms", p99, "≤ 15"),
-        ("that ÷ the median there", p99 / p50, "≤ 4"),
-        (
-            f"others' p99 during a storm of {STORM:,} duplicates on one key ÷ without",
-            figures["storm: others' p99 with it, ms"] / figures["storm: others' p99 without it, ms"],
-            "≤ 2",
-        ),
-        (
-            f"the same with {figures['unpaced storm: duplicates per s']:,.0f} duplicates per second",
-            figures["unpaced storm: others' p99 with it, ms"] / figures["storm: others' p99 without it, ms"],
-            "",
-        ),
-        ("memory of the service at the peak, MiB", figures["memory at the peak, MiB"], "≤ 40"),
-        *(
-            (f"{count} instances ÷ 1, on the same two cores", figures[f"charge, {count} instances, 48 clients: per s"]
-             / figures["charge, 1 instances, 48 clients: per s"], "")
-            for count in (2, 3)
-        ),
-    ]
-    if bottom in figures:
-        large = figures[f"charge, large database, {CLIENTS[-1]} clients: per s"]
-        rows.append(("charges with 5 million keys and 15 million postings ÷ with none", large / figures[bottom], "≥ 0.85"))
-    return [(what, f"{value:.2f}", goal) for what, value, goal in rows] + [
-        ("executions in excess of keys", f"{figures['executions in excess']:.0f}", "0")
-    ]
+def commit():
+    """Of the working tree, and whether it has changes."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"
 
 
 def table(head, rows):
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def bars(figures):
-    """Throughput as an SVG, a bar per figure; charges and replays each on a scale of their own."""
-    groups = [("First-time charges per second", ["pgbench natural", "pgbench limit", "charge", "handrolled charge", "library charge"]),
-              ("Replays per second", ["pgbench select", "replay", "handrolled replay", "library replay"])]
-    titles = {"pgbench natural": "pgbench, natural", "pgbench limit": "pgbench, one statement", "pgbench select": "pgbench, SELECT",
-              "charge": "Oncepay", "replay": "Oncepay", "handrolled charge": "Django by hand", "handrolled replay": "Django by hand",
-              "library charge": "django-idempotency-key", "library replay": "django-idempotency-key"}
-    parts, y = [], 10
-    for heading, names in groups:
-        rows = [(name, clients, figures.get(f"{name}, {clients} clients: per s")) for name in names for clients in CLIENTS]
-        rows = [row for row in rows if row[2] is not None]
-        top = max(value for _, _, value in rows)
-        parts.append(f'<text x="10" y="{y + 14}" font-weight="bold">{heading}</text>')
-        y += 26
-        for name, clients, value in rows:
-            color = "#3b6ea5" if titles[name] == "Oncepay" else "#b9c4d0"
-            width = max(440 * value / top, 1)
-            parts.append(f'<text x="10" y="{y + 14}">{titles[name]}, {clients} clients</text>')
-            parts.append(f'<rect x="250" y="{y}" width="{width:.0f}" height="18" fill="{color}"/>')
-            parts.append(f'<text x="{255 + width:.0f}" y="{y + 14}">{value:,.0f}</text>')
-            y += 24
-        y += 14
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{y}" font-family="sans-serif" font-size="13">'
-    return "\n".join([head, f'<rect width="780" height="{y}" fill="white"/>', *parts, "</svg>", ""])
+def cases(samples):
+    """The names of what was measured in the same terms, in order."""
+    return [name.removesuffix(": per s") for name in samples if name.endswith(": per s") and f"{name[:-5]}p99, ms" in samples]
 
 
-def write(samples, versions, options):
-    figures = {name: statistics.median(values) for name, values in samples.items()}
-    spread = {name: f"{min(values):,.1f} – {max(values):,.1f}" for name, values in samples.items()}
+def case_rows(samples):
+    """Rows of a case and its figures: the rate with the lowest and the highest of the rounds, and medians."""
+    for case in cases(samples):
+        rate = samples[f"{case}: per s"]
+        units = ("p50, ms", "p99, ms", "CPU, us each", "Postgres' CPU, us each")
+        values = (samples.get(f"{case}: {unit}") for unit in units)
+        medians = ["" if value is None else f"{statistics.median(value):,.{digits}f}"
+                   for value, digits in zip(values, (2, 1, 0, 0))]
+        yield case, f"{statistics.median(rate):,.0f}", f"{min(rate):,.0f} – {max(rate):,.0f}", *medians
+
+
+def other_rows(samples):
+    """Rows of a sample that isn't a case's."""
+    known = {f"{case}: {unit}" for case in cases(samples)
+             for unit in ("per s", "p50, ms", "p99, ms", "CPU, us each", "Postgres' CPU, us each")}
+    for name, values in samples.items():
+        if name not in known:
+            yield name, f"{statistics.median(values):,.1f}", f"{min(values):,.1f} – {max(values):,.1f}"
+
+
+def command(options):
+    """How the run was started, as far as it matters to the figures."""
+    given = [f"--rounds {options.rounds}", f"--seconds {options.seconds}"]
+    given += [f"--only {','.join(options.only)}"] if options.only else []
+    given += [f"--large {options.large}"] if options.large else []
+    given += ["--no-peers"] if options.no_peers else []
+    return "python3 load/bench " + " ".join(given)
+
+
+def text(samples, versions, options):
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [
+    source = f"a binary that was given, beside commit {commit()}" if options.binary else f"commit {commit()}"
+    clients = [f"{clients} client{'s' if clients > 1 else ''}" for clients in ALL_CLIENTS]
+    return "\n".join([
         "# Results",
         "",
-        f"Made by `python3 load/bench --rounds {options.rounds} --seconds {options.seconds}{' --large' if options.large else ''}` on "
-        f"{platform.machine()} with {os.cpu_count()} cores that client, service and Postgres share; Postgres has stock settings; "
-        f"{made}; {time.strftime('%Y-%m-%d')}. The figures are medians of the rounds. Compare the ratios, "
-        "whose figures are taken in the same run: the figures themselves differ from machine to machine.",
+        f"Made by `{command(options)}` on {time.strftime('%Y-%m-%d')}, of {source}, on {platform.machine()} with "
+        f"{os.cpu_count()} cores that client, service and Postgres share; Postgres has stock settings; {made}. The figures are "
+        "medians of the rounds. Compare the ratios, whose figures are taken in the same run: the figures themselves differ from "
+        "machine to machine.",
         "",
-        "![Throughput](results.svg)",
+        "![Throughput and latency of each operation by number of clients](results.svg)",
         "",
-        *table(["ratio", *(f"{clients} clients" for clients in CLIENTS), "each at its best", "goal"], ratios(figures)),
-        *table(["figure", "measured", "goal"], others(figures)),
+        "In parentheses is the goal. A ratio is the median of the rounds' ratios; at the best, each has the number of clients at "
+        "which it's fastest.",
+        "",
+        *table(["ratio", *clients, "each at its best", "met"], goals.ratio_rows(samples)),
+        *table(["figure", "measured", "goal", "met"], goals.figure_rows(samples)),
         "The [README](README.md#the-benchmark) describes the measurements. The [capacity page](../docs/capacity.md) draws the "
         "conclusions for your own capacity.",
         "",
-        *table(["sample", "median", "lowest – highest"], [(name, f"{value:,.1f}", spread[name]) for name, value in figures.items()]),
-    ]
-    with open(os.path.join(options.out, "RESULTS.md"), "w") as file:
-        file.write("\n".join(lines))
-    with open(os.path.join(options.out, "results.svg"), "w") as file:
-        file.write(bars(figures))
-    print("\n".join(lines))
+        *table(["measured", "per s", "lowest – highest", "p50, ms", "p99, ms", "CPU of the service, µs each",
+                "CPU of Postgres, µs each"], case_rows(samples)),
+        *table(["other sample", "median", "lowest – highest"], other_rows(samples)),
+    ])
+
+
+def write(samples, versions, options):
+    """Prints the report, and writes it into the folder if there is one."""
+    report = text(samples, versions, options)
+    print(report)
+    if options.out:
+        os.makedirs(options.out, exist_ok=True)
+        for name, content in (("RESULTS.md", report), ("results.svg", chart.draw(samples))):
+            with open(os.path.join(options.out, name), "w") as file:
+                file.write(content)

@@ -1,5 +1,6 @@
-"""What is measured: Oncepay with a fresh Postgres of its own, further instances on it, and the programs that measure."""
+"""What is measured: Oncepay with a fresh Postgres of its own, and further instances on it."""
 
+import contextlib
 import glob
 import json
 import os
@@ -83,6 +84,13 @@ class Task(threading.Thread):
             sys.exit(f"{threading.current_thread().name} waited {timeout} s for nothing")
 
 
+def cpu_s(pid, with_ended_children=False):
+    """User and system time of a process."""
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    ticks = fields[11:15] if with_ended_children else fields[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A running server, its CPU time and memory, without Postgres."""
 
@@ -93,8 +101,7 @@ class Process:
 
     def cpu_s(self):
         """User and system time."""
-        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.process.pid)
 
     def peak_rss_mib(self):
         """The most memory that was resident at any time."""
@@ -174,37 +181,17 @@ class Service(Process):
         url = self.settings["ONCEPAY_OWNER_DATABASE_URL"]
         return run(find("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", url, "-c", statement).strip()
 
+    def postgres_cpu_s(self):
+        """User and system time of all of Postgres' processes, those that have ended included."""
+        with open(os.path.join(self.folder, "data", "postgres", "postmaster.pid")) as file:
+            postmaster = file.readline().strip()
+        total = cpu_s(postmaster, with_ended_children=True)
+        for child in open(f"/proc/{postmaster}/task/{postmaster}/children").read().split():
+            # One that has just ended counts next time.
+            with contextlib.suppress(OSError):
+                total += cpu_s(child)
+        return total
+
     def stop(self):
         super().stop()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def pgbench(service, script, clients, seconds):
-    """Transactions per second."""
-    output = run(
-        find("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds),
-        "-f", os.path.join(LOAD, "pgbench", script), service.settings["ONCEPAY_OWNER_DATABASE_URL"],
-    )
-    return float(output.split("tps = ")[1].split()[0])
-
-
-def start_wrk(url, clients, seconds, keys, prefix, **settings):
-    """Starts wrk; `wrk_result` waits for it. `settings` are those of `wrk/charges.lua`, in lower case."""
-    environment = os.environ | {"KEYS": keys, "PREFIX": prefix}
-    environment |= {name.upper(): str(value) for name, value in settings.items()}
-    # Longer than any answer takes: what comes late isn't lost.
-    command = [find("wrk"), "-t", "1", "-c", str(clients), "-d", f"{seconds}s", "--timeout", "60s"]
-    command += ["-s", os.path.join(LOAD, "wrk", "charges.lua"), url]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def wrk_result(process, may_fail=False):
-    result = json.loads(process.communicate()[0].strip().splitlines()[-1])
-    if result["bad"] and not may_fail:
-        sys.exit(f"{result['bad']} of {result['requests']} requests failed: no measurement.")
-    result["rate"] = result["requests"] / result["seconds"]
-    return result
-
-
-def wrk(*arguments, **settings):
-    return wrk_result(start_wrk(*arguments, **settings))

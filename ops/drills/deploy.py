@@ -31,7 +31,7 @@ import uuid
 
 from drill import Client, Stopwatch, Task, build, expect, find, oncepay
 
-from measure import new_merchants
+from prepare import new_merchants
 from rollout import SHUTDOWN_DELAY_MS, Proxy, replace
 from service import Service, stop_all
 

@@ -1,0 +1,14 @@
+-- A capture as a team would naturally write it: one transaction, a round trip per statement, on Oncepay's tables. It takes
+-- the next of the authorized charges that load/bench has prepared, and fails if there is none.
+\set i :i + 1
+\set n :first + :i * :stride + :client_id
+\set m :n % 100 + 1
+BEGIN;
+INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, request_id, request_method, request_path, request_query, request_body, resource_type, resource_id, claim_token, lease_expires_at, recover_at, attempts, recovery_point, created_at, expires_at) VALUES (md5(:m::text)::uuid, md5('capture' || :n), 'in_progress', 'charges.capture', 1, sha256(:n::text::bytea), 'req_01a20d6db71276b4b8d98d9390d3499c', 'POST', '/v1/charges/' || ('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid::text || '/capture', '', '{}', 'charge', ('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid, md5('t' || :n)::uuid, clock_timestamp() + interval '30 s', clock_timestamp() + interval '30 s', 1, 'started', clock_timestamp(), clock_timestamp() + interval '1 day');
+SELECT amount AS authorized FROM charges WHERE merchant_id = md5(:m::text)::uuid AND id = ('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid AND status = 'requires_capture' FOR UPDATE \gset
+UPDATE charges SET status = 'succeeded', amount_captured = 12.50, fee = 0.66, captured_at = clock_timestamp() WHERE merchant_id = md5(:m::text)::uuid AND id = ('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid;
+INSERT INTO journal_entries (merchant_id, id, source, created_at) VALUES (md5(:m::text)::uuid, md5('capture entry' || :n)::uuid, 'ch_' || replace(('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid::text, '-', '') || chr(58) || 'capture', clock_timestamp());
+INSERT INTO postings (merchant_id, entry_id, line, account_id, currency, amount, created_at) SELECT md5(:m::text)::uuid, md5('capture entry' || :n)::uuid, line.number, a.id, 'USD', line.amount, clock_timestamp() FROM (VALUES (1, 'acquirer_clearing', 12.50), (2, 'merchant_payable', -11.84), (3, 'fee_revenue', -0.66)) AS line (number, kind, amount) JOIN ledger_accounts a ON a.merchant_id = md5(:m::text)::uuid AND a.kind = line.kind AND a.currency = 'USD';
+INSERT INTO events (merchant_id, id, type, object_id, data) VALUES (md5(:m::text)::uuid, uuid_v7(), 'charge.captured', ('01900000000170008000' || lpad(to_hex(:n::bigint), 12, '0'))::uuid, '{"object": "charge", "amount": "12.50", "currency": "USD", "status": "succeeded"}');
+UPDATE idempotency_keys SET state = 'completed', recovery_point = 'finished', claim_token = NULL, lease_expires_at = NULL, recover_at = NULL, response_status = 200, response_headers = '[["Content-Type","application/json"]]', response_body = convert_to(repeat('x', 480), 'UTF8'), completed_at = clock_timestamp() WHERE merchant_id = md5(:m::text)::uuid AND key = md5('capture' || :n);
+COMMIT;
