@@ -116,7 +116,8 @@ fn each_of_a_batch_gets_its_own_answer() {
 fn of_a_batch_those_that_are_alike_name_the_one_before() {
     let database = TestDatabase::new();
     let app = App::start(&database);
-    let clients = [app.client.as_merchant(&database.merchant()), app.client.as_merchant(&database.merchant())];
+    let clients =
+        [app.client.as_merchant(&database.merchant()), app.client.as_merchant(&database.merchant())];
     for client in &clients {
         client.charge("first", &of_amount("9.00")).expect(201);
     }

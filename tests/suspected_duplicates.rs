@@ -182,7 +182,9 @@ fn of_many_reported_at_once_exactly_one_is_the_first() {
         let ids: Vec<String> = answers.iter().map(|answer| answer.field("id")).collect();
         let firsts = answers.iter().filter(|answer| answer.header(HEADER).is_none()).count();
         assert_eq!(firsts, 1, "{round}");
-        for (id, named) in ids.iter().zip(&answers).filter_map(|(id, answer)| Some((id, answer.header(HEADER)?))) {
+        for (id, named) in
+            ids.iter().zip(&answers).filter_map(|(id, answer)| Some((id, answer.header(HEADER)?)))
+        {
             assert!(ids.iter().any(|other| other == named) && named != id, "{id} names {named}");
         }
     }
