@@ -2,6 +2,7 @@
 -- can search, too.
 --
 -- A new function locks no table: this is safe beside load.
+SET LOCAL lock_timeout = '500ms';
 
 -- Returns the id of the merchant's latest other charge with this reference, currency, amount and payment method whose id is
 -- `p_since` or later, and that hasn't failed or been canceled. Null if there is none.
