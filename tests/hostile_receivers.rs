@@ -136,8 +136,9 @@ fn behave(
     };
     match behavior {
         Endless(first, more) => {
-            send(first)?;
             let many = more.repeat(4096 / more.len());
+            // Together: HTTP libraries look more closely at what comes first, and only there for too many headers.
+            send(&[first, &many].concat())?;
             loop {
                 send(&many)?;
             }
