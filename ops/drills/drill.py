@@ -77,8 +77,9 @@ class Cluster:
             "wal_level": "replica", "max_connections": 60,
         }
         if self.archive:
-            # Archives a segment once, and never another under its name.
-            command = f"test ! -f {self.archive}/%f && cp %p {self.archive}/%f"
+            # Archives a segment once, and never another under its name. A part of one never has its name.
+            file = f"{self.archive}/%f"
+            command = f"test ! -f {file} && cp %p {file}.part && sync {file}.part && mv {file}.part {file}"
             settings |= {"archive_mode": "on", "archive_command": command, "archive_timeout": "10s"}
         self.configure(settings)
         return self
