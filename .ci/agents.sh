@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the commands of AGENTS.md, so that they stay true: every line of the blocks that are fenced with ```sh check.
-# Those that .ci/run has as steps of its own are left out. It needs the same tools as `cargo test`.
+# Those that .ci/run has as steps of its own are left out. Run it after the other checks, when everything is compiled; it needs
+# the same tools as `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

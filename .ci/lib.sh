@@ -23,19 +23,3 @@ some_tests() {
     done
     cargo test --locked --test suite -- "${filters[@]}" "$@"
 }
-
-# idle COMMAND...: runs a command while the machine has nothing else to do. The kernel shares the cores among sessions before
-# it looks at priorities within one (sched(7), autogroup), so the session of this process gets the lowest of both: call it in a
-# session of its own.
-idle() {
-    local status=0
-    session_priority 19
-    chrt --idle 0 "$@" || status=$?
-    session_priority 0
-    return "$status"
-}
-session_priority() {
-    if [ -w /proc/self/autogroup ]; then
-        echo "$1" >/proc/self/autogroup || true
-    fi
-}
