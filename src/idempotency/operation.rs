@@ -159,14 +159,14 @@ pub trait BatchedOperation: ExternalOperation {
     /// read.
     fn reservation_from(&self, read: Option<Value>) -> Result<Self::Reservation, ErrorOf<Self>>;
 
-    /// Returns the effects of the outcome, if they don't depend on the database: then requests are completed
-    /// in batches. `None` if [`commit`](ExternalOperation::commit) has to find them.
+    /// Returns the effects of the outcome, and the answer. They don't depend on the database, so that requests are
+    /// completed in batches.
     fn effects(
         &self,
         context: &Context<'_, Self::Host>,
         reservation: &Self::Reservation,
         outcome: &Self::Outcome,
-    ) -> Result<Option<(Effects, Reply)>, ErrorOf<Self>>;
+    ) -> Result<(Effects, Reply), ErrorOf<Self>>;
 
     /// Adds to an answer what the batching's `note_sql` has found while the effects were written, if it isn't null. It isn't
     /// stored, so only the first client gets it.

@@ -41,7 +41,7 @@ const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 /// The result of [`BatchedOperation::reservation_from`].
 type ReservationResult<O> = Result<<O as ExternalOperation>::Reservation, ErrorOf<O>>;
 /// The result of [`BatchedOperation::effects`].
-type EffectsResult<O> = Result<Option<(Effects, Reply)>, ErrorOf<O>>;
+type EffectsResult<O> = Result<(Effects, Reply), ErrorOf<O>>;
 /// [`BatchedOperation::effects`].
 type EffectsHook<O> = fn(
     &O,
@@ -444,8 +444,8 @@ impl<H: Host> Engine<H> {
         committed
     }
 
-    /// Writes the effects of the outcome in a batch, if they don't depend on the database. `None` if they do,
-    /// or if another transaction has locked the row or another attempt has taken over.
+    /// Writes the effects of the outcome in a batch. `None` if the request has to be completed alone: it has failed before,
+    /// another transaction has locked what it needs, or another attempt has taken over.
     async fn commit_batched<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
@@ -463,7 +463,7 @@ impl<H: Host> Engine<H> {
         let context = self.inner.context(request, claim, claim.now());
         // An error or a panic repeats in `commit`, which handles it.
         let effects = || (batch.effects)(&request.operation, &context, reservation, outcome);
-        let Ok(Ok(Some((effects, reply)))) = catch_unwind(AssertUnwindSafe(effects)) else {
+        let Ok(Ok((effects, reply))) = catch_unwind(AssertUnwindSafe(effects)) else {
             return Ok(None);
         };
         let (claim, request_id) = (claim.clone(), request_id(request).to_owned());

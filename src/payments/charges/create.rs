@@ -38,7 +38,7 @@ use crate::web::lists::lowest_id;
 use crate::web::problems::problems;
 use crate::web::texts::Texts;
 
-use super::{Charge, ChargeRow, ChargeStatus};
+use super::{Charge, ChargeRow, ChargeStatus, alike_lock};
 
 /// Maximum number of characters in `reference`.
 const REFERENCE_MAX: usize = 255;
@@ -244,8 +244,8 @@ impl BatchedOperation for CreateCharge {
         context: &Context<'_>,
         pricing: &Pricing,
         authorization: &Authorization,
-    ) -> Result<Option<(Effects, Reply)>, Error> {
-        self.written_for(context, *pricing, authorization).map(Some)
+    ) -> Result<(Effects, Reply), Error> {
+        self.written_for(context, *pricing, authorization)
     }
 
     /// Names the charge of which this one is a suspected duplicate.
@@ -350,7 +350,7 @@ impl CreateCharge {
 
     /// Locks what makes charges alike until the transaction ends, so that of two such concurrent charges one sees the other.
     fn lock_alike(&self, conn: &mut PgConnection, context: &Context<'_>) -> Result<(), Error> {
-        statement::<()>("SELECT pg_advisory_xact_lock(hashtextextended({}, hashtextextended({}::text, 1)))")
+        statement::<()>(concat!("SELECT pg_advisory_xact_lock(", alike_lock!("{}", "{}"), ")"))
             .bind::<Text, _>(self.alike())
             .bind::<SqlUuid, _>(context.merchant())
             .execute(conn)?;

@@ -220,11 +220,21 @@ pub(crate) struct ChargeRow {
     pub canceled_at: Option<DateTime<Utc>>,
 }
 
+/// SQL: the number of the advisory lock for what makes charges of a merchant alike.
+macro_rules! alike_lock {
+    ($alike:literal, $merchant_id:literal) => {
+        concat!("hashtextextended(", $alike, ", hashtextextended(", $merchant_id, "::text, 1))")
+    };
+}
+use alike_lock;
+
 /// SQL: whether the charge can be written beside others. Not if another transaction has locked what makes charges alike: it may
 /// write one.
-pub(crate) const ADMIT_SQL: &str = "\
-    CASE WHEN asked.effects ? 'alike' THEN pg_try_advisory_xact_lock( \
-        hashtextextended(asked.effects->'alike'->>'name', hashtextextended(asked.merchant_id::text, 1))) ELSE true END";
+pub(crate) const ADMIT_SQL: &str = concat!(
+    "CASE WHEN asked.effects ? 'alike' THEN pg_try_advisory_xact_lock(",
+    alike_lock!("asked.effects->'alike'->>'name'", "asked.merchant_id"),
+    ") ELSE true END"
+);
 
 /// SQL: writes new charges with their journal entries and events, as [`ChargeRow::to_effects`] describes
 /// them. `effects->'alike'`, if it's there, is what to search with for charges that are alike, which [`NOTE_SQL`] tells.
