@@ -1,5 +1,6 @@
 //! Requests that share statements stay each on its own.
 
+use std::cell::Cell;
 use std::thread::{self, JoinHandle};
 
 use diesel::Connection;
@@ -19,16 +20,21 @@ fn of_amount(amount: &str) -> Value {
     json!({"amount": amount, "currency": "USD", "payment_method": "pm_card_visa"})
 }
 
+/// Waits until `count` requests wait for the database: they have been read, and who is asked first can't be told any more by
+/// when they came.
+fn arrive(app: &App, count: usize) {
+    eventually("their arrival", || {
+        app.client.metrics().value("oncepay_db_waiting_requests", &[]) >= count as f64
+    });
+}
+
 /// Runs `send` while no statement on the table of keys gets through, so that what is sent gathers.
 fn gathered<T>(database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
     let mut conn = database.as_owner();
     conn.transaction::<_, diesel::result::Error, _>(|conn| {
         execute(conn, "LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE");
-        let before = app.client.metrics().value("oncepay_http_requests_in_flight", &[]);
         let (count, sent) = send();
-        eventually("their arrival", || {
-            app.client.metrics().value("oncepay_http_requests_in_flight", &[]) >= before + count as f64
-        });
+        arrive(app, count);
         Ok(sent)
     })
     .unwrap()
@@ -270,10 +276,8 @@ fn many_then_one(
     many: impl Fn(usize) -> Pending,
     one: impl Fn() -> Pending,
 ) -> (usize, Vec<Pending>) {
-    let in_flight = || app.client.metrics().value("oncepay_http_requests_in_flight", &[]);
-    let before = in_flight();
     let mut sent: Vec<Pending> = (0..count).map(many).collect();
-    eventually("their arrival", || in_flight() >= before + count as f64);
+    arrive(app, count);
     sent.push(one());
     (count + 1, sent)
 }
@@ -287,15 +291,33 @@ fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
     for client in [&many, &few] {
         client.charge("first", &visa()).expect(201);
     }
+    let taken_before = batches(&app, "claim").1;
+    let taken = Cell::new(0.0);
     let sent = gathered(&database, &app, || {
-        many_then_one(&app, 64, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
+        let sent = many_then_one(
+            &app,
+            64,
+            |n| send(&many, &format!("many-{n}"), &visa()),
+            || send(&few, "few", &visa()),
+        );
+        // Also that of the one is in the queue of the batches then.
+        eventually("their place in the queue", || {
+            taken.set(batches(&app, "claim").1 - taken_before);
+            taken.get()
+                + app.client.metrics().value("oncepay_idempotency_batch_waiting", &[("step", "claim")])
+                >= 65.0
+        });
+        sent
     });
     for answer in sent {
         answer.join().unwrap().expect(201);
     }
-    // Four batches may be under way when it comes.
+    // Those under way when it comes, which are more the longer the lock lasts, and one more batch beside each of the
+    // four.
     let earlier = claimed_before(&database, &merchants[0], "few");
-    assert!(earlier <= 40, "{earlier} of 64 came first");
+    let taken = taken.get();
+    assert!(taken <= 40.0, "they took too long to arrive: {taken}");
+    assert!(earlier <= taken as i64 + 16, "{earlier} of 64 came first, and {taken} were under way");
 }
 
 #[test]

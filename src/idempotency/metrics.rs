@@ -1,6 +1,6 @@
 //! Metrics of the engine.
 
-use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::base::metrics::Registry;
 
@@ -26,6 +26,8 @@ pub struct Metrics {
     pub batch_sizes: HistogramVec,
     /// Time that requests wait for their batch, by step.
     pub batch_wait_seconds: HistogramVec,
+    /// Requests that wait for their batch, by step.
+    pub batch_waiting: IntGaugeVec,
     /// Duplicates that wait for an answer.
     pub waiters: IntGauge,
     /// Answers handed to waiting duplicates, by how the group learned of them.
@@ -68,6 +70,7 @@ impl Metrics {
             finish_seconds: registry.durations("oncepay_idempotency_finish_duration_seconds", "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."),
             batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch of look-ups and claims, or of finishes, by step (claim, finish).", &["step"], 7),
             batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish).", &["step"]),
+            batch_waiting: registry.gauges("oncepay_idempotency_batch_waiting", "Requests that wait for their batch, by step (claim, finish).", &["step"]),
             waiters: registry.int_gauge("oncepay_idempotency_waiters", "Duplicates that wait for an answer (Prefer: wait)."),
             answers_awaited: registry.counters("oncepay_idempotency_answers_awaited_total", "Answers handed to waiting duplicates, by their source: made on this instance \
                     (here), announced by another (notification), or found in the database without an announcement (look).", &["learned_by"]),

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
-use prometheus::Histogram;
+use prometheus::{Histogram, IntGauge};
 use tokio::sync::oneshot;
 
+use crate::base::metrics::GaugeGuard;
 use crate::error::Failure;
 use crate::storage::db::{Db, Silence};
 use crate::storage::party::{self, Party};
@@ -34,12 +35,22 @@ const BATCHES_MAX: usize = 4;
 type Outputs<O> = Vec<oneshot::Sender<BatchResult<O>>>;
 type Work<I, O> = Box<dyn Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync>;
 
+/// Metrics of a batcher.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Batch sizes.
+    pub sizes: Histogram,
+    /// Seconds that each call has waited for its batch.
+    pub wait_seconds: Histogram,
+    /// Calls that wait for their batch.
+    pub waiting: IntGauge,
+}
+
 /// Batches calls that take an `I` and return an `O`.
 pub struct Batcher<I, O> {
     db: Db,
     size_max: usize,
-    sizes: Histogram,
-    waits: Histogram,
+    metrics: Metrics,
     work: Work<I, O>,
     queue: Mutex<Queue<I, O>>,
 }
@@ -55,6 +66,7 @@ struct Call<I, O> {
     /// Set by the first of these: the batch that runs the call, or the caller that gives up.
     is_taken: Arc<AtomicBool>,
     output: oneshot::Sender<BatchResult<O>>,
+    _waiting: GaugeGuard,
 }
 
 impl<I, O> Item for Call<I, O> {
@@ -78,17 +90,15 @@ enum BatchResult<O> {
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Makes a batcher that runs `work` on up to `size_max` calls at a time. `work` must return an output per
-    /// input, in their order. `sizes` observes the batch sizes, and `waits` the seconds that each call has
-    /// waited for its batch.
+    /// input, in their order.
     pub fn new(
         db: Db,
         size_max: usize,
-        sizes: Histogram,
-        waits: Histogram,
+        metrics: Metrics,
         work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let queue = Mutex::new(Queue { calls: Turns::default(), batches: 0 });
-        Arc::new(Self { db, size_max, sizes, waits, work: Box::new(work), queue })
+        Arc::new(Self { db, size_max, metrics, work: Box::new(work), queue })
     }
 
     /// Runs the call of `party` in the next batch. `None` if the batch failed: retry it alone, and expect that it may
@@ -99,7 +109,13 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     pub async fn call(self: &Arc<Self>, party: Party, input: I) -> Result<Option<O>, Failure> {
         let (output, mut result) = oneshot::channel();
         let is_taken = Arc::new(AtomicBool::new(false));
-        let call = Call { input, asked: Instant::now(), is_taken: Arc::clone(&is_taken), output };
+        let call = Call {
+            input,
+            asked: Instant::now(),
+            is_taken: Arc::clone(&is_taken),
+            output,
+            _waiting: GaugeGuard::new(&self.metrics.waiting),
+        };
         self.queue().calls.push(party, call);
         self.start_batch_beside(0);
         let mut answered = tokio::time::timeout(PATIENCE, &mut result).await;
@@ -164,7 +180,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
     async fn run(mut self) {
         while let Some((inputs, outputs)) = self.take() {
             let batcher = Arc::clone(&self.batcher);
-            batcher.sizes.observe(inputs.len() as f64);
+            batcher.metrics.sizes.observe(inputs.len() as f64);
             let ran = self.batcher.db.run(move |conn| (batcher.work)(conn, &inputs));
             match party::within(Party::First, ran).await {
                 Ok(done) => {
@@ -209,7 +225,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
         {
             // The caller may have given up since the queue looked.
             if !call.is_taken.swap(true, Ordering::AcqRel) {
-                self.batcher.waits.observe(call.asked.elapsed().as_secs_f64());
+                self.batcher.metrics.wait_seconds.observe(call.asked.elapsed().as_secs_f64());
                 inputs.push(call.input);
                 outputs.push(call.output);
             }

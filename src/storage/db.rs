@@ -106,7 +106,14 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(url: &SecretString, size: u32, acquire_timeout: Duration, lanes: Arc<AtomicUsize>) -> Self {
+    fn new(
+        url: &SecretString,
+        size: u32,
+        acquire_timeout: Duration,
+        lanes: Arc<AtomicUsize>,
+        metrics: &Metrics,
+    ) -> Self {
+        let permits = Permits::new(size as usize, metrics.pool_waiting.clone());
         let pool = Pool::builder()
             .max_size(size)
             .connection_timeout(acquire_timeout)
@@ -114,7 +121,7 @@ impl Lane {
             .test_on_check_out(false)
             .build_unchecked(Sessions::new(url));
         lanes.fetch_add(1, Ordering::Relaxed);
-        Self { pool, permits: Permits::new(size as usize), probing: tokio::sync::Mutex::new(()), lanes }
+        Self { pool, permits, probing: tokio::sync::Mutex::new(()), lanes }
     }
 }
 
@@ -135,7 +142,7 @@ impl Db {
     pub fn new(url: &SecretString, size: u32, acquire_timeout: Duration, metrics: Metrics) -> Self {
         metrics.pool_size.set(size.into());
         let lanes = Arc::<AtomicUsize>::default();
-        let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes)));
+        let lane = Arc::new(Lane::new(url, size, acquire_timeout, Arc::clone(&lanes), &metrics));
         let (lane, unfit) = (RwLock::new(lane), RwLock::default());
         let url = url.clone();
         let admission = waiting(WAITING_MAX, &metrics);
@@ -321,7 +328,7 @@ impl Db {
     /// Replaces a lost pool, unless that has been done, or too many pools are left to their wait. Returns whether
     /// the pool is another one than the lost one.
     fn replace(&self, lost: &Arc<Lane>, why: &str) -> bool {
-        let Shared { lane, lanes, url, size, acquire_timeout, .. } = &*self.shared;
+        let Shared { lane, lanes, url, size, acquire_timeout, metrics, .. } = &*self.shared;
         let mut current = lane.write().expect("no holder panics");
         if !Arc::ptr_eq(&current, lost) {
             return true;
@@ -330,7 +337,7 @@ impl Db {
             return false;
         }
         log::error!("{why}: the pool is replaced");
-        *current = Arc::new(Lane::new(url, *size, *acquire_timeout, Arc::clone(lanes)));
+        *current = Arc::new(Lane::new(url, *size, *acquire_timeout, Arc::clone(lanes), metrics));
         true
     }
 

@@ -11,6 +11,8 @@ pub struct Metrics {
     pub pool_size: IntGauge,
     /// Connections in use.
     pub pool_in_use: IntGauge,
+    /// Work that waits for a connection.
+    pub pool_waiting: IntGauge,
     /// Time that work waits for a connection.
     pub pool_wait_seconds: Histogram,
     /// Requests that wait for the database or use it, before their claim.
@@ -32,6 +34,8 @@ impl Metrics {
             pool_size: registry
                 .int_gauge("oncepay_db_pool_size", "Maximum number of database connections in use."),
             pool_in_use: registry.int_gauge("oncepay_db_pool_in_use", "Database connections in use."),
+            pool_waiting: registry
+                .int_gauge("oncepay_db_pool_waiting", "Work that waits for a database connection."),
             pool_wait_seconds: registry.durations(
                 "oncepay_db_pool_wait_duration_seconds",
                 "Time that work waits for a database connection. Work that gets none isn't counted here.",

@@ -5,15 +5,18 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus::IntGauge;
 use tokio::sync::oneshot;
 
 use super::party::Party;
 use super::turns::{Item, Turns};
+use crate::base::metrics::GaugeGuard;
 
 /// A number of permits, and those who wait for one.
 #[derive(Debug)]
 pub struct Permits {
     state: Mutex<State>,
+    waiting: IntGauge,
 }
 
 #[derive(Debug)]
@@ -29,9 +32,9 @@ impl Item for oneshot::Sender<Permit> {
 }
 
 impl Permits {
-    /// Makes `count` permits.
-    pub fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { free: count, waiting: Turns::default() }) })
+    /// Makes `count` permits. `waiting` shows how many callers wait for one.
+    pub fn new(count: usize, waiting: IntGauge) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State { free: count, waiting: Turns::default() }), waiting })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -41,7 +44,7 @@ impl Permits {
 
     /// Waits for a permit, as `party`.
     pub async fn acquire(self: &Arc<Self>, party: Party) -> Permit {
-        let handed = {
+        let (handed, _waiting) = {
             let mut state = self.state();
             // Nobody waits while a permit is free.
             if state.free > 0 {
@@ -50,7 +53,7 @@ impl Permits {
             }
             let (hand, handed) = oneshot::channel();
             state.waiting.push(party, hand);
-            handed
+            (handed, GaugeGuard::new(&self.waiting))
         };
         handed.await.expect("whoever takes a sender out of the queue sends")
     }
@@ -96,6 +99,10 @@ mod tests {
     use super::*;
     use crate::base::ids::MerchantId;
 
+    fn permits(count: usize) -> Arc<Permits> {
+        Permits::new(count, IntGauge::new("waiting", "Waiting.").unwrap())
+    }
+
     fn merchant(number: u128) -> Party {
         Party::Caller(MerchantId(Uuid::from_u128(number)))
     }
@@ -103,7 +110,7 @@ mod tests {
     #[test]
     fn a_party_with_one_request_does_not_wait_for_all_of_another_s() {
         actix_web::rt::System::new().block_on(async {
-            let permits = Permits::new(1);
+            let permits = permits(1);
             let held = permits.acquire(Party::Service).await;
             let order = Mutex::new(Vec::new());
             let work = |party: Party| {
@@ -125,7 +132,7 @@ mod tests {
     #[test]
     fn a_permit_for_somebody_who_has_given_up_is_not_lost() {
         actix_web::rt::System::new().block_on(async {
-            let permits = Permits::new(1);
+            let permits = permits(1);
             let held = permits.acquire(merchant(1)).await;
             let brief = Duration::from_millis(5);
             assert!(tokio::time::timeout(brief, permits.acquire(merchant(1))).await.is_err());

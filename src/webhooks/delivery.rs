@@ -190,8 +190,7 @@ impl Worker {
         let outcomes = Batcher::new(
             db.clone(),
             BATCH_SIZE_MAX,
-            metrics.webhook_batch_sizes.clone(),
-            metrics.webhook_batch_wait_seconds.clone(),
+            metrics.webhook_batches.clone(),
             move |conn, outcomes: &[Outcome]| outbox::note(conn, outcomes, options.give_up_after()),
         );
         let places = Arc::default();
