@@ -29,6 +29,7 @@ mod batches;
 mod connecting;
 mod containers;
 mod contract_table;
+mod costs;
 mod crashes;
 mod delivery;
 mod dev_command;
