@@ -86,35 +86,13 @@ impl JournalEntry {
     }
 }
 
-/// Sets `money` of the merchant's payable balance aside for the entry of `source`, until that entry is
-/// posted.
-///
-/// Errors: `insufficient_balance` if the balance, less the amounts set aside already, doesn't cover it.
-///
-/// Locks: the merchant's `merchant_payable` account in that currency.
-pub fn hold(conn: &mut PgConnection, merchant: MerchantId, source: &str, money: Money) -> Result<(), Error> {
-    statement::<()>("SELECT ledger_hold({}, {}, {}, {})")
-        .bind::<SqlUuid, _>(merchant)
-        .bind::<Text, _>(source)
-        .bind::<Text, _>(money.currency().code())
-        .bind::<Numeric, _>(money.amount())
-        .execute(conn)
-        .map_err(|error| match violated_constraint(&error) {
-            Some("merchant_payable_covered") => Error::InsufficientBalance { currency: money.currency() },
-            _ => error.into(),
-        })?;
-    Ok(())
-}
-
-/// Frees what was set aside for the entry of `source`, which won't be posted.
-///
-/// Locks: nothing.
-pub fn release(conn: &mut PgConnection, merchant: MerchantId, source: &str) -> Result<(), Error> {
-    statement::<()>("SELECT ledger_release({}, {})")
-        .bind::<SqlUuid, _>(merchant)
-        .bind::<Text, _>(source)
-        .execute(conn)?;
-    Ok(())
+/// Converts the error of a statement that sets money in the currency `held` aside: `insufficient_balance` if the balance,
+/// less the amounts set aside already, doesn't cover it.
+pub fn refusal(error: diesel::result::Error, held: Option<Currency>) -> Error {
+    match (violated_constraint(&error), held) {
+        (Some("merchant_payable_covered"), Some(currency)) => Error::InsufficientBalance { currency },
+        _ => error.into(),
+    }
 }
 
 /// Posts `entry`, and uses up the amount set aside for its source.

@@ -275,9 +275,9 @@ pub fn open(
         return Ok(NoticeEffect::Contradicts(sentence));
     }
     let id = DisputeId::at(now);
-    ledger::post(conn, merchant, &held(id.to_string(), amount))?;
     charge.set_status(ChargeStatus::Disputed);
-    charge.save(conn, EventType::ChargeDisputed)?;
+    let (changes, _) = charge.told_changes(EventType::ChargeDisputed)?;
+    changes.post(&held(id.to_string(), amount)).write(conn)?;
     let row = DisputeRow {
         merchant_id: merchant,
         id,

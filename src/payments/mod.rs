@@ -1,6 +1,7 @@
 //! The domain: one module per resource, with its states, types, handlers and rules.
 
 pub(crate) mod balance;
+mod changes;
 pub mod charges;
 pub mod disputes;
 pub(crate) mod failure;

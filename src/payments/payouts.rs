@@ -16,19 +16,21 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use rust_decimal::Decimal;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::base::ids::{MerchantId, PayoutId};
 use crate::base::money::{Currency, Money};
 use crate::base::time::Timestamp;
 use crate::error::Error;
-use crate::events::{self, EventType};
+use crate::events::EventType;
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
     Abandoned, Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind,
     Target,
 };
 use crate::ledger::{self, AccountKind, Correction, JournalEntry};
+use crate::payments::changes::{Changes, Row};
 use crate::payments::failure::{ABANDONED, Failure, PAYOUT_REFUSED, PAYOUT_RETURNED};
 use crate::payments::notice::NoticeEffect;
 use crate::processor::{CallRefusal, EventAmount, or_refusal};
@@ -94,7 +96,7 @@ pub struct Payout {
     failure: Option<Failure>,
 }
 
-#[derive(Queryable, Selectable, Insertable)]
+#[derive(Queryable, Selectable)]
 #[diesel(table_name = payouts)]
 struct PayoutRow {
     merchant_id: MerchantId,
@@ -135,21 +137,19 @@ impl PayoutRow {
         Ok(Money::from_stored(self.amount, Currency::stored(&self.currency).map_err(Error::internal)?))
     }
 
-    /// Writes the state and its event.
-    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Payout, Error> {
-        let (merchant, id) = (self.merchant_id, self.id);
-        diesel::update(payouts::table.find((merchant, id)))
-            .set((
-                payouts::status.eq(&self.status),
-                payouts::settled_at.eq(self.settled_at),
-                payouts::failure_code.eq(&self.failure_code),
-                payouts::failure_message.eq(&self.failure_message),
-                payouts::decided_at.eq(self.decided_at),
-            ))
-            .execute(conn)?;
+    /// The state and its event, to be written. Also returns the payout.
+    fn told_changes(self, event: EventType) -> Result<(Changes, Payout), Error> {
+        let (merchant, id) = (self.merchant_id, self.id.0);
+        let columns = json!({
+            "id": id,
+            "status": self.status,
+            "settled_at": self.settled_at,
+            "failure_code": self.failure_code,
+            "failure_message": self.failure_message,
+            "decided_at": self.decided_at,
+        });
         let payout = self.into_payout()?;
-        events::record(conn, merchant, event, id.0, &payout)?;
-        Ok(payout)
+        Ok((Changes::of(merchant).row(Row::Payout, columns).event(event, id, &payout)?, payout))
     }
 
     /// Marks the payout as failed.
@@ -237,23 +237,16 @@ impl ExternalOperation for CreatePayout {
         {
             return Err(Error::field("/currency", withdrawn.to_string()));
         }
-        ledger::hold(conn, merchant, &id.to_string(), self.amount)?;
-        let row = PayoutRow {
-            merchant_id: merchant,
-            id,
-            status: PENDING.to_owned(),
-            amount: self.amount.amount(),
-            currency: self.amount.currency().code().to_owned(),
-            destination: self.destination.clone(),
-            metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
-            created_at: context.claimed_at(),
-            settled_at: None,
-            failure_code: None,
-            failure_message: None,
-            decided_at: None,
-        };
-        diesel::insert_into(payouts::table).values(&row).execute(conn)?;
-        Ok(())
+        let payout = json!({
+            "id": id.0,
+            "status": PENDING,
+            "amount": self.amount.amount(),
+            "currency": currency,
+            "destination": self.destination,
+            "metadata": self.metadata,
+            "created_at": context.claimed_at(),
+        });
+        Changes::of(merchant).hold(&id.to_string(), self.amount).row(Row::NewPayout, payout).write(conn)
     }
 
     fn resume(&self, _conn: &mut PgConnection, _context: &Context<'_>) -> Result<(), Error> {
@@ -287,9 +280,9 @@ impl ExternalOperation for CreatePayout {
         let entry = JournalEntry::new(id.to_string())
             .debit(AccountKind::MerchantPayable, self.amount)
             .credit(AccountKind::PayoutsInTransit, self.amount);
-        ledger::post(conn, merchant, &entry)?;
         row.status = IN_TRANSIT.to_owned();
-        let payout = row.save(conn, EventType::PayoutCreated)?;
+        let (changes, payout) = row.told_changes(EventType::PayoutCreated)?;
+        changes.post(&entry).write(conn)?;
         Ok(Reply::json(StatusCode::CREATED, &payout)?
             .header(KeptHeader::Location, format!("/v1/payouts/{id}"))
             .into())
@@ -314,10 +307,9 @@ fn undo(
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
     let mut row = PayoutRow::lock(conn, merchant, id)?;
-    ledger::release(conn, merchant, &id.to_string())?;
     row.fail(failure, now);
-    row.save(conn, EventType::PayoutFailed)?;
-    Ok(())
+    let (changes, _) = row.told_changes(EventType::PayoutFailed)?;
+    changes.release(&id.to_string()).write(conn)
 }
 
 /// Outcome of a payout.
@@ -387,16 +379,18 @@ pub fn settle(
         Outcome::Failed => (AccountKind::PayoutsInTransit, AccountKind::MerchantPayable),
     };
     let entry = JournalEntry::new(format!("{id}:{status}")).debit(debited, amount).credit(credited, amount);
-    if row.status == PAID {
+    // A correction says what it corrects, in a statement of its own.
+    let entry = if row.status == PAID {
         let correction = Correction {
             corrects: ledger::find_entry(conn, merchant, &format!("{id}:{PAID}"))?,
             reference: &id.to_string(),
             reason: "The payout came back after it had arrived.",
         };
         ledger::correct(conn, merchant, &entry, &correction)?;
+        None
     } else {
-        ledger::post(conn, merchant, &entry)?;
-    }
+        Some(entry)
+    };
     row.decided_at = notice.occurred_at;
     match notice.outcome {
         Outcome::Paid => {
@@ -405,7 +399,8 @@ pub fn settle(
         }
         Outcome::Failed => row.fail(Failure::new(PAYOUT_RETURNED, "The money came back."), now),
     }
-    row.save(conn, event)?;
+    let (changes, _) = row.told_changes(event)?;
+    changes.post(&entry).write(conn)?;
     Ok(NoticeEffect::Applied)
 }
 

@@ -19,26 +19,28 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use rust_decimal::Decimal;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::base::ids::{ChargeId, MerchantId, RefundId};
 use crate::base::money::{Currency, Money, PlainAmount};
 use crate::base::time::Timestamp;
 use crate::error::Error;
-use crate::events::{self, EventType};
+use crate::events::EventType;
 use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
     Abandoned, Commit, ExternalOperation, IdempotentRequest, KeptHeader, Operation, Reply, ResourceKind,
     Target,
 };
-use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::ledger::{AccountKind, JournalEntry};
+use crate::payments::changes::{Changes, Row};
 use crate::payments::charges::{ChargeRow, ChargeStatus};
 use crate::payments::disputes;
 use crate::payments::failure::{ABANDONED, Failure, REFUND_REFUSED, REFUND_RETURNED};
 use crate::payments::notice::NoticeEffect;
 use crate::processor::{CallRefusal, EventAmount, or_refusal};
 use crate::storage::db::Db;
-use crate::storage::schema::refunds;
+use crate::storage::schema::{charges, refunds};
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::fields::{Fields, Metadata, TEXT_MAX};
 use crate::web::lists::{List, load_page};
@@ -98,10 +100,9 @@ pub struct Refund {
     failure: Option<Failure>,
 }
 
-#[derive(Queryable, Selectable, Insertable)]
+#[derive(Queryable, Selectable)]
 #[diesel(table_name = refunds)]
 struct RefundRow {
-    merchant_id: MerchantId,
     id: RefundId,
     charge_id: ChargeId,
     status: String,
@@ -125,20 +126,36 @@ impl RefundRow {
             .ok_or(Error::RefundNotFound)
     }
 
-    /// Writes the state and its event.
-    fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Refund, Error> {
-        let (merchant, id) = (self.merchant_id, self.id);
-        diesel::update(refunds::table.find((merchant, id)))
-            .set((
-                refunds::status.eq(&self.status),
-                refunds::failed_at.eq(self.failed_at),
-                refunds::failure_code.eq(&self.failure_code),
-                refunds::failure_message.eq(&self.failure_message),
-            ))
-            .execute(conn)?;
+    /// Reads a refund and its charge, and locks both until the transaction ends. Errors: `refund_not_found`.
+    fn lock_with_charge(
+        conn: &mut PgConnection,
+        merchant: MerchantId,
+        id: RefundId,
+    ) -> Result<(Self, ChargeRow), Error> {
+        let is_its_charge =
+            charges::merchant_id.eq(refunds::merchant_id).and(charges::id.eq(refunds::charge_id));
+        refunds::table
+            .inner_join(charges::table.on(is_its_charge))
+            .filter(refunds::merchant_id.eq(merchant).and(refunds::id.eq(id)))
+            .select((Self::as_select(), ChargeRow::as_select()))
+            .for_update()
+            .first(conn)
+            .optional()?
+            .ok_or(Error::RefundNotFound)
+    }
+
+    /// Adds the state and its event to `changes`. Also returns the refund.
+    fn told(self, changes: Changes, event: EventType) -> Result<(Changes, Refund), Error> {
+        let id = self.id.0;
+        let columns = json!({
+            "id": id,
+            "status": self.status,
+            "failed_at": self.failed_at,
+            "failure_code": self.failure_code,
+            "failure_message": self.failure_message,
+        });
         let refund = self.into_refund()?;
-        events::record(conn, merchant, event, id.0, &refund)?;
-        Ok(refund)
+        Ok((changes.row(Row::Refund, columns).event(event, id, &refund)?, refund))
     }
 
     /// Marks the refund as failed.
@@ -248,24 +265,18 @@ impl ExternalOperation for CreateRefund {
         }
 
         let id = RefundId(context.resource_id()?);
-        ledger::hold(conn, merchant, &id.to_string(), amount)?;
         charge.amount_refund_pending += amount.amount();
-        charge.reserve(conn)?;
-        let row = RefundRow {
-            merchant_id: merchant,
-            id,
-            charge_id,
-            status: PENDING.to_owned(),
-            amount: amount.amount(),
-            currency: amount.currency().code().to_owned(),
-            reason: self.reason.clone(),
-            metadata: serde_json::to_value(&self.metadata).map_err(Error::internal)?,
-            created_at: context.claimed_at(),
-            failed_at: None,
-            failure_code: None,
-            failure_message: None,
-        };
-        diesel::insert_into(refunds::table).values(&row).execute(conn)?;
+        let refund = json!({
+            "id": id.0,
+            "charge_id": charge_id.0,
+            "status": PENDING,
+            "amount": amount.amount(),
+            "currency": amount.currency(),
+            "reason": self.reason,
+            "metadata": self.metadata,
+            "created_at": context.claimed_at(),
+        });
+        charge.changes().hold(&id.to_string(), amount).row(Row::NewRefund, refund).write(conn)?;
         Ok(Reservation { authorization_id: charge.authorization_id, amount })
     }
 
@@ -304,23 +315,20 @@ impl ExternalOperation for CreateRefund {
             undo(conn, merchant, id, failure, context.now())?;
             return Ok(context.problem(&error)?.into());
         }
-        let mut row = RefundRow::find(conn, merchant, id)?;
-        let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
-
+        let (mut row, mut charge) = RefundRow::lock_with_charge(conn, merchant, id)?;
         let entry = JournalEntry::new(id.to_string())
             .debit(AccountKind::MerchantPayable, reservation.amount)
             .credit(AccountKind::AcquirerClearing, reservation.amount);
-        ledger::post(conn, merchant, &entry)?;
-
         charge.amount_refund_pending -= row.amount;
         charge.amount_refunded += row.amount;
         // A dispute that was opened in the meantime stays open.
         if charge.status()? != ChargeStatus::Disputed {
             charge.set_captured_status();
         }
-        charge.save(conn, EventType::ChargeRefunded)?;
         row.status = SUCCEEDED.to_owned();
-        let refund = row.save(conn, EventType::RefundSucceeded)?;
+        let (changes, _) = charge.told_changes(EventType::ChargeRefunded)?;
+        let (changes, refund) = row.told(changes.post(&entry), EventType::RefundSucceeded)?;
+        changes.write(conn)?;
         Ok(Reply::json(StatusCode::CREATED, &refund)?
             .header(KeptHeader::Location, format!("/v1/refunds/{id}"))
             .into())
@@ -344,21 +352,19 @@ fn undo(
     failure: Failure,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let mut row = RefundRow::find(conn, merchant, id)?;
-    let mut charge = ChargeRow::lock(conn, merchant, row.charge_id)?;
-    ledger::release(conn, merchant, &id.to_string())?;
+    let (mut row, mut charge) = RefundRow::lock_with_charge(conn, merchant, id)?;
     charge.amount_refund_pending -= row.amount;
-    charge.reserve(conn)?;
     row.fail(failure, now);
-    row.save(conn, EventType::RefundFailed)?;
-    Ok(())
+    let changes = charge.changes().release(&id.to_string());
+    let (changes, _) = row.told(changes, EventType::RefundFailed)?;
+    changes.write(conn)
 }
 
 /// Reverses a refund that came back, on the processor's notice.
 ///
 /// Errors: `refund_not_found`.
 ///
-/// Locks: the charge. Every change of its refunds locks the charge first.
+/// Locks: the refund, the charge.
 pub fn fail(
     conn: &mut PgConnection,
     merchant: MerchantId,
@@ -366,10 +372,7 @@ pub fn fail(
     amount: Option<&EventAmount>,
     now: DateTime<Utc>,
 ) -> Result<NoticeEffect, Error> {
-    let charge_id = RefundRow::find(conn, merchant, id)?.charge_id;
-    let mut charge = ChargeRow::lock(conn, merchant, charge_id)?;
-    // Reads it again, now that the lock keeps others from changing it.
-    let mut row = RefundRow::find(conn, merchant, id)?;
+    let (mut row, mut charge) = RefundRow::lock_with_charge(conn, merchant, id)?;
     match row.status.as_str() {
         SUCCEEDED => {}
         PENDING => return Ok(NoticeEffect::too_early("refund", PENDING)),
@@ -383,14 +386,14 @@ pub fn fail(
     let entry = JournalEntry::new(format!("{id}:failed"))
         .debit(AccountKind::AcquirerClearing, amount)
         .credit(AccountKind::MerchantPayable, amount);
-    ledger::post(conn, merchant, &entry)?;
     charge.amount_refunded -= row.amount;
     if charge.status()? != ChargeStatus::Disputed {
         charge.set_captured_status();
     }
-    charge.save(conn, EventType::ChargeRefundFailed)?;
     row.fail(Failure::new(REFUND_RETURNED, "The money came back."), now);
-    row.save(conn, EventType::RefundFailed)?;
+    let (changes, _) = charge.told_changes(EventType::ChargeRefundFailed)?;
+    let (changes, _) = row.told(changes.post(&entry), EventType::RefundFailed)?;
+    changes.write(conn)?;
     Ok(NoticeEffect::Applied)
 }
 

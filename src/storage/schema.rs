@@ -235,3 +235,5 @@ diesel::table! {
         after -> Jsonb,
     }
 }
+
+diesel::allow_tables_to_appear_in_same_query!(charges, refunds);

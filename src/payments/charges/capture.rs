@@ -124,8 +124,9 @@ impl ExternalOperation for CaptureCharge {
             row.reserve(conn)?;
             return Ok(context.problem(&not_capturable(ChargeStatus::RequiresCapture))?.into());
         }
-        row.capture(conn, reservation.amount, context.now())?;
-        let charge = row.save(conn, EventType::ChargeCaptured)?;
+        let entry = row.capture(conn, reservation.amount, context.now())?;
+        let (changes, charge) = row.told_changes(EventType::ChargeCaptured)?;
+        changes.post(&entry).write(conn)?;
         Ok(Reply::json(StatusCode::OK, &charge)?.into())
     }
 

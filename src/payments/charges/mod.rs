@@ -46,7 +46,8 @@ use crate::base::time::Timestamp;
 use crate::error::{Error, Hindrance};
 use crate::events::{self, EventType};
 use crate::idempotency::{Effects, ResourceKind};
-use crate::ledger::{self, AccountKind, JournalEntry};
+use crate::ledger::{AccountKind, JournalEntry};
+use crate::payments::changes::{Changes, Row};
 use crate::payments::pricing;
 use crate::processor::{CallRefusal, Decline};
 use crate::storage::schema::charges;
@@ -322,17 +323,15 @@ impl ChargeRow {
         });
     }
 
-    /// Marks `captured` as captured and posts the journal entry of the capture.
+    /// Marks `captured` as captured, at the price that holds `now`. Returns the journal entry of the capture, to be posted.
     pub fn capture(
         &mut self,
         conn: &mut PgConnection,
         captured: Money,
         now: DateTime<Utc>,
-    ) -> Result<(), Error> {
+    ) -> Result<JournalEntry, Error> {
         let pricing = pricing::pricing(conn, self.merchant_id, now)?;
-        let entry = self.mark_captured(pricing, captured, now)?;
-        ledger::post(conn, self.merchant_id, &entry)?;
-        Ok(())
+        self.mark_captured(pricing, captured, now)
     }
 
     /// Marks `captured` as captured. Returns the journal entry of the capture, to be posted:
@@ -433,39 +432,46 @@ impl ChargeRow {
         Ok((charge, effects))
     }
 
+    /// The mutable columns, to be written.
+    pub fn changes(&self) -> Changes {
+        Changes::of(self.merchant_id).row(
+            Row::Charge,
+            json!({
+                "id": self.id.0,
+                "status": self.status,
+                "amount_captured": self.amount_captured,
+                "amount_refunded": self.amount_refunded,
+                "amount_refund_pending": self.amount_refund_pending,
+                "fee": self.fee,
+                "in_flight": self.in_flight,
+                "description": self.description,
+                "metadata": self.metadata,
+                "failure_code": self.failure_code,
+                "failure_decline_code": self.failure_decline_code,
+                "failure_message": self.failure_message,
+                "captured_at": self.captured_at,
+                "canceled_at": self.canceled_at,
+            }),
+        )
+    }
+
+    /// The mutable columns and the event that tells of them, to be written. Also returns the charge.
+    pub fn told_changes(self, event: EventType) -> Result<(Changes, Charge), Error> {
+        let (changes, id) = (self.changes(), self.id.0);
+        let charge = self.into_charge()?;
+        Ok((changes.event(event, id, &charge)?, charge))
+    }
+
     /// Writes the mutable columns of a charge, and its event.
     pub fn save(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
-        self.reserve(conn)?;
-        self.record(conn, event)
+        let (changes, charge) = self.told_changes(event)?;
+        changes.write(conn)?;
+        Ok(charge)
     }
 
     /// Writes the mutable columns of a charge without an event, for changes that no client is told of.
     pub fn reserve(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        diesel::update(charges::table.find((self.merchant_id, self.id)))
-            .set((
-                charges::status.eq(&self.status),
-                charges::amount_captured.eq(self.amount_captured),
-                charges::amount_refunded.eq(self.amount_refunded),
-                charges::amount_refund_pending.eq(self.amount_refund_pending),
-                charges::fee.eq(self.fee),
-                charges::in_flight.eq(&self.in_flight),
-                charges::description.eq(&self.description),
-                charges::metadata.eq(&self.metadata),
-                charges::failure_code.eq(&self.failure_code),
-                charges::failure_decline_code.eq(&self.failure_decline_code),
-                charges::failure_message.eq(&self.failure_message),
-                charges::captured_at.eq(self.captured_at),
-                charges::canceled_at.eq(self.canceled_at),
-            ))
-            .execute(conn)?;
-        Ok(())
-    }
-
-    fn record(self, conn: &mut PgConnection, event: EventType) -> Result<Charge, Error> {
-        let (merchant, id) = (self.merchant_id, self.id);
-        let charge = self.into_charge()?;
-        events::record(conn, merchant, event, id.0, &charge)?;
-        Ok(charge)
+        self.changes().write(conn)
     }
 
     /// Converts the row to the charge that the API shows.

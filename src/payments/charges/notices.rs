@@ -85,13 +85,14 @@ pub fn settle(
         Ok(approved) => approved,
         Err(sentence) => return Ok(NoticeEffect::Contradicts(sentence)),
     };
+    let mut entry = None;
     let event = match decision {
         Decision::Declined(decline) => {
             row.decline(&decline);
             EventType::ChargeFailed
         }
         Decision::Approved(_) if row.capture => {
-            row.capture(conn, approved, now)?;
+            entry = Some(row.capture(conn, approved, now)?);
             EventType::ChargeSucceeded
         }
         // Less than all of it can't be captured in full later, and a smaller authorization isn't what was asked for. The
@@ -105,7 +106,8 @@ pub fn settle(
             EventType::ChargeAuthorized
         }
     };
-    row.save(conn, event)?;
+    let (changes, _) = row.told_changes(event)?;
+    changes.post(&entry).write(conn)?;
     Ok(NoticeEffect::Applied)
 }
 
@@ -147,7 +149,8 @@ pub fn captured_elsewhere(
         Ok(captured) => captured,
         Err(sentence) => return Ok(NoticeEffect::Contradicts(sentence)),
     };
-    row.capture(conn, captured, now)?;
-    row.save(conn, EventType::ChargeCaptured)?;
+    let entry = row.capture(conn, captured, now)?;
+    let (changes, _) = row.told_changes(EventType::ChargeCaptured)?;
+    changes.post(&entry).write(conn)?;
     Ok(NoticeEffect::Applied)
 }
