@@ -339,7 +339,9 @@ fn each_line_of_the_log_is_an_object_with_fields_that_stay() {
         for field in ["timestamp", "level", "target", "message"] {
             assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field} of {line}");
         }
-        assert!(chrono::DateTime::parse_from_rfc3339(line["timestamp"].as_str().unwrap()).is_ok());
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok());
+        assert_eq!(time.len(), "2026-01-31T09:00:00.000Z".len(), "{time}");
     }
     assert!(lines.iter().any(|line| line["message"] == "serving" && line["level"] == "INFO"), "{lines:#?}");
     let closing: Vec<_> = lines.iter().filter(|line| !line["outcome"].is_null()).collect();
