@@ -297,6 +297,18 @@ fn an_orphaned_authorization_is_voided_once_it_is_old_enough() {
     assert!(agrees && text.contains("; voided now"), "{text}");
     assert_eq!(status(), "voided");
     scene.expect_agreement();
+    // The service does the same by itself, and counts it.
+    let hold = json!({"amount": "6.00", "currency": "USD", "payment_method": "pm_card_visa"});
+    scene.act("/authorizations", "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0c", hold);
+    let voiding = App::start_at(&scene.acquirer, &scene.database, |config| {
+        config.reconcile_interval_ms = 100;
+        config.reconcile.reconcile_grace_s = 0;
+        config.reconcile.void_orphans_after_s = "0".parse().unwrap();
+    });
+    let metric = |name: &str, labels: &[(&str, &str)]| voiding.client.metrics().value(name, labels);
+    eventually("the void", || metric("oncepay_reconciliation_orphans_voided_total", &[]) == 1.0);
+    drop(voiding);
+    scene.expect_agreement();
     // Charges of ours that hold money are left alone.
     let held = "SELECT count(*) FROM charges WHERE status = 'requires_capture'";
     assert_eq!(scene.database.count(held), 1);
