@@ -2,8 +2,8 @@
 # Usage: lint.sh [--insist]
 #
 # Runs the checks that compile nothing, in seconds: every dependency is used, and is one that we may and want to ship
-# (deny.toml); the spelling (_typos.toml); and no migration holds up the service (.squawk.toml). All of them run, even
-# after one has failed.
+# (deny.toml); the spelling (_typos.toml); and no migration holds up the service (.squawk.toml). It also runs the tests of
+# the benchmark and of the drills, which need only Python. All of them run, even after one has failed.
 #
 # The tools are installed from PyPI into ~/.cache/oncepay-lint, at the versions of lint-requirements.txt. If the
 # installation fails, the script says so and passes, since the tools aren't needed to work on the code. With --insist,
@@ -77,6 +77,18 @@ spelling() { typos; }
 
 migrations() { python3 .ci/squawk.py; }
 
+# What measures and what drills must be able to fail, too.
+scripts() {
+    local folder report
+    for folder in load/bench ops/drills; do
+        report=$(python3 -W ignore::ResourceWarning -m unittest discover -s $folder 2>&1) || {
+            echo "$report"
+            return 1
+        }
+    done
+}
+
+gate scripts scripts
 if [ -d "$tools" ] || install_tools; then
     PATH=$tools/bin:$PATH
     gate dependencies dependencies
@@ -86,7 +98,6 @@ if [ -d "$tools" ] || install_tools; then
 else
     echo 'lint: NOT RUN: dependencies, unused dependencies, spelling, migrations. Their tools could not be installed.' >&2
     [ $insist = no ] || exit 1
-    exit 0
 fi
 if [ ${#failed[@]} != 0 ]; then
     echo "lint: failed: ${failed[*]}" >&2

@@ -270,6 +270,85 @@ fn a_scheduled_audit_stands_aside_while_the_database_is_migrated() {
 }
 
 #[test]
+fn a_scheduled_audit_that_stands_aside_is_made_up_for_soon() {
+    let (database, _app) = lively();
+    let mut migrating = database.as_owner();
+    execute(&mut migrating, &format!("SELECT pg_advisory_lock({})", oncepay::storage::migrations::LOCK));
+    let _auditing =
+        App::start_with(&database, |config| config.audit.audit_interval_s = "50".parse().unwrap());
+    let due_within = |longest: &str| {
+        let due = format!(
+            "SELECT count(*) FROM audit_runs WHERE due_at > clock_timestamp() - interval '1 hour' \
+             AND due_at <= clock_timestamp() + interval '{longest}' AND started_at IS NULL"
+        );
+        database.count(&due) == 1
+    };
+    eventually("its next look", || due_within("6 seconds"));
+    execute(&mut migrating, &format!("SELECT pg_advisory_unlock({})", oncepay::storage::migrations::LOCK));
+    eventually("the audit", || {
+        database.count("SELECT count(*) FROM audit_runs WHERE started_at IS NOT NULL") == 1
+    });
+    // After one that came to an end, the interval counts.
+    eventually("its end", || {
+        let due = "SELECT count(*) FROM audit_runs WHERE due_at BETWEEN clock_timestamp() + interval '30 seconds' \
+                   AND clock_timestamp() + interval '50 seconds'";
+        database.count(due) == 1
+    });
+}
+
+#[test]
+fn a_scheduled_audit_that_fails_is_not_the_last() {
+    let (database, _app) = lively();
+    let mut blocker = database.as_superuser();
+    execute(&mut blocker, "BEGIN");
+    execute(&mut blocker, "LOCK TABLE postings IN ACCESS EXCLUSIVE MODE");
+    let _auditing = App::start_with(&database, |config| {
+        config.audit.audit_interval_s = "1".parse().unwrap();
+        config.audit.audit_timeout_s = 1;
+    });
+    let is_tried = "SELECT count(*) FROM audit_runs WHERE due_at > clock_timestamp() + interval '10 seconds'";
+    let has_ended = "SELECT count(*) FROM audit_runs WHERE due_at < clock_timestamp() + interval '10 seconds' AND due_at > '-infinity'";
+    eventually("an attempt", || database.count(is_tried) == 1);
+    eventually("its end", || database.count(has_ended) == 1);
+    assert_eq!(database.count("SELECT count(*) FROM audit_runs WHERE started_at IS NOT NULL"), 0);
+    execute(&mut blocker, "ROLLBACK");
+    eventually("an audit", || {
+        database.count("SELECT count(*) FROM audit_runs WHERE started_at IS NOT NULL") == 1
+    });
+}
+
+#[test]
+fn a_record_is_not_replaced_by_that_of_an_earlier_audit() {
+    let (database, app) = lively();
+    drop(app);
+    let later = "UPDATE audit_runs SET started_at = clock_timestamp() + interval '1 hour', \
+                 finished_at = clock_timestamp() + interval '1 hour 90 seconds', findings = '[{\"name\": \"later\", \"violations\": 3}]'";
+    execute(&mut database.as_owner(), later);
+    let record = || database.text("SELECT to_json(r)::text FROM audit_runs r");
+    let before = record();
+    let audited = Command::new(env!("CARGO_BIN_EXE_oncepay"))
+        .arg("audit")
+        .env("DATABASE_URL", exposed(&database.app_url))
+        .output()
+        .unwrap();
+    assert!(audited.status.success(), "{audited:?}");
+    assert_eq!(record(), before);
+
+    let app = App::start_with(&database, |config| config.metrics_interval_ms = 50);
+    let metric = |name: &str, labels: &[(&str, &str)]| app.client.metrics().value(name, labels);
+    let started_at_s: f64 =
+        database.text("SELECT extract(epoch FROM started_at)::text FROM audit_runs").parse().unwrap();
+    eventually("the record", || metric("oncepay_audit_last_run_timestamp_seconds", &[]) == started_at_s);
+    assert!((metric("oncepay_audit_last_run_duration_seconds", &[]) - 90.0).abs() < 1.0);
+    assert_eq!(metric("oncepay_audit_violations", &[("check", "later")]), 3.0);
+    // A check that the next audit doesn't have is gone.
+    let next = "UPDATE audit_runs SET findings = '[{\"name\": \"next\", \"violations\": 4}]'";
+    execute(&mut database.as_owner(), next);
+    eventually("the next", || metric("oncepay_audit_violations", &[("check", "next")]) == 4.0);
+    eventually("an end of the one before", || !app.client.metrics().0.contains("\"later\""));
+}
+
+#[test]
 fn a_scheduled_audit_ends_at_its_limit() {
     let (database, app) = lively();
     drop(app);

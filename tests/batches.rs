@@ -30,9 +30,14 @@ fn arrive(app: &App, count: usize) {
 
 /// Runs `send` while no statement on the table of keys gets through, so that what is sent gathers.
 fn gathered<T>(database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
+    gathered_at("idempotency_keys", database, app, send)
+}
+
+/// The same with another table.
+fn gathered_at<T>(table: &str, database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
     let mut conn = database.as_owner();
     conn.transaction::<_, diesel::result::Error, _>(|conn| {
-        execute(conn, "LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE");
+        execute(conn, &format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
         let (count, sent) = send();
         arrive(app, count);
         Ok(sent)
@@ -347,6 +352,84 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
     }
     let earlier = claimed_before(&database, &merchants[0], "few");
     assert!(earlier <= 20, "{earlier} of 40 came first");
+}
+
+#[test]
+fn a_read_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.pool_size = 2);
+    let clients = [0, 1].map(|_| app.client.as_merchant(&database.merchant()));
+    let paths = [0, 1].map(|n| {
+        let charge = clients[n].charge("first", &visa()).expect(201);
+        format!("/v1/charges/{}", charge.field("id"))
+    });
+    // Each read notes itself, and takes a while.
+    for statement in [
+        "CREATE SEQUENCE turns",
+        "CREATE TABLE reads (turn bigint DEFAULT nextval('turns'), charge uuid)",
+        "CREATE FUNCTION note_read(charge uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER AS \
+         $$ BEGIN INSERT INTO reads (charge) VALUES (charge); PERFORM pg_sleep(0.01); RETURN true; END $$",
+        "ALTER TABLE charges ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY noted ON charges USING (note_read(id))",
+    ] {
+        execute(&mut database.as_owner(), statement);
+    }
+    let read = |n: usize| -> Pending {
+        let (client, path) = (clients[n].clone(), paths[n].clone());
+        thread::spawn(move || client.get(&path))
+    };
+    let sent = gathered_at("charges", &database, &app, || many_then_one(&app, 40, |_| read(0), || read(1)));
+    for answer in sent {
+        answer.join().unwrap().expect(200);
+    }
+    let (_, one) = paths[1].split_once("ch_").unwrap();
+    let earlier = database.count(&format!(
+        "SELECT count(*) FROM reads WHERE turn < (SELECT min(turn) FROM reads WHERE charge = '{one}')"
+    ));
+    execute(&mut database.as_owner(), "ALTER TABLE charges DISABLE ROW LEVEL SECURITY");
+    assert!((1..=20).contains(&earlier), "{earlier} of 40 came first");
+}
+
+#[test]
+fn strangers_who_name_a_merchant_take_none_of_its_places() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.waiting_max = 8);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    client.get("/v1/charges").expect(200);
+    let sent = gathered_at("api_keys", &database, &app, || {
+        let strangers = (0..8).map(|n| {
+            let stranger = app.client.with_key(&format!("{}{n}", &merchant.key[..merchant.key.len() - 1]));
+            thread::spawn(move || stranger.get("/v1/charges"))
+        });
+        let mut sent: Vec<Pending> = strangers.collect();
+        eventually("their places", || app.client.metrics().value("oncepay_db_waiting_requests", &[]) >= 8.0);
+        let client = client.clone();
+        sent.push(thread::spawn(move || client.get("/v1/charges")));
+        eventually("its place", || app.client.metrics().value("oncepay_db_waiting_requests", &[]) >= 9.0);
+        (9, sent)
+    });
+    let statuses: Vec<_> = sent.into_iter().map(|answer| answer.join().unwrap().status).collect();
+    assert_eq!(statuses.last(), Some(&200));
+    // One of them may have guessed the last digit.
+    assert!(statuses[..8].iter().filter(|status| **status == 401).count() >= 7, "{statuses:?}");
+}
+
+#[test]
+fn who_waits_for_the_processor_does_not_wait_for_the_database() {
+    let database = TestDatabase::new();
+    let app = App::start_with(&database, |config| config.waiting_max = 4);
+    let client = app.client.as_merchant(&database.merchant());
+    let sent: Vec<Pending> = (1..=8)
+        .map(|n| {
+            let pending = send(&client, &format!("slow-{n}"), &with_method("pm_card_slow"));
+            eventually("its claim", || database.rows("idempotency_keys") == n);
+            pending
+        })
+        .collect();
+    for answer in sent {
+        answer.join().unwrap().expect(201);
+    }
 }
 
 #[test]

@@ -382,6 +382,35 @@ fn retries_of_answered_requests_count_a_tenth() {
 }
 
 #[test]
+fn whatever_a_request_finds_under_its_key_it_counts_a_tenth_unless_it_is_executed() {
+    let scene = Scene::new();
+    let unfinished = with_method("pm_card_timeout");
+    scene.client.charge("unfinished", &unfinished).expect_problem(503, "processor_unavailable");
+    execute(
+        &mut scene.database.as_owner(),
+        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour'",
+    );
+    for key in ["expired", "k"] {
+        scene.client.charge(key, &visa()).expect(201);
+    }
+    scene.database.age_key("expired", 25 * 60 * 60);
+    let limit = json!({"rate_per_second": 1, "burst": 5});
+    let requests =
+        || scene.decisions("in_progress") + scene.decisions("expired") + scene.decisions("mismatch_replayed");
+    scene.change(limit);
+    for _ in 0..20 {
+        scene.client.charge("unfinished", &unfinished).expect_problem(409, "idempotency_request_in_progress");
+        scene.client.charge("expired", &visa()).expect_problem(422, "idempotency_key_expired");
+    }
+    // Another rate, and so another burst.
+    scene.change(json!({"burst": 4, "on_mismatch": "replay"}));
+    for _ in 0..20 {
+        assert!(scene.client.charge("k", &with_method("pm_card_slow")).expect(201).is_replay());
+    }
+    assert_eq!(requests(), 60.0);
+}
+
+#[test]
 fn requests_at_the_same_time_are_limited_until_one_ends() {
     let scene = Scene::new();
     scene.change(json!({"concurrency_max": 1}));

@@ -234,6 +234,46 @@ fn one_of_each_difference_is_made_and_found() {
 }
 
 #[test]
+fn the_service_compares_when_it_is_due_and_also_after_a_failure() {
+    let database = TestDatabase::new();
+    let mut acquirer = Acquirer::start(&database);
+    // Another instance has its turn: nobody else compares until it's over.
+    execute(
+        &mut database.as_owner(),
+        "INSERT INTO acquirer_reads (since, due_at) SELECT at - interval '2 hours', at + interval '1 hour' \
+         FROM (SELECT clock_timestamp() AS at) AS now \
+         ON CONFLICT (one) DO UPDATE SET since = EXCLUDED.since, due_at = EXCLUDED.due_at",
+    );
+    let app = App::start_at(&acquirer, &database, |config| config.reconcile_interval_ms = 2_000);
+    let begun = || database.count("SELECT extract(epoch FROM read_at)::bigint FROM acquirer_reads");
+    let compared_at = || app.client.metrics().value("oncepay_reconciliation_timestamp_seconds", &[]);
+    let since_s: f64 =
+        database.text("SELECT extract(epoch FROM since)::text FROM acquirer_reads").parse().unwrap();
+    eventually("the time of its first use", || compared_at() == since_s);
+    // It looks five times a second.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    let was_read = "SELECT count(*) FROM acquirer_reads WHERE read_at IS NOT NULL";
+    assert_eq!((database.count(was_read), compared_at()), (0, since_s));
+    let let_it = || execute(&mut database.as_owner(), "UPDATE acquirer_reads SET due_at = clock_timestamp()");
+    let_it();
+    eventually("a comparison", || compared_at() > since_s + 7_000.0);
+    assert_eq!(
+        database.count("SELECT count(*) FROM acquirer_reads WHERE due_at > read_at"),
+        1,
+        "its next turn"
+    );
+
+    acquirer.stop();
+    let before = begun();
+    let_it();
+    eventually("an attempt", || {
+        database.count("SELECT count(*) FROM acquirer_reads WHERE due_at > clock_timestamp()") == 1
+    });
+    acquirer.start_again();
+    eventually("another comparison", || begun() > before);
+}
+
+#[test]
 fn an_orphaned_authorization_is_voided_once_it_is_old_enough() {
     let scene = Scene::new();
     let hold = json!({"amount": "6.00", "currency": "USD", "payment_method": "pm_card_visa"});
@@ -256,6 +296,18 @@ fn an_orphaned_authorization_is_voided_once_it_is_old_enough() {
     let (agrees, text) = scene.reconcile("0");
     assert!(agrees && text.contains("; voided now"), "{text}");
     assert_eq!(status(), "voided");
+    scene.expect_agreement();
+    // The service does the same by itself, and counts it.
+    let hold = json!({"amount": "6.00", "currency": "USD", "payment_method": "pm_card_visa"});
+    scene.act("/authorizations", "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0c", hold);
+    let voiding = App::start_at(&scene.acquirer, &scene.database, |config| {
+        config.reconcile_interval_ms = 100;
+        config.reconcile.reconcile_grace_s = 0;
+        config.reconcile.void_orphans_after_s = "0".parse().unwrap();
+    });
+    let metric = |name: &str, labels: &[(&str, &str)]| voiding.client.metrics().value(name, labels);
+    eventually("the void", || metric("oncepay_reconciliation_orphans_voided_total", &[]) == 1.0);
+    drop(voiding);
     scene.expect_agreement();
     // Charges of ours that hold money are left alone.
     let held = "SELECT count(*) FROM charges WHERE status = 'requires_capture'";

@@ -140,6 +140,34 @@ fn the_reference_of_settings_is_what_the_program_reads() {
     assert!(kept == printed, "run `cargo run -- settings > ops/SETTINGS.md`");
 }
 
+#[test]
+fn the_reference_of_settings_has_each_that_a_commands_help_shows() {
+    let said = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_oncepay")).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let reference = said(&["settings"]);
+    let (service, others) = reference.split_once("## Other commands").expect("two tables");
+    let mut told = 0;
+    for command in ["serve", "migrate", "dev", "seed", "simulator", "listen", "trigger", "audit"] {
+        let help = said(&[command, "--help"]);
+        for rest in help.split("[env: ").skip(1) {
+            let name: String = rest.chars().take_while(|letter| !"=]".contains(*letter)).collect();
+            // The help shows no value of a secret, not even that it has none.
+            let is_secret = rest.as_bytes()[name.len()] == b']';
+            let rows = if command == "serve" { vec![service] } else { vec![service, others] };
+            let rows = rows.into_iter().flat_map(str::lines);
+            let mut rows = rows.filter(|row| row.starts_with(&format!("| `{name}` |")));
+            assert!(
+                rows.any(|row| row.contains("*Secret.*") == is_secret),
+                "{name} of {command} isn't in the reference as it is"
+            );
+            told += 1;
+        }
+    }
+    assert!(told > 60, "{told}");
+}
+
 /// Stores that so many requests for charges found `found`, `days_ago`, at most `at_most_s` after the first.
 fn saw(database: &TestDatabase, found: &str, at_most_s: u32, requests: u32, days_ago: u32) {
     execute(
@@ -289,4 +317,127 @@ fn storage_says_what_to_do_about_tables_and_indexes() {
         let findings = report()["findings"].as_array().unwrap().clone();
         !findings.iter().any(|finding| finding["subject"].as_str().unwrap().starts_with("junk"))
     });
+}
+
+#[test]
+fn the_storage_report_has_the_figures_of_the_server() {
+    let database = TestDatabase::new();
+    let mut owner = database.as_owner();
+    for statement in [
+        "CREATE TABLE heap (number integer PRIMARY KEY, filler text)",
+        // Statistics of a table are for those who may read it.
+        "GRANT SELECT ON heap TO PUBLIC",
+        "CREATE INDEX heap_by_filler ON heap (filler, number)",
+        "CREATE INDEX heap_by_length ON heap (length(filler), number)",
+        // Half of the rows have a filler of 101 bytes, its length included.
+        "INSERT INTO heap SELECT n, CASE WHEN n % 2 = 0 THEN repeat('x', 100) END FROM generate_series(1, 20000) n",
+    ] {
+        execute(&mut owner, statement);
+    }
+    // A session hands in its counters when it ends, at the latest: what it has inserted would count twice after a vacuum.
+    drop(owner);
+    let rows = "SELECT coalesce(sum(n_live_tup), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'heap'";
+    eventually("the rows", || database.count(rows) == 20_000);
+    let mut owner = database.as_owner();
+    for statement in [
+        "VACUUM ANALYZE heap",
+        "SET enable_seqscan = off",
+        "SELECT count(*) FROM heap WHERE number = 1",
+        "SELECT count(*) FROM heap WHERE number = 2",
+        "SELECT count(*) FROM heap WHERE number = 3",
+        "SELECT count(*) FROM heap WHERE number = 4",
+        "SELECT count(*) FROM heap WHERE number = 5",
+    ] {
+        execute(&mut owner, statement);
+    }
+    drop(owner);
+    let report = || -> Value { serde_json::from_str(&oncepay(&database, &["storage", "--json"]).1).unwrap() };
+    let named = |report: &Value, kind: &str, name: &str| {
+        let found = report[kind].as_array().unwrap().iter().find(|one| one["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} isn't in {report:#}")).clone()
+    };
+    let server = |query: &str| -> Value { serde_json::from_str(&database.text(query)).unwrap() };
+    let scans = "SELECT json_build_object('index', idx_scan, 'sequential', seq_scan)::text FROM pg_stat_user_tables \
+                 WHERE relname = 'heap'";
+    eventually("the scans", || server(scans)["index"] == 5);
+    assert_ne!(server(scans)["sequential"], 5, "it tells nothing apart");
+
+    let age = || database.count("SELECT age(relfrozenxid) FROM pg_class WHERE relname = 'heap'");
+    let youngest = age();
+    let seen = report();
+    let table = named(&seen, "tables", "heap");
+    assert!((youngest..=age()).contains(&table["xid_age"].as_i64().unwrap()), "{table}");
+    assert_eq!(
+        (&table["index_scans"], &table["sequential_scans"]),
+        (&json!(5), &server(scans)["sequential"])
+    );
+    let sizes = "SELECT json_build_array(pg_relation_size('heap'), pg_indexes_size('heap'), pg_total_relation_size('heap'))::text";
+    assert_eq!(json!([table["row_bytes"], table["index_bytes"], table["total_bytes"]]), server(sizes));
+    assert_eq!(
+        (&table["rows"], &table["dead_rows"], &table["changed_rows"]),
+        (&json!(20_000), &json!(0), &json!(0))
+    );
+    assert_eq!(table["needed_bytes"], 20_000 * (28 + 4) + 10_000 * 101);
+    for time in ["vacuumed_at", "analyzed_at"] {
+        let is_time =
+            table[time].as_str().is_some_and(|text| chrono::DateTime::parse_from_rfc3339(text).is_ok());
+        assert!(is_time, "{time} of {table}");
+    }
+    let key = named(&seen, "indexes", "heap_pkey");
+    assert_eq!(json!([key["bytes"]]), server("SELECT json_build_array(pg_relation_size('heap_pkey'))::text"));
+    assert_eq!((&key["entries"], &key["scans"], &key["table"]), (&json!(20_000), &json!(5), &json!("heap")));
+    assert_eq!((&key["is_unique"], &key["is_valid"]), (&json!(true), &json!(true)));
+    assert_eq!(key["needed_bytes"], 20_000 * (16 + 4) * 3 / 2);
+    let other = named(&seen, "indexes", "heap_by_filler");
+    assert_eq!(
+        (&other["is_unique"], &other["needed_bytes"]),
+        (&json!(false), &json!(20_000 * (16 + 101 + 4) * 3 / 2))
+    );
+    // The server has no statistics of the width of an expression.
+    assert_eq!(named(&seen, "indexes", "heap_by_length")["needed_bytes"], json!(null));
+    for (kind, size) in [("tables", "total_bytes"), ("indexes", "bytes")] {
+        let sizes = seen[kind].as_array().unwrap().iter().map(|one| one[size].as_i64().unwrap());
+        assert!(sizes.is_sorted_by(|larger, smaller| larger >= smaller), "{kind} aren't the largest first");
+    }
+
+    // What the last vacuum has counted outlasts the counters, which a crash of the server loses.
+    execute(&mut database.as_superuser(), "SELECT pg_stat_reset_single_table_counters('heap'::regclass)");
+    eventually("the loss", || named(&report(), "tables", "heap")["vacuumed_at"].is_null());
+    assert_eq!(named(&report(), "tables", "heap")["rows"], 20_000);
+}
+
+#[test]
+fn the_storage_report_names_what_holds_old_rows() {
+    let database = TestDatabase::new();
+    let slot = database.name().to_owned();
+    let report = || -> Value { serde_json::from_str(&oncepay(&database, &["storage", "--json"]).1).unwrap() };
+    let of_kind = |kind: &str| {
+        let holders = report()["holders"].as_array().unwrap().clone();
+        holders.into_iter().filter(|holder| holder["kind"] == kind).collect::<Vec<_>>()
+    };
+    assert_eq!(of_kind("session"), Vec::<Value>::new(), "its own is none");
+
+    let mut holder = database.as_app();
+    execute(&mut holder, "BEGIN");
+    execute(&mut holder, "SELECT 1");
+    let session = database.count("SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()");
+    execute(&mut database.as_superuser(), &format!("SELECT pg_create_physical_replication_slot('{slot}')"));
+    eventually("its age", || {
+        of_kind("session").iter().any(|holder| holder["age_seconds"].as_i64() > Some(0))
+    });
+    let sessions = of_kind("session");
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    assert!(
+        sessions[0]["name"].as_str().unwrap().starts_with(&format!("session {session} (")),
+        "{sessions:?}"
+    );
+    let holders = report()["holders"].as_array().unwrap().clone();
+    let ages = holders.iter().map(|holder| holder["age_seconds"].as_i64().unwrap());
+    assert!(ages.is_sorted_by(|older, younger| older >= younger), "{holders:?}");
+    let findings = report()["findings"].as_array().unwrap().clone();
+    let found = findings.iter().find(|finding| finding["subject"] == slot.as_str());
+    let drop_it = format!("SELECT pg_drop_replication_slot('{slot}')");
+    assert_eq!(found.map(|finding| &finding["statement"]), Some(&json!(drop_it)), "{findings:?}");
+    execute(&mut database.as_superuser(), &drop_it);
+    execute(&mut holder, "ROLLBACK");
 }

@@ -240,6 +240,39 @@ fn a_kill_between_call_and_commit_leaves_one_trace_with_both_attempts() {
     assert_eq!(executed["key_hash"], replayed["key_hash"]);
 }
 
+#[test]
+fn a_line_about_a_delivery_names_its_event_and_the_trace_of_the_request() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let log = Scratch::new();
+    let settings = [
+        ("ONCEPAY_LOG_FORMAT", "json"),
+        ("ONCEPAY_WEBHOOK_ALLOW_LOOPBACK", "true"),
+        ("ONCEPAY_DELIVERY_INTERVAL_MS", "20"),
+        ("RUST_LOG", "warn"),
+    ];
+    let server = start_logging(&database, &log, &settings);
+    let client = server.client.as_merchant(&merchant);
+    let receiver = Receiver::start();
+    // It's gone, so the endpoint is disabled.
+    receiver.answer(410);
+    endpoint(&client, &receiver);
+    charge_in(&client, TRACE, "k", &visa()).expect(201);
+    let about_it = |line: &Value| line["message"].as_str().unwrap().contains("was disabled");
+    eventually("the line", || log.text().lines().any(|line| line.contains("was disabled")));
+    let message = receiver.received()[0].header("traceparent");
+    drop(server);
+    let line = log.lines().into_iter().find(about_it).unwrap();
+    assert_eq!((&line["trace_id"], &line["span_id"]), (&json!(TRACE), &json!(ids(&message).1)), "{line}");
+    let event = database
+        .text("SELECT 'evt_' || replace(id::text, '-', '') FROM events WHERE type = 'charge.succeeded'");
+    assert_eq!(
+        (&line["event_id"], &line["merchant"]),
+        (&json!(event), &json!(merchant.id.to_string())),
+        "{line}"
+    );
+}
+
 /// The spans that a collector has received, flat.
 fn spans(collector: &Receiver) -> Vec<Value> {
     let all = |value: &Value, name: &str| value[name].as_array().cloned().unwrap_or_default();
@@ -339,7 +372,9 @@ fn each_line_of_the_log_is_an_object_with_fields_that_stay() {
         for field in ["timestamp", "level", "target", "message"] {
             assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field} of {line}");
         }
-        assert!(chrono::DateTime::parse_from_rfc3339(line["timestamp"].as_str().unwrap()).is_ok());
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok());
+        assert_eq!(time.len(), "2026-01-31T09:00:00.000Z".len(), "{time}");
     }
     assert!(lines.iter().any(|line| line["message"] == "serving" && line["level"] == "INFO"), "{lines:#?}");
     let closing: Vec<_> = lines.iter().filter(|line| !line["outcome"].is_null()).collect();
@@ -366,6 +401,7 @@ fn each_line_of_the_log_is_an_object_with_fields_that_stay() {
     assert!(executed["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0), "{executed}");
     assert_eq!(executed["key_hash"].as_str().map(str::len), Some(32), "{executed}");
     assert_eq!(executed["span_id"].as_str().map(str::len), Some(16), "{executed}");
+    assert_ne!(executed["span_id"], SPAN, "the caller's isn't ours");
     let executed = executed.as_object_mut().unwrap();
     let known = [
         "attempt",

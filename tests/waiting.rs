@@ -177,6 +177,24 @@ fn a_wait_is_clamped_to_the_policy_and_says_so() {
 }
 
 #[test]
+fn a_wait_adds_to_the_time_in_which_a_request_is_answered() {
+    let database = TestDatabase::new();
+    let sandbox = Arc::new(Sandbox::recording());
+    let app = start(&database, &sandbox);
+    let hasty =
+        App::start_sharing(&database, Arc::clone(&sandbox), |config| config.request_deadline_ms = 1_000);
+    let client = app.client.as_merchant(&database.merchant());
+    let slow = with_method("pm_card_slow");
+    thread::scope(|scope| {
+        let first = scope.spawn(|| client.charge("k", &slow));
+        eventually("the claim", || database.rows("idempotency_keys") == 1);
+        // Its answer comes after two seconds.
+        assert!(waiting(&hasty.client.like(&client), "k", &slow, "wait=20").expect(201).is_replay());
+        first.join().unwrap().expect(201);
+    });
+}
+
+#[test]
 fn who_waits_takes_over_when_the_first_attempt_fails() {
     let database = TestDatabase::new();
     let sandbox = Arc::new(Sandbox::recording());

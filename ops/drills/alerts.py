@@ -61,22 +61,22 @@ def look_commands(runbook):
     """The commands of each section, by alert."""
     sections = re.split(r"\n## ", runbook)
     return {
-        section.split("\n", 1)[0].strip(): re.findall(r"^\$ (.+(?:\\\n.+)*)", section, re.MULTILINE)
+        section.split("\n", 1)[0].strip(): re.findall(r"^\$ ((?:.*\\\n)*.+)", section, re.MULTILINE)
         for section in sections[1:]
     }
 
 
-class Watch(threading.Thread):
+class Watch:
     """Notes which alerts have fired, and runs the runbook's commands while they do."""
 
     def __init__(self, stack, commands, show):
-        super().__init__(daemon=True)
         self.stack, self.commands, self.show = stack, commands, show
         self.firing, self.fired, self.complaints = set(), {}, []
         self.begun, self.ended = time.monotonic(), threading.Event()
         self.runners = []
+        self.task = Task(self.watch)
 
-    def run(self):
+    def watch(self):
         while not self.ended.is_set():
             status, answer = request(f"{self.stack.prometheus_url}/api/v1/alerts")
             if status == 200:
@@ -102,11 +102,29 @@ class Watch(threading.Thread):
         for runner in list(self.runners):
             runner.join(timeout=60)
 
+    def is_quiet(self):
+        """Whether no alert fires."""
+        self.expect_looking()
+        return not self.firing
+
+    def expect_looking(self):
+        """Fails if nobody looks any more, which would seem quiet. What ended it isn't taken for an alert that is missing."""
+        if self.task.failure:
+            raise RuntimeError("nobody watches the alerts any more") from self.task.failure
+
+    def end(self):
+        self.ended.set()
+        self.task.join(timeout=60)
+        self.join_runners()
+
     def forget(self, names):
         self.fired = {name: at for name, at in self.fired.items() if name not in names}
 
     def expect(self, *names, seconds=60):
-        missing = lambda: [name for name in names if name not in self.fired]
+        def missing():
+            self.expect_looking()
+            return [name for name in names if name not in self.fired]
+
         try:
             eventually("", lambda: not missing(), seconds)
         except SystemExit:
@@ -268,7 +286,7 @@ class Drill:
     def hold_table(self, instance, traffic):
         """Somebody's long transaction has a lock, so reads hold their connections until they give up."""
         holder = "BEGIN; LOCK TABLE disputes IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(8); COMMIT"
-        threading.Thread(target=lambda: self.stack.postgres.sql(holder), daemon=True).start()
+        traffic.tasks.append(Task(self.stack.postgres.sql, holder))
         ends = time.monotonic() + 9
 
         def read():
@@ -358,7 +376,6 @@ def main():
             file.write(shorten(rules))
         stack.watch(short, SCRAPE)
         watch = Watch(stack, commands, options.show)
-        watch.start()
         drill.disturb(traffic)
         # The key table's size has a past by now.
         time.sleep(max(0, WINDOW_MAX_S + 2 - (time.monotonic() - watch.begun)))
@@ -376,11 +393,10 @@ def main():
         watch.expect("OncepayProcessorDown")
         drill.mend()
         try:
-            eventually("", lambda: not watch.firing, 90)
+            eventually("", watch.is_quiet, 90)
         except SystemExit:
             sys.exit(f"don't end: {', '.join(sorted(watch.firing))}")
-        watch.join_runners()
-        watch.ended.set()
+        watch.end()
         audit = subprocess.run([stack.binary, "audit"], env=stack.environment(), capture_output=True, text=True)
         if audit.returncode != 0:
             sys.exit(f"the books aren't in order after the drill:\n{audit.stdout}{audit.stderr}")

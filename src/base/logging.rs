@@ -224,7 +224,158 @@ impl VisitValue<'_> for Field<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use log::Level;
+    use serde_json::{Value as Json, json};
+    use uuid::Uuid;
+
+    use super::super::ids::MerchantId;
+    use super::super::scope::HashedKey;
+    use super::super::trace::TraceContext;
     use super::*;
+
+    struct Hash;
+
+    impl HashedKey for Hash {
+        fn key_hash(&self) -> String {
+            "0123".to_owned()
+        }
+    }
+
+    /// The lines of a record with these fields: as JSON, and what follows the message for people.
+    fn lines(message: &str, fields: &[(&str, Value<'_>)], scope: Option<&Scope>) -> (String, String) {
+        let line = |make: &dyn Fn(&Record<'_>) -> Vec<u8>| {
+            let mut record = Record::builder();
+            record.level(Level::Warn).target("oncepay::engine").key_values(&fields);
+            String::from_utf8(make(&record.args(format_args!("{message}")).build())).unwrap()
+        };
+        let for_people =
+            |record: &Record<'_>| Fields { line: Vec::new(), format: LogFormat::Text }.of(record, scope);
+        (line(&|record| super::json("now", record, scope)), line(&for_people))
+    }
+
+    #[test]
+    fn a_field_has_the_type_of_its_value_and_no_text_leaves_its_quotes() {
+        let text = "a \"quoted\" \\ text\nof two lines\u{1b}, \u{e9}";
+        let fields = [
+            ("text", Value::from(text)),
+            ("shown", Value::from_display(&text)),
+            ("whole", Value::from(u64::MAX)),
+            ("negative", Value::from(i64::MIN)),
+            ("real", Value::from(1.5)),
+            ("flag", Value::from(true)),
+            ("nothing", Value::null()),
+            ("no_number", Value::from(f64::NAN)),
+        ];
+        let (line, for_people) = lines(text, &fields, None);
+        assert_eq!(line.find('\n'), Some(line.len() - 1), "{line}");
+        assert_eq!(
+            serde_json::from_str::<Json>(&line).unwrap(),
+            json!({
+                "timestamp": "now", "level": "WARN", "target": "oncepay::engine", "message": text, "text": text,
+                "shown": text, "whole": u64::MAX, "negative": i64::MIN, "real": 1.5, "flag": true,
+            })
+        );
+        let shown = "a \"quoted\" \\ text\n    of two lines\\u{1b}, \u{e9}";
+        assert_eq!(
+            for_people,
+            format!(
+                " text={shown} shown={shown} whole={} negative={} real=1.5 flag=true\n",
+                u64::MAX,
+                i64::MIN
+            )
+        );
+    }
+
+    #[test]
+    fn a_line_names_its_scope_and_each_field_once() {
+        let trace = TraceContext::begin();
+        let first = TraceContext::begin();
+        let merchant = MerchantId(Uuid::from_u128(1));
+        let scope = Scope::of_request("req_1".to_owned(), trace.clone());
+        scope.set_merchant(merchant);
+        scope.set_operation("charges.create");
+        scope.set_key(Arc::new(Hash));
+        scope.set_original(&first);
+        let mut expected = json!({
+            "timestamp": "now", "level": "WARN", "target": "oncepay::engine", "message": "m", "request_id": "req_1",
+            "trace_id": trace.trace_id().to_string(), "span_id": trace.span_id().to_string(),
+            "original_trace_id": first.trace_id().to_string(), "merchant": merchant.to_string(),
+            "operation": "charges.create", "key_hash": "0123",
+        });
+        let parsed = |line: &str| serde_json::from_str::<Json>(line).unwrap();
+        assert_eq!(parsed(&lines("m", &[], Some(&scope)).0), expected);
+
+        // Of a record that names its own, as the worker's do.
+        let own = ["request_id", "operation", "key_hash"].map(|name| (name, Value::from("own")));
+        let (line, for_people) = lines("m", &own, Some(&scope));
+        for (name, _) in &own {
+            expected[*name] = json!("own");
+            assert_eq!(line.matches(&format!("\"{name}\":")).count(), 1, "{line}");
+            assert_eq!(for_people.matches(&format!(" {name}=")).count(), 1, "{for_people}");
+        }
+        assert_eq!(parsed(&line), expected);
+        let event = Scope::of_event("evt_1".to_owned(), trace);
+        assert_eq!(parsed(&lines("m", &[], Some(&event)).0)["event_id"], "evt_1");
+    }
+
+    /// Set in a process of its own, of which [`start`] makes the log.
+    const LOGS: &str = "ONCEPAY_TEST_LOGS";
+
+    #[test]
+    fn the_levels_are_those_of_the_environment_or_the_programs_and_a_panic_is_one_line() {
+        if let Some(format) = std::env::var_os(LOGS) {
+            start(if format == "json" { LogFormat::Json } else { LogFormat::Text }, COMMAND);
+            log::info!("quiet");
+            log::warn!("loud\n[2026 ERROR] forged");
+            let panics = std::thread::spawn(|| panic!("broken\nin two lines"));
+            assert!(panics.join().is_err());
+            return;
+        }
+        let (_, module) = module_path!().split_once("::").expect("it's in a crate");
+        let name = format!(
+            "{module}::the_levels_are_those_of_the_environment_or_the_programs_and_a_panic_is_one_line"
+        );
+        let written = |format: &str, levels: Option<&str>| {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", &name, "--nocapture"]).env(LOGS, format).env_remove("RUST_LOG");
+            command.envs(levels.map(|levels| ("RUST_LOG", levels)));
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        for (levels, expected) in [
+            (None, &["loud", "broken"][..]),
+            (Some(""), &["loud", "broken"]),
+            (Some("info"), &["quiet", "loud", "broken"]),
+            (Some("error"), &["broken"]),
+        ] {
+            let written = written("json", levels);
+            let written: Vec<Json> =
+                written.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+            assert_eq!(written.len(), expected.len(), "{levels:?}: {written:?}");
+            for (line, expected) in written.iter().zip(expected) {
+                assert!(line["message"].as_str().unwrap().contains(expected), "{levels:?}: {written:?}");
+            }
+            let panic = written.last().unwrap();
+            assert_eq!((&panic["level"], &panic["target"]), (&json!("ERROR"), &json!("oncepay::panic")));
+        }
+        // For people, a panic is what Rust makes of it.
+        let written = written("text", None);
+        let forged = written.lines().find(|line| line.contains("forged"));
+        assert_eq!(forged, Some("    [2026 ERROR] forged"), "{written}");
+        assert!(written.contains("panicked at") && !written.contains("oncepay::panic"), "{written}");
+    }
+
+    #[test]
+    fn people_are_not_told_twice_what_the_message_says() {
+        let fields =
+            [("method", Value::from("GET")), ("path", Value::from("/a")), ("status", Value::from(200))];
+        let (line, for_people) = lines("GET /a", &fields, None);
+        assert_eq!(for_people, " status=200\n");
+        assert!(line.contains(r#""method":"GET","path":"/a","status":200}"#), "{line}");
+    }
 
     #[test]
     fn a_text_from_elsewhere_can_neither_begin_a_line_nor_steer_a_terminal() {

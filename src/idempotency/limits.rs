@@ -446,6 +446,50 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_takes_nothing_of_the_other_limit() {
+        let (limits, policy) = (limits(), Policy { concurrency_max: 2, ..slow(4) });
+        let refused = || match limits.take(OPERATION, merchant(1), &policy).share {
+            Err(Failure::RateLimited { limited, .. }) => Some(limited.as_str()),
+            _ => None,
+        };
+        let kept: Vec<_> =
+            (0..2).map(|_| limits.take(OPERATION, merchant(1), &policy).share.unwrap()).collect();
+        for _ in 0..20 {
+            assert_eq!(refused(), Some("concurrency"));
+        }
+        drop(kept);
+        assert_eq!((refused(), refused()), (None, None), "two of four were left");
+        for _ in 0..20 {
+            assert_eq!(refused(), Some("rate"));
+        }
+    }
+
+    #[test]
+    fn a_window_is_the_time_that_refills_the_burst_in_whole_seconds() {
+        let policy = Policy { rate_per_second: 2, burst: 5, ..Policy::default() };
+        let fields = limits().take(OPERATION, merchant(1), &policy).fields.unwrap();
+        assert_eq!(fields.policy, "\"charges.create:rate\";q=6;w=3");
+        assert_eq!(fields.current, "\"charges.create:rate\";r=4;t=2");
+    }
+
+    #[test]
+    fn who_is_refused_may_come_again_when_there_is_room_for_one() {
+        let (limits, policy) = (limits(), Policy { rate_per_second: 100, burst: 1, ..Policy::default() });
+        let refused = (0..100).find_map(|_| limits.take(OPERATION, merchant(1), &policy).share.err());
+        let Some(Failure::RateLimited { retry_after, .. }) = refused else { panic!("all got through") };
+        assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_millis(10), "{retry_after:?}");
+    }
+
+    #[test]
+    fn each_operation_has_limits_of_its_own() {
+        let limits = Limits::new([OPERATION, "refunds.create"].into_iter());
+        assert_eq!(passed(&limits, merchant(1), &slow(3)), 3);
+        let taken = |operation| limits.take(operation, merchant(1), &slow(3)).share;
+        assert!(taken("refunds.create").is_ok() && taken(OPERATION).is_err());
+        assert!(taken("unknown").unwrap().is_none());
+    }
+
+    #[test]
     fn a_changed_rate_begins_with_full_buckets_and_a_burst_of_zero_is_a_second_s_worth() {
         let limits = limits();
         assert_eq!(passed(&limits, merchant(1), &slow(3)), 3);
@@ -479,6 +523,29 @@ mod tests {
         let policy = Policy { rate_per_second: 50, burst: 1, ..Policy::default() };
         let fields = limits.take(OPERATION, merchant(1), &policy).fields.unwrap();
         assert_eq!(fields.current, "\"charges.create:rate\";r=0");
+    }
+
+    #[test]
+    fn callers_that_have_taken_something_are_remembered() {
+        let limits = limits();
+        let policy = Policy { concurrency_max: 1, ..slow(500) };
+        let take = |number| limits.take(OPERATION, merchant(number), &policy).share;
+        let running = take(1).unwrap();
+        // Empties its bucket, which takes minutes to be full again.
+        while take(2).is_ok() {}
+        for number in 3..20_000 {
+            assert!(take(number).is_ok());
+        }
+        assert!(take(1).is_err(), "its request is under way");
+        assert!((0..100).filter(|_| take(2).is_ok()).count() < 50);
+        // It's still under way when nobody's bucket has to be remembered.
+        limits.by_operation[OPERATION].callers.refill(Duration::ZERO);
+        for number in 20_000..80_000 {
+            assert!(take(number).is_ok());
+        }
+        assert!(take(1).is_err());
+        drop(running);
+        assert!(take(1).is_ok());
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::idempotency_api::{keys, resolve};
 use crate::inbound;
 use crate::ledger::AccountKind;
 use crate::payments::{charges, disputes, failure, payouts, refunds};
-use crate::web::problems::is_common;
+use crate::web::problems::{is_anybodys, is_common};
 use crate::webhooks::{endpoints, outbox};
 
 /// The properties whose value is one of a few words: schema, name, words.
@@ -316,6 +316,10 @@ fn first_reference(value: &Value) -> Option<String> {
     }
 }
 
+fn joined(codes: &[Code]) -> String {
+    codes.iter().map(|code| pascal(code.as_str())).collect::<Vec<_>>().join("Or")
+}
+
 /// Returns the name of a response among the components.
 fn response_name(status: &str, response: &Response) -> String {
     let codes = codes_of(response);
@@ -333,12 +337,14 @@ fn response_name(status: &str, response: &Response) -> String {
             schema.unwrap_or_else(|| pascal(sentence))
         }
         ([], [code]) => pascal(code.as_str()),
-        ([], [code, other]) => format!("{}Or{}", pascal(code.as_str()), pascal(other.as_str())),
+        ([], [_, _]) => joined(&codes),
+        // A read's, beside that of a change, which has the name of the status.
+        ([], [_, _, _]) if codes.iter().all(|code| is_anybodys(*code)) => joined(&codes),
         ([], _) => {
             let known = status.parse().ok().and_then(|status| StatusCode::from_u16(status).ok());
             pascal(known.and_then(|status| status.canonical_reason()).unwrap_or(status))
         }
-        (own, _) => own.iter().map(|code| pascal(code.as_str())).collect::<Vec<_>>().join("Or"),
+        (own, _) => joined(own),
     };
     let is_kept = response.headers.contains_key("Idempotent-Replayed");
     if is_kept { name + "Kept" } else { name }

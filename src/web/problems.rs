@@ -60,7 +60,6 @@ const CHANGE: &[Code] = &[
     Code::IdempotencyKeyExpired,
     Code::IdempotencyRequestInProgress,
     Code::RateLimited,
-    Code::TransientConflict,
     Code::OutcomeUnknown,
 ];
 /// Codes that every request can get.
@@ -72,6 +71,7 @@ const ANY: &[Code] = &[
     Code::HttpVersionUnsupported,
     Code::PreconditionFailed,
     Code::Overloaded,
+    Code::TransientConflict,
     Code::DatabaseUnavailable,
     Code::Internal,
 ];
@@ -79,6 +79,11 @@ const ANY: &[Code] = &[
 /// True if many operations can fail with this code.
 pub(crate) fn is_common(code: Code) -> bool {
     [MERCHANT, OPERATOR, ACQUIRER, QUERY, CHANGE, ANY].concat().contains(&code)
+}
+
+/// True if every request can fail with this code.
+pub(crate) fn is_anybodys(code: Code) -> bool {
+    ANY.contains(&code)
 }
 
 /// Codes for a merchant's reads.

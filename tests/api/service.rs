@@ -113,6 +113,24 @@ fn connections_that_died_are_replaced_without_a_client_noticing() {
 }
 
 #[test]
+fn a_read_that_a_lock_holds_up_for_long_is_told_to_come_again() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let operator = app.client.with_key(&database.operator_key());
+    let mut holder = database.as_owner();
+    execute(&mut holder, "BEGIN");
+    execute(&mut holder, "LOCK TABLE disputes, acquirer_events IN ACCESS EXCLUSIVE MODE");
+    for answer in [client.get("/v1/disputes"), operator.get("/v1/operator/acquirer-events")] {
+        let refused = answer.expect_problem(503, "transient_conflict");
+        assert_eq!(refused.json()["retryable"], true);
+        assert!(refused.header("Retry-After").is_some());
+    }
+    execute(&mut holder, "ROLLBACK");
+    client.get("/v1/disputes").expect(200);
+}
+
+#[test]
 fn a_database_that_became_read_only_is_an_outage_and_not_our_bug() {
     let database = TestDatabase::new();
     let app = App::start(&database);

@@ -1,24 +1,14 @@
 //! The space that tables and indexes take, how the server maintains them, and what an operator can do about it.
 //! Reads the server's catalog and statistics only, never a row, so it's cheap on any database.
 
+mod findings;
+
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use serde::Serialize;
 
-use crate::base::quantities::{about, bytes, count, share};
 use crate::error::Failure;
-
-/// Number of dead rows, and changed rows, below which none are worth a word.
-const ROWS_MIN: i64 = 10_000;
-/// Size below which nothing is worth a word, in bytes.
-const BYTES_MIN: i64 = 8 * 1024 * 1024;
-/// Factor between the size that rows or entries need and the size that is worth a word.
-const BLOAT_FACTOR: i64 = 3;
-/// Time for which an index may go without a read, in seconds.
-const UNREAD_MAX_S: i64 = 7 * 24 * 60 * 60;
-/// Time for which a transaction may be open, in seconds.
-const TRANSACTION_MAX_S: i64 = 5 * 60;
 
 /// A table.
 #[derive(Clone, Debug, QueryableByName, Serialize)]
@@ -224,186 +214,7 @@ pub fn read(conn: &mut PgConnection) -> Result<Usage, Failure> {
     Ok(Usage { server, tables, indexes, holders })
 }
 
-impl Usage {
-    /// What an operator should do, the most urgent first.
-    pub fn findings(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let server = &self.server;
-        if !server.has_autovacuum {
-            findings.push(Finding::new(
-                &server.database,
-                "autovacuum is off, so tables only grow and, in the end, the server refuses to write."
-                    .to_owned(),
-                "Turn it on, and reload the configuration with SELECT pg_reload_conf().",
-                Some("ALTER SYSTEM SET autovacuum = on".to_owned()),
-            ));
-        }
-        findings.extend(self.tables.iter().filter_map(|table| table.wraparound(server.freeze_max_age)));
-        findings.extend(self.holders.iter().filter_map(Holder::finding));
-        findings.extend(self.indexes.iter().filter_map(Index::invalid));
-        findings.extend(self.tables.iter().flat_map(Table::findings));
-        findings.extend(self.indexes.iter().filter_map(|index| index.finding(server.counted_seconds)));
-        findings
-    }
-}
-
-impl Finding {
-    fn new(subject: &str, what: String, remedy: &str, statement: Option<String>) -> Self {
-        Self { subject: subject.to_owned(), what, remedy: remedy.to_owned(), statement }
-    }
-}
-
 /// The amount of something that isn't negative.
 pub fn amount(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
-}
-
-impl Table {
-    fn wraparound(&self, freeze_max_age: i64) -> Option<Finding> {
-        let is_late = self.xid_age > freeze_max_age.saturating_add(freeze_max_age / 4);
-        is_late.then(|| {
-            Finding::new(
-                &self.name,
-                format!(
-                    "its oldest transaction id is {} transactions old; autovacuum should have come at {}. At two billion \
-                     the server refuses to write.",
-                    count(amount(self.xid_age)),
-                    count(amount(freeze_max_age))
-                ),
-                "Freeze it now, and find out what keeps autovacuum from it (see the oldest transactions and slots).",
-                Some(format!("VACUUM (FREEZE, VERBOSE) {}", self.name)),
-            )
-        })
-    }
-
-    fn findings(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let mut find =
-            |what, remedy, statement| findings.push(Finding::new(&self.name, what, remedy, Some(statement)));
-        let name = &self.name;
-        if !self.has_autovacuum {
-            find(
-                "autovacuum is off for this table.".to_owned(),
-                "Turn it on, and reload the configuration with SELECT pg_reload_conf().",
-                format!("ALTER TABLE {name} RESET (autovacuum_enabled)"),
-            );
-        }
-        let versions = self.rows.saturating_add(self.dead_rows);
-        let is_unanalyzed = self.rows > ROWS_MIN && self.analyzed_at.is_none();
-        if self.dead_rows > ROWS_MIN && self.dead_rows > versions / 5 {
-            find(
-                format!(
-                    "{} dead rows, {} of all. The last vacuum was {}.",
-                    count(amount(self.dead_rows)),
-                    share(amount(self.dead_rows), amount(versions)),
-                    self.vacuumed_at.as_deref().unwrap_or("never")
-                ),
-                "Vacuum it beside the load. If the dead rows stay, an old transaction or an unused replication slot holds \
-                 them. If they come back, lower autovacuum_vacuum_scale_factor.",
-                format!("VACUUM (ANALYZE, VERBOSE) {name}"),
-            );
-        } else if is_unanalyzed || self.changed_rows > ROWS_MIN && self.changed_rows > self.rows / 5 {
-            find(
-                format!(
-                    "{} changed rows since the last analysis ({}): the planner relies on old figures.",
-                    count(amount(self.changed_rows)),
-                    self.analyzed_at.as_deref().unwrap_or("never")
-                ),
-                "Analyze it beside the load.",
-                format!("ANALYZE {name}"),
-            );
-        }
-        if let Some(needed) = self.needed_bytes.filter(|needed| is_bloated(self.row_bytes, *needed)) {
-            findings.push(Finding::new(
-                name,
-                format!(
-                    "its rows take {}, and need about {}.",
-                    bytes(amount(self.row_bytes)),
-                    bytes(amount(needed))
-                ),
-                "New rows reuse the free space, so leave it if the table is going to grow again. To give it back, use \
-                 pg_repack beside the load. VACUUM FULL locks the table until it's done.",
-                None,
-            ));
-        }
-        findings
-    }
-}
-
-impl Index {
-    fn invalid(&self) -> Option<Finding> {
-        (!self.is_valid).then(|| {
-            Finding::new(
-                &self.name,
-                format!("this index of {} is invalid: every write maintains it, and no query uses it.", self.table),
-                "Its build was interrupted. Unless one is running now, drop it; `oncepay migrate` builds it anew if it \
-                 belongs to a migration that hasn't ended.",
-                Some(format!("DROP INDEX CONCURRENTLY {}", self.name)),
-            )
-        })
-    }
-
-    fn finding(&self, counted_seconds: i64) -> Option<Finding> {
-        if !self.is_valid {
-            return None;
-        }
-        if let Some(needed) = self.needed_bytes.filter(|needed| is_bloated(self.bytes, *needed)) {
-            return Some(Finding::new(
-                &self.name,
-                format!(
-                    "this index of {} takes {}, and needs about {}.",
-                    self.table,
-                    bytes(amount(self.bytes)),
-                    bytes(amount(needed))
-                ),
-                "Build it anew beside the load. That needs as much free space as the new one takes.",
-                Some(format!("REINDEX INDEX CONCURRENTLY {}", self.name)),
-            ));
-        }
-        let is_unread =
-            self.scans == 0 && !self.is_unique && self.bytes > BYTES_MIN && counted_seconds > UNREAD_MAX_S;
-        is_unread.then(|| {
-            Finding::new(
-                &self.name,
-                format!(
-                    "this index of {} takes {}, and hasn't been read for {}.",
-                    self.table,
-                    bytes(amount(self.bytes)),
-                    about(amount(counted_seconds))
-                ),
-                "Ask the standbys, which count their own reads. If Oncepay made it, keep it: something rare needs it, such as \
-                 the deletion of old rows. Drop it if you made it and no longer need it.",
-                None,
-            )
-        })
-    }
-}
-
-fn is_bloated(size: i64, needed: i64) -> bool {
-    size > BYTES_MIN && size / BLOAT_FACTOR > needed
-}
-
-impl Holder {
-    fn finding(&self) -> Option<Finding> {
-        let age = || about(amount(self.age_seconds));
-        let (what, remedy, statement) = match self.kind.as_str() {
-            "slot" => (
-                "this replication slot isn't in use. It keeps the log, and may keep dead rows, until the disk is full.".to_owned(),
-                "Start the standby or the reader that it belongs to, or drop it.",
-                Some(format!("SELECT pg_drop_replication_slot('{}')", self.name)),
-            ),
-            "prepared" if self.age_seconds > TRANSACTION_MAX_S => (
-                format!("this prepared transaction has been open for {}. It keeps locks and dead rows.", age()),
-                "Commit it or roll it back. Oncepay prepares none.",
-                None,
-            ),
-            "session" if self.age_seconds > TRANSACTION_MAX_S => (
-                format!("this session's transaction has been open for {}. It keeps dead rows from being removed.", age()),
-                "If nobody needs it, end it: pg_terminate_backend with its number, as its role or a superuser.",
-                None,
-            ),
-            _ => return None,
-        };
-        Some(Finding::new(&self.name, what, remedy, statement))
-    }
 }
