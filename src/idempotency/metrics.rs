@@ -66,8 +66,8 @@ impl Metrics {
             rate_limited: registry.counters("oncepay_rate_limited_total", "Requests that were refused with `rate_limited`, by operation and limit (rate, concurrency).", &["operation", "limited"]),
             claim_seconds: registry.durations("oncepay_idempotency_claim_duration_seconds", "Time to look a key up and, if it is new, to claim it."),
             finish_seconds: registry.durations("oncepay_idempotency_finish_duration_seconds", "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."),
-            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch of look-ups and claims, or of finishes, by step (claim, finish).", &["step"], 7),
-            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish).", &["step"]),
+            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch, by step: of look-ups and claims (claim) or of finishes (finish) in one statement; of first halves (begin, which is all of a request that calls no processor) or second halves (end) in one transaction.", &["step"], 7),
+            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish, begin, end).", &["step"]),
             waiters: registry.int_gauge("oncepay_idempotency_waiters", "Duplicates that wait for an answer (Prefer: wait)."),
             answers_awaited: registry.counters("oncepay_idempotency_answers_awaited_total", "Answers handed to waiting duplicates, by their source: made on this instance \
                     (here), announced by another (notification), or found in the database without an announcement (look).", &["learned_by"]),
