@@ -187,6 +187,75 @@ fn locked_charges_hold_up_no_requests_but_their_own() {
 }
 
 #[test]
+fn of_captures_and_cancellations_that_gather_one_wins_per_charge() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let paths = charges(&client, 6, false);
+    let before = (batches(&app, "begin"), batches(&app, "end"));
+    let sent = gathered(&database, &app.client, || {
+        let sent: Vec<(Pending, Pending)> = (0..12)
+            .map(|n| {
+                let to = |action: &str| {
+                    let path = format!("{}/{action}", paths[n / 2]);
+                    send(&client, "POST", &path, &format!("{action}-{n}"), &json!({}))
+                };
+                (to("capture"), to("cancel"))
+            })
+            .collect();
+        (24, sent)
+    });
+    let sent: Vec<[Response; 2]> =
+        sent.into_iter().map(|(capture, cancel)| [capture.join().unwrap(), cancel.join().unwrap()]).collect();
+    for (pairs, path) in sent.chunks(2).zip(&paths) {
+        let all: Vec<&Response> = pairs.iter().flatten().collect();
+        let won: Vec<&&Response> = all.iter().filter(|response| response.status == 200).collect();
+        assert_eq!(won.len(), 1);
+        assert_eq!(client.get(path).json(), won[0].json());
+        for lost in all.iter().filter(|response| response.status != 200) {
+            assert!(matches!(lost.code().as_str(), "charge_not_capturable" | "charge_not_cancelable"));
+        }
+    }
+    let calls = app.sandbox.calls();
+    assert_eq!(calls.iter().filter(|call| matches!(call.call, "capture" | "void")).count(), 6);
+    assert_eq!(database.count("SELECT count(*) FROM idempotency_keys WHERE state = 'completed'"), 6 + 24);
+    let after = (batches(&app, "begin"), batches(&app, "end"));
+    assert!(after.0.0 - before.0.0 < 24.0, "first halves share");
+    assert_eq!(after.1.1 - before.1.1, 6.0, "those that were refused have no second half");
+}
+
+#[test]
+fn money_that_requests_of_one_transaction_compete_for_is_spent_once() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let charge = client.charge("a", &visa()).expect(201).field("id");
+    let ends = batches(&app, "end");
+    let sent = gathered(&database, &app.client, || {
+        let sent: Vec<Pending> = (0..40)
+            .map(|n| {
+                let (path, body) = if n % 2 == 0 {
+                    ("/v1/refunds", json!({"charge_id": charge, "amount": "1.00"}))
+                } else {
+                    ("/v1/payouts", json!({"amount": "1.00", "currency": "USD", "destination": "ba"}))
+                };
+                send(&client, "POST", path, &format!("k{n}"), &body)
+            })
+            .collect();
+        (40, sent)
+    });
+    let answers = answers(sent);
+    let made = answers.iter().filter(|answer| answer.status == 201).count();
+    assert_eq!(made, 11, "{:?}", answers.iter().map(Response::code).collect::<Vec<_>>());
+    let refused = ["insufficient_balance", "refund_exceeds_captured"];
+    assert_eq!(answers.iter().filter(|answer| refused.contains(&answer.code().as_str())).count(), 29);
+    assert_eq!(client.available("USD").as_deref(), Some("0.84"));
+    let after = batches(&app, "end");
+    assert_eq!(after.1 - ends.1, 11.0);
+    assert!(after.0 - ends.0 < 11.0, "second halves share");
+}
+
+#[test]
 fn who_hangs_up_finds_the_answer_later_and_executes_nothing_twice() {
     let database = TestDatabase::new();
     let app = App::start(&database);
