@@ -357,3 +357,58 @@ fn a_crash_leaves_each_of_a_transaction_done_or_untouched() {
         assert_eq!(transactions(&database, event).1, 8, "{point}: each took effect once");
     }
 }
+
+#[test]
+fn events_of_the_processor_that_gather_take_effect_each_once() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    let paths = charges(&client, 8, true);
+    let before = batches(&app, "begin");
+    let event = |n: usize| {
+        let reference = paths[n].trim_start_matches("/v1/charges/");
+        let data = json!({
+            "merchant": merchant.id.to_string(),
+            "reference": reference, "dispute": format!("dp_{n}"),
+        });
+        json!({"type": "dispute.opened", "data": data})
+    };
+    let deliver = |key: String, event: Value| {
+        let client = app.client.clone();
+        thread::spawn(move || client.delivery(&key, &event.to_string()).send())
+    };
+    let (sent, others) = gathered(&database, &app.client, || {
+        let sent: Vec<Pending> = (0..16).map(|n| deliver(format!("evt_{}", n / 2), event(n / 2))).collect();
+        let others = vec![
+            deliver("evt_unknown".to_owned(), json!({"type": "nothing.known", "data": {}})),
+            deliver(
+                "evt_early".to_owned(),
+                json!({"type": "payout.paid", "data": {
+                    "merchant": merchant.id.to_string(),
+                    "reference": format!("po_{}", uuid::Uuid::now_v7().as_simple()),
+                }}),
+            ),
+        ];
+        (18, (sent, others))
+    });
+    let answers_of_events = answers(sent);
+    assert!(answers_of_events.iter().all(|answer| matches!(answer.status, 200 | 409)));
+    assert_eq!(answers_of_events.iter().filter(|a| a.status == 200 && !a.is_replay()).count(), 8);
+    let others = answers(others);
+    assert_eq!(others[0].field("state"), "unknown");
+    assert_eq!(others[1].field("state"), "parked");
+    assert_eq!(database.rows("disputes"), 8);
+    assert_eq!(database.rows("acquirer_events"), 8 + 2);
+    for n in 0..8 {
+        let replay = app.client.delivery(&format!("evt_{n}"), &event(n).to_string()).send().expect(200);
+        assert!(replay.is_replay());
+        assert_eq!(replay.field("state"), "applied");
+    }
+    let after = batches(&app, "begin");
+    assert!(after.0 - before.0 < (after.1 - before.1) * 0.8, "{before:?} {after:?}");
+    eventually("their end", || {
+        thread::sleep(Duration::from_millis(10));
+        app.client.metrics().value("oncepay_http_requests_in_flight", &[]) <= 1.0
+    });
+}
