@@ -33,7 +33,8 @@
 //! less a charge costs.
 //!
 //! A completion that has to read and lock more is a transaction instead: `store::lock` (`SELECT … FOR UPDATE`
-//! on the key, the same fence), the operation's statements, the answer.
+//! on the key, the same fence), the operation's statements, the answer. Concurrent ones share transactions, each
+//! behind a savepoint.
 //!
 //! If the service dies …
 //! * … before the claim commits: nothing has happened, the retry is a first request.

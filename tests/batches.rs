@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 /// An answer to come.
-type Pending = JoinHandle<Response>;
+pub type Pending = JoinHandle<Response>;
 
 fn send(client: &Client, key: &str, body: &Value) -> Pending {
     let (client, key, body) = (client.clone(), key.to_owned(), body.clone());
@@ -22,24 +22,29 @@ fn of_amount(amount: &str) -> Value {
 
 /// Waits until `count` requests wait for the database: they have been read, and who is asked first can't be told any more by
 /// when they came.
-fn arrive(app: &App, count: usize) {
+fn arrive(client: &Client, count: usize) {
     eventually("their arrival", || {
-        app.client.metrics().value("oncepay_db_waiting_requests", &[]) >= count as f64
+        client.metrics().value("oncepay_db_waiting_requests", &[]) >= count as f64
     });
 }
 
 /// Runs `send` while no statement on the table of keys gets through, so that what is sent gathers.
-fn gathered<T>(database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
-    gathered_at("idempotency_keys", database, app, send)
+pub fn gathered<T>(database: &TestDatabase, client: &Client, send: impl FnOnce() -> (usize, T)) -> T {
+    gathered_at("idempotency_keys", database, client, send)
 }
 
 /// The same with another table.
-fn gathered_at<T>(table: &str, database: &TestDatabase, app: &App, send: impl FnOnce() -> (usize, T)) -> T {
+fn gathered_at<T>(
+    table: &str,
+    database: &TestDatabase,
+    client: &Client,
+    send: impl FnOnce() -> (usize, T),
+) -> T {
     let mut conn = database.as_owner();
     conn.transaction::<_, diesel::result::Error, _>(|conn| {
         execute(conn, &format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
         let (count, sent) = send();
-        arrive(app, count);
+        arrive(client, count);
         Ok(sent)
     })
     .unwrap()
@@ -61,7 +66,8 @@ fn on_writing_6_66(database: &TestDatabase, does: &str) {
     );
 }
 
-fn batches(app: &App, step: &str) -> (f64, f64) {
+/// How many batches there were of a step, and of how many requests.
+pub fn batches(app: &App, step: &str) -> (f64, f64) {
     let metrics = app.client.metrics();
     let of = |what| metrics.value(&format!("oncepay_idempotency_batch_size_{what}"), &[("step", step)]);
     (of("count"), of("sum"))
@@ -81,7 +87,7 @@ fn each_of_a_batch_gets_its_own_answer() {
     database.revoke(&merchants[2].key);
     let (batches_before, requests_before) = batches(&app, "claim");
 
-    let (charges, duplicates, replay, reused, strangers) = gathered(&database, &app, || {
+    let (charges, duplicates, replay, reused, strangers) = gathered(&database, &app.client, || {
         let charges: Vec<(usize, Pending)> = (0..20)
             .map(|n| (n, send(&clients[n % 2], &format!("key-{}", n / 2), &of_amount(&format!("{n}.50")))))
             .collect();
@@ -135,7 +141,7 @@ fn of_a_batch_those_that_are_alike_name_the_one_before() {
     let order = |amount: &str, card: &str| json!({"amount": amount, "currency": "USD", "payment_method": card, "reference": "1"});
     let alike = order("5.00", "pm_card_visa");
     let (batches_before, requests_before) = batches(&app, "finish");
-    let (same, others) = gathered(&database, &app, || {
+    let (same, others) = gathered(&database, &app.client, || {
         let same: Vec<Pending> = (0..6).map(|n| send(&clients[0], &format!("same-{n}"), &alike)).collect();
         let others = vec![
             send(&clients[1], "another-merchant", &alike),
@@ -166,7 +172,7 @@ fn what_fails_for_one_does_not_fail_the_others() {
     let app = App::start(&database);
     let client = app.client.as_merchant(&database.merchant());
     on_writing_6_66(&database, "RAISE EXCEPTION 'no' USING ERRCODE = 'raise_exception'");
-    let (good, bad) = gathered(&database, &app, || {
+    let (good, bad) = gathered(&database, &app.client, || {
         let good: Vec<Pending> =
             (0..20).map(|n| send(&client, &format!("good-{n}"), &of_amount("5.00"))).collect();
         let bad: Vec<Pending> =
@@ -274,6 +280,29 @@ fn claimed_before(database: &TestDatabase, merchant: &Merchant, key: &str) -> i6
     ))
 }
 
+/// Like [`gathered`], and waits until all that was sent is in the queue of the batches of `step`, or was taken out. Also returns
+/// how many were, which is what the first batches hold.
+fn gathered_in_queue(
+    database: &TestDatabase,
+    app: &App,
+    step: &str,
+    send: impl FnOnce() -> (usize, Vec<Pending>),
+) -> (i64, Vec<Pending>) {
+    let (taken_before, taken) = (batches(app, step).1, Cell::new(0.0));
+    let sent = gathered(database, &app.client, || {
+        let (count, sent) = send();
+        eventually("their place in the queue", || {
+            taken.set(batches(app, step).1 - taken_before);
+            let waiting = app.client.metrics().value("oncepay_idempotency_batch_waiting", &[("step", step)]);
+            taken.get() + waiting >= count as f64
+        });
+        (count, sent)
+    });
+    let taken = taken.get() as i64;
+    assert!(taken <= 40, "they took too long to arrive: {taken}");
+    (taken, sent)
+}
+
 /// Sends `count` requests of one merchant and, once they have arrived, one of another.
 fn many_then_one(
     app: &App,
@@ -282,7 +311,7 @@ fn many_then_one(
     one: impl Fn() -> Pending,
 ) -> (usize, Vec<Pending>) {
     let mut sent: Vec<Pending> = (0..count).map(many).collect();
-    arrive(app, count);
+    arrive(&app.client, count);
     sent.push(one());
     (count + 1, sent)
 }
@@ -296,23 +325,8 @@ fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
     for client in [&many, &few] {
         client.charge("first", &visa()).expect(201);
     }
-    let taken_before = batches(&app, "claim").1;
-    let taken = Cell::new(0.0);
-    let sent = gathered(&database, &app, || {
-        let sent = many_then_one(
-            &app,
-            64,
-            |n| send(&many, &format!("many-{n}"), &visa()),
-            || send(&few, "few", &visa()),
-        );
-        // Also that of the one is in the queue of the batches then.
-        eventually("their place in the queue", || {
-            taken.set(batches(&app, "claim").1 - taken_before);
-            taken.get()
-                + app.client.metrics().value("oncepay_idempotency_batch_waiting", &[("step", "claim")])
-                >= 65.0
-        });
-        sent
+    let (taken, sent) = gathered_in_queue(&database, &app, "claim", || {
+        many_then_one(&app, 64, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
     });
     for answer in sent {
         answer.join().unwrap().expect(201);
@@ -320,15 +334,13 @@ fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
     // Those under way when it comes, which are more the longer the lock lasts, and one more batch beside each of the
     // four.
     let earlier = claimed_before(&database, &merchants[0], "few");
-    let taken = taken.get();
-    assert!(taken <= 40.0, "they took too long to arrive: {taken}");
-    assert!(earlier <= taken as i64 + 16, "{earlier} of 64 came first, and {taken} were under way");
+    assert!(earlier <= taken + 16, "{earlier} of 64 came first, and {taken} were under way");
 }
 
 #[test]
 fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
     let database = TestDatabase::new();
-    let app = App::start(&database);
+    let app = App::start_with(&database, |config| config.batch_size_max = 4);
     let merchants = [database.merchant(), database.merchant()];
     let [many, few] = [0, 1].map(|n| app.client.as_merchant(&merchants[n]));
     let paths = [&many, &few].map(|client| {
@@ -339,10 +351,10 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
         let (client, path) = (client.clone(), path.to_owned());
         thread::spawn(move || client.send("PATCH", &path, &key, &json!({"metadata": {"key": key.clone()}})))
     };
-    let sent = gathered(&database, &app, || {
+    let (taken, sent) = gathered_in_queue(&database, &app, "begin", || {
         many_then_one(
             &app,
-            40,
+            64,
             |n| patch(&many, &paths[0], format!("many-{n}")),
             || patch(&few, &paths[1], "few".to_owned()),
         )
@@ -351,7 +363,8 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
         answer.join().unwrap().expect(200);
     }
     let earlier = claimed_before(&database, &merchants[0], "few");
-    assert!(earlier <= 20, "{earlier} of 40 came first");
+    // As above, with two batches at a time.
+    assert!(earlier <= taken + 8, "{earlier} of 64 came first, and {taken} were under way");
 }
 
 #[test]
@@ -378,7 +391,8 @@ fn a_read_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
         let (client, path) = (clients[n].clone(), paths[n].clone());
         thread::spawn(move || client.get(&path))
     };
-    let sent = gathered_at("charges", &database, &app, || many_then_one(&app, 40, |_| read(0), || read(1)));
+    let sent =
+        gathered_at("charges", &database, &app.client, || many_then_one(&app, 40, |_| read(0), || read(1)));
     for answer in sent {
         answer.join().unwrap().expect(200);
     }
@@ -397,7 +411,7 @@ fn strangers_who_name_a_merchant_take_none_of_its_places() {
     let merchant = database.merchant();
     let client = app.client.as_merchant(&merchant);
     client.get("/v1/charges").expect(200);
-    let sent = gathered_at("api_keys", &database, &app, || {
+    let sent = gathered_at("api_keys", &database, &app.client, || {
         let strangers = (0..8).map(|n| {
             let stranger = app.client.with_key(&format!("{}{n}", &merchant.key[..merchant.key.len() - 1]));
             thread::spawn(move || stranger.get("/v1/charges"))

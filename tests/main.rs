@@ -61,6 +61,7 @@ mod reversals;
 mod schema;
 mod seats;
 mod second_processor;
+mod sharing;
 mod shell;
 mod shutdown;
 mod suspected_duplicates;

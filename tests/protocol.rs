@@ -27,7 +27,8 @@
 //! | `Call`          | `ExternalOperation::perform`                                                      |
 //! | `FailToCall`    | the same without an outcome, though the processor may have acted                  |
 //! | `Release`       | `store::release`                                                                  |
-//! | `Finish`        | `store::complete_all`; or `store::lock` to `store::complete`, in one transaction  |
+//! | `Finish`        | `store::complete_all`; or `store::lock` to `store::complete`,                     |
+//! |                 | or `store::lock_all` to `store::answer_all`, in one transaction                   |
 //! | `FinishUnheard` | the same, but the connection breaks before the worker hears how it ended          |
 //! | `FindWinner`    | `Engine::winners_answer`                                                          |
 //! | `Respond`       | `Engine::respond`, and the client gets it; with `LoseAnswer` it doesn't           |

@@ -183,7 +183,7 @@ fn a_local_loser_does_not_wait_for_the_winners_transaction() {
         let (client, path) = (client.clone(), path.clone());
         move || client.send("PATCH", &path, "k", &json!({"description": "x"}))
     });
-    eventually("the winner's wait for the lock", || database.lock_waits() > 0);
+    eventually("the winner's wait for the lock", || database.long_lock_waits() > 0);
     let loser = client.send("PATCH", &path, "k", &json!({"description": "x"}));
     loser.expect_problem(409, "idempotency_request_in_progress");
     assert_eq!(database.lock_waits(), 1, "the winner still waits, and nobody else does");

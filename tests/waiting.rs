@@ -249,7 +249,7 @@ fn who_waits_with_another_request_is_refused_and_not_given_its_answer() {
         let (first, others, same) = diesel::Connection::transaction(&mut owner, |conn| {
             diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
             let first = send(&here, method, first_path, body.clone(), "wait=0");
-            eventually("the first's wait for the lock", || database.lock_waits() > 0);
+            eventually("the first's wait for the lock", || database.long_lock_waits() > 0);
             let other_body = json!({"description": "second"});
             let others: Vec<_> = [&here, &there]
                 .into_iter()
@@ -370,7 +370,7 @@ fn a_local_operation_can_be_waited_for_too() {
             })
         };
         let first = send("wait=0");
-        eventually("the first's wait for the lock", || database.lock_waits() > 0);
+        eventually("the first's wait for the lock", || database.long_lock_waits() > 0);
         let second = send("wait=10");
         thread::sleep(Duration::from_millis(500));
         Ok::<_, diesel::result::Error>((first, second))

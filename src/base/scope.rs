@@ -2,7 +2,7 @@
 //!
 //! The scope belongs to a task, so that no function has to pass it on. It follows the work to other tasks
 //! ([`inherited`]) and to threads for blocking work ([`carried`]). It doesn't follow into a batch, which works
-//! for several requests.
+//! for several requests; where that does the work of one of them, it [enters](entered) that one's.
 //!
 //! Costs a request one allocation. Everything that only a line of the log needs is made when one is written.
 
@@ -177,8 +177,13 @@ pub fn inherited<F: Future>(work: F) -> impl Future<Output = F::Output> {
 /// Makes a function that calls `work`, perhaps on another thread, in the scope of the caller of this function.
 pub fn carried<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
     let scope = current();
-    move || match scope {
-        Some(scope) => SCOPE.sync_scope(scope, work),
+    move || entered(scope.as_ref(), work)
+}
+
+/// Calls `work`, which was taken over from elsewhere, in the scope from which it comes.
+pub fn entered<T>(scope: Option<&Arc<Scope>>, work: impl FnOnce() -> T) -> T {
+    match scope {
+        Some(scope) => SCOPE.sync_scope(Arc::clone(scope), work),
         None => work(),
     }
 }

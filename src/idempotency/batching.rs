@@ -7,7 +7,7 @@ use diesel::PgConnection;
 
 use super::metrics::Metrics;
 use crate::error::failure::Failure;
-use crate::storage::batch::{self, Batcher};
+use crate::storage::batch::Batcher;
 use crate::storage::db::{Db, is_outcome_open};
 
 use super::decision::{Decision, decide};
@@ -44,18 +44,16 @@ impl Batchers {
         size_max: usize,
         metrics: &Metrics,
     ) -> Self {
-        let of_step = |step| batch::Metrics {
-            sizes: metrics.batch_sizes.with_label_values(&[step]),
-            wait_seconds: metrics.batch_wait_seconds.with_label_values(&[step]),
-            waiting: metrics.batch_waiting.with_label_values(&[step]),
-        };
         Self {
-            claims: Batcher::new(db.clone(), size_max, of_step("claim"), move |conn, requests| {
+            claims: Batcher::new(db.clone(), size_max, metrics.of_batches("claim"), move |conn, requests| {
                 look_up(conn, requests, lease, batching.select_sql, proof_sql)
             }),
-            completions: Batcher::new(db.clone(), size_max, of_step("finish"), move |conn, completions| {
-                store::complete_all(conn, completions, batching)
-            }),
+            completions: Batcher::new(
+                db.clone(),
+                size_max,
+                metrics.of_batches("finish"),
+                move |conn, completions| store::complete_all(conn, completions, batching),
+            ),
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Descriptor<C> {
     pub policy_settings: &'static [PolicySetting],
     /// SQL for batches, if its requests can share statements.
     pub batching: Option<Batching>,
+    /// Whether its requests may share transactions with others.
+    pub shares_transactions: bool,
 }
 
 impl<C: Copy> Descriptor<C> {
@@ -50,6 +52,7 @@ impl<C: Copy> Descriptor<C> {
             default_policy: Policy::default,
             policy_settings: &[],
             batching: None,
+            shares_transactions: false,
         }
     }
 
@@ -71,6 +74,12 @@ impl<C: Copy> Descriptor<C> {
     /// Sets the SQL for batches.
     pub const fn with_batching(self, batching: Batching) -> Self {
         Self { batching: Some(batching), ..self }
+    }
+
+    /// Lets its requests share transactions with others of this and of other operations. For operations that are requested
+    /// often and whose work is short: the locks of all last as long as the work of all.
+    pub const fn sharing_transactions(self) -> Self {
+        Self { shares_transactions: true, ..self }
     }
 
     /// Sets the names of the query parameters.

@@ -3,6 +3,7 @@
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::base::metrics::Registry;
+use crate::storage::batch;
 
 /// Bounds of the delays of retries, from a second to thirty days: the longest TTL. Fewer than the table tells apart, since
 /// each is a series.
@@ -68,9 +69,9 @@ impl Metrics {
             rate_limited: registry.counters("oncepay_rate_limited_total", "Requests that were refused with `rate_limited`, by operation and limit (rate, concurrency).", &["operation", "limited"]),
             claim_seconds: registry.durations("oncepay_idempotency_claim_duration_seconds", "Time to look a key up and, if it is new, to claim it."),
             finish_seconds: registry.durations("oncepay_idempotency_finish_duration_seconds", "Time to write the effects and the answer of a request, from its claim or its processor call to its commit."),
-            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch of look-ups and claims, or of finishes, by step (claim, finish).", &["step"], 7),
-            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish).", &["step"]),
-            batch_waiting: registry.gauges("oncepay_idempotency_batch_waiting", "Requests that wait for their batch, by step (claim, finish).", &["step"]),
+            batch_sizes: registry.sizes_by("oncepay_idempotency_batch_size", "Requests per batch, by step: of look-ups and claims (claim) or of finishes (finish) in one statement; of first halves (begin, which is all of a request that calls no processor) or second halves (end) in one transaction.", &["step"], 7),
+            batch_wait_seconds: registry.durations_by("oncepay_idempotency_batch_wait_duration_seconds", "Time that a request waits for its batch, by step (claim, finish, begin, end).", &["step"]),
+            batch_waiting: registry.gauges("oncepay_idempotency_batch_waiting", "Requests that wait for their batch, by step (claim, finish, begin, end).", &["step"]),
             waiters: registry.int_gauge("oncepay_idempotency_waiters", "Duplicates that wait for an answer (Prefer: wait)."),
             answers_awaited: registry.counters("oncepay_idempotency_answers_awaited_total", "Answers handed to waiting duplicates, by their source: made on this instance \
                     (here), announced by another (notification), or found in the database without an announcement (look).", &["learned_by"]),
@@ -86,6 +87,15 @@ impl Metrics {
             parked: registry.int_gauge("oncepay_idempotency_parked", "Requests that wait for an operator, at the last sample."),
             table_bytes: registry.int_gauge("oncepay_idempotency_table_bytes", "Size of the key table with its indexes, at the last sample."),
             table_rows: registry.int_gauge("oncepay_idempotency_table_rows_estimate", "Rows of the key table, as the planner estimates them."),
+        }
+    }
+
+    /// Metrics of the batches of a step.
+    pub fn of_batches(&self, step: &str) -> batch::Metrics {
+        batch::Metrics {
+            sizes: self.batch_sizes.with_label_values(&[step]),
+            wait_seconds: self.batch_wait_seconds.with_label_values(&[step]),
+            waiting: self.batch_waiting.with_label_values(&[step]),
         }
     }
 }

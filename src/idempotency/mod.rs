@@ -53,6 +53,10 @@
 //! for all of them, each is retried alone. So is a request that needs more than a claim: a takeover, a key
 //! that is free again, a row that another request has locked.
 //!
+//! Requests that read and lock more share transactions, if their operation [says so](Descriptor::sharing_transactions): one
+//! look-up, one claim, one statement for the answers, and one commit for all, and the work of each behind a savepoint (see the
+//! module `sharing` of the engine). Who fails goes alone, in a transaction as above.
+//!
 //! # Retries
 //!
 //! The engine counts how old each key is that comes back, and what the request finds under it, in memory and then in a

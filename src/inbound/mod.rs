@@ -98,7 +98,8 @@ impl Operation for ReceiveEvent {
 
     const DESCRIPTOR: Descriptor =
         Descriptor::new("webhooks.acquirer", "POST", "/v1/webhooks/acquirer", Caller::Acquirer)
-            .with_default_policy(default_policy);
+            .with_default_policy(default_policy)
+            .sharing_transactions();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         events::read(&*input.host.messages, input.body).map(Self)

@@ -203,7 +203,8 @@ impl Operation for CreatePayout {
     type Host = Oncepay;
 
     const DESCRIPTOR: Descriptor = Descriptor::new("payouts.create", "POST", "/v1/payouts", Caller::Merchant)
-        .about(Target::New(&PAYOUT));
+        .about(Target::New(&PAYOUT))
+        .sharing_transactions();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         Fields::read(input.body, |fields| {

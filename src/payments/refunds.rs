@@ -207,7 +207,8 @@ impl Operation for CreateRefund {
     type Host = Oncepay;
 
     const DESCRIPTOR: Descriptor = Descriptor::new("refunds.create", "POST", "/v1/refunds", Caller::Merchant)
-        .about(Target::New(&REFUND));
+        .about(Target::New(&REFUND))
+        .sharing_transactions();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         Fields::read(input.body, |fields| {

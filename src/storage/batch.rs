@@ -1,4 +1,4 @@
-//! Batches of calls in one statement.
+//! Batches of calls in one statement, or in one transaction.
 //!
 //! A commit waits for the disk and a statement for the network, and both cost the same for one row as for
 //! twenty. So calls that arrive while others are under way are collected and run together; a call that finds
@@ -29,7 +29,7 @@ use crate::storage::turns::{Item, Turns};
 /// batch beside it.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Maximum number of concurrent batches.
+/// Maximum number of concurrent batches, unless the batcher has another.
 const BATCHES_MAX: usize = 4;
 
 type Outputs<O> = Vec<oneshot::Sender<BatchResult<O>>>;
@@ -50,6 +50,7 @@ pub struct Metrics {
 pub struct Batcher<I, O> {
     db: Db,
     size_max: usize,
+    batches_max: usize,
     metrics: Metrics,
     work: Work<I, O>,
     queue: Mutex<Queue<I, O>>,
@@ -97,8 +98,19 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         metrics: Metrics,
         work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync + 'static,
     ) -> Arc<Self> {
+        Self::with_batches_max(BATCHES_MAX, db, size_max, metrics, work)
+    }
+
+    /// Makes a batcher that runs up to `batches_max` batches at a time. Otherwise like [`new`](Self::new).
+    pub fn with_batches_max(
+        batches_max: usize,
+        db: Db,
+        size_max: usize,
+        metrics: Metrics,
+        work: impl Fn(&mut PgConnection, &[I]) -> Result<Vec<O>, Failure> + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let queue = Mutex::new(Queue { calls: Turns::default(), batches: 0 });
-        Arc::new(Self { db, size_max, metrics, work: Box::new(work), queue })
+        Arc::new(Self { db, size_max, batches_max, metrics, work: Box::new(work), queue })
     }
 
     /// Runs the call of `party` in the next batch. `None` if the batch failed: retry it alone, and expect that it may
@@ -120,7 +132,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         self.start_batch_beside(0);
         let mut answered = tokio::time::timeout(PATIENCE, &mut result).await;
         if answered.is_err() && !is_taken.load(Ordering::Acquire) {
-            self.start_batch_beside(BATCHES_MAX - 1);
+            self.start_batch_beside(self.batches_max - 1);
             answered = tokio::time::timeout(self.db.acquire_timeout(), &mut result).await;
         }
         let result = match answered {

@@ -434,6 +434,15 @@ impl TestDatabase {
         )
     }
 
+    /// How many of its sessions have waited for a lock for longer than a transaction does that requests share: each belongs to
+    /// a request that goes alone, and has its claim in hand.
+    pub fn long_lock_waits(&self) -> i64 {
+        self.count(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() \
+                 AND query_start < clock_timestamp() - interval '200 ms'",
+        )
+    }
+
     /// Changes a policy as an operator with psql would; running instances follow.
     pub fn set_policy(&self, operation: &str, changes: &str) {
         let changed = diesel::sql_query(format!(

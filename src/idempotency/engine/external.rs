@@ -30,13 +30,10 @@ use crate::idempotency::retries::Found;
 use crate::idempotency::store::{self, Answer, Claim, Completed, Completion, Setback, Taker};
 use crate::storage::party::{self, Party};
 
-use super::outcome::{not_to_be_repeated, transact};
+use super::outcome::{Patience, not_to_be_repeated, transact, transaction};
+use super::shared_external::Start;
+use super::sharing::LEASE_AGE_MAX;
 use super::{Engine, Response, is_claim_lost};
-
-/// Maximum age of a lease when the attempt begins its work. If the reservation took longer (it may have
-/// waited for a lock; batched claims reserve nothing), the lease is renewed: it covers the duration of an
-/// attempt with little to spare.
-const LEASE_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// The result of [`BatchedOperation::reservation_from`].
 type ReservationResult<O> = Result<<O as ExternalOperation>::Reservation, ErrorOf<O>>;
@@ -54,7 +51,7 @@ type EffectsHook<O> = fn(
 type NoteHook<O> = fn(&O, &Context<'_, <O as Operation>::Host>, Reply, Value) -> Reply;
 
 /// The hooks of a [`BatchedOperation`], for code that serves other external operations too.
-struct BatchHooks<O: ExternalOperation> {
+pub(super) struct BatchHooks<O: ExternalOperation> {
     needs_reservation: fn(&O, &Policy) -> bool,
     reservation_from: fn(&O, Option<Value>) -> ReservationResult<O>,
     effects: EffectsHook<O>,
@@ -125,14 +122,6 @@ impl RecoveryResult {
             Self::Parked => "parked",
         }
     }
-}
-
-/// The start of an external request.
-enum Start<R> {
-    /// The request owns its key. The reservation is here, or has yet to be read.
-    Ours(Claim, Option<R>),
-    /// The request was refused for good.
-    Refused(Arc<Answer>),
 }
 
 impl<H: Host> Engine<H> {
@@ -278,9 +267,12 @@ impl<H: Host> Engine<H> {
         {
             return Ok(begun);
         }
+        if let Some(begun) = self.begin_sharing(request).await? {
+            return Ok(begun);
+        }
         let (engine, work) = (self.clone(), request.clone());
         let enforcement = request.treatment.enforcement;
-        self.looking_again(enforcement, move |conn| engine.look_external(conn, &work)).await
+        self.looking_again(enforcement, move |conn| engine.look_external(conn, &work, Patience::Much)).await
     }
 
     /// Claims the key in a batch, if the request needs no more than that. `None` if it needs more.
@@ -325,16 +317,18 @@ impl<H: Host> Engine<H> {
     }
 
     /// Looks the key of an external request up once.
-    fn look_external<O: ExternalOperation<Host = H>>(
+    pub(super) fn look_external<O: ExternalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
+        patience: Patience,
     ) -> Result<Lookup<Start<O::Reservation>>, H::Error> {
         let started = Instant::now();
         let begun = match self.look_up(conn, request)? {
             decision @ (Decision::Claim | Decision::ClaimAfresh) => {
                 let afresh = matches!(decision, Decision::ClaimAfresh);
-                match transact(conn, request, |conn| self.claim_and_reserve(conn, request, afresh)) {
+                match transact(conn, request, patience, |conn| self.claim_and_reserve(conn, request, afresh))
+                {
                     Err(error) if error.is_final() => {
                         Ok(self.refuse(conn, request, afresh, &error)?.map(Start::Refused))
                     }
@@ -428,13 +422,14 @@ impl<H: Host> Engine<H> {
 
         let _committing = Span::within(&claim.trace, "commit");
         let started = Instant::now();
+        let settled = Arc::new((reservation, outcome));
         let batched = match batch {
-            Some(batch) => self.commit_batched(request, claim, batch, &reservation, &outcome).await?,
-            None => None,
+            Some(batch) => self.commit_batched(request, claim, batch, &settled.0, &settled.1).await?,
+            None => self.commit_sharing(request, claim, &settled).await?,
         };
         let committed = match batched {
             Some(answer) => Ok(answer),
-            None => self.commit(request, claim, batch, reservation, outcome).await,
+            None => self.commit(request, claim, batch, settled).await,
         };
         match &committed {
             Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
@@ -483,43 +478,55 @@ impl<H: Host> Engine<H> {
         request: &IdempotentRequest<O>,
         claim: &Claim,
         batch: Option<BatchHooks<O>>,
-        reservation: O::Reservation,
-        outcome: O::Outcome,
+        settled: Arc<(O::Reservation, O::Outcome)>,
     ) -> Result<Arc<Answer>, H::Error> {
         let (engine, request, claim) = (self.clone(), request.clone(), claim.clone());
         self.inner
             .db
             .run_retrying(move |conn| {
-                let committed = conn.transaction::<_, H::Error, _>(|conn| {
-                    let now = store::lock(conn, &claim)?;
-                    let context = engine.inner.context(&request, &claim, now);
-                    let answer = match request.operation.commit(conn, &context, &reservation, &outcome)? {
-                        Commit::Written(reply) => store::complete(conn, &claim, reply, request_id(&request))?,
-                        Commit::Effects(effects, reply) => {
-                            let batching = O::DESCRIPTOR.batching.ok_or_else(|| {
-                                Failure::internal("only a batched operation can return effects")
-                            })?;
-                            let (claim, request_id) = (claim.clone(), request_id(&request).to_owned());
-                            let completion = Completion { claim, request_id, effects, reply };
-                            let mut completed = store::complete_all(conn, &[completion], batching)?;
-                            let completed = completed.pop().flatten().ok_or(Failure::ClaimLost)?;
-                            noted(&request, &context, batch, completed)
-                        }
-                    };
-                    faults::reach("in_finish");
-                    Ok(answer)
-                });
-                match committed {
-                    // See `refuse`; here the claim is held anyway.
-                    Err(error) if HostError::is_final(&error) => conn.transaction(|conn| {
-                        let now = store::lock(conn, &claim)?;
-                        let reply = engine.inner.context(&request, &claim, now).problem(&error)?;
-                        Ok(store::complete(conn, &claim, reply, request_id(&request))?)
-                    }),
-                    committed => committed,
-                }
+                engine.commit_alone(conn, &request, &claim, batch, &settled, Patience::Much)
             })
             .await
+    }
+
+    /// Writes the effects in a transaction of their own, once.
+    pub(super) fn commit_alone<O: ExternalOperation<Host = H>>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        claim: &Claim,
+        batch: Option<BatchHooks<O>>,
+        (reservation, outcome): &(O::Reservation, O::Outcome),
+        patience: Patience,
+    ) -> Result<Arc<Answer>, H::Error> {
+        let committed = transaction::<_, H::Error>(conn, patience, |conn| {
+            let now = store::lock(conn, claim)?;
+            let context = self.inner.context(request, claim, now);
+            let answer = match request.operation.commit(conn, &context, reservation, outcome)? {
+                Commit::Written(reply) => store::complete(conn, claim, reply, request_id(request))?,
+                Commit::Effects(effects, reply) => {
+                    let batching = O::DESCRIPTOR
+                        .batching
+                        .ok_or_else(|| Failure::internal("only a batched operation can return effects"))?;
+                    let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
+                    let completion = Completion { claim, request_id, effects, reply };
+                    let mut completed = store::complete_all(conn, &[completion], batching)?;
+                    let completed = completed.pop().flatten().ok_or(Failure::ClaimLost)?;
+                    noted(request, &context, batch, completed)
+                }
+            };
+            faults::reach("in_finish");
+            Ok(answer)
+        });
+        match committed {
+            // See `refuse`; here the claim is held anyway.
+            Err(error) if HostError::is_final(&error) => transaction(conn, patience, |conn| {
+                let now = store::lock(conn, claim)?;
+                let reply = self.inner.context(request, claim, now).problem(&error)?;
+                Ok(store::complete(conn, claim, reply, request_id(request))?)
+            }),
+            committed => committed,
+        }
     }
 
     /// Reads the reservation of an earlier attempt.

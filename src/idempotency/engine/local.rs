@@ -1,19 +1,24 @@
 //! Requests that change only our own database: claim, work and answer in one transaction.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 
 use crate::base::faults;
+use crate::base::scope::{self, Scope};
 use crate::base::spans::Span;
+use crate::error::failure::Failure;
 use crate::idempotency::decision::{Attempt, Decision, Lookup};
 use crate::idempotency::host::{Host, HostError};
-use crate::idempotency::operation::LocalOperation;
+use crate::idempotency::operation::{ErrorOf, LocalOperation};
+use crate::idempotency::reply::Reply;
 use crate::idempotency::request::IdempotentRequest;
-use crate::idempotency::store::{self, Answer};
+use crate::idempotency::retries::Found;
+use crate::idempotency::store::{self, Answer, Claim, Claimant};
 
-use super::outcome::transact;
+use super::outcome::{Patience, transact};
+use super::sharing::{BeginResult, Beginning, Begun};
 use super::{Engine, Response};
 
 impl<H: Host> Engine<H> {
@@ -39,12 +44,17 @@ impl<H: Host> Engine<H> {
         request: IdempotentRequest<O>,
     ) -> Result<Attempt, H::Error> {
         let _executing = Span::within(&request.envelope.trace, "execute");
-        let (engine, work) = (self.clone(), request.clone());
-        let executed = self
-            .looking_again(request.treatment.enforcement, move |conn| {
-                engine.execute_in_transaction(conn, &work)
-            })
-            .await?;
+        let executed = match self.execute_shared(&request).await? {
+            Some(executed) => executed,
+            None => {
+                let (engine, work) = (self.clone(), request.clone());
+                let enforcement = request.treatment.enforcement;
+                self.looking_again(enforcement, move |conn| {
+                    engine.execute_in_transaction(conn, &work, Patience::Much)
+                })
+                .await?
+            }
+        };
         let answer = match executed {
             Ok(answer) => answer,
             Err(attempt) => return Ok(attempt),
@@ -54,11 +64,33 @@ impl<H: Host> Engine<H> {
         Ok(Attempt::Executed(answer))
     }
 
+    /// Executes a local request in a transaction that it shares with others. `None` if it has to have its own.
+    async fn execute_shared<O: LocalOperation<Host = H>>(
+        &self,
+        request: &IdempotentRequest<O>,
+    ) -> Result<Option<Result<Arc<Answer>, Attempt>>, H::Error> {
+        let call = || {
+            let (engine, request) = (self.clone(), request.clone());
+            let claimant = Self::claimant(&request);
+            let (scope, asked) = (scope::current(), Instant::now());
+            Box::new(SharedCall { engine, request, claimant, scope, asked }) as Box<dyn Beginning<H::Error>>
+        };
+        Ok(match self.begin_shared(request, call).await? {
+            Some(Ok(Begun::Answered(answer))) => Some(Ok(answer)),
+            Some(Ok(Begun::Claimed(_))) => {
+                return Err(Failure::internal("a local request was claimed and not answered").into());
+            }
+            Some(Err(attempt)) => Some(Err(attempt)),
+            None => None,
+        })
+    }
+
     /// Runs one attempt of a local request.
     fn execute_in_transaction<O: LocalOperation<Host = H>>(
         &self,
         conn: &mut PgConnection,
         request: &IdempotentRequest<O>,
+        patience: Patience,
     ) -> Result<Lookup<Arc<Answer>>, H::Error> {
         let started = Instant::now();
         let envelope = &request.envelope;
@@ -68,18 +100,14 @@ impl<H: Host> Engine<H> {
             return Ok(Lookup::NotOurs(decision));
         }
         let afresh = matches!(decision, Decision::ClaimAfresh);
-        let executed = transact(conn, request, |conn| {
+        let executed = transact(conn, request, patience, |conn| {
             let Some(claim) = self.claim(conn, request, afresh)? else {
                 return Ok(Lookup::Again);
             };
             self.inner.metrics.claim_seconds.observe(started.elapsed().as_secs_f64());
             let claimed = Instant::now();
             faults::reach("local_after_claim");
-            let context = self.inner.context(request, &claim, claim.created_at);
-            let reply = request.operation.execute(conn, &context)?;
-            if reply.status < 300 {
-                request.treatment.check_precondition()?;
-            }
+            let reply = self.work(conn, request, &claim)?;
             let answer = store::complete(conn, &claim, reply, &envelope.request_id)?;
             faults::reach("local_before_commit");
             self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
@@ -89,5 +117,63 @@ impl<H: Host> Engine<H> {
             Err(error) if error.is_final() => self.refuse(conn, request, afresh, &error),
             executed => executed,
         }
+    }
+
+    /// Does the work of a local request, in the transaction of its claim.
+    fn work<O: LocalOperation<Host = H>>(
+        &self,
+        conn: &mut PgConnection,
+        request: &IdempotentRequest<O>,
+        claim: &Claim,
+    ) -> Result<Reply, H::Error> {
+        let context = self.inner.context(request, claim, claim.created_at);
+        let reply = request.operation.execute(conn, &context)?;
+        if reply.status < 300 {
+            request.treatment.check_precondition()?;
+        }
+        Ok(reply)
+    }
+}
+
+/// A local request that shares a transaction.
+struct SharedCall<O: LocalOperation> {
+    engine: Engine<O::Host>,
+    request: IdempotentRequest<O>,
+    claimant: Claimant,
+    scope: Option<Arc<Scope>>,
+    asked: Instant,
+}
+
+impl<O: LocalOperation> Beginning<ErrorOf<O>> for SharedCall<O> {
+    fn claimant(&self) -> &Claimant {
+        &self.claimant
+    }
+
+    fn scope(&self) -> Option<&Arc<Scope>> {
+        self.scope.as_ref()
+    }
+
+    fn run_alone(&self, conn: &mut PgConnection) -> BeginResult<ErrorOf<O>> {
+        let executed = self.engine.execute_in_transaction(conn, &self.request, Patience::Little)?;
+        Ok(executed.map(Begun::Answered))
+    }
+
+    fn found(&self, decision: &Decision, age: Duration) {
+        self.engine.count_return(&self.request, Found::of(decision), age);
+    }
+
+    fn work(&self, conn: &mut PgConnection, claim: &Claim) -> Result<Option<Reply>, ErrorOf<O>> {
+        self.request.progress.claiming(claim);
+        self.engine.work(conn, &self.request, claim).map(Some)
+    }
+
+    fn refusal(&self, claim: &Claim, error: &ErrorOf<O>) -> Result<Reply, Failure> {
+        self.engine.inner.context(&self.request, claim, claim.created_at).problem(error)
+    }
+
+    fn begun(&self, claimed: Instant) {
+        let metrics = &self.engine.inner.metrics;
+        metrics.claim_seconds.observe(claimed.duration_since(self.asked).as_secs_f64());
+        metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
     }
 }

@@ -1,10 +1,13 @@
 //! The state machine: replay, refuse, wait or execute. This file has the parts that all requests share.
-//! `local` executes requests that change only our own database, `external` those that call the processor.
+//! `local` executes requests that change only our own database, `external` those that call the processor. `sharing` lets both
+//! share transactions.
 
 mod external;
 mod local;
 mod outcome;
 mod respond;
+mod shared_external;
+mod sharing;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -40,7 +43,8 @@ use super::settings::{Settings, Timing};
 use super::store::{self, Answer, Claim, Claimant, StoredKey};
 use super::waiting::{WaitResult, Waiters};
 
-use outcome::{for_client, transact};
+use outcome::for_client;
+use sharing::Sharing;
 
 pub use external::{DueRequest, RecoveryResult};
 pub use respond::Response;
@@ -52,23 +56,24 @@ pub use respond::Response;
 const LOOKS_MAX: u32 = 5;
 
 /// Executes requests at most once per (merchant, key). Cheap to clone.
-pub struct Engine<H> {
+pub struct Engine<H: Host> {
     inner: Arc<Inner<H>>,
 }
 
-impl<H> Clone for Engine<H> {
+impl<H: Host> Clone for Engine<H> {
     fn clone(&self) -> Self {
         Self { inner: Arc::clone(&self.inner) }
     }
 }
 
 /// The parts that all clones of an engine share.
-pub(super) struct Inner<H> {
+pub(super) struct Inner<H: Host> {
     db: Db,
     host: Arc<H>,
     settings: Settings,
     metrics: Metrics,
     batchers: HashMap<&'static str, Batchers>,
+    sharing: Sharing<H::Error>,
     retries: retries::Counts,
     limits: Limits,
     large_bodies: Arc<Admission>,
@@ -109,13 +114,25 @@ impl<H: Host> Engine<H> {
             Some((operation.name, batchers))
         });
         let batchers = batchers.collect();
+        let sharing = Sharing::new::<H>(&db, settings, &metrics);
         let retries = retries::Counts::new(operations.iter().map(|operation| operation.name));
         let policies = Policies::new(operations.iter().map(Defaults::of).collect());
         let waiters = Waiters::new(metrics.waiters.clone(), metrics.answers_awaited.clone());
         let limits = Limits::new(operations.iter().map(|operation| operation.name));
         let large_bodies = db.large_bodies(LARGE_BODIES_MAX);
-        let inner =
-            Inner { db, host, settings, metrics, batchers, retries, limits, large_bodies, policies, waiters };
+        let inner = Inner {
+            db,
+            host,
+            settings,
+            metrics,
+            batchers,
+            sharing,
+            retries,
+            limits,
+            large_bodies,
+            policies,
+            waiters,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -422,27 +439,6 @@ impl<H: Host> Engine<H> {
     /// Looks the request's key up.
     fn find(conn: &mut PgConnection, envelope: &Envelope) -> Result<Option<StoredKey>, Failure> {
         store::find(conn, envelope, H::PROOF_SQL)
-    }
-
-    /// Stores a final error as the answer to a request whose transaction it has rolled back.
-    ///
-    /// Uses a transaction of its own: the rolled back one has undone what was written before the error. A
-    /// savepoint around the work would cost every request two round trips. A request that claims the key in
-    /// between executes instead.
-    fn refuse<O: Operation<Host = H>>(
-        &self,
-        conn: &mut PgConnection,
-        request: &IdempotentRequest<O>,
-        afresh: bool,
-        error: &H::Error,
-    ) -> Result<Lookup<Arc<Answer>>, H::Error> {
-        transact(conn, request, |conn| {
-            let Some(claim) = self.claim(conn, request, afresh)? else {
-                return Ok(Lookup::Again);
-            };
-            let reply = self.inner.context(request, &claim, claim.created_at).problem(error)?;
-            Ok(Lookup::Ours(store::complete(conn, &claim, reply, &request.envelope.request_id)?))
-        })
     }
 
     fn claimant<O: Operation<Host = H>>(request: &IdempotentRequest<O>) -> Claimant {

@@ -71,6 +71,13 @@ pub struct Completion {
     pub reply: Reply,
 }
 
+impl Completion {
+    /// The completion of a request whose effects are written already.
+    pub fn of(claim: Claim, request_id: &str, reply: Reply) -> Self {
+        Self { claim, request_id: request_id.to_owned(), effects: serde_json::Value::Null, reply }
+    }
+}
+
 /// A request that was completed.
 #[derive(Debug)]
 pub struct Completed {
@@ -149,6 +156,22 @@ pub fn complete_all(
         Some(Completed { answer, note })
     });
     Ok(completed.collect())
+}
+
+/// Stores the answers of requests whose effects are written already, in the caller's transaction, which has claimed or locked
+/// their keys. Fails with [`Failure::ClaimLost`] if it hasn't, of any of them: the effects mustn't be committed then.
+pub fn answer_all(conn: &mut PgConnection, completions: &[Completion]) -> Result<Vec<Arc<Answer>>, Failure> {
+    const NO_EFFECTS: Batching = Batching {
+        select_sql: "NULL::jsonb",
+        admit_sql: "true",
+        write_sql: "nothing AS (SELECT)",
+        note_sql: "NULL::jsonb",
+    };
+    if completions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let completed = complete_all(conn, completions, NO_EFFECTS)?.into_iter();
+    completed.map(|completed| Ok(Arc::new(completed.ok_or(Failure::ClaimLost)?.answer))).collect()
 }
 
 /// An attempt that ended without an outcome.

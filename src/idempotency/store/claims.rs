@@ -305,6 +305,25 @@ pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Fai
     }
 }
 
+/// Runs [`lock`] for many claims, in one round trip. `None` for a claim that doesn't own its row, or whose row another
+/// transaction has locked: the others needn't wait for that, and two of these statements can't deadlock over keys.
+pub fn lock_all(conn: &mut PgConnection, claims: &[&Claim]) -> Result<Vec<Option<DateTime<Utc>>>, Failure> {
+    let rows = statement::<(SqlUuid, Timestamptz)>(
+        "SELECT asked.token, clock_timestamp() \
+         FROM unnest({}, {}, {}) AS asked (merchant_id, key, token) \
+         CROSS JOIN LATERAL ( \
+             SELECT FROM idempotency_keys k \
+             WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key AND k.claim_token = asked.token \
+             LIMIT 1 FOR UPDATE SKIP LOCKED) AS stored",
+    )
+    .bind::<Array<SqlUuid>, _>(column(claims, |claim| claim.merchant.0))
+    .bind::<Array<Text>, _>(column(claims, |claim| claim.key.as_str()))
+    .bind::<Array<SqlUuid>, _>(column(claims, |claim| claim.token))
+    .load::<(Uuid, DateTime<Utc>)>(conn)?;
+    let rows: HashMap<Uuid, DateTime<Utc>> = rows.into_iter().collect();
+    Ok(column(claims, |claim| rows.get(&claim.token).copied()))
+}
+
 /// Renews the lease, for an attempt that had to wait before it could begin. Otherwise another attempt would
 /// take over during its work. Fails with [`Failure::ClaimLost`] if that has happened already.
 pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Failure> {

@@ -32,6 +32,7 @@ impl Operation for CancelCharge {
     const DESCRIPTOR: Descriptor =
         Descriptor::new("charges.cancel", "POST", "/v1/charges/{id}/cancel", Caller::Merchant)
             .about(Target::Named(&super::CHARGE, "id"))
+            .sharing_transactions()
             .with_optional_body();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {

@@ -37,6 +37,7 @@ impl Operation for CaptureCharge {
     const DESCRIPTOR: Descriptor =
         Descriptor::new("charges.capture", "POST", "/v1/charges/{id}/capture", Caller::Merchant)
             .about(Target::Named(&super::CHARGE, "id"))
+            .sharing_transactions()
             .with_optional_body();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {

@@ -36,7 +36,8 @@ impl Operation for UpdateCharge {
 
     const DESCRIPTOR: Descriptor =
         Descriptor::new("charges.update", "PATCH", "/v1/charges/{id}", Caller::Merchant)
-            .about(Target::Named(&super::CHARGE, "id"));
+            .about(Target::Named(&super::CHARGE, "id"))
+            .sharing_transactions();
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {
         Fields::read(input.body, |fields| {
