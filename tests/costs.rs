@@ -110,6 +110,10 @@ impl Reading {
         let mut told = Vec::new();
         let mut statements = 0;
         for (id, (calls, query)) in &self.statements {
+            // It goes with the statement before.
+            if query.starts_with("SET LOCAL") {
+                continue;
+            }
             let each = (calls - before.statements.get(id).map_or(0, |(calls, _)| *calls)) / requests;
             if each > 0 {
                 statements += each;

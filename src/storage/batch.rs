@@ -153,6 +153,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         }
     }
 
+    /// Whether no batch is under way, so that a call would run at once.
+    pub fn is_idle(&self) -> bool {
+        self.queue().batches == 0
+    }
+
     /// Starts a batch, unless more than `others` are under way.
     fn start_batch_beside(self: &Arc<Self>, others: usize) {
         let mut queue = self.queue();

@@ -213,6 +213,11 @@ impl Db {
         Arc::clone(&self.shared.lane.read().expect("no holder panics"))
     }
 
+    /// Maximum number of connections in use.
+    pub fn size(&self) -> u32 {
+        self.shared.size
+    }
+
     /// Maximum wait for a connection.
     pub fn acquire_timeout(&self) -> Duration {
         self.shared.acquire_timeout

@@ -32,7 +32,7 @@ use crate::storage::party::{self, Party};
 
 use super::outcome::{Patience, not_to_be_repeated, transact, transaction};
 use super::shared_external::Start;
-use super::sharing::LEASE_AGE_MAX;
+use super::sharing::{Half, LEASE_AGE_MAX};
 use super::{Engine, Response, is_claim_lost};
 
 /// The result of [`BatchedOperation::reservation_from`].
@@ -267,7 +267,10 @@ impl<H: Host> Engine<H> {
         {
             return Ok(begun);
         }
-        if let Some(begun) = self.begin_sharing(request).await? {
+        let alone = self.alone::<O>(request.envelope.merchant, Half::First);
+        if alone.is_none()
+            && let Some(begun) = self.begin_sharing(request).await?
+        {
             return Ok(begun);
         }
         let (engine, work) = (self.clone(), request.clone());
@@ -423,14 +426,19 @@ impl<H: Host> Engine<H> {
         let _committing = Span::within(&claim.trace, "commit");
         let started = Instant::now();
         let settled = Arc::new((reservation, outcome));
+        let mut alone = None;
         let batched = match batch {
             Some(batch) => self.commit_batched(request, claim, batch, &settled.0, &settled.1).await?,
-            None => self.commit_sharing(request, claim, &settled).await?,
+            None => {
+                alone = self.alone::<O>(claim.merchant, Half::Second);
+                if alone.is_some() { None } else { self.commit_sharing(request, claim, &settled).await? }
+            }
         };
         let committed = match batched {
             Some(answer) => Ok(answer),
             None => self.commit(request, claim, batch, settled).await,
         };
+        drop(alone);
         match &committed {
             Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
             Err(error) if is_claim_lost(error) => self.inner.metrics.fenced_commits.inc(),

@@ -18,7 +18,7 @@ use crate::idempotency::retries::Found;
 use crate::idempotency::store::{self, Answer, Claim, Claimant};
 
 use super::outcome::{Patience, transact};
-use super::sharing::{BeginResult, Beginning, Begun};
+use super::sharing::{BeginResult, Beginning, Begun, Half};
 use super::{Engine, Response};
 
 impl<H: Host> Engine<H> {
@@ -44,7 +44,9 @@ impl<H: Host> Engine<H> {
         request: IdempotentRequest<O>,
     ) -> Result<Attempt, H::Error> {
         let _executing = Span::within(&request.envelope.trace, "execute");
-        let executed = match self.execute_shared(&request).await? {
+        let alone = self.alone::<O>(request.envelope.merchant, Half::First);
+        let shared = if alone.is_some() { None } else { self.execute_shared(&request).await? };
+        let executed = match shared {
             Some(executed) => executed,
             None => {
                 let (engine, work) = (self.clone(), request.clone());
@@ -55,6 +57,7 @@ impl<H: Host> Engine<H> {
                 .await?
             }
         };
+        drop(alone);
         let answer = match executed {
             Ok(answer) => answer,
             Err(attempt) => return Ok(attempt),

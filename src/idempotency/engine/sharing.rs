@@ -6,6 +6,8 @@
 //! work; then one statement stores the answers. The second half of external operations, after the processor's answer, shares
 //! in the same way: one statement locks all keys, which is the fence of each.
 //!
+//! While few are under way, each has a transaction of its own: it would wait for company, and for the work of others.
+//!
 //! Each works behind a savepoint. A final error undoes its own work and is stored as its answer, like any other. Whatever
 //! else goes wrong with one (a lock that isn't free, a bug) costs it its part: it goes again in a transaction of its own,
 //! where errors, retries and waits have their one implementation. Its claim mustn't be committed, and a claim can't be
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, SubsecRound, Utc};
 use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::faults;
 use crate::base::ids::MerchantId;
@@ -136,6 +139,17 @@ type Finishes<E> = Batcher<Box<dyn Finish<E>>, FinishResult<E>>;
 /// The batchers of requests that share transactions.
 pub(super) struct Sharing<E> {
     lanes: Vec<Lane<E>>,
+    /// Permits to run alone.
+    alone: Arc<Semaphore>,
+}
+
+/// A half of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Half {
+    /// Up to the claim with its reservation. All of a local request.
+    First,
+    /// What follows the processor's answer.
+    Second,
 }
 
 /// The batchers of some of the merchants.
@@ -167,7 +181,21 @@ impl<E: HostError> Sharing<E> {
                 finish_all,
             ),
         };
-        Self { lanes: (0..lanes).map(lane).collect() }
+        // While there are few, connections of their own serve them sooner than a transaction for all. The other half of the
+        // pool is for the batches, and for what has to be alone.
+        let alone = Arc::new(Semaphore::new((db.size() / 2) as usize));
+        Self { lanes: (0..lanes).map(lane).collect(), alone }
+    }
+
+    /// Lets a merchant's request run alone for as long as this is held, if so few are under way that it would have nobody to
+    /// share with.
+    fn alone(&self, merchant: MerchantId, half: Half) -> Option<OwnedSemaphorePermit> {
+        let lane = self.lane(merchant)?;
+        let is_idle = match half {
+            Half::First => lane.begins.is_idle(),
+            Half::Second => lane.finishes.is_idle(),
+        };
+        is_idle.then(|| Arc::clone(&self.alone).try_acquire_owned().ok()).flatten()
     }
 
     /// The lane of a merchant's requests. `None` if nothing is shared.
@@ -180,6 +208,15 @@ impl<E: HostError> Sharing<E> {
 }
 
 impl<H: Host> Engine<H> {
+    /// Lets a request of an operation that shares run alone; see [`Sharing::alone`].
+    pub(super) fn alone<O: Operation<Host = H>>(
+        &self,
+        merchant: MerchantId,
+        half: Half,
+    ) -> Option<OwnedSemaphorePermit> {
+        O::DESCRIPTOR.shares_transactions.then(|| self.inner.sharing.alone(merchant, half)).flatten()
+    }
+
     /// Runs the first half of a request in a transaction that it shares. `None` if it has to have its own.
     ///
     /// Errors: as of the batcher, and those of the request.
