@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::{Connection, PgConnection};
 use oncepay::base::derived_secrets::{MasterKeyVersion, Vault};
 use oncepay::base::ids::WebhookEndpointId;
 use oncepay::base::signature::{self, Secret, SignatureHeaders};
@@ -79,9 +80,13 @@ impl Endpoint {
     }
 
     fn make_events(&self, database: &TestDatabase, count: u32) {
+        self.make_events_within(&mut database.as_owner(), count);
+    }
+
+    fn make_events_within(&self, conn: &mut PgConnection, count: u32) {
         let merchant = self.merchant;
         execute(
-            &mut database.as_owner(),
+            conn,
             &format!(
                 "INSERT INTO events (merchant_id, id, type, object_id, data) \
                  SELECT '{merchant}', uuid_v7(), 'charge.updated', gen_random_uuid(), \
@@ -583,7 +588,15 @@ fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_ag
     endpoint_for(&database, &merchant, &other.url, "webhook_endpoint.disabled");
     // With one message at a time, as of an endpoint that has accepted nothing yet, it may end before the first is given up.
     dead.set(&database, "first_accepted_at = clock_timestamp()");
-    dead.make_events(&database, 300);
+    // One of them is given up at its first attempt, however soon the endpoint is disabled.
+    let made = database.as_owner().transaction::<_, diesel::result::Error, _>(|conn| {
+        dead.make_events_within(conn, 300);
+        let old = "UPDATE webhook_deliveries SET created_at = created_at - interval '30 seconds' \
+             WHERE id = (SELECT min(id::text)::uuid FROM webhook_deliveries)";
+        execute(conn, old);
+        Ok(())
+    });
+    made.unwrap();
     let status = |status: &str| {
         database.count(&format!(
             "SELECT count(*) FROM webhook_endpoints WHERE id = '{}' AND status = '{status}'",
