@@ -360,8 +360,12 @@ impl TestDatabase {
         db::connect(&self.app_url).unwrap()
     }
 
+    /// With more patience for locks than the service has: a machine that stands still for two seconds is no reason for a test to
+    /// fail.
     pub fn as_owner(&self) -> PgConnection {
-        db::connect(&self.owner_url).unwrap()
+        let mut conn = db::connect(&self.owner_url).unwrap();
+        execute(&mut conn, "SET lock_timeout = '30s'");
+        conn
     }
 
     pub fn as_superuser(&self) -> PgConnection {
