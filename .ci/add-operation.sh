@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Adds an operation to a copy of the tree, as CONTRIBUTING.md describes, builds the copy, and runs the tests that know
-# of operations. With --forget, also leaves out each of the patch's files in turn, and expects a failure each time.
+# of operations. With --forget, also leaves out each of the patch's files in turn, and expects a failure each time. With
+# --in-place, works in this tree, which must be clean and is restored: what is compiled already is compiled faster.
 #
 # The copy is built into this tree's target folder, to use the compiled dependencies. The next `cargo build` restores
 # the program.
@@ -10,10 +11,19 @@ root=$PWD
 patch=$root/docs/adding-an-operation/charge_notes.patch
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
 
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-git ls-files -z | xargs -0 cp --parents -t "$copy"
-cd "$copy"
+if [ "${1:-}" = --in-place ]; then
+    if [ -n "$(git status --porcelain)" ]; then
+        echo 'There are uncommitted changes.' >&2
+        exit 1
+    fi
+    trap 'cd "$root" && git checkout -q -- . && git clean -qfd' EXIT
+    copy=$root
+else
+    copy=$(mktemp -d)
+    trap 'rm -rf "$copy"' EXIT
+    git ls-files -z | xargs -0 cp --parents -t "$copy"
+    cd "$copy"
+fi
 git apply "$patch"
 document() {
     cargo run --locked --quiet -- openapi >"$copy/openapi.json" && mv "$copy/openapi.json" openapi/openapi.json
