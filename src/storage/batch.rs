@@ -1,16 +1,16 @@
 //! Batches of calls in one statement, or in one transaction.
 //!
 //! A commit waits for the disk and a statement for the network, and both cost the same for one row as for
-//! twenty. So calls that arrive while others are under way are collected and run together; a call that finds
-//! no other under way runs at once. No call waits for company: under little load a batch is one call, and the
-//! higher the load, the less each call costs. If more calls wait than fit into a batch, their parties take
-//! [turns](super::turns).
+//! twenty. So calls that arrive while others are under way, or while a connection is fetched for them, are
+//! collected and run together; a call that finds no other under way runs at once. No call waits for company:
+//! under little load a batch is one call, and the higher the load, the less each call costs. If more calls wait
+//! than fit into a batch, their parties take [turns](super::turns).
 //!
 //! Promised: a call never runs after its caller was told that it didn't. If a batch fails, each caller
 //! retries alone, so that one bad call can't fail the others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
@@ -28,6 +28,12 @@ use crate::storage::turns::{Item, Turns};
 /// lock or a dead connection, must not hold up the rest, so a call that has waited that long starts another
 /// batch beside it.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Time after which a batch gives its connection back although calls wait: others may want it, too.
+///
+/// Until then it goes on with the calls that have arrived meanwhile. A connection for each batch would cost two changes of
+/// threads between any two of them, while the database has nothing to do (with 8 clients, a sixth of the charges).
+const STAY: Duration = Duration::from_millis(20);
 
 /// Maximum number of concurrent batches, unless the batcher has another.
 const BATCHES_MAX: usize = 4;
@@ -174,7 +180,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
 impl<I, O> Batcher<I, O> {
     fn queue(&self) -> MutexGuard<'_, Queue<I, O>> {
         // Each change of the queue is atomic, so a panic elsewhere can't have left a partial one.
-        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,63 +201,110 @@ impl<I, O> Drop for Batch<I, O> {
 impl<I: Send + Sync + 'static, O: Send + 'static> Batch<I, O> {
     /// Runs calls until there are none.
     async fn run(mut self) {
-        while let Some((inputs, outputs)) = self.take() {
-            let batcher = Arc::clone(&self.batcher);
-            batcher.metrics.sizes.observe(inputs.len() as f64);
-            let ran = self.batcher.db.run(move |conn| (batcher.work)(conn, &inputs));
+        while !self.is_over {
+            let (batcher, taken) = (Arc::clone(&self.batcher), Taken::default());
+            let under_way = taken.clone();
+            let ran = self.batcher.db.run(move |conn| batcher.run_calls(conn, &under_way));
             match party::within(Party::First, ran).await {
-                Ok(done) => {
-                    for (output, done) in outputs.into_iter().zip(done) {
-                        // A caller that has hung up doesn't need the result.
-                        let _ = output.send(BatchResult::Done(done));
-                    }
-                }
-                Err(Failure::DatabaseUnavailable(cause)) if !cause.is::<diesel::result::Error>() => {
-                    let silence = cause.downcast_ref::<Silence>().copied();
-                    let cause = cause.to_string();
-                    for output in outputs {
-                        let _ = output.send(match silence {
-                            Some(silence) => BatchResult::Silent(silence),
-                            None => BatchResult::Unavailable(cause.clone()),
-                        });
-                    }
-                }
-                Err(Failure::OutcomeUnknown { cause, .. }) => {
-                    let cause = cause.to_string();
-                    for output in outputs {
-                        let _ = output.send(BatchResult::Unknown(cause.clone()));
-                    }
-                }
-                Err(error) => {
-                    log::debug!("{} calls failed together: {}", outputs.len(), error.detailed());
-                    for output in outputs {
-                        let _ = output.send(BatchResult::Failed);
-                    }
-                }
+                Ok(()) => {}
+                // Without a connection, none was taken: those that would have been are told.
+                Err(failure) => fail(taken.take().unwrap_or_else(|| self.batcher.take().1), &failure),
+            }
+            self.end_without_calls();
+        }
+    }
+
+    /// Ends the batch if no call waits. The next caller, which may arrive right after this, starts another one.
+    fn end_without_calls(&mut self) {
+        let mut queue = self.batcher.queue();
+        if queue.calls.is_empty() {
+            queue.batches -= 1;
+            self.is_over = true;
+        }
+    }
+}
+
+impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
+    /// Runs calls until none waits, or the connection should be given back. Each time takes those that have arrived by
+    /// then. `under_way` has the outputs of those that have begun, until their callers are told.
+    fn run_calls(&self, conn: &mut PgConnection, under_way: &Taken<O>) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            let (inputs, outputs) = self.take();
+            if inputs.is_empty() {
+                return Ok(());
+            }
+            self.metrics.sizes.observe(inputs.len() as f64);
+            under_way.put(outputs);
+            let done = (self.work)(conn, &inputs)?;
+            // None if they have been told already that it takes too long.
+            for (output, done) in under_way.take().into_iter().flatten().zip(done) {
+                // A caller that has hung up doesn't need the result.
+                let _ = output.send(BatchResult::Done(done));
+            }
+            if began.elapsed() > STAY {
+                return Ok(());
             }
         }
     }
 
-    /// Takes the next calls whose callers still wait. If there are none, the batch ends: the next caller,
-    /// which may arrive right after this, starts another one.
-    fn take(&mut self) -> Option<(Vec<I>, Outputs<O>)> {
-        let mut queue = self.batcher.queue();
+    /// Takes the calls of the next batch, whose callers still wait.
+    fn take(&self) -> (Vec<I>, Outputs<O>) {
+        let mut queue = self.queue();
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        while inputs.len() < self.batcher.size_max
+        while inputs.len() < self.size_max
             && let Some(call) = queue.calls.pop()
         {
             // The caller may have given up since the queue looked.
             if !call.is_taken.swap(true, Ordering::AcqRel) {
-                self.batcher.metrics.wait_seconds.observe(call.asked.elapsed().as_secs_f64());
+                self.metrics.wait_seconds.observe(call.asked.elapsed().as_secs_f64());
                 inputs.push(call.input);
                 outputs.push(call.output);
             }
         }
-        if inputs.is_empty() {
-            queue.batches -= 1;
-            self.is_over = true;
-            return None;
+        (inputs, outputs)
+    }
+}
+
+/// The outputs of the calls that a batch has begun. Whoever takes them tells the callers.
+struct Taken<O>(Arc<Mutex<Option<Outputs<O>>>>);
+
+impl<O> Taken<O> {
+    fn put(&self, outputs: Outputs<O>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outputs);
+    }
+
+    fn take(&self) -> Option<Outputs<O>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<O> Default for Taken<O> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<O> Clone for Taken<O> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// Tells the callers of a batch that failed.
+fn fail<O>(outputs: Outputs<O>, failure: &Failure) {
+    let result = || match failure {
+        Failure::DatabaseUnavailable(cause) if !cause.is::<diesel::result::Error>() => {
+            match cause.downcast_ref::<Silence>() {
+                Some(silence) => BatchResult::Silent(*silence),
+                None => BatchResult::Unavailable(cause.to_string()),
+            }
         }
-        Some((inputs, outputs))
+        Failure::OutcomeUnknown { cause, .. } => BatchResult::Unknown(cause.to_string()),
+        _ => BatchResult::Failed,
+    };
+    log::debug!("{} calls failed together: {}", outputs.len(), failure.detailed());
+    for output in outputs {
+        let _ = output.send(result());
     }
 }

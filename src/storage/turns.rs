@@ -74,6 +74,11 @@ impl<T: Item> Turns<T> {
         line.push(item);
     }
 
+    /// Whether nothing is in it, wanted or not.
+    pub fn is_empty(&self) -> bool {
+        self.first.items.is_empty() && self.lines.is_empty()
+    }
+
     /// Takes the next item out that somebody wants.
     pub fn pop(&mut self) -> Option<T> {
         let mut next = self.first.pop();
