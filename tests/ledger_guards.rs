@@ -15,10 +15,51 @@ fn refused(conn: &mut PgConnection, statement: &str) -> String {
     diesel::sql_query(statement).execute(conn).expect_err(statement).to_string()
 }
 
+/// Posts an entry, after `ledger_post_all` was found to judge it in the same way.
+#[track_caller]
 fn post(conn: &mut PgConnection, merchant: &Merchant, source: &str, lines: &str) -> QueryResult<usize> {
     let id = merchant.id.0;
-    diesel::sql_query(format!("SELECT ledger_post('{id}', gen_random_uuid(), '{source}', {lines})"))
-        .execute(conn)
+    execute(conn, "BEGIN");
+    let together = post_all(conn, merchant, &[(source, lines)]);
+    execute(conn, "ROLLBACK");
+    let alone =
+        diesel::sql_query(format!("SELECT ledger_post('{id}', gen_random_uuid(), '{source}', {lines})"))
+            .execute(conn);
+    // It's given lines and no arrays, so that it can't be given arrays of another form.
+    if !lines.contains("},{") && !lines.contains("{{") {
+        assert_eq!(
+            together.map_err(|error| error.to_string()),
+            alone.as_ref().copied().map_err(ToString::to_string)
+        );
+    }
+    alone
+}
+
+/// Posts entries of a merchant by `ledger_post_all`: their sources and lines.
+fn post_all(conn: &mut PgConnection, merchant: &Merchant, entries: &[(&str, &str)]) -> QueryResult<usize> {
+    let id = merchant.id.0;
+    let sources: Vec<_> = entries.iter().map(|(source, _)| format!("'{source}'")).collect();
+    let lines: Vec<_> = (1..)
+        .zip(entries)
+        .map(|(number, (_, lines))| {
+            format!("SELECT {number}, * FROM unnest({}) WITH ORDINALITY", typed(lines))
+        })
+        .collect();
+    diesel::sql_query(format!(
+        "SELECT ledger_post_all(array_fill('{id}'::uuid, ARRAY[{}]), ARRAY[{}], \
+             array_agg(entry), array_agg(line), array_agg(kind), array_agg(currency), array_agg(amount)) \
+         FROM ({}) AS line (entry, kind, currency, amount, line)",
+        entries.len(),
+        sources.join(", "),
+        lines.join(" UNION ALL "),
+    ))
+    .execute(conn)
+}
+
+/// The arguments of [`lines`] with their types.
+fn typed(lines: &str) -> String {
+    let columns: Vec<_> = lines.split(", ").zip(["text", "text", "numeric"]).collect();
+    columns.iter().map(|(column, of)| format!("{column}::{of}[]")).collect::<Vec<_>>().join(", ")
 }
 
 /// The arguments of an entry with lines of (kind, currency, amount).
@@ -220,6 +261,73 @@ fn an_entry_is_of_a_merchant_that_exists_and_has_a_source() {
         let refusal = refused(&mut conn, &format!("SELECT ledger_hold('{id}', {source}, 'USD', 1)"));
         assert!(refusal.contains("needs a source"), "{source}: {refusal}");
     }
+}
+
+#[test]
+fn of_entries_that_are_posted_together_each_is_posted_or_none() {
+    let database = TestDatabase::new();
+    let merchant = database.merchant();
+    let mut conn = database.as_app();
+    let id = merchant.id.0;
+    let sale = capture("USD", "10.00");
+    let refund = |amount: &str| {
+        lines(&[("merchant_payable", "USD", amount), ("acquirer_clearing", "USD", &format!("-{amount}"))])
+    };
+    // The first entry makes the accounts: by then, plain ones are posted together.
+    for round in ["new", "plain"] {
+        let source = |number: u32| format!("{round} {number}");
+        for (number, (bad, expected)) in [
+            (lines(&[("bank", "USD", "1"), ("fee_revenue", "USD", "-2")]), "must sum to zero"),
+            (capture("USD", "0.001"), "more decimals"),
+            (lines(&[("bank", "USD", "1")]), "at least two lines"),
+            (
+                lines(&[("acquirer_clearing", "USD", "0"), ("merchant_payable", "USD", "0")]),
+                "postings_amount",
+            ),
+            (refund("1000.00"), "does not cover"),
+        ]
+        .iter()
+        .enumerate()
+        {
+            let entries = [("good", &*sale), ("bad", bad)];
+            let error = post_all(&mut conn, &merchant, &entries).expect_err(bad).to_string();
+            let is_found_by_the_table = round == "plain" && *expected == "at least two lines";
+            assert!(is_found_by_the_table || error.contains(expected), "{round}, {number}: {error}");
+        }
+        for (entries, expected) in [
+            ([("twice", &*sale), ("twice", &*sale)], "journal_entries_source_once"),
+            ([("good", &*sale), (" ", &*sale)], "needs a source"),
+        ] {
+            let error = post_all(&mut conn, &merchant, &entries).unwrap_err().to_string();
+            assert!(error.contains(expected), "{round}: {error}");
+        }
+        let arrays = "ARRAY[1, 1], '{bank,fee_revenue}', '{USD,USD}', '{1,-1}'";
+        for (sources, entries, expected) in [
+            ("ARRAY['a', 'without lines']", "ARRAY[1, 1]", "at least two lines"),
+            ("ARRAY['a', 'b']", "ARRAY[1, 3]", "needs an entry"),
+            ("ARRAY['a', 'b']", "ARRAY[1, NULL]", "needs an entry"),
+        ] {
+            let merchants = format!("ARRAY['{id}', '{id}']::uuid[]");
+            let error = refused(
+                &mut conn,
+                &format!("SELECT ledger_post_all({merchants}, {sources}, {entries}, {arrays})"),
+            );
+            assert!(error.contains(expected), "{round}: {error}");
+        }
+        let before = database.rows("journal_entries");
+        let entries = [(&*source(1), &*sale), (&*source(2), &*refund("4.00")), (&*source(3), &*sale)];
+        post_all(&mut conn, &merchant, &entries).expect("an entry can take what one before it gives");
+        assert_eq!(database.rows("journal_entries"), before + 3);
+        let entries = [(&*source(4), &*sale), (&*source(5), &*sale)];
+        post_all(&mut conn, &merchant, &entries).unwrap();
+        assert_eq!(database.rows("journal_entries"), before + 5);
+    }
+    // Each of 8 sales and 2 refunds.
+    assert_eq!(payable(&database, "USD"), "72.0000");
+    assert_eq!(database.text("SELECT count(*)::text FROM postings"), "20");
+    let order = "SELECT string_agg(line || ' ' || amount, ', ' ORDER BY line) FROM postings \
+         JOIN journal_entries e ON (e.merchant_id, e.id) = (postings.merchant_id, entry_id) WHERE source = 'plain 5'";
+    assert_eq!(database.text(order), "1 10.0000, 2 -10.0000");
 }
 
 #[test]

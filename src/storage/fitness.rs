@@ -122,7 +122,7 @@ pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
         "SELECT CASE WHEN bool_and(to_regclass(name) IS NOT NULL) \
                 THEN bool_and(has_table_privilege(to_regclass(name), privilege)) \
                      AND (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc \
-                          WHERE proname = 'ledger_post' AND pronamespace = current_schema()::regnamespace) \
+                          WHERE proname IN ('ledger_post', 'ledger_post_all') AND pronamespace = current_schema()::regnamespace) \
                 END \
          FROM (VALUES ('idempotency_keys', 'SELECT'), ('idempotency_keys', 'INSERT'), ('charges', 'INSERT'), \
                       ('events', 'INSERT'), ('journal_entries', 'SELECT'), ('master_keys', 'SELECT'), \

@@ -241,7 +241,7 @@ pub(crate) const ADMIT_SQL: &str = concat!(
 /// them. `effects->'alike'`, if it's there, is what to search with for charges that are alike, which [`NOTE_SQL`] tells.
 ///
 /// The charges and events select from `posted`, so that the search and the ledger come first: afterwards the search would find
-/// the charges themselves. Of charges in one statement that are alike, each finds the one before. Rows are written in
+/// the charges themselves. Of charges in one statement that are alike, each finds the one before. The entries have an
 /// order, so that two statements that both create accounts for new merchants wait for each other instead of
 /// deadlocking.
 pub(crate) const WRITE_SQL: &str = "\
@@ -254,25 +254,34 @@ pub(crate) const WRITE_SQL: &str = "\
             (id uuid, reference text, currency text, amount numeric, payment_method text) \
         WINDOW alike AS (PARTITION BY owner.effects ? 'alike', owner.merchant_id, c.reference, c.currency, c.amount, \
             c.payment_method ORDER BY c.id)), \
+    entry AS MATERIALIZED ( \
+        SELECT row_number() OVER (ORDER BY searched.merchant_id, entry.currencies[1])::integer AS number, \
+            searched.merchant_id, entry.* \
+        FROM searched CROSS JOIN LATERAL jsonb_to_record(nullif(searched.effects->'entry', 'null')) AS entry \
+            (source text, kinds text[], currencies text[], amounts numeric[]) \
+        WHERE entry.source IS NOT NULL), \
     posted AS MATERIALIZED ( \
-        SELECT owner.merchant_id, owner.effects, CASE WHEN entry.source IS NOT NULL THEN \
-            ledger_post(owner.merchant_id, uuid_v7(), entry.source, entry.kinds, entry.currencies, entry.amounts) END \
-        FROM searched AS owner LEFT JOIN LATERAL jsonb_to_record(nullif(owner.effects->'entry', 'null')) AS entry \
-            (source text, kinds text[], currencies text[], amounts numeric[]) ON true \
-        ORDER BY owner.merchant_id, owner.effects->'charge'->>'currency'), \
+        SELECT ledger_post_all( \
+            (SELECT array_agg(merchant_id ORDER BY number) FROM entry), \
+            (SELECT array_agg(source ORDER BY number) FROM entry), \
+            array_agg(entry.number), array_agg(line.number), array_agg(line.kind), array_agg(line.currency), \
+            array_agg(line.amount)) \
+        FROM entry CROSS JOIN LATERAL unnest(entry.kinds, entry.currencies, entry.amounts) WITH ORDINALITY \
+            AS line (kind, currency, amount, number)), \
     charge AS ( \
         INSERT INTO charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture, \
             description, reference, metadata, failure_code, failure_decline_code, failure_message, authorization_id, \
             created_at, captured_at) \
-        SELECT posted.merchant_id, c.id, c.status, c.currency, c.amount, c.amount_captured, c.fee, c.payment_method, \
+        SELECT searched.merchant_id, c.id, c.status, c.currency, c.amount, c.amount_captured, c.fee, c.payment_method, \
             c.capture, c.description, c.reference, c.metadata, c.failure_code, c.failure_decline_code, \
             c.failure_message, c.authorization_id, c.created_at, c.captured_at \
-        FROM posted CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, posted.effects->'charge') AS c), \
+        FROM posted CROSS JOIN searched \
+            CROSS JOIN LATERAL jsonb_populate_record(NULL::charges, searched.effects->'charge') AS c), \
     event AS ( \
         INSERT INTO events (merchant_id, id, created_at, type, object_id, data, traceparent, tracestate) \
-        SELECT posted.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data, e.traceparent, e.tracestate \
-        FROM (SELECT clock_timestamp() AS now) AS clock, \
-            posted CROSS JOIN LATERAL jsonb_populate_record(NULL::events, posted.effects->'event') AS e)";
+        SELECT searched.merchant_id, uuid_v7(clock.now), clock.now, e.type, e.object_id, e.data, e.traceparent, e.tracestate \
+        FROM (SELECT clock_timestamp() AS now) AS clock CROSS JOIN posted CROSS JOIN searched \
+            CROSS JOIN LATERAL jsonb_populate_record(NULL::events, searched.effects->'event') AS e)";
 
 /// SQL: the charge of which this one is a suspected duplicate.
 pub(crate) const NOTE_SQL: &str =
