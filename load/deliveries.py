@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench"))
 
-from receivers import Sink, build_sink
+from receivers import Sink, build
 from service import ROOT, Service, release_build
 
 ENDPOINTS = (1, 20)
@@ -99,7 +99,7 @@ def main():
     parser.add_argument("--binary", help="instead of a release build")
     options = parser.parse_args()
     service = Service(options.binary or release_build())
-    sink = Sink(build_sink(), service.folder)
+    sink = Sink(build("sink"), service.folder)
     rates, cpu = {}, {}
     try:
         for endpoints in ENDPOINTS:

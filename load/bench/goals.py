@@ -102,6 +102,10 @@ def figure_rows(samples):
             yield what, shown, f"{sign} {goal}", verdict(is_met)
 
 
+def by_number(name):
+    return next((int(word) for word in name.split() if word.isdigit()), 0)
+
+
 def figures(medians):
     """What isn't a ratio by number of clients: what, its value or none if it isn't measured, and the goal."""
 
@@ -112,12 +116,17 @@ def figures(medians):
     p50, p99 = f"{half}: p50, ms", f"{half}: p99, ms"
     yield f"p99 at half of the peak rate ({medians.get(f'{half}: per s', 0):,.0f}/s), ms", medians.get(p99), "≤", 10
     yield "that ÷ the median there", divided(p99, p50), "≤", 3
+    yield "that ÷ the natural transaction's at half of its own peak", divided(p99, "pgbench natural at half of its peak: p99, ms"), "", None
     calm = "storm: others' p99 without it, ms"
     yield (f"others' p99 during a storm of {STORM:,} duplicates on one key ÷ without",
            divided("storm: others' p99 with it, ms", calm), "≤", 1.2)
     yield (f"the same with {medians.get('large storm: duplicates per s', 0):,.0f} duplicates per second",
            divided("large storm: others' p99 with it, ms", calm), "≤", 1.5)
-    yield "memory of the service at the peak, MiB", medians.get("memory at the peak, MiB"), "≤", 36
+    yield "memory of the service at the peak of charges, MiB", medians.get("memory of charges by up to 64 clients, MiB"), "≤", 36
+    yield "the same with four times as many clients", medians.get("memory of charges by up to 256 clients, MiB"), "", None
+    yield "the same after everything else, 2,100 webhook endpoints included", medians.get("memory at the peak, MiB"), "", None
+    beside, away = (f"charge with its database {where}, 64 clients: per s" for where in ("beside", "away"))
+    yield "charges with the database a millisecond away ÷ beside it", divided(away, beside), "≥", 0.8
     for count in (2, 3):
         one, several = (f"charge, {number} instances, 48 clients: per s" for number in (1, count))
         yield f"{count} instances ÷ 1, on the same cores", divided(several, one), "", None
@@ -126,4 +135,7 @@ def figures(medians):
         many = f"charge with {millions} million keys, 64 clients: per s"
         what = f"charges with {millions} million keys and {3 * millions} million postings ÷ with few"
         yield what, divided(many, small), "≥", goal
+    many = max((name for name in medians if name.endswith(" million keys, 64 clients: per s")), key=by_number, default=None)
+    little = divided("charge with a tenth of its data in memory, 64 clients: per s", many)
+    yield "charges with memory for a tenth of so much data ÷ for all", little, "≥", 0.5
     yield "executions in excess of keys", medians.get("executions in excess"), "≤", 0

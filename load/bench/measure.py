@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
+import re
+import statistics
 import sys
 import time
 
 import prepare
 from operations import PGBENCH_CLIENTS_MAX, selected
 from programs import start_wrk, wrk, wrk_result
-from service import LOAD, run
+from receivers import build
+from service import LOAD, Process, limited_memory, run, stop_all
 from stage import Stage
 
 sys.path.insert(0, os.path.join(LOAD, "peers", "django"))
@@ -109,10 +112,41 @@ def executions_in_excess(service):
 
 
 def half_load(stage, options, samples, peak):
-    """Latency at half of the peak, sent at times that don't depend on the answers."""
+    """Latency at half of the peak, sent at times that don't depend on the answers. And that of the natural transaction at half
+    of its own peak: what Postgres does to it on this machine."""
+    natural = max(statistics.median(values) for name, values in samples.items()
+                  if name.startswith("pgbench natural, ") and name.endswith("per s"))
     for _ in range(options.rounds):
         result = wrk(stage.service.url, 64, options.seconds, stage.requests(), stage.prefix(), rate=peak / 2)
         samples.note_all("charge at half of the peak", result)
+        result = stage.pgbench("natural", 64, options.seconds, rate=natural / 2)
+        samples.note_all("pgbench natural at half of its peak", result)
+
+
+def memory(stage, samples):
+    """What charges need, before anything else was asked of the service."""
+    for clients in (64, 256):
+        wrk(stage.service.url, clients, 3, stage.requests(), stage.prefix())
+        samples.note(f"memory of charges by up to {clients} clients, MiB", stage.service.peak_rss_mib())
+
+
+def distant(stage, options, samples):
+    """Charges through two instances: one beside its database, and one that is a millisecond away from it, there and back."""
+    url = stage.service.settings["DATABASE_URL"]
+    address = re.search(r"@([^/?]+)", url)[1]
+    proxy = Process([build("distance"), address, "500"], os.path.join(stage.service.folder, "distance.log"))
+    running = {}
+    try:
+        running["beside"] = stage.service.another("beside")
+        running["away"] = stage.service.another("away", DATABASE_URL=url.replace(address, proxy.first_line(), 1))
+        for _ in range(options.rounds):
+            for name, instance in running.items():
+                result = wrk(instance.url, 64, options.seconds, stage.requests(), stage.prefix())
+                samples.note_all(f"charge with its database {name}, 64 clients", result)
+    finally:
+        stop_all(*running.values())
+        proxy.process.kill()
+        proxy.process.wait()
 
 
 def storm(stage, options, samples, peak):
@@ -182,12 +216,19 @@ def large(stage, options, samples):
             for table in ("idempotency_keys", "journal_entries", "postings"):
                 stage.service.sql(f"VACUUM ANALYZE {table}")
             measure(f"{last // 1_000_000} million keys")
+    size = int(stage.service.sql("SELECT pg_database_size(current_database())"))
+    samples.note("size of the database, GiB", size / 2**30)
+    with limited_memory(stage.service.postgres_processes(), size // 10) as is_limited:
+        if is_limited:
+            measure("a tenth of its data in memory")
 
 
 def everything(options, binary):
     """Returns the samples, and what they were taken with."""
     stage, samples = Stage(binary), Samples()
     try:
+        if not options.only:
+            memory(stage, samples)
         rounds(stage, options, samples)
         if not options.only:
             rates = [values for name, values in samples.items() if name.startswith("charge, ") and name.endswith("per s")]
@@ -195,6 +236,7 @@ def everything(options, binary):
             half_load(stage, options, samples, peak)
             storm(stage, options, samples, peak)
             instances(stage, options, samples)
+            distant(stage, options, samples)
             samples.note("executions in excess", executions_in_excess(stage.service))
         version = stage.service.sql("SHOW server_version")
     finally:

@@ -37,15 +37,15 @@ def wrk(*arguments, **settings):
     return wrk_result(start_wrk(*arguments, **settings))
 
 
-def pgbench(service, script, clients, seconds, **variables):
-    """What pgbench measures with one of our scripts, in the same terms as wrk."""
+def pgbench(service, script, clients, seconds, rate=None, **variables):
+    """What pgbench measures with one of our scripts, in the same terms as wrk, as fast as it can or at a rate."""
     log = os.path.join(service.folder, "pgbench-latencies")
     # Of short transactions, a tenth is plenty, and writing down more would cost.
     sampling = ["--sampling-rate", "0.1"] if script == "select" else []
     defined = [part for name, value in variables.items() for part in ("-D", f"{name}={value}")]
     output = run(
         find("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(seconds),
-        "-l", "--log-prefix", log, *sampling, *defined, "-f", os.path.join(LOAD, "pgbench", f"{script}.sql"),
+        "-l", "--log-prefix", log, *sampling, *(["-R", f"{rate:.0f}"] if rate else []), *defined, "-f", os.path.join(LOAD, "pgbench", f"{script}.sql"),
         service.settings["ONCEPAY_OWNER_DATABASE_URL"],
     )
     if "tps = " not in output:

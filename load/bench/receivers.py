@@ -10,11 +10,11 @@ import urllib.request
 from service import ROOT, Process
 
 
-def build_sink():
-    """The path of the receiver: one file without dependencies."""
-    built = os.path.join(ROOT, "target", "release", "sink")
+def build(name):
+    """The path of a program of `load`: one file without dependencies."""
+    built = os.path.join(ROOT, "target", "release", name)
     os.makedirs(os.path.dirname(built), exist_ok=True)
-    subprocess.run(["rustc", "--edition", "2024", "-O", "-o", built, "load/sink.rs"], cwd=ROOT, check=True)
+    subprocess.run(["rustc", "--edition", "2024", "-O", "-o", built, f"load/{name}.rs"], cwd=ROOT, check=True)
     return built
 
 
@@ -24,9 +24,7 @@ class Sink(Process):
     def __init__(self, binary, folder):
         log = os.path.join(folder, "sink.log")
         super().__init__([binary], log)
-        while not (said := open(log).read().strip()):
-            time.sleep(0.05)
-        self.url = said
+        self.url = self.first_line()
 
     def seen(self):
         return json.load(urllib.request.urlopen(self.url))

@@ -91,6 +91,45 @@ def cpu_s(pid, with_ended_children=False):
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
+@contextlib.contextmanager
+def limited_memory(pids, limit):
+    """Lets processes, and those that they start, have no more memory than that, what the kernel keeps of their files
+    included; and forgets those files now. Returns whether it can: as root on Linux."""
+    cgroups = "/sys/fs/cgroup"
+    if os.path.exists(f"{cgroups}/cgroup.controllers"):
+        group, maximum = f"{cgroups}/oncepay-bench", "memory.max"
+    else:
+        cgroups += "/memory"
+        group, maximum = f"{cgroups}/oncepay-bench", "memory.limit_in_bytes"
+
+    def move(to):
+        for pid in pids:
+            # One that has ended is in none.
+            with contextlib.suppress(ProcessLookupError):
+                write(f"{to}/cgroup.procs", pid)
+
+    def write(file, value):
+        with open(file, "w") as opened:
+            opened.write(str(value))
+
+    try:
+        os.makedirs(group, exist_ok=True)
+        write(f"{group}/{maximum}", limit)
+        os.sync()
+        write("/proc/sys/vm/drop_caches", 3)
+    except OSError as cause:
+        print(f"  memory can't be limited: {cause}", flush=True)
+        yield False
+        return
+    try:
+        move(group)
+        yield True
+    finally:
+        pids = open(f"{group}/cgroup.procs").read().split()
+        move(cgroups)
+        os.rmdir(group)
+
+
 class Process:
     """A running server, its CPU time and memory, without Postgres."""
 
@@ -102,6 +141,14 @@ class Process:
     def cpu_s(self):
         """User and system time."""
         return cpu_s(self.process.pid)
+
+    def first_line(self):
+        """What it says first: its address."""
+        while not (said := open(self.log).read().strip()):
+            if self.process.poll() is not None:
+                sys.exit(f"{self.process.args[0]} ended and said nothing")
+            time.sleep(0.05)
+        return said
 
     def peak_rss_mib(self):
         """The most memory that was resident at any time."""
@@ -158,12 +205,12 @@ class Service(Process):
         super().stop()
         self.start()
 
-    def another(self, number, binary=None, shutdown_delay_ms=0):
+    def another(self, number, binary=None, shutdown_delay_ms=0, **settings):
         """A further instance on the same database. One that takes the place of another listens at the same address."""
         url = f"http://127.0.0.1:{self.ports.setdefault(number, free_port())}"
         names = ("DATABASE_URL", "ONCEPAY_MASTER_KEY", "ONCEPAY_PROCESSOR_URL", "ONCEPAY_PROCESSOR_API_KEY")
         environment = os.environ | {name: self.settings[name] for name in names if name in self.settings}
-        environment["ONCEPAY_SHUTDOWN_DELAY_MS"] = str(shutdown_delay_ms)
+        environment |= {"ONCEPAY_SHUTDOWN_DELAY_MS": str(shutdown_delay_ms)} | settings
         command = [binary or self.binary, "serve", "--listen", url.removeprefix("http://")]
         instance = Process(command, os.path.join(self.folder, f"instance-{number}.log"), environment)
         instance.url = url
@@ -181,12 +228,17 @@ class Service(Process):
         url = self.settings["ONCEPAY_OWNER_DATABASE_URL"]
         return run(find("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", url, "-c", statement).strip()
 
-    def postgres_cpu_s(self):
-        """User and system time of all of Postgres' processes, those that have ended included."""
+    def postgres_processes(self):
+        """Ids of Postgres' processes, the first of which starts the others."""
         with open(os.path.join(self.folder, "data", "postgres", "postmaster.pid")) as file:
             postmaster = file.readline().strip()
+        return [postmaster, *open(f"/proc/{postmaster}/task/{postmaster}/children").read().split()]
+
+    def postgres_cpu_s(self):
+        """User and system time of all of Postgres' processes, those that have ended included."""
+        postmaster, *children = self.postgres_processes()
         total = cpu_s(postmaster, with_ended_children=True)
-        for child in open(f"/proc/{postmaster}/task/{postmaster}/children").read().split():
+        for child in children:
             # One that has just ended counts next time.
             with contextlib.suppress(OSError):
                 total += cpu_s(child)

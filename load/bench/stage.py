@@ -8,7 +8,7 @@ import time
 
 import prepare
 from programs import pgbench, wrk
-from receivers import Endpoints, Sink, build_sink
+from receivers import Endpoints, Sink, build
 from service import Service
 
 REPLAYED_KEYS = 1_000
@@ -99,7 +99,7 @@ class Stage:
         """Endpoints of merchants that are called so, each of which has taken a message."""
 
         def make():
-            self.sink = self.sink or Sink(build_sink(), self.service.folder)
+            self.sink = self.sink or Sink(build("sink"), self.service.folder)
             ids = [id for id, _ in self.merchants(merchants)]
             made = Endpoints(self.service, self.sink, ids, each)
             with made.enabled():
@@ -113,8 +113,8 @@ class Stage:
         """The messages that the receiver has taken so far."""
         return self.sink.seen()["messages"] if self.sink else 0
 
-    def pgbench(self, script, clients, seconds):
-        """A sample of a script, with what it uses up."""
+    def pgbench(self, script, clients, seconds, rate=None):
+        """A sample of a script, with what it uses up, as fast as it can or at a rate."""
         variables = {}
         if script == "patch":
             variables = {"charges": prepare.STANDING_CHARGES}
@@ -123,6 +123,8 @@ class Stage:
             first = self.charges(script).provide(prepare.needed(clients, seconds), is_pgbench=True)
             variables = {"first": first, "stride": clients, "i": -1}
         cpu = self.service.postgres_cpu_s()
-        result = pgbench(self.service, script, clients, seconds, **variables)
+        result = pgbench(self.service, script, clients, seconds, rate, **variables)
+        # What served it has ended, or is about to.
+        time.sleep(0.2)
         result["postgres_cpu_us"] = (self.service.postgres_cpu_s() - cpu) / result["requests"] * 1e6
         return result
