@@ -30,7 +30,7 @@
 //! ```
 //!
 //! Concurrent charges share each of the three statements (see [`storage::batch`]): the higher the load, the
-//! less a charge costs.
+//! less a charge costs. One that is alone begins with its claim, and looks only if that fails.
 //!
 //! A completion that has to read and lock more is a transaction instead: `store::lock` (`SELECT … FOR UPDATE`
 //! on the key, the same fence), the operation's statements, the answer. Concurrent ones share transactions, each

@@ -133,6 +133,71 @@ fn each_of_a_batch_gets_its_own_answer() {
 }
 
 #[test]
+fn what_arrives_while_a_connection_is_fetched_is_one_batch() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    client.charge("first", &visa()).expect(201);
+    let before = batches(&app, "claim");
+    let mut owner = database.as_owner();
+    let (readers, charges) = owner
+        .transaction::<_, diesel::result::Error, _>(|conn| {
+            execute(conn, "LOCK TABLE refunds IN ACCESS EXCLUSIVE MODE");
+            let readers: Vec<_> = (0..app::POOL_SIZE)
+                .map(|_| {
+                    let client = client.clone();
+                    thread::spawn(move || client.get("/v1/refunds"))
+                })
+                .collect();
+            let value = |name, labels: &[_]| app.client.metrics().value(name, labels);
+            eventually("all connections are in use", || {
+                value("oncepay_db_pool_in_use", &[]) >= f64::from(app::POOL_SIZE)
+            });
+            let charges: Vec<_> = (0..10).map(|n| send(&client, &format!("key-{n}"), &visa())).collect();
+            let waiting = "oncepay_idempotency_batch_waiting";
+            eventually("they wait", || value(waiting, &[("step", "claim")]) >= 10.0);
+            Ok((readers, charges))
+        })
+        .unwrap();
+    for charge in charges {
+        charge.join().unwrap().expect(201);
+    }
+    for reader in readers {
+        reader.join().unwrap().expect(200);
+    }
+    let after = batches(&app, "claim");
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1.0, 10.0));
+}
+
+#[test]
+fn a_look_that_fails_fails_for_nobody_else() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let charge = client.charge("bad", &visa()).expect(201);
+    for statement in [
+        "CREATE FUNCTION is_read(key text) RETURNS boolean LANGUAGE plpgsql AS \
+         $$ BEGIN IF key = 'bad' THEN RAISE 'it is bad'; END IF; RETURN true; END $$",
+        "ALTER TABLE idempotency_keys ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY read ON idempotency_keys USING (is_read(key)) WITH CHECK (true)",
+    ] {
+        execute(&mut database.as_owner(), statement);
+    }
+    let mut sent = gathered(&database, &app.client, || {
+        let keys = ["bad", "a", "b", "c", "d"];
+        (5, keys.iter().map(|key| send(&client, key, &visa())).collect::<Vec<_>>())
+    });
+    for good in sent.drain(1..) {
+        good.join().unwrap().expect(201);
+    }
+    sent.remove(0).join().unwrap().expect_problem(500, "internal");
+    execute(&mut database.as_owner(), "ALTER TABLE idempotency_keys DISABLE ROW LEVEL SECURITY");
+    let again = client.charge("bad", &visa()).expect(201);
+    assert!(again.is_replay() && again.body == charge.body);
+    assert_eq!(database.rows("charges"), 5);
+}
+
+#[test]
 fn of_a_batch_those_that_are_alike_name_the_one_before() {
     let database = TestDatabase::new();
     let app = App::start(&database);

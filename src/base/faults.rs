@@ -15,6 +15,8 @@
 //! | `local_after_claim` | a local operation's claim is written, not committed |
 //! | `local_before_commit` | effects and answer are written, not committed |
 //! | `local_after_commit_before_response` | they are committed; the client hasn't got its answer |
+//! | `shared_after_claim` | the claims of requests that share a transaction are written, not committed |
+//! | `shared_before_commit` | so are what they reserve or change, and their answers |
 //! | `delivery_before_send` | a delivery is claimed; it's sent next |
 //! | `delivery_after_send` | the endpoint has answered, or not; its outcome is noted next |
 //!

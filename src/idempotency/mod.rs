@@ -53,6 +53,9 @@
 //! for all of them, each is retried alone. So is a request that needs more than a claim: a takeover, a key
 //! that is free again, a row that another request has locked.
 //!
+//! A request that is alone in its batch claims its key at once, as long as nearly all keys are new, and looks it up
+//! only if it can't have it. All others look first.
+//!
 //! Requests that read and lock more share transactions, if their operation [says so](Descriptor::sharing_transactions): one
 //! look-up, one claim, one statement for the answers, and one commit for all, and the work of each behind a savepoint (see the
 //! module `sharing` of the engine). Who fails goes alone, in a transaction as above.

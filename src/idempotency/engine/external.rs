@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::base::faults;
 use crate::base::preconditions::Precondition;
-use crate::base::scope::{self, HashedKey, Scope};
+use crate::base::scope;
 use crate::base::spans::{Kind, Span};
 use crate::error::failure::{AsFailure, Failure};
 use crate::idempotency::batching::ClaimResult;
@@ -23,9 +23,9 @@ use crate::idempotency::host::{Host, HostError};
 use crate::idempotency::operation::{
     BatchedOperation, Commit, Effects, ErrorOf, ExternalOperation, Operation,
 };
-use crate::idempotency::policy::{Enforcement, Policy};
+use crate::idempotency::policy::Policy;
 use crate::idempotency::reply::Reply;
-use crate::idempotency::request::{IdempotentRequest, RequestRules};
+use crate::idempotency::request::IdempotentRequest;
 use crate::idempotency::retries::Found;
 use crate::idempotency::store::{self, Answer, Claim, Completed, Completion, Setback, Taker};
 use crate::storage::party::{self, Party};
@@ -73,55 +73,6 @@ impl<O: BatchedOperation> BatchHooks<O> {
         effects: O::effects,
         note: O::note,
     };
-}
-
-/// An abandoned request that is due for recovery.
-pub struct DueRequest {
-    /// Name of the operation.
-    pub operation: String,
-    /// Time of the key's claim.
-    pub created_at: DateTime<Utc>,
-    /// The envelope that the last client sent.
-    pub envelope: Envelope,
-}
-
-impl DueRequest {
-    /// The scope of the request's recovery.
-    pub(in crate::idempotency) fn scope(&self, operation: &'static str) -> Arc<Scope> {
-        let envelope = &self.envelope;
-        let scope = Scope::of_request(envelope.request_id.clone(), envelope.trace.clone());
-        // The worker answers nobody.
-        scope.close();
-        scope.set_operation(operation);
-        scope.set_merchant(envelope.merchant);
-        scope.set_key(Arc::new(envelope.clone()));
-        Arc::new(scope)
-    }
-}
-
-/// Result of a recovery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecoveryResult {
-    /// The request is answered now.
-    Finished,
-    /// Another attempt was faster.
-    Lost,
-    /// The request isn't finished, and will be tried again.
-    Failed,
-    /// The request isn't finished, and an operator has to look at it.
-    Parked,
-}
-
-impl RecoveryResult {
-    /// Label in the metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Lost => "lost",
-            Self::Failed => "failed",
-            Self::Parked => "parked",
-        }
-    }
 }
 
 impl<H: Host> Engine<H> {
@@ -234,7 +185,13 @@ impl<H: Host> Engine<H> {
     }
 
     /// Releases the lease after a failure. Returns whether the request is parked now.
-    async fn give_up(&self, claim: &Claim, request_id: &str, error: &H::Error, taker: Taker) -> bool {
+    pub(super) async fn give_up(
+        &self,
+        claim: &Claim,
+        request_id: &str,
+        error: &H::Error,
+        taker: Taker,
+    ) -> bool {
         let recovery = self.inner.settings.timing.recovery;
         let setback = Setback {
             error: error.code(),
@@ -267,15 +224,11 @@ impl<H: Host> Engine<H> {
         {
             return Ok(begun);
         }
-        let alone = self.alone::<O>(request.envelope.merchant, Half::First);
-        if alone.is_none()
-            && let Some(begun) = self.begin_sharing(request).await?
-        {
-            return Ok(begun);
-        }
         let (engine, work) = (self.clone(), request.clone());
         let enforcement = request.treatment.enforcement;
-        self.looking_again(enforcement, move |conn| engine.look_external(conn, &work, Patience::Much)).await
+        let alone =
+            self.looking_again(enforcement, move |conn| engine.look_external(conn, &work, Patience::Much));
+        self.alone_or_shared::<O, _>(Half::First, request, self.begin_sharing(request), alone).await
     }
 
     /// Claims the key in a batch, if the request needs no more than that. `None` if it needs more.
@@ -395,7 +348,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Calls the processor and writes the effects. Without `reservation`, reads that first.
-    async fn call_and_commit<O: ExternalOperation<Host = H>>(
+    pub(super) async fn call_and_commit<O: ExternalOperation<Host = H>>(
         &self,
         request: &IdempotentRequest<O>,
         claim: &Claim,
@@ -426,19 +379,17 @@ impl<H: Host> Engine<H> {
         let _committing = Span::within(&claim.trace, "commit");
         let started = Instant::now();
         let settled = Arc::new((reservation, outcome));
-        let mut alone = None;
-        let batched = match batch {
-            Some(batch) => self.commit_batched(request, claim, batch, &settled.0, &settled.1).await?,
+        let alone = self.commit(request, claim, batch, Arc::clone(&settled));
+        let committed = match batch {
+            Some(batch) => match self.commit_batched(request, claim, batch, &settled.0, &settled.1).await? {
+                Some(answer) => Ok(answer),
+                None => alone.await,
+            },
             None => {
-                alone = self.alone::<O>(claim.merchant, Half::Second);
-                if alone.is_some() { None } else { self.commit_sharing(request, claim, &settled).await? }
+                let shared = self.commit_sharing(request, claim, &settled);
+                self.alone_or_shared::<O, _>(Half::Second, request, shared, alone).await
             }
         };
-        let committed = match batched {
-            Some(answer) => Ok(answer),
-            None => self.commit(request, claim, batch, settled).await,
-        };
-        drop(alone);
         match &committed {
             Ok(_) => self.inner.metrics.finish_seconds.observe(started.elapsed().as_secs_f64()),
             Err(error) if is_claim_lost(error) => self.inner.metrics.fenced_commits.inc(),
@@ -569,81 +520,6 @@ impl<H: Host> Engine<H> {
             Decision::Replay(answer) => Attempt::Replayed(answer),
             _ => Attempt::Running { is_parked: false },
         })
-    }
-
-    /// Finishes a stored, abandoned request, for the recovery worker.
-    pub(in crate::idempotency) async fn recover<O: ExternalOperation<Host = H>>(
-        &self,
-        due: DueRequest,
-    ) -> RecoveryResult {
-        let request_id = due.envelope.request_id.clone();
-        let mut span = Span::of(&due.envelope.trace, "recover", Kind::Internal);
-        span.set("oncepay.operation", || Some(O::DESCRIPTOR.name.to_owned()));
-        span.set("oncepay.key_hash", || Some(due.envelope.key_hash()));
-        match self.take_over_and_finish::<O>(due).await {
-            Ok(recovered) => {
-                if recovered != RecoveryResult::Finished {
-                    span.fail(recovered.as_str());
-                }
-                recovered
-            }
-            Err(error) => {
-                error.log(&request_id);
-                span.fail(error.code());
-                RecoveryResult::Failed
-            }
-        }
-    }
-
-    async fn take_over_and_finish<O: ExternalOperation<Host = H>>(
-        &self,
-        due: DueRequest,
-    ) -> Result<RecoveryResult, H::Error> {
-        let policy = self.policy(O::DESCRIPTOR.name).await?;
-        let lease = self.inner.settings.timing.lease;
-        let DueRequest { envelope, created_at, .. } = due;
-        let taking = envelope.clone();
-        // Takes the request over before reading it: a request that can't be read must count as an attempt.
-        let taken = self
-            .inner
-            .db
-            .run_retrying(move |conn| store::take_over(conn, &taking, created_at, Taker::Recovery, lease))
-            .await?;
-        let Some(claim) = taken else { return Ok(RecoveryResult::Lost) };
-        self.inner.metrics.takeovers.inc();
-
-        let request_id = envelope.request_id.clone();
-        let treatment = RequestRules {
-            policy,
-            enforcement: Enforcement::Enforce,
-            wait: None,
-            precondition: Precondition::Holds,
-        };
-        let attempt = async {
-            let restored = IdempotentRequest::<O>::restore(envelope, treatment, self.host());
-            let request = restored.map_err(|error| {
-                Failure::internal(format!("a stored request can't be read any more: {}", error.detailed()))
-            })?;
-            self.call_and_commit(&request, &claim, None, None).await?;
-            self.executed(&request, claim.attempt);
-            Ok::<(), H::Error>(())
-        };
-        match attempt.await {
-            Ok(()) => Ok(RecoveryResult::Finished),
-            Err(error) if is_claim_lost(&error) => Ok(RecoveryResult::Lost),
-            Err(error) => {
-                error.log(&request_id);
-                let is_parked = self.give_up(&claim, &request_id, &error, Taker::Recovery).await;
-                if is_parked {
-                    log::error!(
-                        request_id = request_id.as_str(), operation = O::DESCRIPTOR.name, attempt = claim.attempt,
-                        key_hash = claim.key.digest_for(claim.merchant).as_str();
-                        "a request can't be finished and waits for an operator"
-                    );
-                }
-                Ok(if is_parked { RecoveryResult::Parked } else { RecoveryResult::Failed })
-            }
-        }
     }
 }
 

@@ -1,12 +1,11 @@
 //! Requests that change only our own database: claim, work and answer in one transaction.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use diesel::PgConnection;
 
 use crate::base::faults;
-use crate::base::scope::{self, Scope};
 use crate::base::spans::Span;
 use crate::error::failure::Failure;
 use crate::idempotency::decision::{Attempt, Decision, Lookup};
@@ -14,9 +13,9 @@ use crate::idempotency::host::{Host, HostError};
 use crate::idempotency::operation::{ErrorOf, LocalOperation};
 use crate::idempotency::reply::Reply;
 use crate::idempotency::request::IdempotentRequest;
-use crate::idempotency::retries::Found;
-use crate::idempotency::store::{self, Answer, Claim, Claimant};
+use crate::idempotency::store::{self, Answer, Claim};
 
+use super::caller::{Caller, Calling};
 use super::outcome::{Patience, transact};
 use super::sharing::{BeginResult, Beginning, Begun, Half};
 use super::{Engine, Response};
@@ -44,21 +43,12 @@ impl<H: Host> Engine<H> {
         request: IdempotentRequest<O>,
     ) -> Result<Attempt, H::Error> {
         let _executing = Span::within(&request.envelope.trace, "execute");
-        let alone = self.alone::<O>(request.envelope.merchant, Half::First);
-        let shared = if alone.is_some() { None } else { self.execute_shared(&request).await? };
-        let executed = match shared {
-            Some(executed) => executed,
-            None => {
-                let (engine, work) = (self.clone(), request.clone());
-                let enforcement = request.treatment.enforcement;
-                self.looking_again(enforcement, move |conn| {
-                    engine.execute_in_transaction(conn, &work, Patience::Much)
-                })
-                .await?
-            }
-        };
-        drop(alone);
-        let answer = match executed {
+        let (engine, work) = (self.clone(), request.clone());
+        let alone = self.looking_again(request.treatment.enforcement, move |conn| {
+            engine.execute_in_transaction(conn, &work, Patience::Much)
+        });
+        let shared = self.execute_shared(&request);
+        let answer = match self.alone_or_shared::<O, _>(Half::First, &request, shared, alone).await? {
             Ok(answer) => answer,
             Err(attempt) => return Ok(attempt),
         };
@@ -72,12 +62,7 @@ impl<H: Host> Engine<H> {
         &self,
         request: &IdempotentRequest<O>,
     ) -> Result<Option<Result<Arc<Answer>, Attempt>>, H::Error> {
-        let call = || {
-            let (engine, request) = (self.clone(), request.clone());
-            let claimant = Self::claimant(&request);
-            let (scope, asked) = (scope::current(), Instant::now());
-            Box::new(SharedCall { engine, request, claimant, scope, asked }) as Box<dyn Beginning<H::Error>>
-        };
+        let call = || Box::new(All(Caller::of(self, request))) as Box<dyn Beginning<H::Error>>;
         Ok(match self.begin_shared(request, call).await? {
             Some(Ok(Begun::Answered(answer))) => Some(Ok(answer)),
             Some(Ok(Begun::Claimed(_))) => {
@@ -138,45 +123,27 @@ impl<H: Host> Engine<H> {
     }
 }
 
-/// A local request that shares a transaction.
-struct SharedCall<O: LocalOperation> {
-    engine: Engine<O::Host>,
-    request: IdempotentRequest<O>,
-    claimant: Claimant,
-    scope: Option<Arc<Scope>>,
-    asked: Instant,
-}
+/// All of a local request that shares a transaction.
+struct All<O: LocalOperation>(Caller<O>);
 
-impl<O: LocalOperation> Beginning<ErrorOf<O>> for SharedCall<O> {
-    fn claimant(&self) -> &Claimant {
-        &self.claimant
-    }
-
-    fn scope(&self) -> Option<&Arc<Scope>> {
-        self.scope.as_ref()
+impl<O: LocalOperation> Beginning<ErrorOf<O>> for All<O> {
+    fn caller(&self) -> &dyn Calling<ErrorOf<O>> {
+        &self.0
     }
 
     fn run_alone(&self, conn: &mut PgConnection) -> BeginResult<ErrorOf<O>> {
-        let executed = self.engine.execute_in_transaction(conn, &self.request, Patience::Little)?;
+        let executed = self.0.engine.execute_in_transaction(conn, &self.0.request, Patience::Little)?;
         Ok(executed.map(Begun::Answered))
     }
 
-    fn found(&self, decision: &Decision, age: Duration) {
-        self.engine.count_return(&self.request, Found::of(decision), age);
-    }
-
     fn work(&self, conn: &mut PgConnection, claim: &Claim) -> Result<Option<Reply>, ErrorOf<O>> {
-        self.request.progress.claiming(claim);
-        self.engine.work(conn, &self.request, claim).map(Some)
-    }
-
-    fn refusal(&self, claim: &Claim, error: &ErrorOf<O>) -> Result<Reply, Failure> {
-        self.engine.inner.context(&self.request, claim, claim.created_at).problem(error)
+        self.0.request.progress.claiming(claim);
+        self.0.engine.work(conn, &self.0.request, claim).map(Some)
     }
 
     fn begun(&self, claimed: Instant) {
-        let metrics = &self.engine.inner.metrics;
-        metrics.claim_seconds.observe(claimed.duration_since(self.asked).as_secs_f64());
+        let metrics = &self.0.engine.inner.metrics;
+        metrics.claim_seconds.observe(claimed.duration_since(self.0.asked).as_secs_f64());
         metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
     }
 }

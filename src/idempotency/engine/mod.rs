@@ -1,10 +1,12 @@
 //! The state machine: replay, refuse, wait or execute. This file has the parts that all requests share.
 //! `local` executes requests that change only our own database, `external` those that call the processor. `sharing` lets both
-//! share transactions.
+//! share transactions. `recovery` finishes what was abandoned.
 
+mod caller;
 mod external;
 mod local;
 mod outcome;
+mod recovery;
 mod respond;
 mod shared_external;
 mod sharing;
@@ -46,7 +48,7 @@ use super::waiting::{WaitResult, Waiters};
 use outcome::for_client;
 use sharing::Sharing;
 
-pub use external::{DueRequest, RecoveryResult};
+pub use recovery::{DueRequest, RecoveryResult};
 pub use respond::Response;
 
 /// Maximum number of look-ups of a key that another request is claiming in an open transaction, or that

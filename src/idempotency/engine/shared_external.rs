@@ -1,22 +1,22 @@
 //! Requests that call the processor, and share the transactions before and after the call.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::PgConnection;
 
 use crate::base::scope::{self, Scope};
 use crate::error::failure::Failure;
-use crate::idempotency::decision::{Attempt, Decision};
+use crate::idempotency::decision::Attempt;
 use crate::idempotency::host::Host;
 use crate::idempotency::operation::{Commit, ErrorOf, ExternalOperation};
 use crate::idempotency::reply::Reply;
 use crate::idempotency::request::IdempotentRequest;
-use crate::idempotency::retries::Found;
-use crate::idempotency::store::{Answer, Claim, Claimant};
+use crate::idempotency::store::{Answer, Claim};
 
 use super::Engine;
+use super::caller::{Caller, Calling};
 use super::outcome::Patience;
 use super::sharing::{BeginResult, Beginning, Begun, Finish};
 
@@ -36,11 +36,8 @@ impl<H: Host> Engine<H> {
     ) -> Result<Option<Result<Start<O::Reservation>, Attempt>>, H::Error> {
         let reserved = Reserved::<O>::default();
         let call = || {
-            let (engine, request, reserved) = (self.clone(), request.clone(), Arc::clone(&reserved));
-            let claimant = Self::claimant(&request);
-            let (scope, asked) = (scope::current(), Instant::now());
-            Box::new(Begin { engine, request, claimant, scope, asked, reserved })
-                as Box<dyn Beginning<H::Error>>
+            let (caller, reserved) = (Caller::of(self, request), Arc::clone(&reserved));
+            Box::new(Begin { caller, reserved }) as Box<dyn Beginning<H::Error>>
         };
         let begun = self.begin_shared(request, call).await?;
         Ok(begun.map(|begun| {
@@ -79,25 +76,17 @@ fn set<R>(reserved: &Mutex<Option<R>>, reservation: Option<R>) -> Option<R> {
 
 /// The first half of an external request.
 struct Begin<O: ExternalOperation> {
-    engine: Engine<O::Host>,
-    request: IdempotentRequest<O>,
-    claimant: Claimant,
-    scope: Option<Arc<Scope>>,
-    asked: Instant,
+    caller: Caller<O>,
     reserved: Reserved<O>,
 }
 
 impl<O: ExternalOperation> Beginning<ErrorOf<O>> for Begin<O> {
-    fn claimant(&self) -> &Claimant {
-        &self.claimant
-    }
-
-    fn scope(&self) -> Option<&Arc<Scope>> {
-        self.scope.as_ref()
+    fn caller(&self) -> &dyn Calling<ErrorOf<O>> {
+        &self.caller
     }
 
     fn run_alone(&self, conn: &mut PgConnection) -> BeginResult<ErrorOf<O>> {
-        let begun = self.engine.look_external(conn, &self.request, Patience::Little)?;
+        let begun = self.caller.engine.look_external(conn, &self.caller.request, Patience::Little)?;
         Ok(begun.map(|start| match start {
             Start::Refused(answer) => Begun::Answered(answer),
             Start::Ours(claim, reservation) => {
@@ -107,25 +96,19 @@ impl<O: ExternalOperation> Beginning<ErrorOf<O>> for Begin<O> {
         }))
     }
 
-    fn found(&self, decision: &Decision, age: Duration) {
-        self.engine.count_return(&self.request, Found::of(decision), age);
-    }
-
     fn work(&self, conn: &mut PgConnection, claim: &Claim) -> Result<Option<Reply>, ErrorOf<O>> {
-        self.request.progress.claiming(claim);
-        let context = self.engine.inner.context(&self.request, claim, claim.created_at);
-        let reservation = self.request.operation.reserve(conn, &context)?;
-        self.request.treatment.check_precondition()?;
+        let Caller { engine, request, .. } = &self.caller;
+        request.progress.claiming(claim);
+        let context = engine.inner.context(request, claim, claim.created_at);
+        let reservation = request.operation.reserve(conn, &context)?;
+        request.treatment.check_precondition()?;
         set(&self.reserved, Some(reservation));
         Ok(None)
     }
 
-    fn refusal(&self, claim: &Claim, error: &ErrorOf<O>) -> Result<Reply, Failure> {
-        self.engine.inner.context(&self.request, claim, claim.created_at).problem(error)
-    }
-
     fn begun(&self, _claimed: Instant) {
-        self.engine.inner.metrics.claim_seconds.observe(self.asked.elapsed().as_secs_f64());
+        let Caller { engine, asked, .. } = &self.caller;
+        engine.inner.metrics.claim_seconds.observe(asked.elapsed().as_secs_f64());
     }
 }
 

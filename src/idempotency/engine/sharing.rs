@@ -54,6 +54,7 @@ use crate::storage::db::Db;
 use crate::storage::party::Party;
 
 use super::Engine;
+use super::caller::Calling;
 use super::outcome::{Patience, transaction};
 
 /// Number of lanes. With more, batches are smaller. Each takes a connection for either half as long as requests come, and
@@ -90,23 +91,14 @@ pub(super) type FinishResult<E> = Result<Option<Arc<Answer>>, E>;
 
 /// The first half of a request: all of a local one.
 pub(super) trait Beginning<E>: Send + Sync {
-    /// What it wants to claim.
-    fn claimant(&self) -> &Claimant;
-
-    /// The scope of the request.
-    fn scope(&self) -> Option<&Arc<Scope>>;
+    /// The request.
+    fn caller(&self) -> &dyn Calling<E>;
 
     /// Runs in a transaction of its own.
     fn run_alone(&self, conn: &mut PgConnection) -> BeginResult<E>;
 
-    /// Counts a key that comes back.
-    fn found(&self, decision: &Decision, age: Duration);
-
     /// Does the work under a `claim`, in the caller's transaction. Returns the answer, or `None` if the claim stays.
     fn work(&self, conn: &mut PgConnection, claim: &Claim) -> Result<Option<Reply>, E>;
-
-    /// The answer that a final error is.
-    fn refusal(&self, claim: &Claim, error: &E) -> Result<Reply, Failure>;
 
     /// Takes the time, once all is written; the claim was at `claimed`.
     fn begun(&self, claimed: Instant);
@@ -208,13 +200,25 @@ impl<E: HostError> Sharing<E> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Lets a request of an operation that shares run alone; see [`Sharing::alone`].
-    pub(super) fn alone<O: Operation<Host = H>>(
+    /// Does a half of a request: `alone` if so few are under way that it would have nobody to share with. Otherwise `shared`,
+    /// and `alone` only if that's `None`.
+    pub(super) async fn alone_or_shared<O: Operation<Host = H>, T>(
         &self,
-        merchant: MerchantId,
         half: Half,
-    ) -> Option<OwnedSemaphorePermit> {
-        O::DESCRIPTOR.shares_transactions.then(|| self.inner.sharing.alone(merchant, half)).flatten()
+        request: &IdempotentRequest<O>,
+        shared: impl Future<Output = Result<Option<T>, H::Error>>,
+        alone: impl Future<Output = Result<T, H::Error>>,
+    ) -> Result<T, H::Error> {
+        let shares = O::DESCRIPTOR.shares_transactions;
+        let permit = shares.then(|| self.inner.sharing.alone(request.envelope.merchant, half)).flatten();
+        if permit.is_none()
+            && let Some(done) = shared.await?
+        {
+            return Ok(done);
+        }
+        let done = alone.await;
+        drop(permit);
+        done
     }
 
     /// Runs the first half of a request in a transaction that it shares. `None` if it has to have its own.
@@ -291,30 +295,30 @@ fn begin_all<E: HostError>(
     proof_sql: &'static str,
 ) -> Result<Vec<BeginResult<E>>, Failure> {
     if let [call] = calls {
-        let begun = scope::entered(call.scope(), || call.run_alone(conn));
+        let begun = scope::entered(call.caller().scope(), || call.run_alone(conn));
         return Ok(vec![passed_on(begun, Lookup::Again)?]);
     }
-    let envelopes: Vec<&Envelope> = calls.iter().map(|call| &*call.claimant().envelope).collect();
+    let envelopes: Vec<&Envelope> = calls.iter().map(|call| &*call.caller().claimant().envelope).collect();
     let stored = store::find_all(conn, &envelopes, proof_sql)?;
     let (mut results, mut new) = (Vec::with_capacity(calls.len()), Vec::new());
     for (number, (stored, call)) in stored.into_iter().zip(calls).enumerate() {
         results.push(stored.map_err(E::from).map(|stored| {
             let age = stored.as_ref().map(|stored| stored.age).unwrap_or_default();
-            match decide(stored, &call.claimant().policy) {
+            match decide(stored, &call.caller().claimant().policy) {
                 Decision::Claim => {
                     new.push(number);
                     Lookup::Again
                 }
                 Decision::ClaimAfresh | Decision::TakeOver(_) => Lookup::Again,
                 decision => {
-                    call.found(&decision, age);
+                    call.caller().found(&decision, age);
                     Lookup::NotOurs(decision)
                 }
             }
         }));
     }
     new.sort_by_key(|number| {
-        let claimant = calls[*number].claimant();
+        let claimant = calls[*number].caller().claimant();
         (claimant.envelope.merchant.0, claimant.resource.existing())
     });
     for _ in 0..PASSES_MAX {
@@ -344,30 +348,31 @@ fn begin_together<E: HostError>(
     lease: Duration,
 ) -> Result<Vec<(usize, Begun)>, Stop> {
     let started = Instant::now();
-    let claimants: Vec<&Claimant> = numbers.iter().map(|number| calls[*number].claimant()).collect();
+    let claimants: Vec<&Claimant> = numbers.iter().map(|number| calls[*number].caller().claimant()).collect();
     let claims = store::claim_all(conn, &claimants, lease, "NULL")?;
     let claimed = Instant::now();
-    faults::reach("local_after_claim");
+    faults::reach("shared_after_claim");
     let (mut begun, mut answered, mut completions, mut failed) = (vec![], vec![], vec![], vec![]);
     let mut savepoint = Savepoint::default();
     for (number, claim) in numbers.iter().zip(claims) {
         let Some((claim, _)) = claim else { continue };
         let call = &calls[*number];
-        let reply =
-            match savepoint.run(conn, |conn| scope::entered(call.scope(), || call.work(conn, &claim)))? {
-                Ok(Some(reply)) => reply,
-                Ok(None) => {
-                    begun.push((*number, Begun::Claimed(claim)));
-                    continue;
-                }
-                Err(error) if error.is_final() => call.refusal(&claim, &error)?,
-                Err(_) => {
-                    failed.push(*number);
-                    continue;
-                }
-            };
+        let reply = match savepoint
+            .run(conn, |conn| scope::entered(call.caller().scope(), || call.work(conn, &claim)))?
+        {
+            Ok(Some(reply)) => reply,
+            Ok(None) => {
+                begun.push((*number, Begun::Claimed(claim)));
+                continue;
+            }
+            Err(error) if error.is_final() => call.caller().refusal(&claim, &error)?,
+            Err(_) => {
+                failed.push(*number);
+                continue;
+            }
+        };
         answered.push(*number);
-        completions.push(Completion::of(claim, &call.claimant().envelope.request_id, reply));
+        completions.push(Completion::of(claim, &call.caller().claimant().envelope.request_id, reply));
     }
     if !failed.is_empty() {
         return Err(Stop::Without(failed));
@@ -384,7 +389,7 @@ fn begin_together<E: HostError>(
     for (number, _) in &begun {
         calls[*number].begun(claimed);
     }
-    faults::reach("local_before_commit");
+    faults::reach("shared_before_commit");
     Ok(begun)
 }
 

@@ -19,7 +19,7 @@ use crate::idempotency::envelope::Envelope;
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::key::IdempotencyKey;
 use crate::idempotency::policy::{OnExpired, Policy};
-use crate::storage::sql::statement;
+use crate::storage::sql::{Statement, statement};
 
 use super::rows::{column, try_lock_key};
 
@@ -79,8 +79,8 @@ pub fn claim(
 /// A claim, and the data that was read with it.
 pub type ClaimWithData = (Claim, Option<serde_json::Value>);
 
-/// Runs [`claim`] for many requests, in one round trip. `select_sql` is an SQL expression of type `jsonb`
-/// over the new row (`idempotency_keys`), whose value comes with each claim.
+/// Runs [`claim`] for many requests whose callers have proven who they are, in one round trip. `select_sql` is an SQL
+/// expression of type `jsonb` over the new row (`idempotency_keys`), whose value comes with each claim.
 ///
 /// The primary key is the arbiter. The advisory locks only keep a loser from *blocking* inside the insert,
 /// while it holds a connection, until the winner's transaction ends: it fails at once instead. All locks last
@@ -93,6 +93,33 @@ pub fn claim_all(
     claimants: &[&Claimant],
     lease: Duration,
     select_sql: &'static str,
+) -> Result<Vec<Option<ClaimWithData>>, Failure> {
+    insert_all(conn, claimants, lease, select_sql, statement("true"))
+}
+
+/// Like [`claim_all`] for one request, and checks the caller's proof with `proof_sql`: without a valid one, there is no claim.
+pub fn prove_and_claim(
+    conn: &mut PgConnection,
+    claimant: &Claimant,
+    lease: Duration,
+    select_sql: &'static str,
+    proof_sql: &'static str,
+) -> Result<Option<ClaimWithData>, Failure> {
+    let is_proven = statement(
+        "(SELECT asked.key_sha256 IS NULL OR (SELECT NOT auth.is_revoked FROM ({}) AS auth) \
+          FROM (SELECT key.merchant_id, key.key_sha256) AS asked)",
+    );
+    let is_proven = is_proven.fragment(statement::<()>(proof_sql));
+    Ok(insert_all(conn, &[claimant], lease, select_sql, is_proven)?.pop().flatten())
+}
+
+/// Claims the keys for which `condition` holds, an SQL expression over `key`.
+fn insert_all(
+    conn: &mut PgConnection,
+    claimants: &[&Claimant],
+    lease: Duration,
+    select_sql: &'static str,
+    condition: Statement<'_, ()>,
 ) -> Result<Vec<Option<ClaimWithData>>, Failure> {
     let tokens = column(claimants, |_| Uuid::new_v4());
     let fingerprints = column(claimants, |claimant| {
@@ -121,10 +148,11 @@ pub fn claim_all(
                      0) END \
          FROM (SELECT clock_timestamp() AS now) AS clock, \
               (SELECT make_interval(secs => {}) AS lease) AS life, \
-              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
+              unnest({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}) AS key \
                   (merchant_id, key, operation, fingerprint_version, fingerprint, request_id, method, path, query, \
-                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds, traceparent, tracestate, has_generation) \
-         WHERE ",
+                  body, resource_type, resource_id, token, ttl_seconds, tombstone_seconds, traceparent, tracestate, \
+                  has_generation, key_sha256) \
+         WHERE {} AND ",
         try_lock_key!(),
         " ON CONFLICT DO NOTHING \
          RETURNING claim_token, resource_id, generation, created_at, {}",
@@ -150,6 +178,8 @@ pub fn claim_all(
     .bind::<Array<Text>, _>(column(claimants, |claimant| claimant.envelope.trace.to_string()))
     .bind::<Array<Nullable<Text>>, _>(column(claimants, |claimant| claimant.envelope.trace.state()))
     .bind::<Array<Bool>, _>(column(claimants, |claimant| claimant.has_generation))
+    .bind::<Array<Nullable<Binary>>, _>(column(claimants, |claimant| claimant.envelope.proof.as_deref()))
+    .fragment(condition)
     .fragment(statement::<()>(select_sql))
     .load::<(Uuid, Option<Uuid>, Option<i32>, DateTime<Utc>, Option<serde_json::Value>)>(conn)?;
     let taken_at = Instant::now();

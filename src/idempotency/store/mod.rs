@@ -9,7 +9,10 @@ mod lookups;
 mod rows;
 
 pub use answers::{Completed, Completion, Setback, answer_all, complete, complete_all, release};
-pub use claims::{Claim, Claimant, Taker, claim, claim_all, forget, lock, lock_all, renew, take_over};
+pub use claims::{
+    Claim, ClaimWithData, Claimant, Taker, claim, claim_all, forget, lock, lock_all, prove_and_claim, renew,
+    take_over,
+};
 pub use lookups::{AnswerState, await_answer, find, find_all, others_in_progress, table_size};
 pub(crate) use rows::key_state;
 pub use rows::{ANSWERS_CHANNEL, Answer, KeyState, StoredKey};
