@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the short load scripts against two instances, one of which is killed in the middle of a storm, then against one behind
 # PgBouncer, then against one whose claim is broken, which must make them fail, and then against one with a processor that
-# sends events of its own. At the end, restarts behind HAProxy, hostile receivers of webhooks, a noisy neighbor and thousands
-# of connections.
+# sends events of its own. At the end, restarts behind HAProxy, hostile receivers of webhooks, a noisy neighbor, the
+# instructions of a request, and thousands of connections.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -117,7 +117,7 @@ k6 run -q -e CLIENTS=5 -e DURATION=5s load/retry_storm.js
 
 unset ONCEPAY_DATA_DIR
 missing=()
-for tool in haproxy wrk; do
+for tool in haproxy valgrind wrk; do
     command -v "$tool" >/dev/null || missing+=("$tool")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
@@ -129,5 +129,6 @@ python3 load/rollout.py --binary "$oncepay" --restarts 2
 python3 load/hostile_receivers.py --binary "$oncepay" --rounds 3 --seconds 5 --ratio-max 15
 # These too: a debug build spends its time on parsing, where merchants take no turns.
 python3 load/noisy_neighbor.py --binary "$oncepay" --rounds 1 --seconds 4 --ratio-max 20 --ratio-max-unlimited 500
+python3 load/instructions.py --binary "$oncepay"
 python3 load/connections.py --binary "$oncepay" --connections 1000 --seconds-max 15 --cut-off 30 --kind 'half a body' \
     --kind 'half a head'

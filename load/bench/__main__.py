@@ -1,5 +1,5 @@
-"""Measures Oncepay against what is possible on the same Postgres and against others, and writes load/RESULTS.md and
-load/results.svg.
+"""Measures Oncepay against what is possible on the same Postgres and against others, and writes load/RESULTS.md with its
+pictures.
 
 Builds the release binary, starts it with a fresh Postgres of its own with stock settings, and takes every figure in
 the same run, interleaved, so that what disturbs one disturbs the others. Needs cargo, Postgres' binaries with pgbench,
@@ -50,6 +50,8 @@ def main():
         return
     if not options.only:
         options.out = options.out or LOAD
+    # Of what is built now, whatever is changed in the meantime.
+    options.commit = report.commit()
     binary = options.binary[0].split("=", 1)[-1] if options.binary else release_build()
     report.write(*measure.everything(options, binary), options)
 

@@ -105,8 +105,18 @@ def legend(x, y, kinds):
     return parts
 
 
+def page(width, height, parts):
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    ground = f'<rect width="{width}" height="{height}" fill="var(--ground)"/>'
+    return "\n".join([head, f"<style>{STYLE}</style>", ground, *parts, "</svg>", ""])
+
+
+ABOUT = "By number of clients. Throughput from zero, latency in powers of ten."
+
+
 def draw(samples):
-    """The whole chart: for each operation a plot of its throughput and one of its latency."""
+    """The whole chart: for each operation a plot of its throughput and one of its latency, and how charges slow down as the
+    database grows."""
     parts, place, kinds = [], 0, set()
     for operation in OPERATIONS.values():
         # One number of clients makes no line.
@@ -118,8 +128,34 @@ def draw(samples):
         parts += plot(x + COLUMN, y, "99th percentile, ms", series(samples, operation, "p99, ms"), logarithmic)
         place += 2
         kinds |= set(series(samples, operation, "per s"))
+    if grown := growth(samples):
+        x, y = LEFT + place % PLOTS_PER_ROW * COLUMN, HEAD + place // PLOTS_PER_ROW * ROW + TOP
+        parts.append(f'<text x="{x}" y="{y - 28}" class="title">Charges by millions of keys, 64 clients</text>')
+        parts += plot(x, y, "per second", {"oncepay": grown}, linear)
+        place += 1
     width, height = LEFT + PLOTS_PER_ROW * COLUMN, HEAD + -(-place // PLOTS_PER_ROW) * ROW + 10
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    about = '<text x="12" y="46" class="quiet">By number of clients. Throughput from zero, latency in powers of ten.</text>'
-    ground = f'<rect width="{width}" height="{height}" fill="var(--ground)"/>'
-    return "\n".join([head, f"<style>{STYLE}</style>", ground, *legend(16, 24, kinds), about, *parts, "</svg>", ""])
+    about = f'<text x="12" y="46" class="quiet">{ABOUT}</text>'
+    return page(width, height, [*legend(16, 24, kinds), about, *parts])
+
+
+def growth(samples):
+    """Charges per second by millions of keys, of which there are three times as many postings. Empty if that wasn't measured."""
+    names = {number: f"charge with {f'{number} million' if number else 'few'} keys, 64 clients: per s" for number in (0, 5, 20)}
+    points = [(number, statistics.median(samples[name])) for number, name in names.items() if name in samples]
+    return points if len(points) > 1 else []
+
+
+def draw_charges(samples):
+    """The one picture that matters: charges beside what they're compared with."""
+    operation = OPERATIONS["charge"]
+    throughput, latency = (series(samples, operation, unit) for unit in ("per s", "p99, ms"))
+    first, second = LEFT + 8, LEFT + COLUMN + 40
+    parts = [
+        *plot(first, HEAD + 36, "charges per second", throughput, linear),
+        *plot(second, HEAD + 36, "99th percentile, ms", latency, logarithmic),
+    ]
+    # Two lines, since the plots are narrow.
+    kinds = list(reversed([kind for kind in KINDS if kind in throughput]))
+    lines = [*legend(20, 22, kinds[:2]), *legend(20, 42, kinds[2:])]
+    about = f'<text x="16" y="62" class="quiet">{ABOUT}</text>'
+    return page(second + COLUMN - 28, HEAD + HEIGHT + 64, [*lines, about, *parts])

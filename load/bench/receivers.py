@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 import urllib.request
@@ -20,6 +21,9 @@ def build(name):
 
 class Sink(Process):
     """What takes the messages."""
+
+    # It doesn't handle SIGINT, which is ignored by what a script starts in the background.
+    stop_signal = signal.SIGTERM
 
     def __init__(self, binary, folder):
         log = os.path.join(folder, "sink.log")

@@ -1,4 +1,4 @@
-"""RESULTS.md, and results.svg beside it."""
+"""RESULTS.md, and its pictures beside it."""
 
 import os
 import platform
@@ -60,7 +60,7 @@ def command(options):
 
 def text(samples, versions, options):
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    source = f"a binary that was given, beside commit {commit()}" if options.binary else f"commit {commit()}"
+    source = f"a binary that was given, beside commit {options.commit}" if options.binary else f"commit {options.commit}"
     clients = [f"{clients} client{'s' if clients > 1 else ''}" for clients in ALL_CLIENTS]
     return "\n".join([
         "# Results",
@@ -92,6 +92,9 @@ def write(samples, versions, options):
     print(report)
     if options.out:
         os.makedirs(options.out, exist_ok=True)
-        for name, content in (("RESULTS.md", report), ("results.svg", chart.draw(samples))):
+        pictures = {"results.svg": chart.draw(samples)}
+        if "charge" in (options.only or ["charge"]):
+            pictures["charges.svg"] = chart.draw_charges(samples)
+        for name, content in ({"RESULTS.md": report} | pictures).items():
             with open(os.path.join(options.out, name), "w") as file:
                 file.write(content)
