@@ -48,18 +48,18 @@ const fn of(statements: i64, commits: i64, wal_bytes: i64, rows: i64, index_entr
     Cost { statements, commits, wal_bytes, rows, index_entries }
 }
 
-/// Maximum costs. Statements, commits and rows are exact; bytes have a tenth of room, since pages split, and entries two,
-/// since not every new version of a row finds room beside the old one.
+/// Maximum costs. Statements, commits and rows are exact; bytes have a tenth of room, since pages split, and entries one,
+/// since not every new version of a row finds room beside the old one. Charges have none: they put no version beside another.
 const BOUNDS: &[(&str, Cost)] = &[
-    ("charge", of(2, 2, 6_600, 8, 33)),
-    ("charge with a reference", of(2, 2, 6_700, 8, 33)),
-    ("authorization", of(2, 2, 4_500, 4, 19)),
-    ("capture", of(13, 2, 7_200, 9, 33)),
-    ("cancellation", of(12, 2, 4_300, 5, 19)),
-    ("refund", of(12, 2, 8_100, 13, 36)),
-    ("payout", of(11, 2, 6_100, 10, 26)),
-    ("change of a charge", of(7, 1, 3_700, 4, 14)),
-    ("inbound event", of(8, 1, 6_000, 8, 29)),
+    ("charge", of(2, 2, 6_600, 8, 31)),
+    ("charge with a reference", of(2, 2, 6_700, 8, 31)),
+    ("authorization", of(2, 2, 4_500, 4, 17)),
+    ("capture", of(13, 2, 7_200, 9, 32)),
+    ("cancellation", of(12, 2, 4_300, 5, 18)),
+    ("refund", of(12, 2, 8_100, 13, 35)),
+    ("payout", of(11, 2, 6_100, 10, 25)),
+    ("change of a charge", of(7, 1, 3_700, 4, 13)),
+    ("inbound event", of(8, 1, 6_000, 8, 28)),
     ("replay", of(1, 0, 20, 0, 0)),
     ("list page", of(2, 0, 20, 0, 0)),
     ("balance", of(2, 0, 20, 0, 0)),
