@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::base::ids::MerchantId;
 use crate::base::scope;
 use crate::error::Error;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 macro_rules! event_types {
@@ -114,6 +115,13 @@ pub fn record(
     object_id: Uuid,
     object: &impl Serialize,
 ) -> Result<(), Error> {
+    if shape::is_distributed() {
+        statement::<()>("SELECT event_record({}, {})")
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<Jsonb, _>(to_json(merchant, kind, object_id, object)?)
+            .execute(conn)?;
+        return Ok(());
+    }
     let data = serde_json::to_value(object).map_err(Error::internal)?;
     let trace = scope::trace_of_effects(merchant);
     // Of one time, so that a page by time and a page by id agree on which side of a millisecond it is.

@@ -46,8 +46,10 @@ const ENGINE_IMPORTS: &[&str] = &[
     "storage::admission",
     "storage::db",
     "storage::batch",
+    "storage::clock",
     "storage::deadline",
     "storage::party",
+    "storage::shape",
     "storage::sql",
 ];
 

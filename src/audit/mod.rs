@@ -6,6 +6,7 @@
 //! guard has failed.
 
 pub(crate) mod api;
+mod distributed;
 pub(crate) mod last_run;
 pub mod metrics;
 pub mod schedule;
@@ -22,6 +23,7 @@ use crate::idempotency::ResourceKind;
 use crate::inbound::differences::is_open;
 use crate::storage::db::plan_freely;
 use crate::storage::migrations;
+use crate::storage::shape;
 
 /// Maximum duration of a check, unless the audit has a limit of its own.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(600);
@@ -119,8 +121,10 @@ const CHECKS: &[Check] = &[
         description: "merchant_payable below zero without a dispute or a correcting entry that explains it",
         query: Query::Fixed(
             "SELECT 'la_' || replace(a.id::text, '-', '') FROM ledger_accounts a \
-                WHERE a.kind = 'merchant_payable' AND ledger_balance(a.merchant_id, a.id) > 0 \
-                AND ledger_balance(a.merchant_id, a.id) > coalesce((SELECT sum(d.amount) FROM disputes d \
+                CROSS JOIN LATERAL (SELECT coalesce(sum(p.amount), 0) AS amount FROM postings p \
+                    WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id) AS balance \
+                WHERE a.kind = 'merchant_payable' AND balance.amount > 0 \
+                AND balance.amount > coalesce((SELECT sum(d.amount) FROM disputes d \
                     WHERE d.merchant_id = a.merchant_id AND d.currency = a.currency AND d.status <> 'won'), 0) \
                     + greatest(coalesce((SELECT sum(p.amount) FROM postings p \
                         JOIN journal_corrections c ON c.merchant_id = p.merchant_id AND c.entry_id = p.entry_id \
@@ -282,16 +286,17 @@ const CHECKS: &[Check] = &[
     },
 ];
 
-#[derive(QueryableByName)]
-struct CheckRow {
+/// The violations that a check has found, and some of them.
+#[derive(Default, QueryableByName)]
+struct Found {
     #[diesel(sql_type = BigInt)]
     violations: i64,
     #[diesel(sql_type = Array<Text>)]
     samples: Vec<String>,
 }
 
-/// Runs all checks on one snapshot. Reads everything, so it takes a while on a large database: its statements
-/// may run for ten minutes. Takes no locks.
+/// Runs all checks on one snapshot; in a distributed database, on one of each merchant. Reads everything, so it takes a while on a
+/// large database: its statements may run for ten minutes. Takes no locks.
 pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
     check_all(conn, kinds, &|_| Ok(CHECK_TIMEOUT))
 }
@@ -319,40 +324,63 @@ pub fn run_within(
 #[error("the database is being migrated")]
 pub(crate) struct MigrationsUnderWay;
 
+/// Time that a check may take.
+type Timeout<'a> = &'a dyn Fn(&mut PgConnection) -> Result<Duration, Error>;
+
 /// Runs all checks, each for at most what `timeout` returns then, or until it fails.
 fn check_all(
     conn: &mut PgConnection,
     kinds: &[&'static ResourceKind],
-    timeout: &dyn Fn(&mut PgConnection) -> Result<Duration, Error>,
+    timeout: Timeout<'_>,
 ) -> Result<AuditReport, Error> {
+    let found = if shape::is_distributed() {
+        distributed::find_all(conn, kinds, timeout)?
+    } else {
+        on_one_snapshot(conn, |conn| {
+            let find = |check: &Check| find(conn, &check.sql(kinds), timeout);
+            CHECKS.iter().map(find).collect::<Result<Vec<_>, Error>>()
+        })?
+    };
+    let checks = CHECKS.iter().zip(found).map(|(check, found)| CheckResult {
+        name: check.name,
+        description: check.description,
+        violations: found.violations,
+        samples: found.samples,
+    });
+    let checks: Vec<_> = checks.collect();
+    Ok(AuditReport { clean: checks.iter().all(|check| check.violations == 0), checks })
+}
+
+fn on_one_snapshot<T>(
+    conn: &mut PgConnection,
+    look: impl FnOnce(&mut PgConnection) -> Result<T, Error>,
+) -> Result<T, Error> {
     conn.build_transaction().read_only().repeatable_read().run(|conn| {
         plan_freely(conn)?;
-        let checks = CHECKS
-            .iter()
-            .map(|check| {
-                // 0 would be no limit at all.
-                let timeout_ms = timeout(conn)?.as_millis().max(1);
-                diesel::sql_query(format!("SET LOCAL statement_timeout = {timeout_ms}")).execute(conn)?;
-                let query = match check.query {
-                    Query::Fixed(query) => query.to_owned(),
-                    Query::OfKinds(query) => query(kinds),
-                };
-                let found = diesel::sql_query(format!(
-                    "SELECT count(*) AS violations, \
-                     coalesce((array_agg(v.sample ORDER BY v.sample))[1:{SAMPLES_MAX}], '{{}}') AS samples \
-                     FROM ({query}) AS v (sample)"
-                ))
-                .get_result::<CheckRow>(conn)?;
-                Ok(CheckResult {
-                    name: check.name,
-                    description: check.description,
-                    violations: found.violations,
-                    samples: found.samples,
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        Ok(AuditReport { clean: checks.iter().all(|check| check.violations == 0), checks })
+        look(conn)
     })
+}
+
+/// The violations that a check's query finds.
+fn find(conn: &mut PgConnection, query: &str, timeout: Timeout<'_>) -> Result<Found, Error> {
+    // 0 would be no limit at all.
+    let timeout_ms = timeout(conn)?.as_millis().max(1);
+    diesel::sql_query(format!("SET LOCAL statement_timeout = {timeout_ms}")).execute(conn)?;
+    let found = diesel::sql_query(format!(
+        "SELECT count(*) AS violations, \
+         coalesce((array_agg(v.sample ORDER BY v.sample))[1:{SAMPLES_MAX}], '{{}}') AS samples \
+         FROM ({query}) AS v (sample)"
+    ));
+    Ok(found.get_result(conn)?)
+}
+
+impl Check {
+    fn sql(&self, kinds: &[&'static ResourceKind]) -> String {
+        match self.query {
+            Query::Fixed(query) => query.to_owned(),
+            Query::OfKinds(query) => query(kinds),
+        }
+    }
 }
 
 /// Covers only kinds whose rows stay for good: for the others, a missing row proves nothing.

@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::storage::fitness::Unfit;
 use crate::storage::session::{self, Handling};
-use crate::storage::{db, migrations};
+use crate::storage::{db, distribution, migrations};
 
 /// Options of the `migrate` command.
 #[derive(Debug, clap::Args)]
@@ -12,6 +12,11 @@ pub struct Options {
     /// Connection string of the database, as its owner
     #[arg(long, env = "ONCEPAY_OWNER_DATABASE_URL", hide_env_values = true)]
     owner_database_url: SecretString,
+
+    /// Then distributes the merchants over the nodes of the Citus cluster whose coordinator this database is on. All instances must be
+    /// stopped. Can be repeated, and goes on where an earlier run stopped
+    #[arg(long)]
+    distribute: bool,
 }
 
 /// Runs `oncepay migrate`. The error is a sentence.
@@ -20,7 +25,12 @@ pub fn run(options: &Options) -> Result<(), String> {
     if let Ok(Handling::Mixed) = session::inspect(options.owner_database_url.expose_secret()) {
         return Err(Unfit::SessionsMixed.explained());
     }
-    let run = migrations::migrate(&mut db::connect(&options.owner_database_url)?)?;
+    let mut conn = db::connect(&options.owner_database_url)?;
+    let run = migrations::migrate(&mut conn)?;
     println!("{} migrations run.", run.len());
+    if options.distribute {
+        distribution::distribute(&mut conn, &mut |step| println!("{step}"))?;
+        println!("The database is distributed.");
+    }
     Ok(())
 }

@@ -143,6 +143,9 @@ pub struct Batching {
     /// What the request is told besides its answer (see [`BatchedOperation::note`](super::BatchedOperation::note)): an
     /// expression of type `jsonb` over a row of `owner` and the parts of `write_sql`.
     pub note_sql: &'static str,
+    /// The same as `write_sql` and `note_sql`, of one request in a database that is distributed: an expression of type `jsonb`
+    /// over `owner.merchant_id` and `owner.effects` that reads no tables, but calls a function that writes.
+    pub write_alone_sql: &'static str,
 }
 
 /// The resource that an operation creates or changes.

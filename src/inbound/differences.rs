@@ -12,7 +12,10 @@ use super::totals::{NotCompared, Totals};
 use crate::base::money::Currency;
 use crate::error::Error;
 use crate::host;
+use crate::storage::shape;
 use crate::storage::sql::statement;
+
+pub(super) mod by_merchant;
 
 /// Name of an operator's acceptance of a difference, in the record of actions.
 macro_rules! acceptance {
@@ -106,6 +109,9 @@ impl Difference {
 
 /// Finds all differences that nobody has accepted. `grace_s` is the age at which ours are missed, in seconds.
 pub fn load(conn: &mut PgConnection, grace_s: f64) -> Result<Vec<Difference>, Error> {
+    if shape::is_distributed() {
+        return by_merchant::load(conn, grace_s);
+    }
     let query = concat!(
         "SELECT *, EXISTS ( \
                  SELECT FROM charges c \
@@ -130,12 +136,16 @@ pub fn accept(
     operations: &[String],
     reason: &str,
 ) -> Result<Vec<String>, Error> {
-    let found = statement::<(Text, Text)>(concat!(
-        "SELECT d.difference, d.operation_id FROM acquirer_differences('0') d WHERE d.operation_id = ANY ({}) AND ",
-        is_open!(),
-    ))
-    .bind::<Array<Text>, _>(operations.to_vec())
-    .load::<(String, String)>(conn)?;
+    let found = if shape::is_distributed() {
+        by_merchant::find(conn, operations)?
+    } else {
+        statement::<(Text, Text)>(concat!(
+            "SELECT d.difference, d.operation_id FROM acquirer_differences('0') d WHERE d.operation_id = ANY ({}) AND ",
+            is_open!(),
+        ))
+        .bind::<Array<Text>, _>(operations.to_vec())
+        .load::<(String, String)>(conn)?
+    };
     let is_found = |operation: &&String| found.iter().any(|(_, id)| id == *operation);
     let others: Vec<_> = operations.iter().filter(|operation| !is_found(operation)).cloned().collect();
     if others.is_empty() {
@@ -144,6 +154,12 @@ pub fn accept(
         }
     }
     Ok(others)
+}
+
+/// Names all differences that nobody has accepted, in a distributed database: for the audit.
+pub(crate) fn names(conn: &mut PgConnection, grace_s: f64) -> Result<Vec<String>, Error> {
+    let found = by_merchant::load(conn, grace_s)?;
+    Ok(found.iter().map(|found| format!("{} {}", found.difference, found.reference)).collect())
 }
 
 /// Formats `amount` at the currency's scale. The processor's text needn't be the code of any.

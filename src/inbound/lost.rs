@@ -19,6 +19,7 @@ use crate::base::ids::{self, MerchantId};
 use crate::error::Error;
 use crate::idempotency::processor_key;
 use crate::payments::charges;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::differences::Difference;
@@ -38,6 +39,22 @@ pub fn assign(conn: &mut PgConnection, differences: &[Difference]) -> Result<usi
     if kinds.is_empty() {
         return Ok(0);
     }
+    if shape::is_distributed() {
+        // One merchant at a time: each has its node.
+        let of: HashSet<Uuid> = kinds.keys().map(|(merchant, _)| *merchant).collect();
+        let each = of.into_iter().map(|merchant| {
+            let objects = kinds.keys().filter(|(of, _)| *of == merchant).map(|(_, object)| *object).collect();
+            let keys = statement::<(SqlUuid, SqlUuid, Text, Integer)>(
+                "SELECT merchant_id, resource_id, key, generation FROM idempotency_keys \
+                 WHERE merchant_id = {} AND resource_id = ANY ({}) AND generation IS NOT NULL",
+            )
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<Array<SqlUuid>, _>(Vec::<Uuid>::clone(&objects))
+            .load(conn)?;
+            assign_calls(conn, Some(merchant), &kinds, keys)
+        });
+        return each.sum();
+    }
     let (merchants, objects): (Vec<Uuid>, Vec<Uuid>) = kinds.keys().copied().unzip();
     // Without a generation, a key belongs to one claim and doesn't come again.
     let keys = statement::<(SqlUuid, SqlUuid, Text, Integer)>(
@@ -48,7 +65,20 @@ pub fn assign(conn: &mut PgConnection, differences: &[Difference]) -> Result<usi
     )
     .bind::<Array<SqlUuid>, _>(merchants)
     .bind::<Array<SqlUuid>, _>(objects)
-    .load::<(Uuid, Uuid, String, i32)>(conn)?;
+    .load(conn)?;
+    assign_calls(conn, None, &kinds, keys)
+}
+
+/// The merchant, the object, the client's key and its generation.
+type Key = (Uuid, Uuid, String, i32);
+
+/// Gives operations to the objects of `keys`; all of `merchant`, if there's one.
+fn assign_calls(
+    conn: &mut PgConnection,
+    merchant: Option<Uuid>,
+    kinds: &HashMap<(Uuid, Uuid), HashSet<&str>>,
+    keys: Vec<Key>,
+) -> Result<usize, Error> {
     let mut calls = (Vec::new(), Vec::new(), Vec::new());
     for (merchant, object, key, generation) in keys {
         // A kind of operation is the name of its step.
@@ -58,15 +88,27 @@ pub fn assign(conn: &mut PgConnection, differences: &[Difference]) -> Result<usi
             calls.2.push(object);
         }
     }
-    let assigned = statement::<(Text, Text, SqlUuid)>(
-        "UPDATE acquirer_operations o SET object_id = call.object_id \
-         FROM unnest({}, {}, {}) AS call (key, merchant_id, object_id) \
-         WHERE o.idempotency_key = call.key AND o.merchant_id = call.merchant_id AND o.object_id < call.object_id \
-         RETURNING o.id, o.reference, o.object_id",
-    )
-    .bind::<Array<Text>, _>(calls.0)
-    .bind::<Array<SqlUuid>, _>(calls.1)
-    .bind::<Array<SqlUuid>, _>(calls.2)
+    macro_rules! assign {
+        ($of_merchant:literal) => {
+            concat!(
+                "UPDATE acquirer_operations o SET object_id = call.object_id \
+                 FROM unnest({}, {}, {}) AS call (key, merchant_id, object_id) \
+                 WHERE ",
+                $of_merchant,
+                " o.idempotency_key = call.key AND o.merchant_id = call.merchant_id AND o.object_id < call.object_id \
+                 RETURNING o.id, o.reference, o.object_id",
+            )
+        };
+    }
+    let sql = if merchant.is_some() { assign!("o.merchant_id = {} AND") } else { assign!("") };
+    let mut assign = statement::<(Text, Text, SqlUuid)>(sql)
+        .bind::<Array<Text>, _>(calls.0)
+        .bind::<Array<SqlUuid>, _>(calls.1)
+        .bind::<Array<SqlUuid>, _>(calls.2);
+    if let Some(merchant) = merchant {
+        assign = assign.bind::<SqlUuid, _>(merchant);
+    }
+    let assigned = assign
     .load::<(String, String, Uuid)>(conn)?;
     for (operation_id, reference, object_id) in &assigned {
         let object_id = object_id.as_simple().to_string();

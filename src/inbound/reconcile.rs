@@ -12,6 +12,7 @@
 //! policy decides whether and when it's voided. All other differences take a person to judge, who ends them or
 //! [accepts](differences::accept) them.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, Processor
 use crate::storage;
 use crate::storage::db::{Db, plan_freely};
 use crate::storage::sql::statement;
+use crate::storage::{merchants, shape};
 
 pub use super::differences::{Difference, Report};
 
@@ -217,20 +219,49 @@ fn to_row(operation: &ProcessorOperation) -> Value {
     })
 }
 
+/// SQL: keeps operations, of the merchant that is given. Two readings may overlap; the later state wins.
+macro_rules! keep_operations {
+    ($merchant:literal, $key:literal) => {
+        concat!(
+            "INSERT INTO acquirer_operations (id, sequence, kind, status, idempotency_key, authorization_id, merchant_id, \
+                 object_id, reference, currency, amount, created_at) \
+             SELECT r.id, r.sequence, r.kind, r.status, r.idempotency_key, r.authorization_id, ",
+            $merchant,
+            ", r.object_id, r.reference, r.currency, r.amount, r.created_at \
+             FROM jsonb_to_recordset({}) AS r (id text, sequence bigint, kind text, status text, \
+                 idempotency_key text, authorization_id text, merchant_id uuid, object_id uuid, reference text, \
+                 currency text, amount numeric, created_at timestamptz) \
+             ON CONFLICT (",
+            $key,
+            ") DO UPDATE SET sequence = EXCLUDED.sequence, status = EXCLUDED.status, \
+                 amount = EXCLUDED.amount, currency = EXCLUDED.currency \
+             WHERE acquirer_operations.sequence < EXCLUDED.sequence"
+        )
+    };
+}
+
+/// Sorts rows by merchant.
+fn by_merchant(rows: Value) -> BTreeMap<Uuid, Vec<Value>> {
+    let mut sorted = BTreeMap::<_, Vec<_>>::new();
+    let Value::Array(rows) = rows else { return sorted };
+    for row in rows {
+        let merchant = row["merchant_id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
+        sorted.entry(merchant.unwrap_or(merchants::NOBODY)).or_default().push(row);
+    }
+    sorted
+}
+
 fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error> {
-    // Two readings may overlap; the later state wins.
-    statement::<()>(
-        "INSERT INTO acquirer_operations (id, sequence, kind, status, idempotency_key, authorization_id, merchant_id, \
-             object_id, reference, currency, amount, created_at) \
-         SELECT * FROM jsonb_to_recordset({}) AS r (id text, sequence bigint, kind text, status text, \
-             idempotency_key text, authorization_id text, merchant_id uuid, object_id uuid, reference text, \
-             currency text, amount numeric, created_at timestamptz) \
-         ON CONFLICT (id) DO UPDATE SET sequence = EXCLUDED.sequence, status = EXCLUDED.status, \
-             amount = EXCLUDED.amount, currency = EXCLUDED.currency \
-         WHERE acquirer_operations.sequence < EXCLUDED.sequence",
-    )
-    .bind::<Jsonb, _>(rows)
-    .execute(conn)?;
+    if shape::is_distributed() {
+        for (merchant, rows) in by_merchant(rows) {
+            statement::<()>(keep_operations!("{}", "merchant_id, id"))
+                .bind::<SqlUuid, _>(merchant)
+                .bind::<Jsonb, _>(Value::Array(rows))
+                .execute(conn)?;
+        }
+    } else {
+        statement::<()>(keep_operations!("r.merchant_id", "id")).bind::<Jsonb, _>(rows).execute(conn)?;
+    }
     statement::<()>("UPDATE acquirer_reads SET sequence = greatest(sequence, {})")
         .bind::<BigInt, _>(sequence)
         .execute(conn)?;

@@ -4,6 +4,8 @@
 //! our books and can't be in the processor's, so they don't count. Neither does what is under way, was voided as
 //! an orphan, or was accepted by an operator. So where totals aren't equal, there is a difference that says why.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +13,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Numeric, Text, Timestamptz};
 use rust_decimal::Decimal;
 
+use super::differences::by_merchant::{Definitions, everybody};
 use crate::base::time::Timestamp;
+use crate::storage::shape;
 
 /// Totals of one kind of operation in one currency.
 #[derive(Debug, QueryableByName)]
@@ -69,9 +73,60 @@ pub struct Named {
 /// Adds up what is compared: what both sides have, and what `named` holds. Needs the snapshot in which `named` was
 /// found.
 pub fn load(conn: &mut PgConnection, named: &Named) -> QueryResult<(Vec<Totals>, NotCompared)> {
-    // One of theirs belongs to one of ours; a further one is a duplicate, and counts only if it's named.
-    let mut totals = diesel::sql_query(
-        "WITH ours AS MATERIALIZED (SELECT * FROM operations_in_effect_here WHERE currency IS NOT NULL), \
+    let mut totals = if shape::is_distributed() {
+        load_by_merchant(conn, named)?
+    } else {
+        load_from(conn, format!("WITH {TOTALS}"), named)?
+    };
+    let not_compared = totals.iter().fold(NotCompared::default(), |sum, total| NotCompared {
+        earlier: sum.earlier + total.earlier,
+        since: total.since,
+        our_rest: sum.our_rest + total.our_rest,
+        their_rest: sum.their_rest + total.their_rest,
+    });
+    totals.retain(|total| total.our_count + total.their_count > 0);
+    Ok((totals, not_compared))
+}
+
+fn load_from(conn: &mut PgConnection, query: String, named: &Named) -> QueryResult<Vec<Totals>> {
+    diesel::sql_query(query)
+        .bind::<Array<Text>, _>(&named.missing)
+        .bind::<Array<Text>, _>(&named.operations)
+        .load(conn)
+}
+
+/// The same, in a distributed database.
+fn load_by_merchant(conn: &mut PgConnection, named: &Named) -> QueryResult<Vec<Totals>> {
+    let Some(definitions) = Definitions::read(conn)? else { return Ok(Vec::new()) };
+    let mut sums = BTreeMap::<_, Totals>::new();
+    for merchant in everybody(conn)? {
+        for more in load_from(conn, format!("{}, {TOTALS}", definitions.of(merchant, 0.0)), named)? {
+            match sums.entry((more.currency.clone(), more.kind.clone())) {
+                Entry::Vacant(empty) => {
+                    empty.insert(more);
+                }
+                Entry::Occupied(mut sum) => sum.get_mut().add(&more),
+            }
+        }
+    }
+    Ok(sums.into_values().collect())
+}
+
+impl Totals {
+    fn add(&mut self, more: &Self) {
+        self.our_count += more.our_count;
+        self.our_amount += more.our_amount;
+        self.their_count += more.their_count;
+        self.their_amount += more.their_amount;
+        self.earlier += more.earlier;
+        self.our_rest += more.our_rest;
+        self.their_rest += more.their_rest;
+    }
+}
+
+/// SQL: what follows `WITH`. One of theirs belongs to one of ours; a further one is a duplicate, and counts only if it's named.
+const TOTALS: &str =
+        "ours AS MATERIALIZED (SELECT * FROM operations_in_effect_here WHERE currency IS NOT NULL), \
          theirs AS MATERIALIZED ( \
              SELECT *, row_number() OVER (PARTITION BY merchant_id, object_id, kind ORDER BY is_voided, created_at, id) AS nth \
              FROM (SELECT *, kind = 'authorize' AND EXISTS ( \
@@ -94,20 +149,7 @@ pub fn load(conn: &mut PgConnection, named: &Named) -> QueryResult<(Vec<Totals>,
              count(*) FILTER (WHERE NOT is_compared AND is_ours AND NOT is_earlier) AS our_rest, \
              count(*) FILTER (WHERE NOT is_compared AND NOT is_ours) AS their_rest, \
              (SELECT since FROM acquirer_reads) AS since \
-         FROM judged GROUP BY currency, kind ORDER BY currency, kind",
-    )
-    .bind::<Array<Text>, _>(&named.missing)
-    .bind::<Array<Text>, _>(&named.operations)
-    .load::<Totals>(conn)?;
-    let not_compared = totals.iter().fold(NotCompared::default(), |sum, total| NotCompared {
-        earlier: sum.earlier + total.earlier,
-        since: total.since,
-        our_rest: sum.our_rest + total.our_rest,
-        their_rest: sum.their_rest + total.their_rest,
-    });
-    totals.retain(|total| total.our_count + total.their_count > 0);
-    Ok((totals, not_compared))
-}
+         FROM judged GROUP BY currency, kind ORDER BY currency, kind";
 
 impl fmt::Display for NotCompared {
     /// Prints a line for each reason that there is.

@@ -17,6 +17,7 @@ use crate::base::time::{self, Timestamp};
 use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::schema::{journal_entries, ledger_accounts};
+use crate::storage::shape;
 use crate::storage::sql::statement;
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::lists::{Cursor, List, Page, Parameters, load_page};
@@ -544,6 +545,10 @@ fn trial_balance(
 ) -> Result<TrialBalance, Error> {
     // One statement in both cases, so that it reads all accounts from the same snapshot.
     let query = match at {
+        None if shape::is_distributed() => statement::<(SqlUuid, Text, Text, Numeric)>(
+            "SELECT id, kind, currency, balance FROM ledger_balances({}) ORDER BY currency, kind",
+        )
+        .bind::<SqlUuid, _>(merchant),
         None => statement::<(SqlUuid, Text, Text, Numeric)>(
             "SELECT id, kind, currency, ledger_balance(merchant_id, id) FROM ledger_accounts \
              WHERE merchant_id = {} ORDER BY currency, kind",
@@ -551,9 +556,10 @@ fn trial_balance(
         .bind::<SqlUuid, _>(merchant),
         Some(at) => statement::<(SqlUuid, Text, Text, Numeric)>(
             "SELECT a.id, a.kind, a.currency, coalesce((SELECT sum(p.amount) FROM postings p \
-                 WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id AND p.created_at < {}), 0) \
+                 WHERE p.merchant_id = {} AND p.account_id = a.id AND p.created_at < {}), 0) \
              FROM ledger_accounts a WHERE a.merchant_id = {} ORDER BY a.currency, a.kind",
         )
+        .bind::<SqlUuid, _>(merchant)
         .bind::<Timestamptz, _>(time::end_of_millisecond(at))
         .bind::<SqlUuid, _>(merchant),
     };

@@ -7,6 +7,7 @@ use rust_decimal::Decimal;
 use crate::base::ids::MerchantId;
 use crate::base::money::Currency;
 use crate::error::Error;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::AccountKind;
@@ -18,6 +19,17 @@ pub fn balance(
     kind: AccountKind,
     currency: Currency,
 ) -> Result<Decimal, Error> {
+    if shape::is_distributed() {
+        let balance = statement::<Numeric>(
+            "SELECT balance FROM ledger_balances({}) WHERE kind = {} AND currency = {}",
+        )
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(kind.as_str())
+        .bind::<Text, _>(currency.code())
+        .get_result::<Decimal>(conn)
+        .optional()?;
+        return Ok(balance.unwrap_or_default());
+    }
     let balance = statement::<Numeric>(
         "SELECT ledger_balance(merchant_id, id) FROM ledger_accounts \
          WHERE merchant_id = {} AND kind = {} AND currency = {}",

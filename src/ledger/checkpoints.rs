@@ -9,6 +9,7 @@ use crate::base::ids::{AccountId, MerchantId};
 use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::schema::ledger_accounts;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 /// Advances the checkpoints of a merchant's accounts as far as is safe: up to the oldest transaction that is
@@ -42,6 +43,9 @@ const DUE_POSTINGS: i64 = 500;
 /// this cluster's transactions have its numbers. Returns their number. Each account is a transaction of its
 /// own, so a crash loses only the rest of the work.
 pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
+    if shape::is_distributed() {
+        return roll_up_due_by_merchant(conn);
+    }
     let due = statement::<(SqlUuid, SqlUuid)>(
         "SELECT a.merchant_id, a.id FROM ledger_accounts a \
          LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
@@ -50,6 +54,31 @@ pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
              AND p.transaction_id < pg_snapshot_xmin(pg_current_snapshot()) OFFSET {} LIMIT 1) \
          LIMIT 1000",
     )
+    .bind::<BigInt, _>(DUE_POSTINGS)
+    .load::<(MerchantId, AccountId)>(conn)?;
+    for &(merchant, account) in &due {
+        roll_up_account(conn, merchant, account)?;
+    }
+    Ok(due.len())
+}
+
+/// The same in a distributed database. Which accounts are due is found on each node, by the coordinator's count of transactions.
+fn roll_up_due_by_merchant(conn: &mut PgConnection) -> Result<usize, Error> {
+    let (oldest, next) = statement::<(BigInt, BigInt)>(
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
+    )
+    .get_result::<(i64, i64)>(conn)?;
+    let due = statement::<(SqlUuid, SqlUuid)>(
+        "SELECT a.merchant_id, a.id FROM ledger_accounts a \
+         LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
+         WHERE c.horizon > {}::text::xid8 OR (SELECT count(*) FROM ( \
+             SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
+             AND p.transaction_id >= coalesce(c.horizon, '0') AND p.transaction_id < {}::text::xid8 LIMIT {}) AS later) > {} \
+         LIMIT 1000",
+    )
+    .bind::<BigInt, _>(next)
+    .bind::<BigInt, _>(oldest)
+    .bind::<BigInt, _>(DUE_POSTINGS + 1)
     .bind::<BigInt, _>(DUE_POSTINGS)
     .load::<(MerchantId, AccountId)>(conn)?;
     for &(merchant, account) in &due {

@@ -11,7 +11,8 @@ use crate::base::ids::MerchantId;
 use crate::base::money::Currency;
 use crate::error::Error;
 use crate::storage::db::Db;
-use crate::storage::sql::statement;
+use crate::storage::shape;
+use crate::storage::sql::{Statement, statement};
 use crate::web::auth::AuthenticatedMerchant;
 use crate::web::problems::problems;
 
@@ -41,22 +42,26 @@ pub struct CurrencyBalance {
     pub in_transit: String,
 }
 
+const BALANCES: &str =
+    "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
+     SELECT currency, \
+         CASE kind WHEN 'merchant_payable' THEN ledger_spendable(merchant_id, id) ELSE 0 END AS available, \
+         0 AS pending, \
+         CASE kind WHEN 'payouts_in_transit' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS in_transit \
+     FROM ledger_accounts WHERE merchant_id = {} \
+     UNION ALL \
+     SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status IN ('requires_capture', 'processing') \
+     ) AS part GROUP BY currency ORDER BY currency";
+
 /// Reads all balances of a merchant from one snapshot. Takes no locks.
 pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance, Error> {
-    let rows = statement::<(Text, Numeric, Numeric, Numeric)>(
-        "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
-             SELECT currency, \
-                 CASE kind WHEN 'merchant_payable' THEN ledger_spendable(merchant_id, id) ELSE 0 END AS available, \
-                 0 AS pending, \
-                 CASE kind WHEN 'payouts_in_transit' THEN -ledger_balance(merchant_id, id) ELSE 0 END AS in_transit \
-             FROM ledger_accounts WHERE merchant_id = {} \
-             UNION ALL \
-             SELECT currency, 0, amount, 0 FROM charges WHERE merchant_id = {} AND status IN ('requires_capture', 'processing') \
-         ) AS part GROUP BY currency ORDER BY currency",
-    )
-    .bind::<SqlUuid, _>(merchant)
-    .bind::<SqlUuid, _>(merchant)
-    .load::<(String, Decimal, Decimal, Decimal)>(conn)?;
+    let query = if shape::is_distributed() {
+        statement("SELECT currency, available, pending, in_transit FROM merchant_balances({}) ORDER BY currency")
+            .bind::<SqlUuid, _>(merchant)
+    } else {
+        statement(BALANCES).bind::<SqlUuid, _>(merchant).bind::<SqlUuid, _>(merchant)
+    };
+    let rows = Statement::<'_, (Text, Numeric, Numeric, Numeric)>::load::<(String, Decimal, Decimal, Decimal)>(query, conn)?;
 
     let balances = rows.into_iter().map(|(code, available, pending, in_transit)| {
         let currency = Currency::stored(&code).map_err(Error::internal)?;

@@ -14,6 +14,7 @@ use crate::base::money::{Currency, Money};
 use crate::error::Error;
 use crate::events::{self, EventType};
 use crate::ledger::{self, JournalEntry};
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 /// SQL: writes what [`Changes`] holds.
@@ -68,6 +69,9 @@ const WRITE_SQL: &str = "\
         CROSS JOIN LATERAL jsonb_populate_record(NULL::events, event.columns) AS e \
         CROSS JOIN LATERAL (SELECT clock_timestamp() + event.number * interval '1 microsecond' AS now) AS clock \
     ORDER BY event.number";
+
+/// SQL: the same in a distributed database.
+const WRITE_ALONE_SQL: &str = "SELECT changes_write({}, {})";
 
 /// A row to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +159,8 @@ impl Changes {
     /// Locks: for a hold, and for an entry that debits it, the merchant's `merchant_payable` account.
     pub fn write(mut self, conn: &mut PgConnection) -> Result<(), Error> {
         self.effects.insert("events".to_owned(), Value::Array(self.events));
-        statement::<()>(WRITE_SQL)
+        let write = if shape::is_distributed() { WRITE_ALONE_SQL } else { WRITE_SQL };
+        statement::<()>(write)
             .bind::<SqlUuid, _>(self.merchant)
             .bind::<Jsonb, _>(Value::Object(self.effects))
             .execute(conn)

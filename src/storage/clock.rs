@@ -29,7 +29,12 @@ pub async fn keep_comparing(db: Db, interval: Duration, metrics: Metrics) {
 /// Time by which this instance's clock is ahead of the database's, off by at most half of the statement's round trip.
 fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
     let asked = time::now();
-    let theirs = statement::<Timestamptz>("SELECT clock_timestamp()").get_result::<DateTime<Utc>>(conn)?;
+    let theirs = now(conn)?;
     let answered = time::now();
     Ok(asked + (answered - asked) / 2 - theirs)
+}
+
+/// Current time by the database's clock. In a distributed database, by that of the coordinator, which all times are of.
+pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>, Failure> {
+    Ok(statement::<Timestamptz>("SELECT clock_timestamp()").get_result(conn)?)
 }

@@ -18,6 +18,7 @@ use diesel::sql_types::{Bool, Integer, Nullable, Text};
 use diesel::{PgConnection, QueryResult, QueryableByName, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::distribution;
 use super::language;
 use super::sql::statement;
 use crate::base::time;
@@ -150,6 +151,7 @@ fn run_pending(
         run.push(migration.name().version().to_string());
     }
     let_service_look(conn).map_err(|error| format!("Can't grant a privilege to oncepay_app: {error}"))?;
+    distribution::renew_if_distributed(conn)?;
     Ok(run)
 }
 

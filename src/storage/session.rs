@@ -15,6 +15,7 @@ use diesel::{Connection, ConnectionError, ConnectionResult, PgConnection, QueryR
 use secrecy::{ExposeSecret, SecretString};
 
 use super::fitness::Unfit;
+use super::shape::{self, is_distributed_sql};
 use super::sql::statement;
 use crate::error::Failure;
 
@@ -72,8 +73,8 @@ impl ManageConnection for Sessions {
     fn connect(&self) -> Result<Session, diesel::r2d2::Error> {
         let mut conn = self.manager.connect()?;
         let mut begin = || {
-            settle(&mut conn, self.names_schema)?;
-            limit(&mut conn)?;
+            let is_distributed = settle(&mut conn, self.names_schema)?;
+            limit(&mut conn, is_distributed)?;
             give_name(&mut conn)
         };
         let name = begin().map_err(diesel::r2d2::Error::QueryError)?;
@@ -105,8 +106,10 @@ fn give_name(conn: &mut PgConnection) -> QueryResult<String> {
 ///
 /// Nearly all of the service's statements find few rows by index. They're planned once per connection, not
 /// again for each batch size, which would cost more than running them; and not as a scan of a table that was
-/// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]).
-fn limit(conn: &mut PgConnection) -> QueryResult<()> {
+/// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]). In a distributed database,
+/// a plan depends on the merchant: it says which node the statement goes to.
+fn limit(conn: &mut PgConnection, is_distributed: bool) -> QueryResult<()> {
+    let plans = if is_distributed { "auto" } else { "force_generic_plan" };
     diesel::sql_query(
         "SELECT set_config('application_name', 'oncepay', false), \
                 set_config('statement_timeout', '5s', false), \
@@ -115,10 +118,11 @@ fn limit(conn: &mut PgConnection) -> QueryResult<()> {
                 set_config('idle_session_timeout', '0', false), \
                 set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
                     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
-                set_config('plan_cache_mode', 'force_generic_plan', false), \
+                set_config('plan_cache_mode', $1, false), \
                 set_config('enable_seqscan', 'off', false), \
                 set_config('jit', 'off', false)",
     )
+    .bind::<Text, _>(plans)
     .execute(conn)
     .map(|_| ())
 }
@@ -136,8 +140,9 @@ pub fn plan_freely(conn: &mut PgConnection) -> QueryResult<()> {
 
 /// Sets what statements depend on, whatever the settings of the server, the database and the role are. Transactions
 /// see what was committed when each of their statements began: the guards of the ledger insist on that. A role may find
-/// other schemas first, and write times, intervals and bytes in its own way.
-fn settle(conn: &mut PgConnection, names_schema: bool) -> QueryResult<()> {
+/// other schemas first, and write times, intervals and bytes in its own way. Returns whether the database is
+/// [distributed](shape).
+fn settle(conn: &mut PgConnection, names_schema: bool) -> QueryResult<bool> {
     let settings = "SELECT set_config('default_transaction_isolation', 'read committed', false), \
             set_config('default_transaction_deferrable', 'off', false), \
             set_config('DateStyle', 'ISO, MDY', false), set_config('IntervalStyle', 'postgres', false), \
@@ -145,7 +150,17 @@ fn settle(conn: &mut PgConnection, names_schema: bool) -> QueryResult<()> {
             set_config('standard_conforming_strings', 'on', false), set_config('array_nulls', 'on', false), \
             set_config('transform_null_equals', 'off', false)";
     let schema = if names_schema { "" } else { ", set_config('search_path', 'public', false)" };
-    diesel::sql_query(format!("{settings}{schema}")).execute(conn).map(|_| ())
+    // Comes last: by now the schema is set.
+    let look = concat!(", ", is_distributed_sql!(), " AS is_distributed");
+    let settled: Settled = diesel::sql_query(format!("{settings}{schema}{look}")).get_result(conn)?;
+    shape::note(settled.is_distributed);
+    Ok(settled.is_distributed)
+}
+
+#[derive(diesel::QueryableByName)]
+struct Settled {
+    #[diesel(sql_type = Bool)]
+    is_distributed: bool,
 }
 
 /// Connects outside of the pool. The error is a sentence.

@@ -22,9 +22,12 @@ use crate::base::ids::{DeliveryId, EventId, MerchantId, WebhookEndpointId};
 use crate::base::trace::TraceContext;
 use crate::error::{Error, Failure};
 use crate::events::{self, EventType};
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::endpoints::EndpointRow;
+
+mod by_merchant;
 
 /// An endpoint and its merchant.
 pub(super) type EndpointKey = (MerchantId, WebhookEndpointId);
@@ -200,6 +203,9 @@ pub(super) fn claim(
     keys: &[MasterKeyVersion],
     lease: Duration,
 ) -> Result<Vec<ClaimedDelivery>, Error> {
+    if shape::is_distributed() {
+        return by_merchant::claim(conn, among, room, keys, lease);
+    }
     let (in_flight, counts): (Vec<_>, Vec<_>) = room.in_flight.iter().copied().unzip();
     let (merchants, endpoints): (Vec<_>, Vec<_>) = in_flight.into_iter().unzip();
     let count = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
@@ -224,31 +230,33 @@ pub(super) fn claim(
         .bind::<BigInt, _>(count(room.places))
         .bind::<Double, _>(lease.as_secs_f64())
         .load::<ClaimedRow>(conn)?;
-    let claimed = |(delivery, endpoint, event): ClaimedRow| {
-        let (merchant, id, endpoint_id, number) = delivery;
-        let (url, secret_version, key, previous_key, failing) = endpoint;
-        let (event, kind, event_created_at, data, parent, state, claimed_at, tried_since) = event;
-        let trace = TraceContext::stored(parent.as_deref(), state.as_deref());
-        ClaimedDelivery {
-            merchant,
-            id,
-            endpoint: endpoint_id,
-            number,
-            url,
-            secret_version,
-            secret_key: MasterKeyVersion(key),
-            previous_secret_key: previous_key.map(MasterKeyVersion),
-            endpoint_is_failing: failing,
-            event,
-            kind,
-            event_created_at,
-            data,
-            trace: trace.map_or_else(TraceContext::begin, |event| event.child()),
-            claimed_at,
-            tried_since,
-        }
-    };
     Ok(rows.into_iter().map(claimed).collect())
+}
+
+/// Names the columns of a claim.
+fn claimed((delivery, endpoint, event): ClaimedRow) -> ClaimedDelivery {
+    let (merchant, id, endpoint_id, number) = delivery;
+    let (url, secret_version, key, previous_key, failing) = endpoint;
+    let (event, kind, event_created_at, data, parent, state, claimed_at, tried_since) = event;
+    let trace = TraceContext::stored(parent.as_deref(), state.as_deref());
+    ClaimedDelivery {
+        merchant,
+        id,
+        endpoint: endpoint_id,
+        number,
+        url,
+        secret_version,
+        secret_key: MasterKeyVersion(key),
+        previous_secret_key: previous_key.map(MasterKeyVersion),
+        endpoint_is_failing: failing,
+        event,
+        kind,
+        event_created_at,
+        data,
+        trace: trace.map_or_else(TraceContext::begin, |event| event.child()),
+        claimed_at,
+        tried_since,
+    }
 }
 
 /// Outcome of an attempt.
@@ -292,6 +300,12 @@ impl State {
     /// All states.
     pub const ALL: [Self; 3] = [Self::Pending, Self::Succeeded, Self::Failed];
 
+    /// The state with a stored name.
+    fn stored(name: &str) -> Result<Self, Failure> {
+        let known = Self::ALL.into_iter().find(|known| known.as_str() == name);
+        known.ok_or_else(|| Failure::internal(format!("a delivery can't be {name}")))
+    }
+
     /// Name in the database and in the API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -317,6 +331,9 @@ pub(super) fn note(
     outcomes: &[Outcome],
     give_up_after: Duration,
 ) -> Result<Vec<Option<AttemptEffect>>, Failure> {
+    if shape::is_distributed() {
+        return by_merchant::note(conn, outcomes, give_up_after);
+    }
     let give_up_after_s = give_up_after.as_secs_f64();
     let rows = statement::<(BigInt, Text, Bool)>(
         "WITH outcome AS MATERIALIZED ( \
@@ -376,8 +393,7 @@ pub(super) fn note(
     .load::<(i64, String, bool)>(conn)?;
     let mut noted = vec![None; outcomes.len()];
     for (position, state, endpoint_is_given_up) in rows {
-        let known = State::ALL.into_iter().find(|known| known.as_str() == state);
-        let state = known.ok_or_else(|| Failure::internal(format!("a delivery can't be {state}")))?;
+        let state = State::stored(&state)?;
         let slot = usize::try_from(position - 1).ok().and_then(|index| noted.get_mut(index));
         *slot.ok_or_else(|| Failure::internal("an outcome that nobody asked for"))? =
             Some(AttemptEffect { state, endpoint_is_given_up });
@@ -396,9 +412,9 @@ pub(super) fn disable(
     give_up_after: Duration,
 ) -> Result<bool, Error> {
     let disabled = statement::<()>(
-        "UPDATE webhook_endpoints SET status = 'disabled', disabled_at = clock_timestamp() \
+        "UPDATE webhook_endpoints SET status = 'disabled', disabled_at = statement_timestamp() \
          WHERE merchant_id = {} AND id = {} AND status = 'enabled' \
-             AND failing_since <= clock_timestamp() - make_interval(secs => {})",
+             AND failing_since <= statement_timestamp() - make_interval(secs => {})",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(endpoint)
@@ -434,6 +450,9 @@ pub(super) fn failed_for_too_long(
 ///
 /// Locks the deliveries, and skips those that others have locked or are sending.
 pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usize, Error> {
+    if shape::is_distributed() {
+        return by_merchant::give_up_deleted(conn, batch);
+    }
     Ok(statement::<()>(concat!(
         with_waiting!(),
         ", abandoned AS MATERIALIZED ( \
@@ -458,6 +477,9 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
 /// Age in seconds of the oldest unclaimed due delivery, among those to endpoints that accept messages; 0 if
 /// there is none. Reads one or two index entries per waiting endpoint.
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
+    if shape::is_distributed() {
+        return by_merchant::oldest_due_age_s(conn);
+    }
     Ok(statement::<Double>(concat!(
         with_waiting!(),
         "SELECT coalesce(extract(epoch FROM max(statement_timestamp() - due.due_at)), 0)::double precision \

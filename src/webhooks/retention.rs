@@ -10,14 +10,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{SubsecRound, TimeDelta};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer, Nullable, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Timestamptz, Uuid as SqlUuid};
 
 use super::metrics::Metrics;
 use crate::base::ids::MerchantId;
 use crate::error::Error;
 use crate::storage::db::Db;
 use crate::storage::sql::statement;
+use crate::storage::{clock, merchants, shape};
 
 /// Maximum number of rows in a batch, and of merchants that it searches.
 const BATCH: i32 = 1_000;
@@ -90,6 +92,9 @@ pub fn prune(
     batch: i32,
 ) -> Result<PruneResult, Error> {
     let days = |days: u32| i32::try_from(days).map_err(Error::internal);
+    if shape::is_distributed() {
+        return prune_by_merchant(conn, retention, after, batch);
+    }
     let (events, deliveries, next_after) = statement::<(BigInt, BigInt, Nullable<SqlUuid>)>(
         "SELECT events_deleted, deliveries_deleted, next_after \
          FROM events_prune(make_interval(days => {}), make_interval(days => {}), {}, {})",
@@ -100,4 +105,44 @@ pub fn prune(
     .bind::<Nullable<SqlUuid>, _>(after)
     .get_result(conn)?;
     Ok(PruneResult { events, deliveries, next_after })
+}
+
+/// The same in a distributed database: each merchant's rows in a transaction of their own, and up to `batch` of each.
+fn prune_by_merchant(
+    conn: &mut PgConnection,
+    retention: Retention,
+    after: Option<MerchantId>,
+    batch: i32,
+) -> Result<PruneResult, Error> {
+    let now = clock::now(conn)?;
+    // Of whole milliseconds, as the times in ids are.
+    let events_before = (now - TimeDelta::days(retention.events_days.into())).trunc_subsecs(3);
+    let deliveries_before = now - TimeDelta::days(retention.deliveries_days.into());
+    let merchants = merchants::after(conn, after.map(|merchant| merchant.0), batch.into())?;
+    let mut pruned = PruneResult::default();
+    let mut is_noted = false;
+    for merchant in &merchants {
+        let has_old = statement::<Bool>(
+            "SELECT EXISTS (SELECT FROM events WHERE merchant_id = {} AND id < uuid_v7_lowest({}))",
+        )
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Timestamptz, _>(events_before)
+        .get_result::<bool>(conn)?;
+        if has_old && !std::mem::replace(&mut is_noted, true) {
+            statement::<()>("SELECT event_retention_note({})").bind::<Timestamptz, _>(events_before).execute(conn)?;
+        }
+        let (events, deliveries) = statement::<(BigInt, BigInt)>(
+            "SELECT events_deleted, deliveries_deleted FROM events_prune_on_shard({}, {}, {}, {})",
+        )
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Timestamptz, _>(events_before)
+        .bind::<Timestamptz, _>(deliveries_before)
+        .bind::<Integer, _>(batch)
+        .get_result::<(i64, i64)>(conn)?;
+        pruned.events += events;
+        pruned.deliveries += deliveries;
+    }
+    let is_last = i32::try_from(merchants.len()).is_ok_and(|count| count < batch);
+    pruned.next_after = merchants.last().filter(|_| !is_last).map(|merchant| MerchantId(*merchant));
+    Ok(pruned)
 }

@@ -23,6 +23,7 @@ use testcontainers_modules::testcontainers::core::Mount;
 use testcontainers_modules::testcontainers::runners::SyncRunner;
 use testcontainers_modules::testcontainers::{Container, ImageExt};
 
+use super::cluster::{self, Workers};
 use super::pooler::Pooler;
 
 /// Image of the container, unless `ONCEPAY_TEST_POSTGRES_IMAGE` names another.
@@ -54,6 +55,8 @@ struct TestServer {
     owner_password: SecretString,
     app_password: SecretString,
     template: String,
+    /// The other nodes of its cluster, if it's part of one.
+    workers: Workers,
     /// What the service reaches it through.
     pooler: Option<Pooler>,
     /// Keeps a server of our own alive until the process ends: then its supervisor stops it and removes
@@ -75,7 +78,15 @@ fn server() -> &'static TestServer {
             let url = url::Url::parse(&superuser_url).unwrap();
             make_logins_cheap(conn, url.username(), url.password().expect("ours has one"));
         }
+        let mut workers = Workers::of(&superuser_url, conn);
+        let (mut superuser_url, conn) = (superuser_url, conn);
+        if !workers.is_empty() {
+            superuser_url = workers.apart(&superuser_url);
+            *conn = db::connect(&superuser_url.clone().into()).unwrap();
+            say("with the other nodes of its cluster");
+        }
         let mut server = TestServer {
+            workers,
             superuser_url,
             owner_password: password(),
             app_password: password(),
@@ -219,7 +230,9 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
     for folder in folders {
         hash.update(std::fs::read(folder.join("up.sql")).unwrap());
     }
-    let template = format!("oncepay_template_{}", hex::encode(&hash.finalize()[..8]));
+    hash.update(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/storage/distribution/functions.sql")).unwrap());
+    let shape = if cluster::is_wanted() { "distributed_" } else { "" };
+    let template = format!("oncepay_template_{shape}{}", hex::encode(&hash.finalize()[..8]));
     // Processes that share a server must not both make it.
     execute(conn, "SELECT pg_advisory_lock(7261)");
     let unfinished = format!("{template}_unfinished");
@@ -228,18 +241,23 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
         database::ensure_database(conn, &unfinished).unwrap();
         let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
         superuser_url.set_path(&unfinished);
+        let port = superuser_url.port().unwrap_or(5432);
+        let superuser_url = SecretString::from(String::from(superuser_url));
         // A temporary, gone at once: a database that somebody is connected to can't be renamed.
-        database::close_public_schema(&mut db::connect(&String::from(superuser_url).into()).unwrap())
-            .unwrap();
+        database::close_public_schema(&mut db::connect(&superuser_url).unwrap()).unwrap();
+        if !server.workers.is_empty() {
+            server.workers.join(&unfinished, &superuser_url, port);
+        }
         let owner_url = server.url(database::OWNER, &server.owner_password, &unfinished);
         database::migrate(&owner_url).unwrap();
-        execute(conn, &format!("ALTER DATABASE {unfinished} RENAME TO {template}"));
+        cluster::shape(&owner_url, &server.workers);
+        server.workers.seal(conn, &unfinished, &template);
     }
     execute(conn, "SELECT pg_advisory_unlock(7261)");
     template
 }
 
-fn exists(conn: &mut PgConnection, database: &str) -> bool {
+pub fn exists(conn: &mut PgConnection, database: &str) -> bool {
     use diesel::sql_types::{Bool, Text};
     diesel::select(
         diesel::dsl::sql::<Bool>("EXISTS (SELECT FROM pg_database WHERE datname = ")
@@ -297,6 +315,7 @@ impl TestDatabase {
         {
             let _one = COPYING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let conn = &mut db::connect(&server.superuser_url.clone().into()).unwrap();
+            server.workers.copy(&name, &server.template);
             create(conn, &name, database::OWNER, &server.template);
         }
         let mut superuser_url = url::Url::parse(&server.superuser_url).unwrap();
@@ -388,7 +407,7 @@ impl TestDatabase {
         let digest = hex::encode(auth::key_sha256(key));
         execute(
             &mut self.as_owner(),
-            &format!("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE key_sha256 = '\\x{digest}'"),
+            &format!("UPDATE api_keys SET revoked_at = statement_timestamp() WHERE key_sha256 = '\\x{digest}'"),
         );
     }
 
@@ -400,8 +419,12 @@ impl TestDatabase {
     /// The same with the keys that meet a condition.
     pub fn age_keys(&self, condition: &str, seconds: i64) {
         let mut superuser = self.as_superuser();
-        // The guards don't allow that.
-        execute(&mut superuser, "SET session_replication_role = 'replica'");
+        // The guards don't allow that. On a cluster, those of the rows' nodes don't.
+        if !server().workers.is_empty() {
+            execute(&mut superuser, "SET citus.propagate_set_commands = 'local'");
+        }
+        execute(&mut superuser, "BEGIN");
+        execute(&mut superuser, "SET LOCAL session_replication_role = 'replica'");
         execute(
             &mut superuser,
             &format!(
@@ -418,6 +441,7 @@ impl TestDatabase {
                  (SELECT merchant_id FROM idempotency_keys WHERE {condition})"
             ),
         );
+        execute(&mut superuser, "COMMIT");
     }
 
     /// Gives up the lease of a key in progress, and makes it due for recovery.
@@ -425,7 +449,7 @@ impl TestDatabase {
         execute(
             &mut self.as_owner(),
             &format!(
-                "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp(), recover_at = clock_timestamp() \
+                "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp(), recover_at = statement_timestamp() \
                  WHERE key = '{key}' AND state = 'in_progress'"
             ),
         );
@@ -550,6 +574,7 @@ impl Drop for TestDatabase {
             let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))
                 .execute(&mut conn);
         }
+        server().workers.drop(&self.name);
     }
 }
 

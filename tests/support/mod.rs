@@ -88,6 +88,7 @@
 pub mod acquirer;
 pub mod app;
 pub mod client;
+pub mod cluster;
 pub mod database;
 pub mod document;
 pub mod log;

@@ -29,6 +29,7 @@ use crate::idempotency::request::IdempotentRequest;
 use crate::idempotency::retries::Found;
 use crate::idempotency::store::{self, Answer, Claim, Completed, Completion, Setback, Taker};
 use crate::storage::party::{self, Party};
+use crate::storage::shape;
 
 use super::outcome::{Patience, not_to_be_repeated, transact, transaction};
 use super::shared_external::Start;
@@ -241,7 +242,7 @@ impl<H: Host> Engine<H> {
         let batchers = self.inner.batchers.get(O::DESCRIPTOR.name);
         let needs_more = request.treatment.precondition != Precondition::Holds
             || (batch.needs_reservation)(&request.operation, policy);
-        let Some(batchers) = batchers.filter(|_| !needs_more) else {
+        let Some(batchers) = batchers.filter(|_| !needs_more && !shape::is_distributed()) else {
             return Ok(None);
         };
         let started = Instant::now();
@@ -410,7 +411,7 @@ impl<H: Host> Engine<H> {
     ) -> Result<Option<Arc<Answer>>, H::Error> {
         // A request that has failed before could fail the batch. And a fault between writing and committing
         // needs a transaction of its own.
-        let is_apart = claim.attempt > 1 || faults::is_set("in_finish");
+        let is_apart = claim.attempt > 1 || faults::is_set("in_finish") || shape::is_distributed();
         let Some(batchers) = self.inner.batchers.get(O::DESCRIPTOR.name).filter(|_| !is_apart) else {
             return Ok(None);
         };
@@ -462,15 +463,14 @@ impl<H: Host> Engine<H> {
             let now = store::lock(conn, claim)?;
             let context = self.inner.context(request, claim, now);
             let answer = match request.operation.commit(conn, &context, reservation, outcome)? {
-                Commit::Written(reply) => store::complete(conn, claim, reply, request_id(request))?,
+                Commit::Written(reply) => Arc::new(store::complete(conn, claim, reply, request_id(request))?),
                 Commit::Effects(effects, reply) => {
                     let batching = O::DESCRIPTOR
                         .batching
                         .ok_or_else(|| Failure::internal("only a batched operation can return effects"))?;
                     let (claim, request_id) = (claim.clone(), request_id(request).to_owned());
                     let completion = Completion { claim, request_id, effects, reply };
-                    let mut completed = store::complete_all(conn, &[completion], batching)?;
-                    let completed = completed.pop().flatten().ok_or(Failure::ClaimLost)?;
+                    let completed = store::complete_with_effects(conn, completion, batching)?;
                     noted(request, &context, batch, completed)
                 }
             };
@@ -482,7 +482,7 @@ impl<H: Host> Engine<H> {
             Err(error) if HostError::is_final(&error) => transaction(conn, patience, |conn| {
                 let now = store::lock(conn, claim)?;
                 let reply = self.inner.context(request, claim, now).problem(&error)?;
-                Ok(store::complete(conn, claim, reply, request_id(request))?)
+                Ok(Arc::new(store::complete(conn, claim, reply, request_id(request))?))
             }),
             committed => committed,
         }

@@ -96,7 +96,7 @@ impl<H: Host> Engine<H> {
             let claimed = Instant::now();
             faults::reach("local_after_claim");
             let reply = self.work(conn, request, &claim)?;
-            let answer = store::complete(conn, &claim, reply, &envelope.request_id)?;
+            let answer = Arc::new(store::complete(conn, &claim, reply, &envelope.request_id)?);
             faults::reach("local_before_commit");
             self.inner.metrics.finish_seconds.observe(claimed.elapsed().as_secs_f64());
             Ok::<_, H::Error>(Lookup::Ours(answer))

@@ -124,7 +124,7 @@ impl<H: Host> Engine<H> {
                 return Ok(Lookup::Again);
             };
             let reply = self.inner.context(request, &claim, claim.created_at).problem(error)?;
-            Ok(Lookup::Ours(store::complete(conn, &claim, reply, &request.envelope.request_id)?))
+            Ok(Lookup::Ours(Arc::new(store::complete(conn, &claim, reply, &request.envelope.request_id)?)))
         })
     }
 }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::error::failure::Failure;
 use crate::idempotency::descriptor::Batching;
 use crate::idempotency::reply::Reply;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::claims::{Claim, Taker};
@@ -27,14 +28,13 @@ pub fn complete(
     claim: &Claim,
     reply: Reply,
     request_id: &str,
-) -> Result<Arc<Answer>, Failure> {
-    let (expires_at, _) = statement::<(Timestamptz, Bool)>(concat!(
+) -> Result<Answer, Failure> {
+    let (expires_at, is_waited_for) = statement::<(Timestamptz, Bool)>(concat!(
         "UPDATE idempotency_keys SET ",
         completion!("{}", "{}", "{}"),
-        " FROM (SELECT clock_timestamp() AS now) AS clock \
+        " FROM (SELECT statement_timestamp() AS now) AS clock \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
-         RETURNING expires_at, ",
-        announcement!("waited", "{}"),
+         RETURNING expires_at, waited",
     ))
     .bind::<SmallInt, _>(stored_status(&reply)?)
     .bind::<Jsonb, _>(stored_headers(&reply)?)
@@ -42,16 +42,21 @@ pub fn complete(
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(claim.key.as_str())
     .bind::<SqlUuid, _>(claim.token)
-    .bind::<Text, _>(claim.key.digest_for(claim.merchant))
     .get_result::<(DateTime<Utc>, bool)>(conn)
     .optional()?
     .ok_or(Failure::ClaimLost)?;
-    Ok(Arc::new(Answer {
+    if is_waited_for {
+        // A statement of its own: it's for those who listen to this server, on which the row needn't be.
+        statement::<()>(concat!("SELECT ", announcement!("{}")))
+            .bind::<Text, _>(claim.key.digest_for(claim.merchant))
+            .execute(conn)?;
+    }
+    Ok(Answer {
         reply,
         request_id: request_id.to_owned(),
         trace: Some(claim.trace.clone()),
         expires_at,
-    }))
+    })
 }
 
 fn stored_status(reply: &Reply) -> Result<i16, Failure> {
@@ -128,7 +133,9 @@ pub fn complete_all(
              RETURNING held.merchant_id, held.token, held.digest, held.effects, k.waited, k.expires_at), \
          {} \
          SELECT token, expires_at, ",
-        announcement!("waited", "digest"),
+        "CASE WHEN waited THEN ",
+        announcement!("digest"),
+        " END IS NULL",
         ", {} FROM owner"
     ))
     .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
@@ -158,6 +165,25 @@ pub fn complete_all(
     Ok(completed.collect())
 }
 
+/// Runs [`complete_all`] for one request, in the caller's transaction, which holds its fence. Fails with [`Failure::ClaimLost`] if it
+/// doesn't, or if the request isn't admitted.
+pub fn complete_with_effects(
+    conn: &mut PgConnection,
+    completion: Completion,
+    batching: Batching,
+) -> Result<Completed, Failure> {
+    if !shape::is_distributed() {
+        return complete_all(conn, &[completion], batching)?.pop().flatten().ok_or(Failure::ClaimLost);
+    }
+    let Completion { claim, request_id, effects, reply } = completion;
+    let note = statement::<Nullable<Jsonb>>("SELECT {} FROM (SELECT {} AS merchant_id, {} AS effects) AS owner")
+        .fragment(statement::<()>(batching.write_alone_sql))
+        .bind::<SqlUuid, _>(claim.merchant)
+        .bind::<Jsonb, _>(effects)
+        .get_result::<Option<serde_json::Value>>(conn)?;
+    Ok(Completed { answer: complete(conn, &claim, reply, &request_id)?, note })
+}
+
 /// Stores the answers of requests whose effects are written already, in the caller's transaction, which has claimed or locked
 /// their keys. Fails with [`Failure::ClaimLost`] if it hasn't, of any of them: the effects mustn't be committed then.
 pub fn answer_all(conn: &mut PgConnection, completions: &[Completion]) -> Result<Vec<Arc<Answer>>, Failure> {
@@ -166,6 +192,7 @@ pub fn answer_all(conn: &mut PgConnection, completions: &[Completion]) -> Result
         admit_sql: "true",
         write_sql: "nothing AS (SELECT)",
         note_sql: "NULL::jsonb",
+        write_alone_sql: "NULL::jsonb",
     };
     if completions.is_empty() {
         return Ok(Vec::new());
@@ -207,7 +234,7 @@ pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Resu
                  THEN greatest(recoveries - 1, 0) ELSE recoveries END, \
              parked_at = CASE WHEN setback.is_recovery AND setback.pause_s IS NULL AND recoveries >= {} \
                  THEN clock.now END \
-         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery, {} AS pause_s) AS setback \
+         FROM (SELECT statement_timestamp() AS now) AS clock, (SELECT {} AS is_recovery, {} AS pause_s) AS setback \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
          RETURNING parked_at IS NOT NULL",
     )

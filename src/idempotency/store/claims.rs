@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{
     Array, Binary, Bool, Double, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
@@ -19,6 +19,8 @@ use crate::idempotency::envelope::Envelope;
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::key::IdempotencyKey;
 use crate::idempotency::policy::{OnExpired, Policy};
+use crate::storage::clock;
+use crate::storage::shape;
 use crate::storage::sql::{Statement, statement};
 
 use super::rows::{column, try_lock_key};
@@ -72,9 +74,89 @@ pub fn claim(
     claimant: &Claimant,
     lease: Duration,
 ) -> Result<Option<Claim>, Failure> {
+    if shape::is_distributed() {
+        return claim_apart(conn, claimant, lease);
+    }
     let claimed = claim_all(conn, &[claimant], lease, "NULL")?.pop().flatten();
     Ok(claimed.map(|(claim, _)| claim))
 }
+
+/// Claims a key on its merchant's node, in the caller's transaction. The lock, the time and the id are the coordinator's, so that they
+/// are the same for all who ask; the generation is found by a trigger.
+fn claim_apart(
+    conn: &mut PgConnection,
+    claimant: &Claimant,
+    lease: Duration,
+) -> Result<Option<Claim>, Failure> {
+    let Claimant { envelope, operation, resource, policy, has_generation } = claimant;
+    let (is_ours, now, new_id) = statement::<(Bool, Timestamptz, SqlUuid)>(concat!(
+        "SELECT ",
+        try_lock_key!(),
+        ", clock.now, uuid_v7(clock.now) \
+         FROM (SELECT {} AS merchant_id, {} AS key) AS key, (SELECT clock_timestamp() AS now) AS clock"
+    ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .get_result::<(bool, DateTime<Utc>, Uuid)>(conn)?;
+    if !is_ours {
+        return Ok(None);
+    }
+    let taken_at = Instant::now();
+    let fingerprint = Fingerprint::of(policy.fingerprint.recipe(), &envelope.content);
+    let (resource_type, resource_id) = match *resource {
+        Resource::None => (None, None),
+        Resource::New(kind) => (Some(kind), Some(new_id)),
+        Resource::Existing(kind, id) => (Some(kind), Some(id)),
+    };
+    let token = Uuid::new_v4();
+    let (lease_ends, lifetime) = (now + lease, TimeDelta::seconds(policy.ttl_seconds.into()));
+    let generation = statement::<Nullable<Integer>>(
+        "INSERT INTO idempotency_keys (merchant_id, key, state, operation, fingerprint_version, fingerprint, request_id, \
+             request_method, request_path, request_query, request_body, resource_type, resource_id, claim_token, \
+             lease_expires_at, recover_at, attempts, recovery_point, created_at, expires_at, tombstone_seconds, traceparent, \
+             tracestate, generation) \
+         VALUES ({}, {}, 'in_progress', {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, 1, 'started', {}, {}, {}, {}, {}, {}) \
+         ON CONFLICT DO NOTHING RETURNING generation",
+    )
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Text, _>(*operation)
+    .bind::<SmallInt, _>(fingerprint.version)
+    .bind::<Binary, _>(fingerprint.sha256.as_slice())
+    .bind::<Text, _>(&envelope.request_id)
+    .bind::<Text, _>(&envelope.content.method)
+    .bind::<Text, _>(&envelope.content.path)
+    .bind::<Text, _>(&envelope.content.query)
+    .bind::<Binary, _>(&envelope.content.body)
+    .bind::<Nullable<Text>, _>(resource_type)
+    .bind::<Nullable<SqlUuid>, _>(resource_id)
+    .bind::<SqlUuid, _>(token)
+    .bind::<Timestamptz, _>(lease_ends)
+    .bind::<Timestamptz, _>(lease_ends)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Timestamptz, _>(now + lifetime)
+    .bind::<Integer, _>(i32::try_from(policy.tombstone_seconds).unwrap_or(i32::MAX))
+    .bind::<Text, _>(envelope.trace.to_string())
+    .bind::<Nullable<Text>, _>(envelope.trace.state())
+    .bind::<Nullable<Integer>, _>(has_generation.then_some(GENERATION_UNKNOWN))
+    .get_result::<Option<i32>>(conn)
+    .optional()?;
+    Ok(generation.map(|generation| Claim {
+        merchant: envelope.merchant,
+        key: envelope.key.clone(),
+        token,
+        resource_id,
+        attempt: 1,
+        recoveries: 0,
+        generation,
+        trace: envelope.trace.clone(),
+        created_at: now,
+        taken_at: (now, taken_at),
+    }))
+}
+
+/// Lets the trigger `idempotency_keys_next_generation` find the generation of a new row.
+const GENERATION_UNKNOWN: i32 = -1;
 
 /// A claim, and the data that was read with it.
 pub type ClaimWithData = (Claim, Option<serde_json::Value>);
@@ -213,16 +295,22 @@ fn insert_all(
 ///
 /// Locks: the key's advisory lock. Without it nothing is deleted.
 pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> Result<(), Failure> {
-    statement::<()>(concat!(
-        "WITH lock AS MATERIALIZED ( \
-             SELECT ",
+    let is_ours = statement::<Bool>(concat!(
+        "SELECT ",
         try_lock_key!(),
-        " AS is_ours, key.merchant_id, key.key FROM (SELECT {} AS merchant_id, {} AS key) AS key) \
-         DELETE FROM idempotency_keys k USING lock \
-         WHERE lock.is_ours AND k.merchant_id = lock.merchant_id AND k.key = lock.key \
-             AND k.state <> 'in_progress' AND k.expires_at <= clock_timestamp() \
-             AND ({} OR k.expires_at + make_interval(secs => k.tombstone_seconds) <= clock_timestamp())",
+        " FROM (SELECT {} AS merchant_id, {} AS key) AS key"
     ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .get_result::<bool>(conn)?;
+    if !is_ours {
+        return Ok(());
+    }
+    statement::<()>(
+        "DELETE FROM idempotency_keys \
+         WHERE merchant_id = {} AND key = {} AND state <> 'in_progress' AND expires_at <= statement_timestamp() \
+             AND ({} OR expires_at + make_interval(secs => tombstone_seconds) <= statement_timestamp())",
+    )
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<Bool, _>(policy.on_expired == OnExpired::Execute)
@@ -277,17 +365,17 @@ pub fn take_over(
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
-                 AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
-                 AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
+                 AND lease_expires_at <= statement_timestamp() AND parked_at IS NULL \
+                 AND (NOT taker.is_recovery OR recover_at <= statement_timestamp()) \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
              attempts = k.attempts + 1, takeovers = k.takeovers + 1, \
              recoveries = k.recoveries + a.is_recovery::integer, \
              lease_expires_at = clock.now + life.lease, \
              recover_at = CASE WHEN a.is_recovery THEN clock.now + life.lease ELSE k.recover_at END \
-         FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
+         FROM abandoned a, (SELECT statement_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
-         WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
+         WHERE k.merchant_id = {} AND k.merchant_id = a.merchant_id AND k.key = a.key \
          RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.traceparent, k.tracestate, \
              k.created_at, clock.now",
     )
@@ -298,6 +386,7 @@ pub fn take_over(
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(lease.as_secs_f64())
+    .bind::<SqlUuid, _>(envelope.merchant)
     .get_result::<TakenRow>(conn)
     .optional()?;
     Ok(row.map(|(resource_id, attempts, recoveries, generation, parent, state, created_at, now)| Claim {
@@ -330,6 +419,7 @@ pub fn lock(conn: &mut PgConnection, claim: &Claim) -> Result<DateTime<Utc>, Fai
     .get_result::<(Option<Uuid>, DateTime<Utc>)>(conn)
     .optional()?;
     match owner {
+        Some((Some(token), _)) if token == claim.token && shape::is_distributed() => clock::now(conn),
         Some((Some(token), now)) if token == claim.token => Ok(now),
         _ => Err(Failure::ClaimLost),
     }
@@ -358,7 +448,7 @@ pub fn lock_all(conn: &mut PgConnection, claims: &[&Claim]) -> Result<Vec<Option
 /// take over during its work. Fails with [`Failure::ClaimLost`] if that has happened already.
 pub fn renew(conn: &mut PgConnection, claim: &Claim, lease: Duration) -> Result<(), Failure> {
     let renewed = statement::<()>(
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + make_interval(secs => {}) \
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + make_interval(secs => {}) \
          WHERE merchant_id = {} AND key = {} AND claim_token = {}",
     )
     .bind::<Double, _>(lease.as_secs_f64())

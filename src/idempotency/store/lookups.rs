@@ -9,6 +9,7 @@ use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
 use crate::idempotency::envelope::Envelope;
 use crate::idempotency::key::IdempotencyKey;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::claims::Claim;
@@ -76,31 +77,51 @@ fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool
     .unwrap_or(false))
 }
 
-/// Reads many keys, and checks their callers' proofs: `Err` for callers that fail.
+/// SQL: looks keys up and checks their callers' proofs, for the rows of `asked`, whose SQL is given.
 ///
 /// The limits make each look-up a separate one, by index, whatever the planner estimates for the tables'
 /// sizes.
+macro_rules! look_up {
+    ($asked:literal) => {
+        concat!(
+            "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
+             FROM ",
+            $asked,
+            " LEFT JOIN LATERAL ({}) AS auth ON true \
+             LEFT JOIN LATERAL ( \
+                 SELECT ",
+            stored_columns!(),
+            " FROM idempotency_keys k \
+                 WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key LIMIT 1) AS stored ON true \
+             ORDER BY asked.number",
+        )
+    };
+}
+
+/// The columns of [`look_up!`].
+type LookedUpSql = (Bool, Nullable<Bool>, Nullable<StoredKeySql>);
+type LookedUpRow = (bool, Option<bool>, Option<StoredKeyRow>);
+
+/// Reads many keys, and checks their callers' proofs: `Err` for callers that fail. In one round trip, unless their merchants may be on
+/// different nodes.
 fn load_all(
     conn: &mut PgConnection,
     envelopes: &[&Envelope],
     proof_sql: &'static str,
 ) -> Result<Vec<Result<Option<StoredKeyRow>, Failure>>, Failure> {
-    let rows = statement::<(Bool, Nullable<Bool>, Nullable<StoredKeySql>)>(concat!(
-        "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
-         FROM unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number) \
-         LEFT JOIN LATERAL ({}) AS auth ON true \
-         LEFT JOIN LATERAL ( \
-             SELECT ",
-        stored_columns!(),
-        " FROM idempotency_keys k \
-             WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key LIMIT 1) AS stored ON true \
-         ORDER BY asked.number",
-    ))
-    .bind::<Array<SqlUuid>, _>(column(envelopes, |envelope| envelope.merchant.0))
-    .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
-    .bind::<Array<Nullable<Binary>>, _>(column(envelopes, |envelope| envelope.proof.as_deref()))
-    .fragment(statement::<()>(proof_sql))
-    .load::<(bool, Option<bool>, Option<StoredKeyRow>)>(conn)?;
+    let rows = if shape::is_distributed() {
+        let each = envelopes.iter().map(|envelope| load_one(conn, envelope, proof_sql));
+        each.collect::<QueryResult<Vec<_>>>()?
+    } else {
+        statement::<LookedUpSql>(look_up!(
+            "unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number)"
+        ))
+        .bind::<Array<SqlUuid>, _>(column(envelopes, |envelope| envelope.merchant.0))
+        .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
+        .bind::<Array<Nullable<Binary>>, _>(column(envelopes, |envelope| envelope.proof.as_deref()))
+        .fragment(statement::<()>(proof_sql))
+        .load::<LookedUpRow>(conn)?
+    };
     Ok(rows
         .into_iter()
         .map(|(needs_no_proof, is_revoked, stored)| match is_revoked {
@@ -109,6 +130,21 @@ fn load_all(
             _ => Ok(stored),
         })
         .collect())
+}
+
+fn load_one(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+    proof_sql: &'static str,
+) -> QueryResult<LookedUpRow> {
+    statement::<LookedUpSql>(look_up!(
+        "(SELECT {} AS merchant_id, {} AS key, {} AS key_sha256, 1 AS number) AS asked"
+    ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .bind::<Nullable<Binary>, _>(envelope.proof.as_deref())
+    .fragment(statement::<()>(proof_sql))
+    .get_result(conn)
 }
 
 /// State of a key's answer, for a waiting request.
@@ -140,10 +176,11 @@ pub fn await_answer(
              WHERE merchant_id = {} AND key = {} AND claim_token IS NOT NULL AND NOT waited \
              FOR UPDATE SKIP LOCKED) \
          UPDATE idempotency_keys k SET waited = true FROM running r \
-         WHERE k.merchant_id = r.merchant_id AND k.key = r.key",
+         WHERE k.merchant_id = {} AND k.merchant_id = r.merchant_id AND k.key = r.key",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key.as_str())
+    .bind::<SqlUuid, _>(merchant)
     .execute(conn)?;
     let state = statement::<Text>(concat!(
         "SELECT ",
@@ -200,8 +237,11 @@ pub fn others_in_progress(
 
 /// Estimated number of rows, as the planner has it, and the table's size in bytes with all indexes.
 pub fn table_size(conn: &mut PgConnection) -> Result<(i64, i64), Failure> {
-    Ok(statement::<(BigInt, BigInt)>(
-        "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass",
-    )
-    .get_result(conn)?)
+    let size = if shape::is_distributed() {
+        // Citus estimates no rows.
+        "SELECT -1::bigint, citus_total_relation_size('idempotency_keys')"
+    } else {
+        "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass"
+    };
+    Ok(statement::<(BigInt, BigInt)>(size).get_result(conn)?)
 }

@@ -23,21 +23,12 @@ macro_rules! answers_channel {
 /// The name of that channel.
 pub const ANSWERS_CHANNEL: &str = answers_channel!();
 
-/// SQL: notifies the instances, when the transaction commits, that a key is completed, if a request waits for
-/// that. The value is a boolean without meaning.
+/// SQL: notifies the instances, when the transaction commits, that a key is completed.
 ///
-/// Doesn't notify for every key: a commit with a notification waits for all others that have one.
+/// Only for keys that a request waits for: a commit with a notification waits for all others that have one.
 macro_rules! announcement {
-    ($waited:literal, $digest:literal) => {
-        concat!(
-            "CASE WHEN ",
-            $waited,
-            " THEN pg_notify('",
-            $crate::idempotency::store::rows::answers_channel!(),
-            "', ",
-            $digest,
-            ") END IS NULL"
-        )
+    ($digest:literal) => {
+        concat!("pg_notify('", $crate::idempotency::store::rows::answers_channel!(), "', ", $digest, ")")
     };
 }
 

@@ -28,7 +28,10 @@ use crate::idempotency::fingerprint::RequestContent;
 use crate::idempotency::host::Host;
 use crate::idempotency::key::IdempotencyKey;
 use crate::idempotency::registry::RegisteredOperation;
+use crate::storage::shape;
 use crate::storage::sql::statement;
+
+use super::reaper::find_by_merchant;
 
 /// Finishes due requests. Doesn't return. A slow request occupies one place, and the others go on.
 pub async fn keep_recovering<H: Host>(engine: Engine<H>, operations: Arc<Vec<RegisteredOperation<H>>>) {
@@ -165,17 +168,48 @@ fn due(
         .collect()
 }
 
-/// Parks requests whose last attempt died instead of failing, so that nobody could record it then.
+/// SQL: parks requests whose last attempt died instead of failing, so that nobody could record it then.
+macro_rules! park_exhausted {
+    ($exhausted:literal, $of_merchant:literal) => {
+        concat!(
+            "WITH exhausted AS MATERIALIZED ( \
+                 SELECT merchant_id, key FROM idempotency_keys \
+                 WHERE state = 'in_progress' AND parked_at IS NULL AND recoveries >= {} \
+                     AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() ",
+            $exhausted,
+            " FOR UPDATE SKIP LOCKED) \
+             UPDATE idempotency_keys k SET parked_at = statement_timestamp(), last_error = coalesce(last_error, 'died') \
+             FROM exhausted e WHERE ",
+            $of_merchant,
+            " k.merchant_id = e.merchant_id AND k.key = e.key",
+        )
+    };
+}
+
+/// Maximum number of requests that are parked at a time.
+const PARKED_MAX: i64 = 100;
+
+/// Parks requests whose last attempt died.
 fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, Failure> {
-    Ok(statement::<()>(
-        "WITH exhausted AS MATERIALIZED ( \
-             SELECT merchant_id, key FROM idempotency_keys \
-             WHERE state = 'in_progress' AND parked_at IS NULL AND recoveries >= {} \
-                 AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
-             ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED) \
-         UPDATE idempotency_keys k SET parked_at = clock_timestamp(), last_error = coalesce(last_error, 'died') \
-         FROM exhausted e WHERE k.merchant_id = e.merchant_id AND k.key = e.key",
-    )
-    .bind::<Integer, _>(i32::try_from(attempts_max).unwrap_or(i32::MAX))
-    .execute(conn)?)
+    let attempts_max = i32::try_from(attempts_max).unwrap_or(i32::MAX);
+    if !shape::is_distributed() {
+        return Ok(statement::<()>(park_exhausted!("ORDER BY created_at LIMIT {}", ""))
+            .bind::<Integer, _>(attempts_max)
+            .bind::<BigInt, _>(PARKED_MAX)
+            .execute(conn)?);
+    }
+    let due = "SELECT merchant_id, key FROM idempotency_keys \
+         WHERE state = 'in_progress' AND parked_at IS NULL AND recoveries > 0 \
+             AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
+         ORDER BY recoveries DESC, created_at LIMIT {}";
+    let mut parked = 0;
+    for (merchant, keys) in find_by_merchant(conn, due, PARKED_MAX)? {
+        parked += statement::<()>(park_exhausted!("AND merchant_id = {} AND key = ANY ({})", "k.merchant_id = {} AND"))
+            .bind::<Integer, _>(attempts_max)
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<Array<Text>, _>(keys)
+            .bind::<SqlUuid, _>(merchant)
+            .execute(conn)?;
+    }
+    Ok(parked)
 }

@@ -111,6 +111,7 @@ impl Operation for CreateCharge {
             admit_sql: super::ADMIT_SQL,
             write_sql: super::WRITE_SQL,
             note_sql: super::NOTE_SQL,
+            write_alone_sql: super::WRITE_ALONE_SQL,
         });
 
     fn read(input: &Input<'_>) -> Result<Self, Error> {

@@ -287,6 +287,9 @@ pub(crate) const WRITE_SQL: &str = "\
 pub(crate) const NOTE_SQL: &str =
     "(SELECT to_jsonb(searched.alike) FROM searched WHERE searched.token = owner.token)";
 
+/// SQL: does what [`WRITE_SQL`] and [`NOTE_SQL`] do, for one charge in a distributed database.
+pub(crate) const WRITE_ALONE_SQL: &str = "to_jsonb(charge_write(owner.merchant_id, owner.effects))";
+
 impl ChargeRow {
     /// Reads a charge and locks it until the transaction ends. Errors: `charge_not_found`.
     pub fn lock(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Result<Self, Error> {

@@ -1,0 +1,623 @@
+-- The functions of a distributed database: run after the migrations, again and again, so each statement replaces what is there.
+--
+-- Merchants are spread over nodes by merchant_id, and one node, the coordinator, takes all statements. So that a statement can be
+-- sent to the one node that has its merchant, its functions must not query tables: they'd do so on that node. And what they
+-- write must be written in one session there, or a crash could leave half of it. So each of these functions has two parts. The
+-- first runs where the statement does. It takes what has to be of one clock and one count of transactions for all nodes: times,
+-- ids, the number of the transaction. The second, named `…_on_shard`, is sent to the merchant's node as a whole.
+--
+-- Everything here is valid on a single Postgres, too, where both parts run in one place.
+
+-- Refuses to run anywhere but on the merchant's node, if there is one: as its owner, the function would write in another session
+-- than its caller.
+CREATE OR REPLACE FUNCTION require_shard() RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
+        AND current_setting('application_name') NOT LIKE 'citus\_internal%'
+    THEN
+        RAISE EXCEPTION 'this function can only be called on the node of its merchant'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+END $$;
+
+-- A balance is the checkpoint, if its horizon is of this cluster, and the postings from there on. The two queries may see different
+-- moments: whichever checkpoint it is, the postings from its horizon on complete it.
+CREATE OR REPLACE FUNCTION ledger_balance_at(p_merchant_id uuid, p_account_id uuid, p_next_transaction xid8) RETURNS numeric
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    checkpoint record;
+    later numeric;
+BEGIN
+    SELECT c.balance, c.horizon INTO checkpoint FROM public.ledger_checkpoints c
+    WHERE c.merchant_id = p_merchant_id AND c.account_id = p_account_id AND c.horizon <= p_next_transaction;
+    SELECT sum(p.amount) INTO later FROM public.postings p
+    WHERE p.merchant_id = p_merchant_id AND p.account_id = p_account_id
+        AND p.transaction_id >= coalesce(checkpoint.horizon, '0'::xid8);
+    RETURN coalesce(checkpoint.balance, 0) + coalesce(later, 0);
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_balance(p_merchant_id uuid, p_account_id uuid) RETURNS numeric
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN public.ledger_balance_at(p_merchant_id, p_account_id, pg_snapshot_xmax(pg_current_snapshot()));
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_spendable_at(p_merchant_id uuid, p_account_id uuid, p_next_transaction xid8) RETURNS numeric
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    held numeric;
+BEGIN
+    SELECT sum(h.amount) INTO held FROM public.ledger_holds h
+    WHERE h.merchant_id = p_merchant_id AND h.account_id = p_account_id;
+    RETURN -public.ledger_balance_at(p_merchant_id, p_account_id, p_next_transaction) - coalesce(held, 0);
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_spendable(p_merchant_id uuid, p_account_id uuid) RETURNS numeric
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN public.ledger_spendable_at(p_merchant_id, p_account_id, pg_snapshot_xmax(pg_current_snapshot()));
+END $$;
+
+-- ledger_post, with the same rules and errors in the same order.
+--
+-- Locks, in each currency in which the entry takes from the merchant, by code: the merchant_payable account.
+CREATE OR REPLACE FUNCTION ledger_post_on_shard(
+    p_merchant_id uuid, p_entry_id uuid, p_source text, p_kinds text[], p_currencies text[], p_amounts numeric[],
+    p_posted_at timestamptz, p_transaction xid8, p_next_transaction xid8
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    fits_scale boolean;
+    is_balanced boolean;
+    line record;
+    taken record;
+    account uuid;
+    accounts uuid[] := '{}';
+    held numeric;
+BEGIN
+    PERFORM public.require_shard();
+    IF coalesce(cardinality(p_kinds), 0) < 2
+        OR cardinality(p_currencies) IS DISTINCT FROM cardinality(p_kinds)
+        OR cardinality(p_amounts) IS DISTINCT FROM cardinality(p_kinds)
+        OR array_ndims(p_kinds) + array_ndims(p_currencies) + array_ndims(p_amounts) <> 3
+        OR array_position(p_kinds, NULL) IS NOT NULL
+        OR array_position(p_currencies, NULL) IS NOT NULL
+        OR array_position(p_amounts, NULL) IS NOT NULL
+    THEN
+        RAISE EXCEPTION 'an entry needs at least two lines, each with account kind, currency and amount'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_lines', TABLE = 'postings';
+    END IF;
+    IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
+        RAISE EXCEPTION 'an entry needs a source'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entries_source', TABLE = 'journal_entries';
+    END IF;
+    SELECT bool_and(per_currency.fits_scale), bool_and(per_currency.is_balanced) INTO fits_scale, is_balanced
+    FROM (SELECT bool_and(l.amount = round(l.amount, coalesce(public.currency_scale(l.currency), 4))) AS fits_scale,
+                 sum(l.amount) = 0 AS is_balanced
+          FROM unnest(p_currencies, p_amounts) AS l (currency, amount) GROUP BY l.currency) per_currency;
+    IF NOT fits_scale THEN
+        RAISE EXCEPTION 'an amount has more decimals than its currency'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_scale', TABLE = 'postings';
+    END IF;
+    IF NOT is_balanced THEN
+        RAISE EXCEPTION 'postings of an entry must sum to zero per currency'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_balanced', TABLE = 'postings';
+    END IF;
+
+    FOR line IN SELECT l.kind, l.currency FROM unnest(p_kinds, p_currencies) WITH ORDINALITY AS l (kind, currency, number)
+                ORDER BY l.number
+    LOOP
+        SELECT a.id INTO account FROM public.ledger_accounts a
+        WHERE a.merchant_id = p_merchant_id AND a.kind = line.kind AND a.currency = line.currency;
+        accounts := accounts || account;
+    END LOOP;
+    IF array_position(accounts, NULL) IS NOT NULL THEN
+        PERFORM FROM public.merchants m WHERE m.merchant_id = p_merchant_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'an entry must be of a merchant that exists'
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts';
+        END IF;
+        FOR line IN SELECT DISTINCT l.currency FROM unnest(p_currencies) AS l (currency)
+                    WHERE l.currency ~ '^[A-Z]{3}$' AND public.currency_scale(l.currency) IS NULL
+        LOOP
+            PERFORM FROM public.ledger_accounts a WHERE a.merchant_id = p_merchant_id AND a.currency = line.currency LIMIT 1;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'an account must be in a currency that is known'
+                    USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_currency', TABLE = 'ledger_accounts';
+            END IF;
+        END LOOP;
+        FOR line IN SELECT DISTINCT l.kind, l.currency FROM unnest(p_kinds, p_currencies) AS l (kind, currency) ORDER BY 1, 2
+        LOOP
+            INSERT INTO public.ledger_accounts (merchant_id, id, kind, currency, created_at)
+            VALUES (p_merchant_id, public.uuid_v7(p_posted_at), line.kind, line.currency, p_posted_at)
+            ON CONFLICT (merchant_id, kind, currency) DO NOTHING;
+        END LOOP;
+        accounts := '{}';
+        FOR line IN SELECT l.kind, l.currency FROM unnest(p_kinds, p_currencies) WITH ORDINALITY AS l (kind, currency, number)
+                    ORDER BY l.number
+        LOOP
+            SELECT a.id INTO account FROM public.ledger_accounts a
+            WHERE a.merchant_id = p_merchant_id AND a.kind = line.kind AND a.currency = line.currency;
+            accounts := accounts || account;
+        END LOOP;
+    END IF;
+
+    FOR taken IN
+        SELECT l.currency, sum(l.amount) FILTER (WHERE l.kind = 'merchant_payable') AS amount,
+            coalesce(-sum(l.amount) FILTER (WHERE l.kind = 'disputes_held'), 0) AS disputed
+        FROM unnest(p_kinds, p_currencies, p_amounts) AS l (kind, currency, amount)
+        GROUP BY l.currency HAVING sum(l.amount) FILTER (WHERE l.kind = 'merchant_payable') > 0 ORDER BY l.currency
+    LOOP
+        SELECT a.id INTO account FROM public.ledger_accounts a
+        WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = taken.currency
+        FOR NO KEY UPDATE;
+        PERFORM public.ledger_require_read_committed();
+        held := NULL;
+        DELETE FROM public.ledger_holds h
+        WHERE h.merchant_id = p_merchant_id AND h.source = p_source AND h.account_id = account
+        RETURNING h.amount INTO held;
+        IF taken.amount > coalesce(held, 0) AND taken.amount > taken.disputed
+            AND taken.amount > public.ledger_spendable_at(p_merchant_id, account, p_next_transaction)
+        THEN
+            RAISE EXCEPTION 'the % balance does not cover this entry', taken.currency
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'postings';
+        END IF;
+    END LOOP;
+
+    INSERT INTO public.journal_entries (merchant_id, id, source, created_at)
+    VALUES (p_merchant_id, p_entry_id, p_source, p_posted_at);
+    INSERT INTO public.postings (merchant_id, entry_id, line, account_id, currency, amount, transaction_id, created_at)
+    SELECT p_merchant_id, p_entry_id, l.number, l.account_id, l.currency, l.amount, p_transaction, p_posted_at
+    FROM unnest(accounts, p_currencies, p_amounts) WITH ORDINALITY AS l (account_id, currency, amount, number);
+END $$;
+REVOKE EXECUTE ON FUNCTION ledger_post_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_post_on_shard TO oncepay_app;
+
+CREATE OR REPLACE FUNCTION ledger_post(
+    p_merchant_id uuid, p_entry_id uuid, p_source text, p_kinds text[], p_currencies text[], p_amounts numeric[]
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    posted_at timestamptz := clock_timestamp();
+    transaction xid8 := pg_current_xact_id();
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    PERFORM FROM public.ledger_post_on_shard(p_merchant_id, p_entry_id, p_source, p_kinds, p_currencies, p_amounts,
+        posted_at, transaction, next_transaction);
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_correct(
+    p_merchant_id uuid, p_entry_id uuid, p_source text, p_kinds text[], p_currencies text[], p_amounts numeric[],
+    p_corrects_id uuid, p_reference text, p_reason text
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    posted_at timestamptz := clock_timestamp();
+    transaction xid8 := pg_current_xact_id();
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    PERFORM FROM public.ledger_correct_on_shard(p_merchant_id, p_entry_id, p_source, p_kinds, p_currencies, p_amounts,
+        p_corrects_id, p_reference, p_reason, posted_at, transaction, next_transaction);
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_correct_on_shard(
+    p_merchant_id uuid, p_entry_id uuid, p_source text, p_kinds text[], p_currencies text[], p_amounts numeric[],
+    p_corrects_id uuid, p_reference text, p_reason text, p_posted_at timestamptz, p_transaction xid8, p_next_transaction xid8
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM public.require_shard();
+    PERFORM public.ledger_post_on_shard(p_merchant_id, p_entry_id, p_source, p_kinds, p_currencies, p_amounts,
+        p_posted_at, p_transaction, p_next_transaction);
+    INSERT INTO public.journal_corrections (merchant_id, entry_id, corrects_id, reference, reason)
+    VALUES (p_merchant_id, p_entry_id, p_corrects_id, p_reference, p_reason);
+END $$;
+REVOKE EXECUTE ON FUNCTION ledger_correct_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_correct_on_shard TO oncepay_app;
+
+-- Locks: the merchant_payable account.
+CREATE OR REPLACE FUNCTION ledger_hold_on_shard(
+    p_merchant_id uuid, p_source text, p_currency text, p_amount numeric, p_next_transaction xid8
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    payable_id uuid;
+BEGIN
+    PERFORM public.require_shard();
+    PERFORM public.ledger_require_read_committed();
+    IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
+        RAISE EXCEPTION 'a hold needs a source'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_source', TABLE = 'ledger_holds';
+    END IF;
+    IF (p_amount > 0 AND p_amount = round(p_amount, coalesce(public.currency_scale(p_currency), 4))) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a hold must be positive, with at most as many decimals as its currency has'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_amount', TABLE = 'ledger_holds';
+    END IF;
+    SELECT a.id INTO payable_id FROM public.ledger_accounts a
+    WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = p_currency
+    FOR NO KEY UPDATE;
+    IF NOT FOUND OR public.ledger_spendable_at(p_merchant_id, payable_id, p_next_transaction) < p_amount THEN
+        RAISE EXCEPTION 'the % balance does not cover this hold', p_currency
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds';
+    END IF;
+    INSERT INTO public.ledger_holds (merchant_id, source, account_id, amount)
+    VALUES (p_merchant_id, p_source, payable_id, p_amount);
+END $$;
+REVOKE EXECUTE ON FUNCTION ledger_hold_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_hold_on_shard TO oncepay_app;
+
+CREATE OR REPLACE FUNCTION ledger_hold(p_merchant_id uuid, p_source text, p_currency text, p_amount numeric) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    PERFORM FROM public.ledger_hold_on_shard(p_merchant_id, p_source, p_currency, p_amount, next_transaction);
+END $$;
+
+CREATE OR REPLACE FUNCTION ledger_release_on_shard(p_merchant_id uuid, p_source text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM public.require_shard();
+    DELETE FROM public.ledger_holds WHERE merchant_id = p_merchant_id AND source = p_source;
+END $$;
+REVOKE EXECUTE ON FUNCTION ledger_release_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_release_on_shard TO oncepay_app;
+
+CREATE OR REPLACE FUNCTION ledger_release(p_merchant_id uuid, p_source text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM public.ledger_release_on_shard(p_merchant_id, p_source);
+END $$;
+
+-- Moves a checkpoint to p_horizon, below which no transaction runs any more, whose sum is seen only afterwards. A checkpoint of another
+-- cluster, beyond p_next_transaction, is begun anew.
+--
+-- Locks: the checkpoint.
+CREATE OR REPLACE FUNCTION ledger_roll_up_on_shard(
+    p_merchant_id uuid, p_account_id uuid, p_horizon xid8, p_next_transaction xid8, p_now timestamptz
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    checkpoint record;
+    added numeric;
+BEGIN
+    PERFORM public.require_shard();
+    PERFORM public.ledger_require_read_committed();
+    INSERT INTO public.ledger_checkpoints (merchant_id, account_id) VALUES (p_merchant_id, p_account_id)
+    ON CONFLICT (merchant_id, account_id) DO NOTHING;
+    SELECT c.balance, c.horizon INTO checkpoint FROM public.ledger_checkpoints c
+    WHERE c.merchant_id = p_merchant_id AND c.account_id = p_account_id FOR UPDATE;
+    IF checkpoint.horizon > p_next_transaction THEN
+        checkpoint.horizon := '0';
+        checkpoint.balance := 0;
+    END IF;
+    IF p_horizon <= checkpoint.horizon THEN
+        RETURN;
+    END IF;
+    SELECT sum(p.amount) INTO added FROM public.postings p
+    WHERE p.merchant_id = p_merchant_id AND p.account_id = p_account_id
+        AND p.transaction_id >= checkpoint.horizon AND p.transaction_id < p_horizon;
+    UPDATE public.ledger_checkpoints SET balance = checkpoint.balance + coalesce(added, 0), horizon = p_horizon,
+        updated_at = p_now
+    WHERE merchant_id = p_merchant_id AND account_id = p_account_id;
+END $$;
+REVOKE EXECUTE ON FUNCTION ledger_roll_up_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_roll_up_on_shard TO oncepay_app;
+
+CREATE OR REPLACE FUNCTION ledger_roll_up(p_merchant_id uuid, p_account_id uuid) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+    now timestamptz := clock_timestamp();
+BEGIN
+    PERFORM FROM public.ledger_roll_up_on_shard(p_merchant_id, p_account_id, horizon, next_transaction, now);
+END $$;
+
+-- Records an event. Its transaction's number is that of the coordinator, which the feed's horizon counts in.
+CREATE OR REPLACE FUNCTION event_record_on_shard(
+    p_merchant_id uuid, p_event jsonb, p_now timestamptz, p_transaction xid8
+) RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    event record;
+BEGIN
+    SELECT e.* INTO event FROM jsonb_to_record(p_event)
+        AS e (type text, object_id uuid, data jsonb, traceparent text, tracestate text);
+    INSERT INTO public.events (merchant_id, id, created_at, type, object_id, data, traceparent, tracestate, transaction_id)
+    VALUES (p_merchant_id, public.uuid_v7(p_now), p_now, event.type, event.object_id, event.data, event.traceparent,
+        event.tracestate, p_transaction);
+END $$;
+
+CREATE OR REPLACE FUNCTION event_record(p_merchant_id uuid, p_event jsonb) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    transaction xid8 := pg_current_xact_id();
+BEGIN
+    PERFORM FROM public.event_record_on_shard(p_merchant_id, p_event, now, transaction);
+END $$;
+
+-- Writes a new charge with its journal entry and its event. Returns the id of the charge that it looks like, if it was asked to look.
+CREATE OR REPLACE FUNCTION charge_write_on_shard(
+    p_merchant_id uuid, p_effects jsonb, p_entry_id uuid, p_now timestamptz, p_transaction xid8, p_next_transaction xid8
+) RETURNS uuid LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    charge public.charges := jsonb_populate_record(NULL::public.charges, p_effects->'charge');
+    entry record;
+    alike uuid;
+BEGIN
+    IF p_effects ? 'alike' THEN
+        alike := public.charge_alike(p_merchant_id, charge.id, (p_effects->'alike'->>'since')::uuid, charge.reference,
+            charge.currency, charge.amount, charge.payment_method);
+    END IF;
+    SELECT e.* INTO entry FROM jsonb_to_record(nullif(p_effects->'entry', 'null'))
+        AS e (source text, kinds text[], currencies text[], amounts numeric[]);
+    IF entry.source IS NOT NULL THEN
+        PERFORM public.ledger_post_on_shard(p_merchant_id, p_entry_id, entry.source, entry.kinds, entry.currencies,
+            entry.amounts, p_now, p_transaction, p_next_transaction);
+    END IF;
+    INSERT INTO public.charges (merchant_id, id, status, currency, amount, amount_captured, fee, payment_method, capture,
+        description, reference, metadata, failure_code, failure_decline_code, failure_message, authorization_id, created_at,
+        captured_at)
+    VALUES (p_merchant_id, charge.id, charge.status, charge.currency, charge.amount, charge.amount_captured, charge.fee,
+        charge.payment_method, charge.capture, charge.description, charge.reference, charge.metadata, charge.failure_code,
+        charge.failure_decline_code, charge.failure_message, charge.authorization_id, charge.created_at, charge.captured_at);
+    PERFORM public.event_record_on_shard(p_merchant_id, p_effects->'event', p_now, p_transaction);
+    RETURN alike;
+END $$;
+
+CREATE OR REPLACE FUNCTION charge_write(p_merchant_id uuid, p_effects jsonb) RETURNS uuid
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    entry_id uuid := public.uuid_v7(now);
+    transaction xid8 := pg_current_xact_id();
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+    alike uuid;
+BEGIN
+    SELECT w.alike INTO alike
+    FROM public.charge_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction) AS w (alike);
+    RETURN alike;
+END $$;
+
+-- Writes the changes of one operation. The ledger comes first, which may refuse. The rows that are changed are locked by now, or
+-- nobody else can change them. Events get times of their own, and so ids in their order.
+CREATE OR REPLACE FUNCTION changes_write_on_shard(
+    p_merchant_id uuid, p_effects jsonb, p_entry_id uuid, p_now timestamptz, p_transaction xid8, p_next_transaction xid8
+) RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    part record;
+    charge public.charges;
+    refund public.refunds;
+    payout public.payouts;
+BEGIN
+    IF p_effects ? 'hold' THEN
+        SELECT e.* INTO part FROM jsonb_to_record(p_effects->'hold') AS e (source text, currency text, amount numeric);
+        PERFORM public.ledger_hold_on_shard(p_merchant_id, part.source, part.currency, part.amount, p_next_transaction);
+    END IF;
+    IF p_effects ? 'release' THEN
+        PERFORM public.ledger_release_on_shard(p_merchant_id, p_effects->'release'->>'source');
+    END IF;
+    IF p_effects ? 'entry' THEN
+        SELECT e.* INTO part FROM jsonb_to_record(p_effects->'entry')
+            AS e (source text, kinds text[], currencies text[], amounts numeric[]);
+        PERFORM public.ledger_post_on_shard(p_merchant_id, p_entry_id, part.source, part.kinds, part.currencies, part.amounts,
+            p_now, p_transaction, p_next_transaction);
+    END IF;
+    IF p_effects ? 'charge' THEN
+        charge := jsonb_populate_record(NULL::public.charges, p_effects->'charge');
+        UPDATE public.charges SET status = charge.status, amount_captured = charge.amount_captured,
+            amount_refunded = charge.amount_refunded, amount_refund_pending = charge.amount_refund_pending, fee = charge.fee,
+            in_flight = charge.in_flight, description = charge.description, metadata = charge.metadata,
+            failure_code = charge.failure_code, failure_decline_code = charge.failure_decline_code,
+            failure_message = charge.failure_message, captured_at = charge.captured_at, canceled_at = charge.canceled_at
+        WHERE merchant_id = p_merchant_id AND id = charge.id;
+    END IF;
+    IF p_effects ? 'new_refund' THEN
+        refund := jsonb_populate_record(NULL::public.refunds, p_effects->'new_refund');
+        INSERT INTO public.refunds (merchant_id, id, charge_id, status, amount, currency, reason, metadata, created_at)
+        VALUES (p_merchant_id, refund.id, refund.charge_id, refund.status, refund.amount, refund.currency, refund.reason,
+            refund.metadata, refund.created_at);
+    END IF;
+    IF p_effects ? 'refund' THEN
+        refund := jsonb_populate_record(NULL::public.refunds, p_effects->'refund');
+        UPDATE public.refunds SET status = refund.status, failed_at = refund.failed_at, failure_code = refund.failure_code,
+            failure_message = refund.failure_message
+        WHERE merchant_id = p_merchant_id AND id = refund.id;
+    END IF;
+    IF p_effects ? 'new_payout' THEN
+        payout := jsonb_populate_record(NULL::public.payouts, p_effects->'new_payout');
+        INSERT INTO public.payouts (merchant_id, id, status, amount, currency, destination, metadata, created_at)
+        VALUES (p_merchant_id, payout.id, payout.status, payout.amount, payout.currency, payout.destination, payout.metadata,
+            payout.created_at);
+    END IF;
+    IF p_effects ? 'payout' THEN
+        payout := jsonb_populate_record(NULL::public.payouts, p_effects->'payout');
+        UPDATE public.payouts SET status = payout.status, settled_at = payout.settled_at, failure_code = payout.failure_code,
+            failure_message = payout.failure_message, decided_at = payout.decided_at
+        WHERE merchant_id = p_merchant_id AND id = payout.id;
+    END IF;
+    FOR part IN SELECT e.event, e.number FROM jsonb_array_elements(p_effects->'events') WITH ORDINALITY AS e (event, number)
+                ORDER BY e.number
+    LOOP
+        PERFORM public.event_record_on_shard(p_merchant_id, part.event, p_now + part.number * interval '1 microsecond',
+            p_transaction);
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION changes_write(p_merchant_id uuid, p_effects jsonb) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    entry_id uuid := public.uuid_v7(now);
+    transaction xid8 := pg_current_xact_id();
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    PERFORM FROM public.changes_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction);
+END $$;
+
+-- The deliveries of new events, at the time of the event: the clocks of nodes may differ.
+CREATE OR REPLACE FUNCTION events_fan_out() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = public, pg_catalog, pg_temp AS $$
+DECLARE
+    event record;
+    endpoint record;
+BEGIN
+    FOR event IN SELECT n.merchant_id, n.id, n.type, n.created_at FROM new_events n LOOP
+        FOR endpoint IN SELECT e.id FROM webhook_endpoints e
+            WHERE e.merchant_id = event.merchant_id AND e.status = 'enabled' AND e.event_types && ARRAY['*', event.type]
+        LOOP
+            INSERT INTO webhook_deliveries (merchant_id, id, event_id, endpoint_id, due_at, created_at)
+            VALUES (event.merchant_id, uuid_v7(event.created_at), event.id, endpoint.id, event.created_at, event.created_at);
+        END LOOP;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- Deletes up to p_batch deliveries of one merchant that are older than p_deliveries_before, and up to p_batch events older than
+-- p_events_before with their deliveries.
+--
+-- Locks: the rows, and skips those that others have locked.
+CREATE OR REPLACE FUNCTION events_prune_on_shard(
+    p_merchant_id uuid, p_events_before timestamptz, p_deliveries_before timestamptz, p_batch integer,
+    OUT events_deleted bigint, OUT deliveries_deleted bigint
+) LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    youngest timestamptz := statement_timestamp() - interval '23 hours';
+    old uuid[];
+BEGIN
+    PERFORM public.require_shard();
+    IF (p_events_before <= youngest AND p_deliveries_before <= youngest) IS NOT TRUE THEN
+        RAISE EXCEPTION 'events and deliveries are kept for a day at least'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events';
+    END IF;
+    IF (p_batch >= 1) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a batch has at least one row'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_batch', TABLE = 'events';
+    END IF;
+    SELECT array_agg(d.id) INTO old FROM (
+        SELECT id FROM public.webhook_deliveries
+        WHERE merchant_id = p_merchant_id AND id < public.uuid_v7_lowest(p_deliveries_before)
+        ORDER BY id LIMIT p_batch FOR UPDATE SKIP LOCKED) d;
+    DELETE FROM public.webhook_deliveries WHERE merchant_id = p_merchant_id AND id = ANY (old);
+    GET DIAGNOSTICS deliveries_deleted = ROW_COUNT;
+    SELECT array_agg(e.id) INTO old FROM (
+        SELECT id FROM public.events
+        WHERE merchant_id = p_merchant_id AND id < public.uuid_v7_lowest(p_events_before)
+        ORDER BY id LIMIT p_batch FOR UPDATE SKIP LOCKED) e;
+    DELETE FROM public.events WHERE merchant_id = p_merchant_id AND id = ANY (old);
+    GET DIAGNOSTICS events_deleted = ROW_COUNT;
+    DELETE FROM public.webhook_deliveries WHERE merchant_id = p_merchant_id AND event_id = ANY (old);
+END $$;
+REVOKE EXECUTE ON FUNCTION events_prune_on_shard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION events_prune_on_shard TO oncepay_app;
+
+-- Records that events from before this time are deleted. Comes before the deletion: a missing event must never look like one that was
+-- lost.
+CREATE OR REPLACE FUNCTION event_retention_note(p_events_before timestamptz) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (p_events_before <= statement_timestamp() - interval '1 day') IS NOT TRUE THEN
+        RAISE EXCEPTION 'events are kept for a day at least'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events';
+    END IF;
+    INSERT INTO public.event_retention AS r (events_before) VALUES (p_events_before)
+    ON CONFLICT (one) DO UPDATE SET events_before = excluded.events_before WHERE r.events_before < excluded.events_before;
+END $$;
+REVOKE EXECUTE ON FUNCTION event_retention_note FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_retention_note TO oncepay_app;
+
+-- Refuses to update columns that the service isn't granted, as privileges on columns would.
+CREATE OR REPLACE FUNCTION columns_refuse_update() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = TG_RELID), 'USAGE') THEN
+        RAISE EXCEPTION 'permission denied for table %', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- The accounts of a merchant with their balances, debits positive, and what is set aside of them. One query, so of one moment.
+CREATE OR REPLACE FUNCTION ledger_balances(p_merchant_id uuid) RETURNS TABLE (
+    id uuid, kind text, currency text, balance numeric, held numeric
+) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    RETURN QUERY SELECT a.id, a.kind, a.currency,
+        coalesce(c.balance, 0) + coalesce((
+            SELECT sum(p.amount) FROM public.postings p
+            WHERE p.merchant_id = p_merchant_id AND p.account_id = a.id AND p.transaction_id >= coalesce(c.horizon, '0')), 0),
+        coalesce((SELECT sum(h.amount) FROM public.ledger_holds h
+            WHERE h.merchant_id = p_merchant_id AND h.account_id = a.id), 0)
+    FROM public.ledger_accounts a
+    LEFT JOIN public.ledger_checkpoints c
+        ON c.merchant_id = p_merchant_id AND c.account_id = a.id AND c.horizon <= next_transaction
+    WHERE a.merchant_id = p_merchant_id;
+END $$;
+
+-- What a merchant has in each currency: available, pending, in transit. One query, so of one moment.
+CREATE OR REPLACE FUNCTION merchant_balances(p_merchant_id uuid) RETURNS TABLE (
+    currency text, available numeric, pending numeric, in_transit numeric
+) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
+BEGIN
+    RETURN QUERY SELECT part.currency, sum(part.available), sum(part.pending), sum(part.in_transit) FROM (
+        SELECT a.currency, CASE a.kind WHEN 'merchant_payable' THEN -account.balance - account.held ELSE 0 END AS available,
+            0 AS pending, CASE a.kind WHEN 'payouts_in_transit' THEN -account.balance ELSE 0 END AS in_transit
+        FROM public.ledger_accounts a
+        LEFT JOIN public.ledger_checkpoints c
+            ON c.merchant_id = p_merchant_id AND c.account_id = a.id AND c.horizon <= next_transaction
+        CROSS JOIN LATERAL (SELECT
+            coalesce(c.balance, 0) + coalesce((
+                SELECT sum(p.amount) FROM public.postings p
+                WHERE p.merchant_id = p_merchant_id AND p.account_id = a.id
+                    AND p.transaction_id >= coalesce(c.horizon, '0')), 0) AS balance,
+            coalesce((SELECT sum(h.amount) FROM public.ledger_holds h
+                WHERE h.merchant_id = p_merchant_id AND h.account_id = a.id), 0) AS held) AS account
+        WHERE a.merchant_id = p_merchant_id AND a.kind IN ('merchant_payable', 'payouts_in_transit')
+        UNION ALL
+        SELECT a.currency, 0, 0, 0 FROM public.ledger_accounts a WHERE a.merchant_id = p_merchant_id
+        UNION ALL
+        SELECT c.currency, 0, c.amount, 0 FROM public.charges c
+        WHERE c.merchant_id = p_merchant_id AND c.status IN ('requires_capture', 'processing')) AS part
+    GROUP BY part.currency;
+END $$;
+
+-- Stores the outcome of an attempt at a delivery, if it's that of the last attempt and isn't stored yet, and what it says of the
+-- endpoint. state is null if it isn't. p_too_old: what has been tried since before is given up.
+--
+-- Locks: the delivery, then the endpoint if that changes.
+CREATE OR REPLACE FUNCTION delivery_note_on_shard(
+    p_merchant_id uuid, p_id uuid, p_number integer, p_tried_since timestamptz, p_has_succeeded boolean, p_pause interval,
+    p_retry_after interval, p_attempt jsonb, p_now timestamptz, p_too_old timestamptz,
+    OUT state text, OUT endpoint_is_given_up boolean
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_endpoint_id uuid;
+    endpoint record;
+    -- A name of its own: that of the column is that of a parameter, too.
+    v_state text := CASE WHEN p_has_succeeded THEN 'succeeded' WHEN p_tried_since < p_too_old THEN 'failed' ELSE 'pending' END;
+BEGIN
+    UPDATE public.webhook_deliveries d SET
+        state = v_state,
+        completed_at = CASE WHEN v_state <> 'pending' THEN p_now END,
+        due_at = CASE WHEN p_has_succeeded THEN d.due_at ELSE p_now + p_pause END,
+        claimed_until = '-infinity', attempts = d.attempts || p_attempt
+    WHERE d.merchant_id = p_merchant_id AND d.id = p_id AND d.attempt_count = p_number AND d.completed_at IS NULL
+        AND d.claimed_until > '-infinity'
+    RETURNING d.endpoint_id INTO v_endpoint_id;
+    IF v_endpoint_id IS NULL THEN
+        RETURN;
+    END IF;
+    state := v_state;
+    SELECT e.status, e.failing_since, e.first_accepted_at INTO endpoint FROM public.webhook_endpoints e
+    WHERE e.merchant_id = p_merchant_id AND e.id = v_endpoint_id;
+    endpoint_is_given_up := NOT p_has_succeeded AND endpoint.status = 'enabled'
+        AND coalesce(endpoint.failing_since < p_too_old, false);
+    IF (endpoint.failing_since IS NULL) <> p_has_succeeded OR p_has_succeeded AND endpoint.first_accepted_at IS NULL
+        OR NOT p_has_succeeded AND p_retry_after IS NOT NULL
+    THEN
+        UPDATE public.webhook_endpoints e SET
+            failing_since = CASE WHEN NOT p_has_succeeded THEN coalesce(e.failing_since, p_now) END,
+            first_accepted_at = coalesce(e.first_accepted_at, CASE WHEN p_has_succeeded THEN p_now END),
+            paused_until = CASE WHEN NOT p_has_succeeded THEN greatest(e.paused_until, p_now + p_retry_after) END
+        WHERE e.merchant_id = p_merchant_id AND e.id = v_endpoint_id;
+    END IF;
+END $$;

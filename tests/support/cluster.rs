@@ -1,0 +1,139 @@
+//! The other nodes, if `TEST_DATABASE_URL` names a database on the coordinator of a Citus cluster.
+//!
+//! Then each test's database is distributed. Citus keeps what it knows of a database in that database, so a copy of the template on
+//! each node is a distributed database, too.
+//!
+//! Without a cluster, `ONCEPAY_TEST_SHAPE=distributed` runs the tests with the statements for one, on one Postgres.
+
+use diesel::sql_types::{Integer, Text};
+use diesel::{PgConnection, RunQueryDsl};
+use oncepay::dev::database;
+use oncepay::storage::{db, distribution};
+use secrecy::SecretString;
+
+use super::database::{create, execute};
+
+/// Name of that database.
+const APART: &str = "oncepay_tests";
+
+/// Superusers' URLs of the workers.
+#[derive(Clone, Debug, Default)]
+pub struct Workers(Vec<String>);
+
+#[derive(diesel::QueryableByName)]
+struct Node {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Integer)]
+    port: i32,
+}
+
+/// Whether the tests run with the statements for a distributed database.
+pub fn is_wanted() -> bool {
+    std::env::var("ONCEPAY_TEST_SHAPE").is_ok_and(|shape| shape == "distributed")
+}
+
+impl Workers {
+    /// Those of the coordinator that `url` names. None if it's no coordinator.
+    pub fn of(url: &str, conn: &mut PgConnection) -> Self {
+        let is_coordinator =
+            diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>("to_regclass('pg_dist_node') IS NOT NULL"));
+        if !is_coordinator.get_result::<bool>(conn).unwrap() {
+            return Self::default();
+        }
+        let nodes = diesel::sql_query(
+            "SELECT nodename AS name, nodeport AS port FROM pg_dist_node WHERE groupid <> 0 AND isactive ORDER BY nodeport",
+        )
+        .load::<Node>(conn)
+        .unwrap();
+        let at = |node: &Node| {
+            let mut url = url::Url::parse(url).unwrap();
+            url.set_host(Some(&node.name)).unwrap();
+            url.set_port(Some(u16::try_from(node.port).unwrap())).unwrap();
+            String::from(url)
+        };
+        Self(nodes.iter().map(at).collect())
+    }
+
+    /// Lets all that follows be done in a database that Citus doesn't know: on its own, it would do a part of it on the other nodes,
+    /// too. Returns the coordinator's URL for that.
+    pub fn apart(&mut self, url: &str) -> String {
+        let apart = |url: &str| {
+            let conn = &mut db::connect(&url.to_owned().into()).unwrap();
+            if !super::database::exists(conn, APART) {
+                execute(conn, &format!("CREATE DATABASE {APART}"));
+            }
+            let mut url = url::Url::parse(url).unwrap();
+            url.set_path(APART);
+            String::from(url)
+        };
+        for worker in &mut self.0 {
+            *worker = apart(worker);
+        }
+        apart(url)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn connect(&self) -> impl Iterator<Item = PgConnection> {
+        self.0.iter().map(|url| db::connect(&url.clone().into()).unwrap())
+    }
+
+    /// An empty database on each worker, known to that on the coordinator (of which `url` is a superuser's).
+    pub fn join(&self, name: &str, url: &SecretString, port: u16) {
+        for (worker, mut conn) in self.0.iter().zip(self.connect()) {
+            execute(&mut conn, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+            database::ensure_database(&mut conn, name).unwrap();
+            let mut inside = url::Url::parse(worker).unwrap();
+            inside.set_path(name);
+            let inside = &mut db::connect(&String::from(inside).into()).unwrap();
+            database::close_public_schema(inside).unwrap();
+            execute(inside, "CREATE EXTENSION citus");
+        }
+        let conn = &mut db::connect(url).unwrap();
+        execute(conn, "CREATE EXTENSION citus");
+        execute(conn, &format!("SELECT citus_set_coordinator_host('127.0.0.1', {port})"));
+        for worker in &self.0 {
+            let worker = url::Url::parse(worker).unwrap();
+            let (host, port) = (worker.host_str().unwrap(), worker.port().unwrap());
+            execute(conn, &format!("SELECT citus_add_node('{host}', {port})"));
+        }
+    }
+
+    /// Lets nobody into a database on any node, and renames it.
+    pub fn seal(&self, coordinator: &mut PgConnection, name: &str, sealed: &str) {
+        for conn in self.connect().map(Some).chain([None]) {
+            let mut worker = conn;
+            let conn = worker.as_mut().unwrap_or(coordinator);
+            execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
+            execute(conn, &format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'"));
+            execute(conn, &format!("ALTER DATABASE {name} RENAME TO {sealed}"));
+        }
+    }
+
+    /// A copy of the template on each worker.
+    pub fn copy(&self, name: &str, template: &str) {
+        self.connect().for_each(|mut conn| create(&mut conn, name, database::OWNER, template));
+    }
+
+    /// Drops a database on each worker.
+    pub fn drop(&self, name: &str) {
+        for url in &self.0 {
+            if let Ok(mut conn) = db::connect(&url.clone().into()) {
+                let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).execute(&mut conn);
+            }
+        }
+    }
+}
+
+/// Makes a migrated database one that is distributed, or that takes the statements for one.
+pub fn shape(owner_url: &SecretString, workers: &Workers) {
+    let conn = &mut db::connect(owner_url).unwrap();
+    if !workers.is_empty() {
+        distribution::distribute(conn, &mut |_| ()).unwrap();
+    } else if is_wanted() {
+        distribution::imitate(conn).unwrap();
+    }
+}
