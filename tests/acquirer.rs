@@ -630,7 +630,7 @@ fn webhooks_since_a_time_are_sent_again_on_request() {
     acquirer.send_event("dispute.won", &json!({"n": 1}));
     eventually("the first", || receiver.received().len() == 1);
     eventually("the note", || acquirer.rows(UNDELIVERED).is_empty());
-    let since = acquirer.rows("SELECT to_jsonb(clock_timestamp()) AS row").remove(0);
+    let since = acquirer.rows("SELECT to_jsonb(statement_timestamp()) AS row").remove(0);
     let id = acquirer.send_event("dispute.lost", &json!({"n": 2}));
     eventually("the second", || receiver.received().len() == 2);
     eventually("the note", || acquirer.rows(UNDELIVERED).is_empty());
@@ -692,13 +692,13 @@ fn a_sender_that_dies_loses_nothing_and_two_do_not_send_the_same() {
         assert_eq!(changed.unwrap(), 1);
     };
     // As a sender leaves it that died after its claim.
-    set(&acquirer, "attempts = 1, due_at = clock_timestamp() + interval '1 hour'");
+    set(&acquirer, "attempts = 1, due_at = statement_timestamp() + interval '1 hour'");
     acquirer.send_to(&receiver.url);
     acquirer.start_again();
     let second = Acquirer::start_beside(&acquirer);
     eventually("the others", || receiver.received().len() >= 29);
     assert!(receiver.received().iter().all(|event| event.id != ids[0]), "the claim still holds");
-    set(&acquirer, "due_at = clock_timestamp()");
+    set(&acquirer, "due_at = statement_timestamp()");
     eventually("all", || receiver.received().len() >= 30);
     eventually("the notes", || acquirer.rows(UNDELIVERED).is_empty());
     let received = receiver.received();

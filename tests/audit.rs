@@ -241,7 +241,7 @@ fn one_instance_at_a_time_audits_and_a_command_counts_as_well() {
     assert_ne!(by_command, "none");
 
     // Another instance has its turn: nobody else audits until it's over.
-    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = clock_timestamp() + interval '1 hour'");
+    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = statement_timestamp() + interval '1 hour'");
     let app = App::start_with(&database, |config| {
         config.audit.audit_interval_s = "1".parse().unwrap();
         config.metrics_interval_ms = 50;
@@ -252,7 +252,7 @@ fn one_instance_at_a_time_audits_and_a_command_counts_as_well() {
     // It looks ten times a second.
     thread::sleep(Duration::from_millis(500));
     assert_eq!(runs(), by_command);
-    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = clock_timestamp()");
+    execute(&mut database.as_owner(), "UPDATE audit_runs SET due_at = statement_timestamp()");
     eventually("an audit on schedule", || runs() != by_command);
 }
 
@@ -278,8 +278,8 @@ fn a_scheduled_audit_that_stands_aside_is_made_up_for_soon() {
         App::start_with(&database, |config| config.audit.audit_interval_s = "50".parse().unwrap());
     let due_within = |longest: &str| {
         let due = format!(
-            "SELECT count(*) FROM audit_runs WHERE due_at > clock_timestamp() - interval '1 hour' \
-             AND due_at <= clock_timestamp() + interval '{longest}' AND started_at IS NULL"
+            "SELECT count(*) FROM audit_runs WHERE due_at > statement_timestamp() - interval '1 hour' \
+             AND due_at <= statement_timestamp() + interval '{longest}' AND started_at IS NULL"
         );
         database.count(&due) == 1
     };
@@ -290,8 +290,8 @@ fn a_scheduled_audit_that_stands_aside_is_made_up_for_soon() {
     });
     // After one that came to an end, the interval counts.
     eventually("its end", || {
-        let due = "SELECT count(*) FROM audit_runs WHERE due_at BETWEEN clock_timestamp() + interval '30 seconds' \
-                   AND clock_timestamp() + interval '50 seconds'";
+        let due = "SELECT count(*) FROM audit_runs WHERE due_at BETWEEN statement_timestamp() + interval '30 seconds' \
+                   AND statement_timestamp() + interval '50 seconds'";
         database.count(due) == 1
     });
 }
@@ -306,8 +306,8 @@ fn a_scheduled_audit_that_fails_is_not_the_last() {
         config.audit.audit_interval_s = "1".parse().unwrap();
         config.audit.audit_timeout_s = 1;
     });
-    let is_tried = "SELECT count(*) FROM audit_runs WHERE due_at > clock_timestamp() + interval '10 seconds'";
-    let has_ended = "SELECT count(*) FROM audit_runs WHERE due_at < clock_timestamp() + interval '10 seconds' AND due_at > '-infinity'";
+    let is_tried = "SELECT count(*) FROM audit_runs WHERE due_at > statement_timestamp() + interval '10 seconds'";
+    let has_ended = "SELECT count(*) FROM audit_runs WHERE due_at < statement_timestamp() + interval '10 seconds' AND due_at > '-infinity'";
     eventually("an attempt", || database.count(is_tried) == 1);
     eventually("its end", || database.count(has_ended) == 1);
     assert_eq!(database.count("SELECT count(*) FROM audit_runs WHERE started_at IS NOT NULL"), 0);
@@ -321,8 +321,8 @@ fn a_scheduled_audit_that_fails_is_not_the_last() {
 fn a_record_is_not_replaced_by_that_of_an_earlier_audit() {
     let (database, app) = lively();
     drop(app);
-    let later = "UPDATE audit_runs SET started_at = clock_timestamp() + interval '1 hour', \
-                 finished_at = clock_timestamp() + interval '1 hour 90 seconds', findings = '[{\"name\": \"later\", \"violations\": 3}]'";
+    let later = "UPDATE audit_runs SET started_at = statement_timestamp() + interval '1 hour', \
+                 finished_at = statement_timestamp() + interval '1 hour 90 seconds', findings = '[{\"name\": \"later\", \"violations\": 3}]'";
     execute(&mut database.as_owner(), later);
     let record = || database.text("SELECT to_json(r)::text FROM audit_runs r");
     let before = record();

@@ -129,7 +129,7 @@ fn cases() -> Vec<Case> {
     let running = || -> Step {
         Box::new(|scene| {
             let response = scene.client.charge("k", &with_method("pm_card_timeout"));
-            let lease = "lease_expires_at = clock_timestamp() + interval '1 hour'";
+            let lease = "lease_expires_at = statement_timestamp() + interval '1 hour'";
             scene.owner(&format!("UPDATE idempotency_keys SET {lease} WHERE {}", scene.key()));
             response
         })

@@ -33,7 +33,7 @@ fn endpoint_for(database: &TestDatabase, merchant: &Merchant, url: &str, event_t
         &mut database.as_owner(),
         &format!(
             "INSERT INTO webhook_endpoints (merchant_id, id, url, event_types, created_at) \
-             VALUES ('{merchant}', '{id}', '{url}', '{{{event_type}}}', clock_timestamp())"
+             VALUES ('{merchant}', '{id}', '{url}', '{{{event_type}}}', statement_timestamp())"
         ),
     );
     Endpoint { id, merchant }
@@ -301,14 +301,14 @@ fn both_secrets_sign_while_one_replaces_the_other() {
     let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
     endpoint.set(
         &database,
-        "secret_version = 2, previous_secret_expires_at = clock_timestamp() + interval '1 hour'",
+        "secret_version = 2, previous_secret_expires_at = statement_timestamp() + interval '1 hour'",
     );
     endpoint.make_events(&database, 1);
     let message = wait_for(&receiver, 1).remove(0);
     assert_eq!(verify(&message, endpoint.secret(1)), Ok(()));
     assert_eq!(verify(&message, endpoint.secret(2)), Ok(()));
 
-    endpoint.set(&database, "previous_secret_expires_at = clock_timestamp()");
+    endpoint.set(&database, "previous_secret_expires_at = statement_timestamp()");
     endpoint.make_events(&database, 1);
     let message = wait_for(&receiver, 2).remove(1);
     assert_eq!(verify(&message, endpoint.secret(1)), Err(signature::Refusal::Forged));
@@ -370,7 +370,7 @@ fn an_endpoint_that_hangs_with_much_to_be_sent_does_not_delay_another() {
     hanging.answer_after(Duration::from_secs(3600));
     unknown.answer_after(Duration::from_secs(3600));
     let slow = endpoint(&database, &database.merchant(), &hanging.url);
-    slow.set(&database, "first_accepted_at = clock_timestamp()");
+    slow.set(&database, "first_accepted_at = statement_timestamp()");
     let new = endpoint(&database, &database.merchant(), &unknown.url);
     let quick = endpoint(&database, &database.merchant(), &healthy.url);
     slow.make_events(&database, 500);
@@ -399,7 +399,7 @@ fn endpoints_that_fail_leave_room_for_those_that_do_not() {
     busy.answer_after(Duration::from_millis(50));
     for _ in 0..8 {
         let dead = endpoint(&database, &database.merchant(), &hanging.url);
-        dead.set(&database, "failing_since = clock_timestamp()");
+        dead.set(&database, "failing_since = statement_timestamp()");
         dead.make_events(&database, 5);
     }
     wait_for(&hanging, 2);
@@ -467,7 +467,7 @@ fn what_waited_for_a_disabled_endpoint_is_tried_like_what_is_new() {
     receiver.answer_next(&[500]);
     let endpoint = endpoint(&database, &merchant, &receiver.url);
     endpoint.make_events(&database, 1);
-    endpoint.set(&database, "status = 'disabled', disabled_at = clock_timestamp()");
+    endpoint.set(&database, "status = 'disabled', disabled_at = statement_timestamp()");
     execute(
         &mut database.as_owner(),
         "UPDATE webhook_deliveries SET created_at = created_at - interval '4 days'",
@@ -487,8 +487,8 @@ fn an_endpoint_that_has_failed_for_too_long_is_disabled_also_when_nothing_waits_
     let database = TestDatabase::new();
     let merchant = database.merchant();
     let [dead, young] = [(); 2].map(|()| endpoint(&database, &merchant, "http://127.0.0.1:1/"));
-    dead.set(&database, "failing_since = clock_timestamp() - interval '1 hour'");
-    young.set(&database, "failing_since = clock_timestamp() + interval '1 hour'");
+    dead.set(&database, "failing_since = statement_timestamp() - interval '1 hour'");
+    young.set(&database, "failing_since = statement_timestamp() + interval '1 hour'");
     let _app = App::start_with(&database, |config| {
         quick(config);
         config.delivery.delivery_give_up_after_s = 1;
@@ -512,7 +512,7 @@ fn survive(point: &str, sent: usize) {
     let _healthy = Process::start(&database, QUICK);
     thread::sleep(Duration::from_millis(500));
     assert_eq!(receiver.received().len(), sent, "the claim still holds");
-    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = clock_timestamp()");
+    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = statement_timestamp()");
     eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
     let messages = receiver.received();
     assert_eq!((messages.len(), ids(&messages).len()), (sent + 1, 1));
@@ -538,7 +538,7 @@ fn an_attempt_that_ends_after_its_lease_changes_nothing() {
     let late = Process::start(&database, &[QUICK, &[("ONCEPAY_FAULT", "stop:delivery_after_send")]].concat());
     endpoint.make_events(&database, 1);
     late.wait_until_stopped();
-    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = clock_timestamp()");
+    execute(&mut database.as_owner(), "UPDATE webhook_deliveries SET claimed_until = statement_timestamp()");
     let _other = Process::start(&database, QUICK);
     eventually("the outcome", || endpoint.deliveries(&database, "succeeded") == 1);
     late.go_on();
@@ -587,7 +587,7 @@ fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_ag
     let dead = endpoint(&database, &merchant, &receiver.url);
     endpoint_for(&database, &merchant, &other.url, "webhook_endpoint.disabled");
     // With one message at a time, as of an endpoint that has accepted nothing yet, it may end before the first is given up.
-    dead.set(&database, "first_accepted_at = clock_timestamp()");
+    dead.set(&database, "first_accepted_at = statement_timestamp()");
     // One of them is given up at its first attempt, however soon the endpoint is disabled.
     let made = database.as_owner().transaction::<_, diesel::result::Error, _>(|conn| {
         dead.make_events_within(conn, 300);
@@ -628,7 +628,7 @@ fn an_endpoint_that_takes_nothing_for_too_long_is_disabled_and_can_be_enabled_ag
     assert_eq!((&object["object"], &object["status"]), (&json!("webhook_endpoint"), &json!("disabled")));
     assert!(object["failing_since"].as_str() < object["disabled_at"].as_str());
     // What was under way at that time ends.
-    let in_flight = "SELECT count(*) FROM webhook_deliveries WHERE claimed_until > clock_timestamp()";
+    let in_flight = "SELECT count(*) FROM webhook_deliveries WHERE claimed_until > statement_timestamp()";
     eventually("silence", || database.count(in_flight) == 0);
     let (given_up, pending) = (dead.deliveries(&database, "failed"), dead.deliveries(&database, "pending"));
     assert!(given_up > 0 && pending > 0, "{given_up} {pending}");
@@ -661,11 +661,11 @@ fn what_waits_for_a_deleted_endpoint_is_given_up() {
     });
     deleted.0.make_events(&database, 1_100);
     for (endpoint, status) in [&deleted, &disabled] {
-        endpoint.set(&database, &format!("status = '{status}', disabled_at = clock_timestamp()"));
+        endpoint.set(&database, &format!("status = '{status}', disabled_at = statement_timestamp()"));
     }
     execute(
         &mut database.as_owner(),
-        "UPDATE webhook_deliveries SET claimed_until = clock_timestamp() + interval '1 second' \
+        "UPDATE webhook_deliveries SET claimed_until = statement_timestamp() + interval '1 second' \
          WHERE (merchant_id, id) IN (SELECT merchant_id, id FROM webhook_deliveries LIMIT 5)",
     );
     let app = App::start_with(&database, quick);
@@ -682,7 +682,7 @@ fn claiming_moves_no_index_entry() {
     let receiver = Receiver::start();
     receiver.answer_after(Duration::from_secs(3600));
     let endpoint = endpoint(&database, &database.merchant(), &receiver.url);
-    endpoint.set(&database, "first_accepted_at = clock_timestamp()");
+    endpoint.set(&database, "first_accepted_at = statement_timestamp()");
     endpoint.make_events(&database, 200);
     let _app = App::start_with(&database, |config| {
         quick(config);
@@ -715,7 +715,7 @@ fn noting_an_outcome_does_not_read_all_that_waits() {
     // What waits for somebody else is read by none but a bad plan, once for each batch of outcomes: so 50 times or more.
     let other = self::endpoint(&database, &database.merchant(), &receiver.url);
     other.make_events(&database, 4_000);
-    other.set(&database, "status = 'disabled', disabled_at = clock_timestamp()");
+    other.set(&database, "status = 'disabled', disabled_at = statement_timestamp()");
     endpoint.make_events(&database, 800);
     let _app = App::start_with(&database, quick);
     eventually("all of them", || endpoint.deliveries(&database, "succeeded") == 3_800);
@@ -760,7 +760,7 @@ fn a_receiver_that_asks_for_a_pause_gets_it() {
         endpoint.make_events(&database, 1);
         endpoint.first_attempt(&database);
         let pause = |what: &str| {
-            database.count(&format!("SELECT extract(epoch FROM {what} - clock_timestamp()) FROM webhook_endpoints e \
+            database.count(&format!("SELECT extract(epoch FROM {what} - statement_timestamp()) FROM webhook_endpoints e \
                 JOIN webhook_deliveries d ON d.merchant_id = e.merchant_id AND d.endpoint_id = e.id WHERE e.id = '{}' \
                 ORDER BY d.id LIMIT 1", endpoint.id))
         };
@@ -775,7 +775,7 @@ fn a_receiver_that_asks_for_a_pause_gets_it() {
         receiver.answer(200);
         endpoint.set(&database, "paused_until = NULL");
         wait_for(&receiver, 4);
-        endpoint.set(&database, "status = 'deleted', disabled_at = clock_timestamp()");
+        endpoint.set(&database, "status = 'deleted', disabled_at = statement_timestamp()");
     }
 }
 

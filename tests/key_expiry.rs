@@ -360,11 +360,11 @@ fn the_database_guards_the_life_of_a_key() {
         "DELETE FROM idempotency_keys WHERE key = 'begun'",
         "DELETE FROM idempotency_keys WHERE key = 'done'",
         "UPDATE idempotency_keys SET response_body = 'x' WHERE key = 'done'",
-        "UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE key = 'done'",
-        "UPDATE idempotency_keys SET state = 'expired', forget_at = clock_timestamp(), request_body = '', \
+        "UPDATE idempotency_keys SET expires_at = statement_timestamp() WHERE key = 'done'",
+        "UPDATE idempotency_keys SET state = 'expired', forget_at = statement_timestamp(), request_body = '', \
          response_body = NULL, response_headers = NULL WHERE key = 'done'",
         "UPDATE idempotency_keys SET state = 'in_progress', claim_token = gen_random_uuid(), \
-         lease_expires_at = clock_timestamp(), recover_at = clock_timestamp(), recovery_point = 'started', \
+         lease_expires_at = statement_timestamp(), recover_at = statement_timestamp(), recovery_point = 'started', \
          response_status = NULL, response_body = NULL, response_headers = NULL, completed_at = NULL WHERE key = 'done'",
     ] {
         let error = diesel::sql_query(statement).execute(&mut service).expect_err(statement).to_string();

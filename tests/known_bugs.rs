@@ -185,7 +185,7 @@ fn a_lease_was_born_old_in_a_long_transaction() {
         .unwrap();
     stopped.wait_until_stopped();
     let left_ms = database.count(
-        "SELECT extract(epoch FROM lease_expires_at - clock_timestamp()) * 1000 FROM idempotency_keys WHERE key = 'k'",
+        "SELECT extract(epoch FROM lease_expires_at - statement_timestamp()) * 1000 FROM idempotency_keys WHERE key = 'k'",
     );
     stopped.go_on();
     request.join().unwrap().expect(201);

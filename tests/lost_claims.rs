@@ -230,12 +230,12 @@ fn claims_of_the_release_before_keep_their_keys() {
 fn take_over_as_the_release_before(database: &TestDatabase) -> usize {
     let statement = "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key FROM idempotency_keys \
-             WHERE lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+             WHERE lease_expires_at <= statement_timestamp() AND parked_at IS NULL \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = gen_random_uuid(), request_id = 'req_before', \
              attempts = k.attempts + 1, recoveries = k.recoveries + 1, \
-             lease_expires_at = clock_timestamp() + interval '1 hour', \
-             recover_at = clock_timestamp() + interval '1 hour' \
+             lease_expires_at = statement_timestamp() + interval '1 hour', \
+             recover_at = statement_timestamp() + interval '1 hour' \
          FROM abandoned a WHERE k.merchant_id = a.merchant_id AND k.key = a.key RETURNING k.created_at";
     diesel::sql_query(statement).execute(&mut database.as_app()).unwrap()
 }
@@ -252,7 +252,7 @@ fn the_release_before_leaves_claims_with_a_generation_alone() {
     database.end_lease("k");
     assert_eq!(take_over_as_the_release_before(&database), 0);
     let release = "UPDATE idempotency_keys SET parked_at = NULL, recoveries = 0, claim_token = uuid_v7(), \
-         lease_expires_at = clock_timestamp(), recover_at = clock_timestamp() + interval '1 hour' \
+         lease_expires_at = statement_timestamp(), recover_at = statement_timestamp() + interval '1 hour' \
          WHERE claim_token IS NOT NULL";
     assert_eq!(diesel::sql_query(release).execute(&mut database.as_app()).unwrap(), 0);
     assert_eq!(database.count("SELECT attempts FROM idempotency_keys WHERE key = 'k'"), 1);

@@ -27,7 +27,7 @@ fn every_decision_is_counted_by_operation_and_outcome() {
     client.charge("t", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 't'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour' WHERE key = 't'",
     );
     client
         .charge("t", &with_method("pm_card_timeout"))

@@ -212,7 +212,7 @@ fn observe_executes_everything_and_counts_what_it_would_have_done() {
     // As if another instance were at it.
     execute(
         &mut scene.database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 't'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour' WHERE key = 't'",
     );
     let unprotected = scene.client.charge("t", &with_method("pm_card_timeout"));
     let unprotected = unprotected.expect_problem(503, "outcome_unknown");
@@ -388,7 +388,7 @@ fn whatever_a_request_finds_under_its_key_it_counts_a_tenth_unless_it_is_execute
     scene.client.charge("unfinished", &unfinished).expect_problem(503, "processor_unavailable");
     execute(
         &mut scene.database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour'",
     );
     for key in ["expired", "k"] {
         scene.client.charge(key, &visa()).expect(201);

@@ -340,7 +340,7 @@ fn an_acquirer_that_limits_questions_about_its_health_is_well() {
 fn the_recovery_worker_obeys_a_longer_pause_than_that_of_the_others_up_to_an_hour() {
     let scene = Scene::with(|config| config.recovery_delay_ms = 30_000);
     let waits = |key: &str, pause_s: i64| {
-        let wait = "SELECT (extract(epoch FROM recover_at - clock_timestamp()))::bigint AS count FROM idempotency_keys";
+        let wait = "SELECT (extract(epoch FROM recover_at - statement_timestamp()))::bigint AS count FROM idempotency_keys";
         let waits_s = scene.database.count(&format!("{wait} WHERE key = '{key}'"));
         assert!((pause_s - 20..=pause_s).contains(&waits_s), "{key}: {waits_s}");
     };

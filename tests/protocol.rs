@@ -34,8 +34,8 @@
 //! | `Respond`       | `Engine::respond`, and the client gets it; with `LoseAnswer` it doesn't           |
 //! | `Recover`       | `recovery::find_due` finds the key; `TakeOver` follows, without a client           |
 //! | `Crash`         | the process dies; one that is stopped just takes no step                          |
-//! | `RunOutLease`   | `lease_expires_at` against `clock_timestamp()`                                    |
-//! | `Expire`        | `expires_at` against `clock_timestamp()`                                          |
+//! | `RunOutLease`   | `lease_expires_at` against `statement_timestamp()`                                    |
+//! | `Expire`        | `expires_at` against `statement_timestamp()`                                          |
 //! | `Shrink`        | `reaper::shrink`                                                                  |
 //! | `Forget`        | `reaper::forget`                                                                  |
 //!

@@ -241,7 +241,7 @@ fn the_service_compares_when_it_is_due_and_also_after_a_failure() {
     execute(
         &mut database.as_owner(),
         "INSERT INTO acquirer_reads (since, due_at) SELECT at - interval '2 hours', at + interval '1 hour' \
-         FROM (SELECT clock_timestamp() AS at) AS now \
+         FROM (SELECT statement_timestamp() AS at) AS now \
          ON CONFLICT (one) DO UPDATE SET since = EXCLUDED.since, due_at = EXCLUDED.due_at",
     );
     let app = App::start_at(&acquirer, &database, |config| config.reconcile_interval_ms = 2_000);
@@ -254,7 +254,7 @@ fn the_service_compares_when_it_is_due_and_also_after_a_failure() {
     std::thread::sleep(std::time::Duration::from_millis(700));
     let was_read = "SELECT count(*) FROM acquirer_reads WHERE read_at IS NOT NULL";
     assert_eq!((database.count(was_read), compared_at()), (0, since_s));
-    let let_it = || execute(&mut database.as_owner(), "UPDATE acquirer_reads SET due_at = clock_timestamp()");
+    let let_it = || execute(&mut database.as_owner(), "UPDATE acquirer_reads SET due_at = statement_timestamp()");
     let_it();
     eventually("a comparison", || compared_at() > since_s + 7_000.0);
     assert_eq!(
@@ -267,7 +267,7 @@ fn the_service_compares_when_it_is_due_and_also_after_a_failure() {
     let before = begun();
     let_it();
     eventually("an attempt", || {
-        database.count("SELECT count(*) FROM acquirer_reads WHERE due_at > clock_timestamp()") == 1
+        database.count("SELECT count(*) FROM acquirer_reads WHERE due_at > statement_timestamp()") == 1
     });
     acquirer.start_again();
     eventually("another comparison", || begun() > before);

@@ -47,7 +47,7 @@ fn a_retry_is_counted_by_its_delay_and_by_what_it_finds_on_whichever_instance_it
         client.charge(key, &visa()).expect(201);
     }
     client.charge("begun", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
-    let lease = "lease_expires_at = clock_timestamp() + interval '1 hour'";
+    let lease = "lease_expires_at = statement_timestamp() + interval '1 hour'";
     execute(&mut database.as_owner(), &format!("UPDATE idempotency_keys SET {lease} WHERE key = 'begun'"));
     for (key, age) in [("replayed", 0), ("begun", 0), ("expired", DAY), ("forgotten", 31 * DAY)] {
         database.age_key(key, age + AGE);
@@ -184,6 +184,6 @@ fn a_day_takes_the_place_of_the_day_ninety_days_before() {
     eventually("today's row", || stored(&database, "new") == 1);
     assert_eq!(database.rows("idempotency_retry_delays"), 1);
     let is_young =
-        "SELECT bool_and(since > clock_timestamp() - interval '1 day') FROM idempotency_retry_delays";
+        "SELECT bool_and(since > statement_timestamp() - interval '1 day') FROM idempotency_retry_delays";
     assert_eq!(database.text(is_young), "true");
 }

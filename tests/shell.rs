@@ -175,8 +175,8 @@ fn saw(database: &TestDatabase, found: &str, at_most_s: u32, requests: u32, days
         &format!(
             "INSERT INTO idempotency_retry_delays (operation, found, at_most_seconds, slot, day, since, requests) \
              SELECT 'charges.create', '{found}', {at_most_s}, (day - date '2000-01-01') % 90, day, \
-                 clock_timestamp() - interval '{days_ago} days 1 hour', {requests} \
-             FROM (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date - {days_ago} AS day) AS days"
+                 statement_timestamp() - interval '{days_ago} days 1 hour', {requests} \
+             FROM (SELECT (statement_timestamp() AT TIME ZONE 'UTC')::date - {days_ago} AS day) AS days"
         ),
     );
 }

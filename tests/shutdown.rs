@@ -44,7 +44,7 @@ fn an_instance_that_is_told_to_stop_says_so_before_it_closes() {
     let client = process.client.as_merchant(&merchant);
     // A request under way, and a duplicate that waits for it.
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
-    let held = "lease_expires_at = clock_timestamp() + interval '1 hour'";
+    let held = "lease_expires_at = statement_timestamp() + interval '1 hour'";
     execute(&mut database.as_owner(), &format!("UPDATE idempotency_keys SET {held} WHERE key = 'k'"));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {

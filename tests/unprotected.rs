@@ -146,7 +146,7 @@ fn take_over(database: &TestDatabase) {
     execute(
         &mut database.as_owner(),
         "UPDATE idempotency_keys SET claim_token = uuid_v7(), takeovers = 1, attempts = 2, \
-             lease_expires_at = clock_timestamp() + interval '1 hour' WHERE attempts = 1 AND claim_token IS NOT NULL",
+             lease_expires_at = statement_timestamp() + interval '1 hour' WHERE attempts = 1 AND claim_token IS NOT NULL",
     );
 }
 

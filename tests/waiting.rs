@@ -144,7 +144,7 @@ fn a_wait_is_clamped_to_the_policy_and_says_so() {
     client.charge("k", &with_method("pm_card_timeout")).expect_problem(503, "processor_unavailable");
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour' WHERE key = 'k'",
     );
     let asked = |prefer: &str| {
         let started = Instant::now();
@@ -205,7 +205,7 @@ fn who_waits_takes_over_when_the_first_attempt_fails() {
     // The first attempt is made to look alive, and then to fail, while duplicates wait on both instances.
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour' WHERE key = 'k'",
     );
     let waiters: Vec<_> = (0..20)
         .map(|number| {
@@ -287,7 +287,7 @@ fn waiters_do_not_make_a_storm_of_what_fails() {
     client.charge("k", &visa()).expect_problem(500, "internal");
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '500 ms' WHERE key = 'k'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '500 ms' WHERE key = 'k'",
     );
     let waiters: Vec<_> = (0..60)
         .map(|_| {
@@ -331,7 +331,7 @@ fn a_client_that_hangs_up_waits_no_longer() {
     client.charge("k", &body).expect_problem(503, "processor_unavailable");
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET lease_expires_at = clock_timestamp() + interval '1 hour' WHERE key = 'k'",
+        "UPDATE idempotency_keys SET lease_expires_at = statement_timestamp() + interval '1 hour' WHERE key = 'k'",
     );
     let waiters = || app.client.metrics().value("oncepay_idempotency_waiters", &[]);
     let address = app.client.base().trim_start_matches("http://").to_owned();

@@ -3,15 +3,18 @@
 //! The checks are the same, and their queries, too. In front of each comes a `WITH` that gives the names of tables to the rows that
 //! one merchant has in them; so a query finds the merchant's violations, on the merchant's node.
 
+use std::collections::BTreeSet;
+
 use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Text};
+use diesel::sql_types::{Array, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{CHECKS, Found, SAMPLES_MAX, Timeout, find, on_one_snapshot};
 use crate::error::Error;
-use crate::idempotency::ResourceKind;
+use crate::idempotency::{ResourceKind, Scope};
 use crate::inbound::differences;
 use crate::storage::merchants;
+use crate::storage::sql::statement;
 
 /// Tables with a merchant's rows that checks read.
 const TABLES: [&str; 13] = [
@@ -33,6 +36,8 @@ const TABLES: [&str; 13] = [
 /// Names of checks about what belongs to no merchant, and of the one that has its own walk over the merchants.
 const OF_NO_MERCHANT: &str = "overdue_events";
 const OF_THE_PROCESSOR: &str = "processor_operations";
+/// Name of the check that looks for the resources of keys.
+const OF_RESOURCES: &str = "key_without_resource";
 
 /// Runs all checks, each for all merchants.
 pub(super) fn find_all(
@@ -53,7 +58,10 @@ pub(super) fn find_all(
     ))
     .get_result::<Option<String>>(conn)?
     .unwrap_or_default();
-    // What is of no merchant that we know is kept under the number 0.
+    // A kind whose rows are of no merchant has keys of no merchant, too: those of operators and of the processor.
+    let (of_merchants, of_nobody): (Vec<_>, Vec<_>) =
+        kinds.iter().copied().partition(|kind| matches!(kind.scope, Scope::Merchant));
+    let tables: BTreeSet<&str> = TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
     for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
         on_one_snapshot(conn, |conn| {
             for (number, check) in CHECKS.iter().enumerate() {
@@ -62,7 +70,11 @@ pub(super) fn find_all(
                     OF_NO_MERCHANT => check.sql(kinds),
                     // Below.
                     OF_THE_PROCESSOR => continue,
-                    _ => of_merchant(&check.sql(kinds), merchant, &events_before),
+                    OF_RESOURCES if merchant == merchants::NOBODY => {
+                        add(number, without_resource(conn, &of_nobody)?);
+                        continue;
+                    }
+                    _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, &events_before),
                 };
                 add(number, find(conn, &query, timeout)?);
             }
@@ -78,9 +90,38 @@ pub(super) fn find_all(
 }
 
 /// The query of a check, for one merchant's rows.
-fn of_merchant(query: &str, merchant: Uuid, events_before: &str) -> String {
+fn of_merchant(query: &str, merchant: Uuid, tables: &BTreeSet<&str>, events_before: &str) -> String {
     let mut named = vec![format!("event_retention AS (SELECT timestamptz '{events_before}' AS events_before)")];
-    let tables: Vec<&str> = TABLES.into_iter().filter(|table| query.contains(table)).collect();
+    let tables: Vec<&str> = tables.iter().copied().filter(|table| query.contains(table)).collect();
     named.extend(merchants::rows_of(merchant, &tables));
     format!("WITH {} {query}", named.join(", "))
+}
+
+/// Keys of no merchant whose resource doesn't exist. The resources are elsewhere, so they're looked up apart, kind by kind.
+fn without_resource(conn: &mut PgConnection, kinds: &[&ResourceKind]) -> QueryResult<Found> {
+    let mut found = Found::default();
+    for kind in kinds.iter().filter(|kind| kind.is_kept) {
+        let Scope::Service(column) = kind.scope else { continue };
+        let keys = statement::<(Text, SqlUuid)>(
+            "SELECT operation || ' ' || key, resource_id FROM idempotency_keys \
+             WHERE merchant_id = {} AND state = 'completed' AND (response_status < 300 OR response_status = 402) \
+                 AND resource_type = {}",
+        )
+        .bind::<SqlUuid, _>(merchants::NOBODY)
+        .bind::<Text, _>(kind.name)
+        .load::<(String, Uuid)>(conn)?;
+        let ids: Vec<Uuid> = keys.iter().map(|(_, id)| *id).collect();
+        let query = format!("SELECT {column} AS id FROM {} WHERE {column} = ANY ($1)", kind.table);
+        let there: Vec<Id> = diesel::sql_query(query).bind::<Array<SqlUuid>, _>(ids).load(conn)?;
+        let there: BTreeSet<Uuid> = there.into_iter().map(|row| row.id).collect();
+        found.samples.extend(keys.into_iter().filter(|(_, id)| !there.contains(id)).map(|(key, _)| key));
+    }
+    found.violations = i64::try_from(found.samples.len()).unwrap_or(i64::MAX);
+    Ok(found)
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
 }

@@ -86,8 +86,11 @@ pub fn is_session_lost(error: &diesel::result::Error) -> bool {
         || is_others.iter().any(|text| message.starts_with(text))
 }
 
-/// What the server or libpq says when a connection ends.
-const LOST: [&str; 5] = [
+/// What the server or libpq says when a connection ends, also one of a coordinator to another node.
+const LOST: [&str; 8] = [
+    "connection to the remote node",
+    "could not commit transaction for shard",
+    "failure on connection marked as essential",
     "terminating connection",
     "server closed the connection",
     "could not receive data from server",
@@ -120,17 +123,36 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
 }
 
 /// Name of the constraint that a statement violated, if that is why the statement failed.
+///
+/// An error that comes from another node of a cluster has lost the name, and says it only in its texts, there with the number of the
+/// shard.
 pub fn violated_constraint(error: &diesel::result::Error) -> Option<&str> {
-    match error {
-        diesel::result::Error::DatabaseError(_, information) => information.constraint_name(),
-        _ => None,
-    }
+    let diesel::result::Error::DatabaseError(_, information) = error else { return None };
+    let told = || named_constraint(information.message()).or_else(|| named_constraint(information.details()?));
+    information.constraint_name().or_else(told)
+}
+
+/// The name in `… constraint "NAME" …`, or in `… constraint "NAME_102008" …`.
+fn named_constraint(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("constraint \"")?;
+    let (name, _) = rest.split_once('"')?;
+    let is_shard = |number: &str| number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit());
+    Some(name.rsplit_once('_').filter(|(_, number)| is_shard(number)).map_or(name, |(name, _)| name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Code;
+
+    #[test]
+    fn a_constraint_is_found_in_the_text_of_an_error_from_a_node() {
+        let name = "merchant_payable_covered";
+        assert_eq!(named_constraint(&format!("constraint \"{name}\"")), Some(name));
+        let duplicate = "duplicate key value violates unique constraint \"journal_entries_source_once_102152\"";
+        assert_eq!(named_constraint(duplicate), Some("journal_entries_source_once"));
+        assert_eq!(named_constraint("deadlock detected"), None);
+    }
 
     #[test]
     fn a_server_that_cannot_serve_is_told_from_a_bug() {
@@ -152,6 +174,8 @@ mod tests {
             "the database system is in recovery mode",
             "cannot execute INSERT in a read-only transaction",
             "canceling statement due to statement timeout",
+            "connection to the remote node oncepay_app@db2:5432 failed with the following error: Connection refused",
+            "could not commit transaction for shard 102032 on any active node",
             "prepared statement \"__diesel_stmt_3\" does not exist",
             "prepared statement \"__diesel_stmt_0\" already exists",
             "bind message supplies 3 parameters, but prepared statement \"__diesel_stmt_1\" requires 2",

@@ -10,6 +10,8 @@ use uuid::Uuid;
 use crate::base::ids::MerchantId;
 use crate::base::trace::TraceContext;
 use crate::error::failure::Failure;
+use crate::storage::clock;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::host::{Host, HostError};
@@ -51,6 +53,7 @@ pub fn abandon<H: Host>(
     let (token, resource_id, name, request_id, path, parent, is_running, created_at, now) =
         row.ok_or(Failure::IdempotencyKeyNotFound)?;
     let token = token.ok_or(Failure::IdempotencyKeyNotInProgress)?;
+    let now = if shape::is_distributed() { clock::now(conn)? } else { now };
     if is_running {
         return Err(Failure::IdempotencyRequestInProgress { waited_s: None, is_parked: false }.into());
     }

@@ -138,7 +138,7 @@ pub fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<
 ///
 /// Locks: the key's row.
 pub fn retry(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyRow, Failure> {
-    change(conn, merchant, key, "parked_at = NULL, recoveries = 0, recover_at = clock_timestamp()")
+    change(conn, merchant, key, "parked_at = NULL, recoveries = 0, recover_at = statement_timestamp()")
 }
 
 /// Ends the lease of an unanswered request, whoever holds it, and unparks the request, so that the client's
@@ -153,9 +153,10 @@ pub fn release(
     recover_in_s: u32,
 ) -> Result<KeyRow, Failure> {
     let set = format!(
-        "parked_at = NULL, recoveries = 0, claim_token = uuid_v7(), takeovers = takeovers + 1, \
-         lease_expires_at = clock_timestamp(), \
-         recover_at = clock_timestamp() + make_interval(secs => {recover_in_s})"
+        "parked_at = NULL, recoveries = 0, claim_token = '{}', takeovers = takeovers + 1, \
+         lease_expires_at = statement_timestamp(), \
+         recover_at = statement_timestamp() + make_interval(secs => {recover_in_s})",
+        Uuid::new_v4(),
     );
     change(conn, merchant, key, &set)
 }

@@ -109,8 +109,13 @@ fn give_name(conn: &mut PgConnection) -> QueryResult<String> {
 /// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]). In a distributed database,
 /// a plan depends on the merchant: it says which node the statement goes to.
 fn limit(conn: &mut PgConnection, is_distributed: bool) -> QueryResult<()> {
-    let plans = if is_distributed { "auto" } else { "force_generic_plan" };
-    diesel::sql_query(
+    // The second: what a transaction sets counts on the other nodes, too.
+    let (plans, beyond) = if is_distributed {
+        ("auto", ", set_config('citus.propagate_set_commands', 'local', false)")
+    } else {
+        ("force_generic_plan", "")
+    };
+    diesel::sql_query(format!(
         "SELECT set_config('application_name', 'oncepay', false), \
                 set_config('statement_timeout', '5s', false), \
                 set_config('lock_timeout', '2s', false), \
@@ -120,8 +125,8 @@ fn limit(conn: &mut PgConnection, is_distributed: bool) -> QueryResult<()> {
                     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
                 set_config('plan_cache_mode', $1, false), \
                 set_config('enable_seqscan', 'off', false), \
-                set_config('jit', 'off', false)",
-    )
+                set_config('jit', 'off', false){beyond}",
+    ))
     .bind::<Text, _>(plans)
     .execute(conn)
     .map(|_| ())

@@ -248,7 +248,7 @@ fn a_delivery_shows_its_attempts() {
         &mut database.as_app(),
         &format!(
             "INSERT INTO webhook_deliveries (merchant_id, event_id, endpoint_id, state, attempt_count, attempts, completed_at) \
-             SELECT merchant_id, id, '{}', 'failed', 2, '{attempts}', clock_timestamp() FROM events",
+             SELECT merchant_id, id, '{}', 'failed', 2, '{attempts}', statement_timestamp() FROM events",
             uuid_of(&event)
         ),
     );

@@ -384,11 +384,21 @@ impl TestDatabase {
     pub fn as_owner(&self) -> PgConnection {
         let mut conn = db::connect(&self.owner_url).unwrap();
         execute(&mut conn, "SET lock_timeout = '30s'");
+        self.allow_triggers(&mut conn);
         conn
     }
 
     pub fn as_superuser(&self) -> PgConnection {
-        db::connect(&self.superuser_url).unwrap()
+        let mut conn = db::connect(&self.superuser_url).unwrap();
+        self.allow_triggers(&mut conn);
+        conn
+    }
+
+    /// On a cluster, tests' own triggers are for people who know what they do.
+    fn allow_triggers(&self, conn: &mut PgConnection) {
+        if self.is_shared && !server().workers.is_empty() {
+            execute(conn, "SET citus.enable_unsafe_triggers = on");
+        }
     }
 
     /// A new merchant with a key.
@@ -419,29 +429,29 @@ impl TestDatabase {
     /// The same with the keys that meet a condition.
     pub fn age_keys(&self, condition: &str, seconds: i64) {
         let mut superuser = self.as_superuser();
-        // The guards don't allow that. On a cluster, those of the rows' nodes don't.
-        if !server().workers.is_empty() {
-            execute(&mut superuser, "SET citus.propagate_set_commands = 'local'");
-        }
-        execute(&mut superuser, "BEGIN");
-        execute(&mut superuser, "SET LOCAL session_replication_role = 'replica'");
-        execute(
-            &mut superuser,
-            &format!(
-                "UPDATE idempotency_keys SET created_at = created_at - interval '{seconds} s', \
-                 expires_at = expires_at - interval '{seconds} s', forget_at = forget_at - interval '{seconds} s' \
-                 WHERE {condition}"
-            ),
+        let earlier = format!("interval '{seconds} s'");
+        let age = format!(
+            "UPDATE %s SET created_at = created_at - {earlier}, expires_at = expires_at - {earlier}, \
+             forget_at = forget_at - {earlier} WHERE {condition}"
         );
         // What their merchants pay must have held by then.
-        execute(
-            &mut superuser,
-            &format!(
-                "UPDATE merchant_pricing SET effective_at = effective_at - interval '{seconds} s' WHERE merchant_id IN \
-                 (SELECT merchant_id FROM idempotency_keys WHERE {condition})"
-            ),
-        );
-        execute(&mut superuser, "COMMIT");
+        let age_prices = format!("UPDATE %s SET effective_at = effective_at - {earlier}");
+        for (table, age) in [("idempotency_keys", age), ("merchant_pricing", age_prices)] {
+            // The guards don't allow that.
+            let unguarded =
+                format!("DO $do$ BEGIN SET LOCAL session_replication_role = 'replica'; {age}; END $do$");
+            if !self.is_shared || server().workers.is_empty() {
+                execute(&mut superuser, &unguarded.replace("%s", table));
+            } else {
+                execute(
+                    &mut superuser,
+                    // Fails unless all succeeded.
+                    &format!(
+                        "SELECT 1 / bool_and(success)::integer FROM run_command_on_shards('{table}', $all${unguarded}$all$)"
+                    ),
+                );
+            }
+        }
     }
 
     /// Gives up the lease of a key in progress, and makes it due for recovery.
@@ -467,14 +477,14 @@ impl TestDatabase {
     pub fn long_lock_waits(&self) -> i64 {
         self.count(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() \
-                 AND query_start < clock_timestamp() - interval '200 ms'",
+                 AND query_start < statement_timestamp() - interval '200 ms'",
         )
     }
 
     /// Changes a policy as an operator with psql would; running instances follow.
     pub fn set_policy(&self, operation: &str, changes: &str) {
         let changed = diesel::sql_query(format!(
-            "UPDATE idempotency_policies SET {changes}, updated_by = 'test', updated_at = clock_timestamp() \
+            "UPDATE idempotency_policies SET {changes}, updated_by = 'test', updated_at = statement_timestamp() \
              WHERE operation = '{operation}'"
         ))
         .execute(&mut self.as_owner())

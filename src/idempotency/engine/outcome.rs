@@ -15,6 +15,7 @@ use crate::idempotency::progress::Progress;
 use crate::idempotency::request::IdempotentRequest;
 use crate::idempotency::store::{self, Answer};
 use crate::storage::db::{Silence, is_outcome_open};
+use crate::storage::shape;
 
 use super::Engine;
 
@@ -56,11 +57,14 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
     patience: Patience,
     work: impl FnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
-    if patience == Patience::Much {
-        return conn.transaction(work);
-    }
+    let begin = match patience {
+        // What the session is set to counts on the coordinator only.
+        Patience::Much if shape::is_distributed() => "BEGIN; SET LOCAL lock_timeout = '2s'",
+        Patience::Much => return conn.transaction(work),
+        Patience::Little => "BEGIN; SET LOCAL lock_timeout = '50ms'",
+    };
     // In one round trip. The rest is as in Diesel's own.
-    AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN; SET LOCAL lock_timeout = '50ms'")?;
+    AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
     match work(conn) {
         Ok(done) => {
             AnsiTransactionManager::commit_transaction(conn)?;

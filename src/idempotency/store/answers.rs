@@ -29,28 +29,38 @@ pub fn complete(
     reply: Reply,
     request_id: &str,
 ) -> Result<Answer, Failure> {
-    let (expires_at, is_waited_for) = statement::<(Timestamptz, Bool)>(concat!(
-        "UPDATE idempotency_keys SET ",
-        completion!("{}", "{}", "{}"),
-        " FROM (SELECT statement_timestamp() AS now) AS clock \
-         WHERE merchant_id = {} AND key = {} AND claim_token = {} \
-         RETURNING expires_at, waited",
-    ))
-    .bind::<SmallInt, _>(stored_status(&reply)?)
-    .bind::<Jsonb, _>(stored_headers(&reply)?)
-    .bind::<Binary, _>(&reply.body)
-    .bind::<SqlUuid, _>(claim.merchant)
-    .bind::<Text, _>(claim.key.as_str())
-    .bind::<SqlUuid, _>(claim.token)
-    .get_result::<(DateTime<Utc>, bool)>(conn)
-    .optional()?
-    .ok_or(Failure::ClaimLost)?;
-    if is_waited_for {
-        // A statement of its own: it's for those who listen to this server, on which the row needn't be.
-        statement::<()>(concat!("SELECT ", announcement!("{}")))
-            .bind::<Text, _>(claim.key.digest_for(claim.merchant))
-            .execute(conn)?;
-    }
+    let (status, headers) = (stored_status(&reply)?, stored_headers(&reply)?);
+    let digest = claim.key.digest_for(claim.merchant);
+    let complete = if shape::is_distributed() {
+        statement::<(Timestamptz, Bool)>(
+            "SELECT expires_at, true FROM key_complete({}, {}, {}, {}, {}, {}, {}) WHERE expires_at IS NOT NULL",
+        )
+        .bind::<SqlUuid, _>(claim.merchant)
+        .bind::<Text, _>(claim.key.as_str())
+        .bind::<SqlUuid, _>(claim.token)
+        .bind::<SmallInt, _>(status)
+        .bind::<Jsonb, _>(headers)
+        .bind::<Binary, _>(&reply.body)
+        .bind::<Text, _>(digest)
+    } else {
+        statement(concat!(
+            "UPDATE idempotency_keys SET ",
+            completion!("{}", "{}", "{}"),
+            " FROM (SELECT clock_timestamp() AS now) AS clock \
+             WHERE merchant_id = {} AND key = {} AND claim_token = {} \
+             RETURNING expires_at, ",
+            announcement!("waited", "{}"),
+        ))
+        .bind::<SmallInt, _>(status)
+        .bind::<Jsonb, _>(headers)
+        .bind::<Binary, _>(&reply.body)
+        .bind::<SqlUuid, _>(claim.merchant)
+        .bind::<Text, _>(claim.key.as_str())
+        .bind::<SqlUuid, _>(claim.token)
+        .bind::<Text, _>(digest)
+    };
+    let (expires_at, _) =
+        complete.get_result::<(DateTime<Utc>, bool)>(conn).optional()?.ok_or(Failure::ClaimLost)?;
     Ok(Answer {
         reply,
         request_id: request_id.to_owned(),
@@ -133,9 +143,7 @@ pub fn complete_all(
              RETURNING held.merchant_id, held.token, held.digest, held.effects, k.waited, k.expires_at), \
          {} \
          SELECT token, expires_at, ",
-        "CASE WHEN waited THEN ",
-        announcement!("digest"),
-        " END IS NULL",
+        announcement!("waited", "digest"),
         ", {} FROM owner"
     ))
     .bind::<Array<SqlUuid>, _>(column(completions, |completion| completion.claim.merchant.0))
@@ -224,6 +232,21 @@ pub struct Setback {
 /// meanwhile. `greatest` ignores the NULL of a request without a pause. An attempt that ended with one counts as none: nothing
 /// is wrong with the request.
 pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Result<bool, Failure> {
+    if shape::is_distributed() {
+        let (recover_in_s, pause_s) =
+            (setback.recover_in.as_secs_f64(), setback.pause.map(|pause| pause.as_secs_f64()));
+        return Ok(statement::<Nullable<Bool>>("SELECT is_parked FROM key_release({}, {}, {}, {}, {}, {}, {}, {})")
+            .bind::<SqlUuid, _>(claim.merchant)
+            .bind::<Text, _>(claim.key.as_str())
+            .bind::<SqlUuid, _>(claim.token)
+            .bind::<Text, _>(setback.error)
+            .bind::<Bool, _>(setback.taker == Taker::Recovery)
+            .bind::<Double, _>(recover_in_s)
+            .bind::<Nullable<Double>, _>(pause_s)
+            .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
+            .get_result::<Option<bool>>(conn)?
+            .unwrap_or(false));
+    }
     Ok(statement::<Bool>(
         "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \
              recover_at = greatest( \
@@ -234,7 +257,7 @@ pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Resu
                  THEN greatest(recoveries - 1, 0) ELSE recoveries END, \
              parked_at = CASE WHEN setback.is_recovery AND setback.pause_s IS NULL AND recoveries >= {} \
                  THEN clock.now END \
-         FROM (SELECT statement_timestamp() AS now) AS clock, (SELECT {} AS is_recovery, {} AS pause_s) AS setback \
+         FROM (SELECT clock_timestamp() AS now) AS clock, (SELECT {} AS is_recovery, {} AS pause_s) AS setback \
          WHERE merchant_id = {} AND key = {} AND claim_token = {} \
          RETURNING parked_at IS NOT NULL",
     )

@@ -89,18 +89,7 @@ fn claim_apart(
     lease: Duration,
 ) -> Result<Option<Claim>, Failure> {
     let Claimant { envelope, operation, resource, policy, has_generation } = claimant;
-    let (is_ours, now, new_id) = statement::<(Bool, Timestamptz, SqlUuid)>(concat!(
-        "SELECT ",
-        try_lock_key!(),
-        ", clock.now, uuid_v7(clock.now) \
-         FROM (SELECT {} AS merchant_id, {} AS key) AS key, (SELECT clock_timestamp() AS now) AS clock"
-    ))
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<(bool, DateTime<Utc>, Uuid)>(conn)?;
-    if !is_ours {
-        return Ok(None);
-    }
+    let Some((now, new_id)) = lock_apart(conn, envelope)? else { return Ok(None) };
     let taken_at = Instant::now();
     let fingerprint = Fingerprint::of(policy.fingerprint.recipe(), &envelope.content);
     let (resource_type, resource_id) = match *resource {
@@ -153,6 +142,24 @@ fn claim_apart(
         created_at: now,
         taken_at: (now, taken_at),
     }))
+}
+
+/// Takes a key's advisory lock on the coordinator, until the transaction ends. Returns the time, and an id of that time; `None` if
+/// another request has the lock.
+fn lock_apart(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+) -> Result<Option<(DateTime<Utc>, Uuid)>, Failure> {
+    let (is_ours, now, id) = statement::<(Bool, Timestamptz, SqlUuid)>(concat!(
+        "SELECT ",
+        try_lock_key!(),
+        ", clock.now, uuid_v7(clock.now) \
+         FROM (SELECT {} AS merchant_id, {} AS key) AS key, (SELECT clock_timestamp() AS now) AS clock"
+    ))
+    .bind::<SqlUuid, _>(envelope.merchant)
+    .bind::<Text, _>(envelope.key.as_str())
+    .get_result::<(bool, DateTime<Utc>, Uuid)>(conn)?;
+    Ok(is_ours.then_some((now, id)))
 }
 
 /// Lets the trigger `idempotency_keys_next_generation` find the generation of a new row.
@@ -295,22 +302,26 @@ fn insert_all(
 ///
 /// Locks: the key's advisory lock. Without it nothing is deleted.
 pub fn forget(conn: &mut PgConnection, envelope: &Envelope, policy: &Policy) -> Result<(), Failure> {
-    let is_ours = statement::<Bool>(concat!(
-        "SELECT ",
-        try_lock_key!(),
-        " FROM (SELECT {} AS merchant_id, {} AS key) AS key"
-    ))
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .bind::<Text, _>(envelope.key.as_str())
-    .get_result::<bool>(conn)?;
-    if !is_ours {
+    if shape::is_distributed() {
+        if lock_apart(conn, envelope)?.is_some() {
+            statement::<()>("SELECT key_forget({}, {}, {})")
+                .bind::<SqlUuid, _>(envelope.merchant)
+                .bind::<Text, _>(envelope.key.as_str())
+                .bind::<Bool, _>(policy.on_expired == OnExpired::Execute)
+                .execute(conn)?;
+        }
         return Ok(());
     }
-    statement::<()>(
-        "DELETE FROM idempotency_keys \
-         WHERE merchant_id = {} AND key = {} AND state <> 'in_progress' AND expires_at <= statement_timestamp() \
-             AND ({} OR expires_at + make_interval(secs => tombstone_seconds) <= statement_timestamp())",
-    )
+    statement::<()>(concat!(
+        "WITH lock AS MATERIALIZED ( \
+             SELECT ",
+        try_lock_key!(),
+        " AS is_ours, key.merchant_id, key.key FROM (SELECT {} AS merchant_id, {} AS key) AS key) \
+         DELETE FROM idempotency_keys k USING lock \
+         WHERE lock.is_ours AND k.merchant_id = lock.merchant_id AND k.key = lock.key \
+             AND k.state <> 'in_progress' AND k.expires_at <= clock_timestamp() \
+             AND ({} OR k.expires_at + make_interval(secs => k.tombstone_seconds) <= clock_timestamp())",
+    ))
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<Bool, _>(policy.on_expired == OnExpired::Execute)
@@ -360,22 +371,35 @@ pub fn take_over(
     //
     // A client's attempt doesn't change the worker's schedule. Otherwise a client that keeps trying would
     // keep the worker away, and with it the end of a request that can't succeed.
-    let row = statement::<TakenSql>(
+    let take = if shape::is_distributed() {
+        statement::<TakenSql>(
+            "SELECT resource_id, attempts, recoveries, generation, traceparent, tracestate, created_at, taken_at \
+             FROM key_take_over({}, {}, {}, {}, {}, {}, {}) WHERE attempts IS NOT NULL",
+        )
+        .bind::<SqlUuid, _>(envelope.merchant)
+        .bind::<Text, _>(envelope.key.as_str())
+        .bind::<Timestamptz, _>(created_at)
+        .bind::<SqlUuid, _>(token)
+        .bind::<Text, _>(&envelope.request_id)
+        .bind::<Bool, _>(taker == Taker::Recovery)
+        .bind::<Double, _>(lease.as_secs_f64())
+    } else {
+        statement(
         "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
-                 AND lease_expires_at <= statement_timestamp() AND parked_at IS NULL \
-                 AND (NOT taker.is_recovery OR recover_at <= statement_timestamp()) \
+                 AND lease_expires_at <= clock_timestamp() AND parked_at IS NULL \
+                 AND (NOT taker.is_recovery OR recover_at <= clock_timestamp()) \
              FOR UPDATE OF idempotency_keys SKIP LOCKED) \
          UPDATE idempotency_keys k SET claim_token = {}, request_id = {}, \
              attempts = k.attempts + 1, takeovers = k.takeovers + 1, \
              recoveries = k.recoveries + a.is_recovery::integer, \
              lease_expires_at = clock.now + life.lease, \
              recover_at = CASE WHEN a.is_recovery THEN clock.now + life.lease ELSE k.recover_at END \
-         FROM abandoned a, (SELECT statement_timestamp() AS now) AS clock, \
+         FROM abandoned a, (SELECT clock_timestamp() AS now) AS clock, \
              (SELECT make_interval(secs => {}) AS lease) AS life \
-         WHERE k.merchant_id = {} AND k.merchant_id = a.merchant_id AND k.key = a.key \
+         WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
          RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.traceparent, k.tracestate, \
              k.created_at, clock.now",
     )
@@ -386,9 +410,8 @@ pub fn take_over(
     .bind::<SqlUuid, _>(token)
     .bind::<Text, _>(&envelope.request_id)
     .bind::<Double, _>(lease.as_secs_f64())
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .get_result::<TakenRow>(conn)
-    .optional()?;
+    };
+    let row = take.get_result::<TakenRow>(conn).optional()?;
     Ok(row.map(|(resource_id, attempts, recoveries, generation, parent, state, created_at, now)| Claim {
         merchant: envelope.merchant,
         key: envelope.key.clone(),

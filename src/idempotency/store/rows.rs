@@ -23,12 +23,21 @@ macro_rules! answers_channel {
 /// The name of that channel.
 pub const ANSWERS_CHANNEL: &str = answers_channel!();
 
-/// SQL: notifies the instances, when the transaction commits, that a key is completed.
+/// SQL: notifies the instances, when the transaction commits, that a key is completed, if a request waits for
+/// that. The value is a boolean without meaning.
 ///
-/// Only for keys that a request waits for: a commit with a notification waits for all others that have one.
+/// Doesn't notify for every key: a commit with a notification waits for all others that have one.
 macro_rules! announcement {
-    ($digest:literal) => {
-        concat!("pg_notify('", $crate::idempotency::store::rows::answers_channel!(), "', ", $digest, ")")
+    ($waited:literal, $digest:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $waited,
+            " THEN pg_notify('",
+            $crate::idempotency::store::rows::answers_channel!(),
+            "', ",
+            $digest,
+            ") END IS NULL"
+        )
     };
 }
 

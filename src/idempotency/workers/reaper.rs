@@ -84,59 +84,30 @@ pub fn reap(conn: &mut PgConnection, batch: i64) -> Result<ReapResult, Failure> 
 /// Number of rows that were due, and the seconds for which the oldest had been.
 type Batch = (i64, Option<f64>);
 
-/// SQL: turns completed keys with an expired lifetime into tombstones.
+/// Turns completed keys with an expired lifetime into tombstones, the longest expired first.
 ///
 /// `statement_timestamp()` is constant in a statement, so the planner can walk the index by it.
-macro_rules! shrink {
-    ($due:literal, $of_merchant:literal) => {
-        concat!(
-            "WITH due AS MATERIALIZED ( \
-                 SELECT merchant_id, key FROM idempotency_keys \
-                 WHERE state = 'completed' AND expires_at <= statement_timestamp() ",
-            $due,
-            " FOR UPDATE SKIP LOCKED), \
-             shrunk AS ( \
-                 UPDATE idempotency_keys k SET state = 'expired', \
-                     forget_at = k.expires_at + make_interval(secs => k.tombstone_seconds), \
-                     request_query = '', request_body = '', response_headers = NULL, response_body = NULL, tracestate = NULL \
-                 FROM due WHERE ",
-            $of_merchant,
-            " k.merchant_id = due.merchant_id AND k.key = due.key \
-                 RETURNING k.expires_at) \
-             SELECT count(*), extract(epoch FROM statement_timestamp() - min(expires_at))::double precision FROM shrunk",
-        )
-    };
-}
-
-/// SQL: deletes expired tombstones.
-macro_rules! forget {
-    ($due:literal, $of_merchant:literal) => {
-        concat!(
-            "WITH due AS MATERIALIZED ( \
-                 SELECT merchant_id, key FROM idempotency_keys \
-                 WHERE state = 'expired' AND forget_at <= statement_timestamp() ",
-            $due,
-            " FOR UPDATE SKIP LOCKED), \
-             forgotten AS ( \
-                 DELETE FROM idempotency_keys k USING due WHERE ",
-            $of_merchant,
-            " k.merchant_id = due.merchant_id AND k.key = due.key \
-                 RETURNING k.forget_at) \
-             SELECT count(*), extract(epoch FROM statement_timestamp() - min(forget_at))::double precision FROM forgotten",
-        )
-    };
-}
-
-/// Turns completed keys with an expired lifetime into tombstones, the longest expired first.
 fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
         let due = "SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'completed' AND expires_at <= statement_timestamp() ORDER BY expires_at LIMIT {}";
-        let of_merchant = shrink!("AND merchant_id = {} AND key = ANY ({})", "k.merchant_id = {} AND");
-        return by_merchant(conn, due, batch, of_merchant);
+        return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_shrink({}, {})");
     }
-    let shrink = statement::<(BigInt, Nullable<Double>)>(shrink!("ORDER BY expires_at LIMIT {}", ""));
-    Ok(shrink.bind::<BigInt, _>(batch).get_result(conn)?)
+    Ok(statement::<(BigInt, Nullable<Double>)>(
+        "WITH due AS MATERIALIZED ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE state = 'completed' AND expires_at <= statement_timestamp() \
+             ORDER BY expires_at LIMIT {} FOR UPDATE SKIP LOCKED), \
+         shrunk AS ( \
+             UPDATE idempotency_keys k SET state = 'expired', \
+                 forget_at = k.expires_at + make_interval(secs => k.tombstone_seconds), \
+                 request_query = '', request_body = '', response_headers = NULL, response_body = NULL, tracestate = NULL \
+             FROM due WHERE k.merchant_id = due.merchant_id AND k.key = due.key \
+             RETURNING k.expires_at) \
+         SELECT count(*), extract(epoch FROM statement_timestamp() - min(expires_at))::double precision FROM shrunk",
+    )
+    .bind::<BigInt, _>(batch)
+    .get_result(conn)?)
 }
 
 /// Deletes expired tombstones: their keys are free again.
@@ -144,11 +115,20 @@ fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
         let due = "SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'expired' AND forget_at <= statement_timestamp() ORDER BY forget_at LIMIT {}";
-        let of_merchant = forget!("AND merchant_id = {} AND key = ANY ({})", "k.merchant_id = {} AND");
-        return by_merchant(conn, due, batch, of_merchant);
+        return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_forget({}, {})");
     }
-    let forget = statement::<(BigInt, Nullable<Double>)>(forget!("ORDER BY forget_at LIMIT {}", ""));
-    Ok(forget.bind::<BigInt, _>(batch).get_result(conn)?)
+    Ok(statement::<(BigInt, Nullable<Double>)>(
+        "WITH due AS MATERIALIZED ( \
+             SELECT merchant_id, key FROM idempotency_keys \
+             WHERE state = 'expired' AND forget_at <= statement_timestamp() \
+             ORDER BY forget_at LIMIT {} FOR UPDATE SKIP LOCKED), \
+         forgotten AS ( \
+             DELETE FROM idempotency_keys k USING due WHERE k.merchant_id = due.merchant_id AND k.key = due.key \
+             RETURNING k.forget_at) \
+         SELECT count(*), extract(epoch FROM statement_timestamp() - min(forget_at))::double precision FROM forgotten",
+    )
+    .bind::<BigInt, _>(batch)
+    .get_result(conn)?)
 }
 
 /// Finds keys that are due, without a lock, and then changes those of one merchant after the other.
@@ -163,7 +143,6 @@ fn by_merchant(
         let (changed, oldest_s) = statement::<(BigInt, Nullable<Double>)>(change)
             .bind::<SqlUuid, _>(merchant)
             .bind::<Array<Text>, _>(keys)
-            .bind::<SqlUuid, _>(merchant)
             .get_result::<Batch>(conn)?;
         count += changed;
         lag_s = oldest_s.into_iter().chain(lag_s).reduce(f64::max);

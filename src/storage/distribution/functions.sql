@@ -85,11 +85,13 @@ BEGIN
         OR array_position(p_amounts, NULL) IS NOT NULL
     THEN
         RAISE EXCEPTION 'an entry needs at least two lines, each with account kind, currency and amount'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_lines', TABLE = 'postings';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_lines', TABLE = 'postings',
+                DETAIL = 'constraint \"postings_lines\"';
     END IF;
     IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
         RAISE EXCEPTION 'an entry needs a source'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entries_source', TABLE = 'journal_entries';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entries_source', TABLE = 'journal_entries',
+                DETAIL = 'constraint \"journal_entries_source\"';
     END IF;
     SELECT bool_and(per_currency.fits_scale), bool_and(per_currency.is_balanced) INTO fits_scale, is_balanced
     FROM (SELECT bool_and(l.amount = round(l.amount, coalesce(public.currency_scale(l.currency), 4))) AS fits_scale,
@@ -97,11 +99,13 @@ BEGIN
           FROM unnest(p_currencies, p_amounts) AS l (currency, amount) GROUP BY l.currency) per_currency;
     IF NOT fits_scale THEN
         RAISE EXCEPTION 'an amount has more decimals than its currency'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_scale', TABLE = 'postings';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_scale', TABLE = 'postings',
+                DETAIL = 'constraint \"postings_scale\"';
     END IF;
     IF NOT is_balanced THEN
         RAISE EXCEPTION 'postings of an entry must sum to zero per currency'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_balanced', TABLE = 'postings';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_balanced', TABLE = 'postings',
+                DETAIL = 'constraint \"postings_balanced\"';
     END IF;
 
     FOR line IN SELECT l.kind, l.currency FROM unnest(p_kinds, p_currencies) WITH ORDINALITY AS l (kind, currency, number)
@@ -115,7 +119,8 @@ BEGIN
         PERFORM FROM public.merchants m WHERE m.merchant_id = p_merchant_id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'an entry must be of a merchant that exists'
-                USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts';
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts',
+                DETAIL = 'constraint \"ledger_accounts_merchant\"';
         END IF;
         FOR line IN SELECT DISTINCT l.currency FROM unnest(p_currencies) AS l (currency)
                     WHERE l.currency ~ '^[A-Z]{3}$' AND public.currency_scale(l.currency) IS NULL
@@ -123,7 +128,8 @@ BEGIN
             PERFORM FROM public.ledger_accounts a WHERE a.merchant_id = p_merchant_id AND a.currency = line.currency LIMIT 1;
             IF NOT FOUND THEN
                 RAISE EXCEPTION 'an account must be in a currency that is known'
-                    USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_currency', TABLE = 'ledger_accounts';
+                    USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_currency', TABLE = 'ledger_accounts',
+                DETAIL = 'constraint \"ledger_accounts_currency\"';
             END IF;
         END LOOP;
         FOR line IN SELECT DISTINCT l.kind, l.currency FROM unnest(p_kinds, p_currencies) AS l (kind, currency) ORDER BY 1, 2
@@ -160,7 +166,8 @@ BEGIN
             AND taken.amount > public.ledger_spendable_at(p_merchant_id, account, p_next_transaction)
         THEN
             RAISE EXCEPTION 'the % balance does not cover this entry', taken.currency
-                USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'postings';
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'postings',
+                DETAIL = 'constraint \"merchant_payable_covered\"';
         END IF;
     END LOOP;
 
@@ -181,6 +188,12 @@ DECLARE
     transaction xid8 := pg_current_xact_id();
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'an entry must be of a merchant that exists'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts',
+                DETAIL = 'constraint "ledger_accounts_merchant"';
+    END IF;
     PERFORM FROM public.ledger_post_on_shard(p_merchant_id, p_entry_id, p_source, p_kinds, p_currencies, p_amounts,
         posted_at, transaction, next_transaction);
 END $$;
@@ -194,6 +207,12 @@ DECLARE
     transaction xid8 := pg_current_xact_id();
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'an entry must be of a merchant that exists'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts',
+                DETAIL = 'constraint "ledger_accounts_merchant"';
+    END IF;
     PERFORM FROM public.ledger_correct_on_shard(p_merchant_id, p_entry_id, p_source, p_kinds, p_currencies, p_amounts,
         p_corrects_id, p_reference, p_reason, posted_at, transaction, next_transaction);
 END $$;
@@ -223,18 +242,21 @@ BEGIN
     PERFORM public.ledger_require_read_committed();
     IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
         RAISE EXCEPTION 'a hold needs a source'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_source', TABLE = 'ledger_holds';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_source', TABLE = 'ledger_holds',
+                DETAIL = 'constraint \"ledger_holds_source\"';
     END IF;
     IF (p_amount > 0 AND p_amount = round(p_amount, coalesce(public.currency_scale(p_currency), 4))) IS NOT TRUE THEN
         RAISE EXCEPTION 'a hold must be positive, with at most as many decimals as its currency has'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_amount', TABLE = 'ledger_holds';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_amount', TABLE = 'ledger_holds',
+                DETAIL = 'constraint \"ledger_holds_amount\"';
     END IF;
     SELECT a.id INTO payable_id FROM public.ledger_accounts a
     WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = p_currency
     FOR NO KEY UPDATE;
     IF NOT FOUND OR public.ledger_spendable_at(p_merchant_id, payable_id, p_next_transaction) < p_amount THEN
         RAISE EXCEPTION 'the % balance does not cover this hold', p_currency
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds',
+                DETAIL = 'constraint \"merchant_payable_covered\"';
     END IF;
     INSERT INTO public.ledger_holds (merchant_id, source, account_id, amount)
     VALUES (p_merchant_id, p_source, payable_id, p_amount);
@@ -247,6 +269,12 @@ CREATE OR REPLACE FUNCTION ledger_hold(p_merchant_id uuid, p_source text, p_curr
 DECLARE
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'the % balance does not cover this hold', p_currency
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds',
+                DETAIL = 'constraint "merchant_payable_covered"';
+    END IF;
     PERFORM FROM public.ledger_hold_on_shard(p_merchant_id, p_source, p_currency, p_amount, next_transaction);
 END $$;
 
@@ -262,6 +290,10 @@ GRANT EXECUTE ON FUNCTION ledger_release_on_shard TO oncepay_app;
 CREATE OR REPLACE FUNCTION ledger_release(p_merchant_id uuid, p_source text) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM FROM public.ledger_release_on_shard(p_merchant_id, p_source);
 END $$;
 
@@ -306,6 +338,10 @@ DECLARE
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
     now timestamptz := clock_timestamp();
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM FROM public.ledger_roll_up_on_shard(p_merchant_id, p_account_id, horizon, next_transaction, now);
 END $$;
 
@@ -329,6 +365,10 @@ DECLARE
     now timestamptz := clock_timestamp();
     transaction xid8 := pg_current_xact_id();
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM FROM public.event_record_on_shard(p_merchant_id, p_event, now, transaction);
 END $$;
 
@@ -370,6 +410,10 @@ DECLARE
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
     alike uuid;
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     SELECT w.alike INTO alike
     FROM public.charge_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction) AS w (alike);
     RETURN alike;
@@ -448,6 +492,10 @@ DECLARE
     transaction xid8 := pg_current_xact_id();
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM FROM public.changes_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction);
 END $$;
 
@@ -484,11 +532,13 @@ BEGIN
     PERFORM public.require_shard();
     IF (p_events_before <= youngest AND p_deliveries_before <= youngest) IS NOT TRUE THEN
         RAISE EXCEPTION 'events and deliveries are kept for a day at least'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events',
+                DETAIL = 'constraint \"events_prune_keep\"';
     END IF;
     IF (p_batch >= 1) IS NOT TRUE THEN
         RAISE EXCEPTION 'a batch has at least one row'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_batch', TABLE = 'events';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_batch', TABLE = 'events',
+                DETAIL = 'constraint \"events_prune_batch\"';
     END IF;
     SELECT array_agg(d.id) INTO old FROM (
         SELECT id FROM public.webhook_deliveries
@@ -514,7 +564,8 @@ CREATE OR REPLACE FUNCTION event_retention_note(p_events_before timestamptz) RET
 BEGIN
     IF (p_events_before <= statement_timestamp() - interval '1 day') IS NOT TRUE THEN
         RAISE EXCEPTION 'events are kept for a day at least'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events';
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events',
+                DETAIL = 'constraint \"events_prune_keep\"';
     END IF;
     INSERT INTO public.event_retention AS r (events_before) VALUES (p_events_before)
     ON CONFLICT (one) DO UPDATE SET events_before = excluded.events_before WHERE r.events_before < excluded.events_before;
@@ -590,34 +641,366 @@ CREATE OR REPLACE FUNCTION delivery_note_on_shard(
     OUT state text, OUT endpoint_is_given_up boolean
 ) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_endpoint_id uuid;
+    delivery record;
+    v_completed_at timestamptz;
     endpoint record;
     -- A name of its own: that of the column is that of a parameter, too.
     v_state text := CASE WHEN p_has_succeeded THEN 'succeeded' WHEN p_tried_since < p_too_old THEN 'failed' ELSE 'pending' END;
 BEGIN
-    UPDATE public.webhook_deliveries d SET
-        state = v_state,
-        completed_at = CASE WHEN v_state <> 'pending' THEN p_now END,
-        due_at = CASE WHEN p_has_succeeded THEN d.due_at ELSE p_now + p_pause END,
-        claimed_until = '-infinity', attempts = d.attempts || p_attempt
+    SELECT d.endpoint_id, d.due_at INTO delivery FROM public.webhook_deliveries d
     WHERE d.merchant_id = p_merchant_id AND d.id = p_id AND d.attempt_count = p_number AND d.completed_at IS NULL
-        AND d.claimed_until > '-infinity'
-    RETURNING d.endpoint_id INTO v_endpoint_id;
-    IF v_endpoint_id IS NULL THEN
+        AND d.claimed_until > '-infinity' FOR UPDATE;
+    IF NOT FOUND THEN
         RETURN;
     END IF;
+    IF NOT p_has_succeeded THEN
+        delivery.due_at := p_now + p_pause;
+    END IF;
+    IF v_state <> 'pending' THEN
+        v_completed_at := p_now;
+    END IF;
+    UPDATE public.webhook_deliveries d SET state = v_state, completed_at = v_completed_at, due_at = delivery.due_at,
+        claimed_until = '-infinity', attempts = d.attempts || p_attempt
+    WHERE d.merchant_id = p_merchant_id AND d.id = p_id;
     state := v_state;
-    SELECT e.status, e.failing_since, e.first_accepted_at INTO endpoint FROM public.webhook_endpoints e
-    WHERE e.merchant_id = p_merchant_id AND e.id = v_endpoint_id;
+    SELECT e.status, e.failing_since, e.first_accepted_at, e.paused_until INTO endpoint FROM public.webhook_endpoints e
+    WHERE e.merchant_id = p_merchant_id AND e.id = delivery.endpoint_id;
     endpoint_is_given_up := NOT p_has_succeeded AND endpoint.status = 'enabled'
         AND coalesce(endpoint.failing_since < p_too_old, false);
     IF (endpoint.failing_since IS NULL) <> p_has_succeeded OR p_has_succeeded AND endpoint.first_accepted_at IS NULL
         OR NOT p_has_succeeded AND p_retry_after IS NOT NULL
     THEN
-        UPDATE public.webhook_endpoints e SET
-            failing_since = CASE WHEN NOT p_has_succeeded THEN coalesce(e.failing_since, p_now) END,
-            first_accepted_at = coalesce(e.first_accepted_at, CASE WHEN p_has_succeeded THEN p_now END),
-            paused_until = CASE WHEN NOT p_has_succeeded THEN greatest(e.paused_until, p_now + p_retry_after) END
-        WHERE e.merchant_id = p_merchant_id AND e.id = v_endpoint_id;
+        SELECT e.status, e.failing_since, e.first_accepted_at, e.paused_until INTO endpoint FROM public.webhook_endpoints e
+        WHERE e.merchant_id = p_merchant_id AND e.id = delivery.endpoint_id FOR NO KEY UPDATE;
+        IF p_has_succeeded THEN
+            endpoint.failing_since := NULL;
+            endpoint.first_accepted_at := coalesce(endpoint.first_accepted_at, p_now);
+            endpoint.paused_until := NULL;
+        ELSE
+            endpoint.failing_since := coalesce(endpoint.failing_since, p_now);
+            endpoint.paused_until := greatest(endpoint.paused_until, p_now + p_retry_after);
+        END IF;
+        UPDATE public.webhook_endpoints e SET failing_since = endpoint.failing_since,
+            first_accepted_at = endpoint.first_accepted_at, paused_until = endpoint.paused_until
+        WHERE e.merchant_id = p_merchant_id AND e.id = delivery.endpoint_id;
     END IF;
+END $$;
+
+-- Many entries, each as ledger_post posts it.
+CREATE OR REPLACE FUNCTION ledger_post_all(
+    p_merchant_ids uuid[], p_sources text[],
+    p_entries integer[], p_lines bigint[], p_kinds text[], p_currencies text[], p_amounts numeric[]
+) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    entry record;
+BEGIN
+    IF EXISTS (SELECT FROM unnest(p_entries) AS l (entry)
+               WHERE (l.entry BETWEEN 1 AND cardinality(p_merchant_ids)) IS NOT TRUE) THEN
+        RAISE EXCEPTION 'each line needs an entry'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_lines', TABLE = 'postings',
+                DETAIL = 'constraint "postings_lines"';
+    END IF;
+    FOR entry IN
+        SELECT e.merchant_id, e.source, l.kinds, l.currencies, l.amounts
+        FROM unnest(p_merchant_ids, p_sources) WITH ORDINALITY AS e (merchant_id, source, number)
+        LEFT JOIN LATERAL (
+            SELECT array_agg(l.kind ORDER BY l.line) AS kinds, array_agg(l.currency ORDER BY l.line) AS currencies,
+                array_agg(l.amount ORDER BY l.line) AS amounts
+            FROM unnest(p_entries, p_lines, p_kinds, p_currencies, p_amounts) AS l (entry, line, kind, currency, amount)
+            WHERE l.entry = e.number) l ON true
+        ORDER BY e.number
+    LOOP
+        PERFORM public.ledger_post(entry.merchant_id, public.uuid_v7(), entry.source, entry.kinds, entry.currencies,
+            entry.amounts);
+    END LOOP;
+END $$;
+
+-- The retention of all merchants, for people. The service goes from merchant to merchant, in a transaction for each.
+CREATE OR REPLACE FUNCTION events_prune(
+    p_keep_events interval, p_keep_deliveries interval, p_batch integer, p_after uuid,
+    OUT events_deleted bigint, OUT deliveries_deleted bigint, OUT next_after uuid
+) LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' AS $$
+DECLARE
+    events_before timestamptz := date_trunc('milliseconds', statement_timestamp() - p_keep_events);
+    deliveries_before timestamptz := statement_timestamp() - p_keep_deliveries;
+    youngest timestamptz := statement_timestamp() - interval '1 day';
+    of_merchant record;
+    merchant uuid;
+    merchants uuid[] := '{}';
+BEGIN
+    IF (events_before <= youngest AND deliveries_before <= youngest) IS NOT TRUE THEN
+        RAISE EXCEPTION 'events and deliveries are kept for a day at least'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events',
+                DETAIL = 'constraint "events_prune_keep"';
+    END IF;
+    IF (p_batch >= 1) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a batch has at least one row'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_batch', TABLE = 'events',
+                DETAIL = 'constraint "events_prune_batch"';
+    END IF;
+    events_deleted := 0;
+    deliveries_deleted := 0;
+    FOR merchant IN
+        SELECT m.merchant_id FROM public.merchants m
+        WHERE m.merchant_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') ORDER BY 1 LIMIT p_batch
+    LOOP
+        merchants := merchants || merchant;
+    END LOOP;
+    FOREACH merchant IN ARRAY merchants LOOP
+        SELECT p.* INTO of_merchant
+        FROM public.events_prune_on_shard(merchant, events_before, deliveries_before, p_batch) AS p;
+        events_deleted := events_deleted + of_merchant.events_deleted;
+        deliveries_deleted := deliveries_deleted + of_merchant.deliveries_deleted;
+    END LOOP;
+    IF events_deleted > 0 THEN
+        PERFORM public.event_retention_note(events_before);
+    END IF;
+    next_after := merchants[p_batch];
+END $$;
+
+-- Stores the answer of a request that holds its claim; expires_at is null if it doesn't. p_now: since when the answer is kept.
+CREATE OR REPLACE FUNCTION key_complete_on_shard(
+    p_merchant_id uuid, p_key text, p_token uuid, p_status smallint, p_headers jsonb, p_body bytea, p_now timestamptz,
+    OUT expires_at timestamptz, OUT waited boolean
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    claimed record;
+    v_expires_at timestamptz;
+BEGIN
+    SELECT k.created_at, k.expires_at, k.waited INTO claimed FROM public.idempotency_keys k
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.claim_token = p_token FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    v_expires_at := p_now + (claimed.expires_at - claimed.created_at);
+    UPDATE public.idempotency_keys k SET state = 'completed', recovery_point = 'finished', claim_token = NULL,
+        lease_expires_at = NULL, recover_at = NULL, parked_at = NULL, response_status = p_status, response_headers = p_headers,
+        response_body = p_body, completed_at = p_now, expires_at = v_expires_at
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.claim_token = p_token;
+    expires_at := v_expires_at;
+    waited := claimed.waited;
+END $$;
+
+-- The same, and tells the instances if one has a request that waits for the answer: they listen on the coordinator.
+CREATE OR REPLACE FUNCTION key_complete(
+    p_merchant_id uuid, p_key text, p_token uuid, p_status smallint, p_headers jsonb, p_body bytea, p_digest text,
+    OUT expires_at timestamptz
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    completed record;
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT c.expires_at, c.waited INTO completed
+    FROM public.key_complete_on_shard(p_merchant_id, p_key, p_token, p_status, p_headers, p_body, now) AS c;
+    expires_at := completed.expires_at;
+    IF completed.waited THEN
+        PERFORM pg_notify('oncepay_answers', p_digest);
+    END IF;
+END $$;
+
+-- Takes over a claim of the key's life that began at p_created_at, if its lease has ended and nobody has locked it. attempts is null
+-- if not.
+CREATE OR REPLACE FUNCTION key_take_over_on_shard(
+    p_merchant_id uuid, p_key text, p_created_at timestamptz, p_token uuid, p_request_id text, p_is_recovery boolean,
+    p_now timestamptz, p_lease_ends timestamptz,
+    OUT resource_id uuid, OUT attempts integer, OUT recoveries integer, OUT generation integer, OUT traceparent text,
+    OUT tracestate text, OUT created_at timestamptz
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    abandoned record;
+BEGIN
+    SELECT k.resource_id, k.attempts, k.recoveries, k.generation, k.traceparent, k.tracestate, k.created_at, k.recover_at,
+        k.takeovers
+    INTO abandoned FROM public.idempotency_keys k
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.created_at = p_created_at AND k.lease_expires_at <= p_now
+        AND k.parked_at IS NULL AND (NOT p_is_recovery OR k.recover_at <= p_now)
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    abandoned.attempts := abandoned.attempts + 1;
+    abandoned.takeovers := abandoned.takeovers + 1;
+    IF p_is_recovery THEN
+        abandoned.recoveries := abandoned.recoveries + 1;
+        abandoned.recover_at := p_lease_ends;
+    END IF;
+    UPDATE public.idempotency_keys k SET claim_token = p_token, request_id = p_request_id, attempts = abandoned.attempts,
+        takeovers = abandoned.takeovers, recoveries = abandoned.recoveries, lease_expires_at = p_lease_ends,
+        recover_at = abandoned.recover_at
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key;
+    resource_id := abandoned.resource_id;
+    attempts := abandoned.attempts;
+    recoveries := abandoned.recoveries;
+    generation := abandoned.generation;
+    traceparent := abandoned.traceparent;
+    tracestate := abandoned.tracestate;
+    created_at := abandoned.created_at;
+END $$;
+
+CREATE OR REPLACE FUNCTION key_take_over(
+    p_merchant_id uuid, p_key text, p_created_at timestamptz, p_token uuid, p_request_id text, p_is_recovery boolean,
+    p_lease_s double precision,
+    OUT resource_id uuid, OUT attempts integer, OUT recoveries integer, OUT generation integer, OUT traceparent text,
+    OUT tracestate text, OUT created_at timestamptz, OUT taken_at timestamptz
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    lease_ends timestamptz := now + make_interval(secs => p_lease_s);
+    taken record;
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT t.* INTO taken FROM public.key_take_over_on_shard(p_merchant_id, p_key, p_created_at, p_token, p_request_id,
+        p_is_recovery, now, lease_ends) AS t;
+    resource_id := taken.resource_id;
+    attempts := taken.attempts;
+    recoveries := taken.recoveries;
+    generation := taken.generation;
+    traceparent := taken.traceparent;
+    tracestate := taken.tracestate;
+    created_at := taken.created_at;
+    taken_at := now;
+END $$;
+
+-- Releases the lease of an attempt that ended without an outcome, and parks the request if it was the recovery worker's last. is_parked
+-- is null if another attempt has taken over.
+CREATE OR REPLACE FUNCTION key_release_on_shard(
+    p_merchant_id uuid, p_key text, p_token uuid, p_error text, p_is_recovery boolean, p_recover_in_s double precision,
+    p_pause_s double precision, p_attempts_max integer, p_now timestamptz, OUT is_parked boolean
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    claimed record;
+    v_recover_at timestamptz;
+    v_recoveries integer;
+    v_parked_at timestamptz;
+BEGIN
+    SELECT k.recoveries, k.last_error, k.recover_at INTO claimed FROM public.idempotency_keys k
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.claim_token = p_token FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    v_recover_at := greatest(
+        CASE WHEN p_is_recovery AND claimed.recoveries > 0 OR claimed.last_error IS NULL
+            THEN p_now + make_interval(secs => p_recover_in_s) ELSE claimed.recover_at END,
+        p_now + make_interval(secs => p_pause_s));
+    v_recoveries := CASE WHEN p_is_recovery AND p_pause_s IS NOT NULL THEN greatest(claimed.recoveries - 1, 0)
+        ELSE claimed.recoveries END;
+    v_parked_at := CASE WHEN p_is_recovery AND p_pause_s IS NULL AND claimed.recoveries >= p_attempts_max THEN p_now END;
+    UPDATE public.idempotency_keys k SET lease_expires_at = p_now, last_error = p_error, recover_at = v_recover_at,
+        recoveries = v_recoveries, parked_at = v_parked_at
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.claim_token = p_token;
+    is_parked := v_parked_at IS NOT NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION key_release(
+    p_merchant_id uuid, p_key text, p_token uuid, p_error text, p_is_recovery boolean, p_recover_in_s double precision,
+    p_pause_s double precision, p_attempts_max integer, OUT is_parked boolean
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT r.is_parked INTO is_parked FROM public.key_release_on_shard(p_merchant_id, p_key, p_token, p_error, p_is_recovery,
+        p_recover_in_s, p_pause_s, p_attempts_max, now) AS r (is_parked);
+END $$;
+
+-- Deletes a key that is free again. Its advisory lock is the caller's.
+CREATE OR REPLACE FUNCTION key_forget_on_shard(p_merchant_id uuid, p_key text, p_executes boolean, p_now timestamptz) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stored record;
+BEGIN
+    SELECT k.expires_at, k.tombstone_seconds INTO stored FROM public.idempotency_keys k
+    WHERE k.merchant_id = p_merchant_id AND k.key = p_key AND k.state <> 'in_progress' AND k.expires_at <= p_now FOR UPDATE;
+    IF FOUND AND (p_executes OR stored.expires_at + make_interval(secs => stored.tombstone_seconds) <= p_now) THEN
+        DELETE FROM public.idempotency_keys k WHERE k.merchant_id = p_merchant_id AND k.key = p_key;
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION key_forget(p_merchant_id uuid, p_key text, p_executes boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    PERFORM FROM public.key_forget_on_shard(p_merchant_id, p_key, p_executes, now);
+END $$;
+
+-- Turns those of a merchant's keys whose answers have expired into tombstones. Locks each, and skips those that others have locked.
+-- lag_s: the seconds for which the oldest had been due.
+CREATE OR REPLACE FUNCTION keys_shrink_on_shard(
+    p_merchant_id uuid, p_keys text[], p_now timestamptz, OUT count bigint, OUT lag_s double precision
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    due record;
+    v_forget_at timestamptz;
+BEGIN
+    count := 0;
+    FOR due IN
+        SELECT k.key, k.expires_at, k.tombstone_seconds FROM public.idempotency_keys k
+        WHERE k.merchant_id = p_merchant_id AND k.key = ANY (p_keys) AND k.state = 'completed' AND k.expires_at <= p_now
+        FOR UPDATE SKIP LOCKED
+    LOOP
+        v_forget_at := due.expires_at + make_interval(secs => due.tombstone_seconds);
+        UPDATE public.idempotency_keys k SET state = 'expired', forget_at = v_forget_at,
+            request_query = '', request_body = '', response_headers = NULL, response_body = NULL, tracestate = NULL
+        WHERE k.merchant_id = p_merchant_id AND k.key = due.key;
+        count := count + 1;
+        lag_s := greatest(lag_s, extract(epoch FROM p_now - due.expires_at)::double precision);
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION keys_shrink(p_merchant_id uuid, p_keys text[], OUT count bigint, OUT lag_s double precision)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := statement_timestamp();
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_shrink_on_shard(p_merchant_id, p_keys, now) AS s;
+END $$;
+
+-- Deletes those of a merchant's tombstones that have expired. Otherwise as keys_shrink.
+CREATE OR REPLACE FUNCTION keys_forget_on_shard(
+    p_merchant_id uuid, p_keys text[], p_now timestamptz, OUT count bigint, OUT lag_s double precision
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    due record;
+BEGIN
+    count := 0;
+    FOR due IN
+        SELECT k.key, k.forget_at FROM public.idempotency_keys k
+        WHERE k.merchant_id = p_merchant_id AND k.key = ANY (p_keys) AND k.state = 'expired' AND k.forget_at <= p_now
+        FOR UPDATE SKIP LOCKED
+    LOOP
+        DELETE FROM public.idempotency_keys k WHERE k.merchant_id = p_merchant_id AND k.key = due.key;
+        count := count + 1;
+        lag_s := greatest(lag_s, extract(epoch FROM p_now - due.forget_at)::double precision);
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION keys_forget(p_merchant_id uuid, p_keys text[], OUT count bigint, OUT lag_s double precision)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := statement_timestamp();
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_forget_on_shard(p_merchant_id, p_keys, now) AS s;
 END $$;

@@ -50,8 +50,12 @@ pub(super) fn claim(
     let mut ready = ready(conn, among, keys)?;
     ready.shuffle(&mut rand::rng());
     let mut deliveries = Vec::new();
+    if ready.is_empty() {
+        return Ok(deliveries);
+    }
+    let now = clock::now(conn)?;
     for (endpoint, places) in share(&ready, room) {
-        deliveries.extend(claim_of(conn, endpoint.key(), places, keys, lease)?);
+        deliveries.extend(claim_of(conn, endpoint.key(), places, keys, (now, now + lease))?);
     }
     Ok(deliveries)
 }
@@ -135,35 +139,36 @@ fn claim_of(
     (merchant, endpoint): EndpointKey,
     places: usize,
     keys: &[MasterKeyVersion],
-    lease: Duration,
+    (now, claimed_until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<ClaimedDelivery>, Error> {
     let rows = statement::<ClaimedSql>(
         "WITH due AS MATERIALIZED ( \
              SELECT id FROM webhook_deliveries \
-             WHERE merchant_id = {} AND endpoint_id = {} AND state = 'pending' \
-                 AND due_at <= statement_timestamp() AND claimed_until <= statement_timestamp() \
+             WHERE merchant_id = {} AND endpoint_id = {} AND state = 'pending' AND due_at <= {} AND claimed_until <= {} \
              ORDER BY due_at LIMIT {} FOR UPDATE SKIP LOCKED) \
-         UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, \
-             claimed_until = statement_timestamp() + make_interval(secs => {}) \
+         UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, claimed_until = {} \
          FROM due, webhook_endpoints e, events event \
          WHERE d.merchant_id = {} AND d.id = due.id AND e.merchant_id = {} AND e.id = d.endpoint_id \
              AND e.status = 'enabled' AND e.secret_key_version = ANY ({}) \
              AND event.merchant_id = {} AND event.id = d.event_id \
          RETURNING d.merchant_id, d.id, d.endpoint_id, d.attempt_count, \
              e.url, e.secret_version, e.secret_key_version, \
-             CASE WHEN e.previous_secret_expires_at > statement_timestamp() THEN e.previous_secret_key_version END, \
-             e.failing_since IS NOT NULL, \
-             d.event_id, event.type, event.created_at, event.data, event.traceparent, event.tracestate, statement_timestamp(), \
+             CASE WHEN e.previous_secret_expires_at > {} THEN e.previous_secret_key_version END, e.failing_since IS NOT NULL, \
+             d.event_id, event.type, event.created_at, event.data, event.traceparent, event.tracestate, {}, \
              greatest(d.created_at, e.enabled_at)",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(endpoint)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Timestamptz, _>(now)
     .bind::<BigInt, _>(i64::try_from(places).unwrap_or(i64::MAX))
-    .bind::<Double, _>(lease.as_secs_f64())
+    .bind::<Timestamptz, _>(claimed_until)
     .bind::<SqlUuid, _>(merchant)
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<Integer>, _>(numbers(keys))
     .bind::<SqlUuid, _>(merchant)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Timestamptz, _>(now)
     .load::<ClaimedRow>(conn)?;
     Ok(rows.into_iter().map(claimed).collect())
 }
