@@ -73,6 +73,8 @@ const TRANSACTIONS: &[&str] = &[
     "commands/keys.rs",
     "commands/policies.rs",
     "commands/reconcile.rs",
+    // Changes of the schema.
+    "storage/distribution/mod.rs",
 ];
 
 struct Source {

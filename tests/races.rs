@@ -178,7 +178,7 @@ fn a_local_loser_does_not_wait_for_the_winners_transaction() {
     // Another session holds the charge, so that the winner waits inside its transaction, claim in hand.
     let mut blocker = database.as_superuser();
     execute(&mut blocker, "BEGIN");
-    execute(&mut blocker, "SELECT FROM charges FOR UPDATE");
+    crate::support::lock_charges(&mut blocker).unwrap();
     let winner = thread::spawn({
         let (client, path) = (client.clone(), path.clone());
         move || client.send("PATCH", &path, "k", &json!({"description": "x"}))

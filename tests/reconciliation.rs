@@ -254,7 +254,8 @@ fn the_service_compares_when_it_is_due_and_also_after_a_failure() {
     std::thread::sleep(std::time::Duration::from_millis(700));
     let was_read = "SELECT count(*) FROM acquirer_reads WHERE read_at IS NOT NULL";
     assert_eq!((database.count(was_read), compared_at()), (0, since_s));
-    let let_it = || execute(&mut database.as_owner(), "UPDATE acquirer_reads SET due_at = statement_timestamp()");
+    let let_it =
+        || execute(&mut database.as_owner(), "UPDATE acquirer_reads SET due_at = statement_timestamp()");
     let_it();
     eventually("a comparison", || compared_at() > since_s + 7_000.0);
     assert_eq!(

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use diesel::RunQueryDsl;
 use oncepay::processor::Sandbox;
 use serde_json::json;
 
@@ -96,7 +95,7 @@ fn a_change_of_our_own_database_that_runs_into_its_deadline_is_not_to_be_sent_ag
         enforce(&app, &database, "charges.update", enforcement);
         let mut owner = database.as_owner();
         let answer = diesel::Connection::transaction(&mut owner, |conn| {
-            diesel::sql_query("SELECT FROM charges FOR UPDATE").execute(conn)?;
+            crate::support::lock_charges(conn)?;
             Ok::<_, diesel::result::Error>(client.send(
                 "PATCH",
                 &place,
@@ -246,7 +245,7 @@ fn a_request_that_finds_no_connection_may_be_sent_again() {
     enforce(&app, &database, "charges.update", "off");
     let mut owner = database.as_owner();
     diesel::Connection::transaction(&mut owner, |conn| {
-        diesel::sql_query("SELECT FROM charges FOR UPDATE").execute(conn)?;
+        crate::support::lock_charges(conn)?;
         let patch = |key: &'static str| {
             let (client, place) = (client.clone(), place.clone());
             thread::spawn(move || client.send("PATCH", &place, key, &json!({"description": key})))

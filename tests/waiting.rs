@@ -247,7 +247,7 @@ fn who_waits_with_another_request_is_refused_and_not_given_its_answer() {
             };
         let mut owner = database.as_owner();
         let (first, others, same) = diesel::Connection::transaction(&mut owner, |conn| {
-            diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
+            crate::support::lock_charges(conn)?;
             let first = send(&here, method, first_path, body.clone(), "wait=0");
             eventually("the first's wait for the lock", || database.long_lock_waits() > 0);
             let other_body = json!({"description": "second"});
@@ -361,7 +361,7 @@ fn a_local_operation_can_be_waited_for_too() {
     // The first holds its transaction open while it waits for the charge's lock.
     let mut owner = database.as_owner();
     let (first, second) = diesel::Connection::transaction(&mut owner, |conn| {
-        diesel::RunQueryDsl::execute(diesel::sql_query("SELECT FROM charges FOR UPDATE"), conn)?;
+        crate::support::lock_charges(conn)?;
         let send = |prefer: &'static str| {
             let (client, path, patch) = (client.clone(), path.clone(), patch.clone());
             thread::spawn(move || {

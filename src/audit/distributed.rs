@@ -61,7 +61,8 @@ pub(super) fn find_all(
     // A kind whose rows are of no merchant has keys of no merchant, too: those of operators and of the processor.
     let (of_merchants, of_nobody): (Vec<_>, Vec<_>) =
         kinds.iter().copied().partition(|kind| matches!(kind.scope, Scope::Merchant));
-    let tables: BTreeSet<&str> = TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
+    let tables: BTreeSet<&str> =
+        TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
     for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
         on_one_snapshot(conn, |conn| {
             for (number, check) in CHECKS.iter().enumerate() {
@@ -91,7 +92,8 @@ pub(super) fn find_all(
 
 /// The query of a check, for one merchant's rows.
 fn of_merchant(query: &str, merchant: Uuid, tables: &BTreeSet<&str>, events_before: &str) -> String {
-    let mut named = vec![format!("event_retention AS (SELECT timestamptz '{events_before}' AS events_before)")];
+    let mut named =
+        vec![format!("event_retention AS (SELECT timestamptz '{events_before}' AS events_before)")];
     let tables: Vec<&str> = tables.iter().copied().filter(|table| query.contains(table)).collect();
     named.extend(merchants::rows_of(merchant, &tables));
     format!("WITH {} {query}", named.join(", "))
@@ -111,7 +113,10 @@ fn without_resource(conn: &mut PgConnection, kinds: &[&ResourceKind]) -> QueryRe
         .bind::<Text, _>(kind.name)
         .load::<(String, Uuid)>(conn)?;
         let ids: Vec<Uuid> = keys.iter().map(|(_, id)| *id).collect();
-        let query = format!("SELECT {column} AS id FROM {} WHERE {column} = ANY ($1)", kind.table);
+        let query = format!(
+            "/* of all merchants */ SELECT {column} AS id FROM {} WHERE {column} = ANY ($1)",
+            kind.table
+        );
         let there: Vec<Id> = diesel::sql_query(query).bind::<Array<SqlUuid>, _>(ids).load(conn)?;
         let there: BTreeSet<Uuid> = there.into_iter().map(|row| row.id).collect();
         found.samples.extend(keys.into_iter().filter(|(_, id)| !there.contains(id)).map(|(key, _)| key));

@@ -128,7 +128,8 @@ fn unavailable(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bo
 /// shard.
 pub fn violated_constraint(error: &diesel::result::Error) -> Option<&str> {
     let diesel::result::Error::DatabaseError(_, information) = error else { return None };
-    let told = || named_constraint(information.message()).or_else(|| named_constraint(information.details()?));
+    let told =
+        || named_constraint(information.message()).or_else(|| named_constraint(information.details()?));
     information.constraint_name().or_else(told)
 }
 
@@ -149,7 +150,8 @@ mod tests {
     fn a_constraint_is_found_in_the_text_of_an_error_from_a_node() {
         let name = "merchant_payable_covered";
         assert_eq!(named_constraint(&format!("constraint \"{name}\"")), Some(name));
-        let duplicate = "duplicate key value violates unique constraint \"journal_entries_source_once_102152\"";
+        let duplicate =
+            "duplicate key value violates unique constraint \"journal_entries_source_once_102152\"";
         assert_eq!(named_constraint(duplicate), Some("journal_entries_source_once"));
         assert_eq!(named_constraint("deadlock detected"), None);
     }

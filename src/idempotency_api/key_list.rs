@@ -123,7 +123,7 @@ pub fn list(
     };
     let columns = key_columns!();
     let rows = sql_query(format!(
-        "SELECT {columns} FROM idempotency_keys \
+        "/* of all merchants */ SELECT {columns} FROM idempotency_keys \
          WHERE {condition} \
              AND ($1 IS NULL OR ({order}, merchant_id, key) {comparison} ($1, $2, $3 COLLATE \"C\")) \
              AND ($4 IS NULL OR created_at < $4) \

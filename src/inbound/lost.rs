@@ -108,8 +108,7 @@ fn assign_calls(
     if let Some(merchant) = merchant {
         assign = assign.bind::<SqlUuid, _>(merchant);
     }
-    let assigned = assign
-    .load::<(String, String, Uuid)>(conn)?;
+    let assigned = assign.load::<(String, String, Uuid)>(conn)?;
     for (operation_id, reference, object_id) in &assigned {
         let object_id = object_id.as_simple().to_string();
         log::warn!(operation_id, reference, object_id; "an operation of a lost object belongs to its retry");

@@ -125,8 +125,7 @@ impl Totals {
 }
 
 /// SQL: what follows `WITH`. One of theirs belongs to one of ours; a further one is a duplicate, and counts only if it's named.
-const TOTALS: &str =
-        "ours AS MATERIALIZED (SELECT * FROM operations_in_effect_here WHERE currency IS NOT NULL), \
+const TOTALS: &str = "ours AS MATERIALIZED (SELECT * FROM operations_in_effect_here WHERE currency IS NOT NULL), \
          theirs AS MATERIALIZED ( \
              SELECT *, row_number() OVER (PARTITION BY merchant_id, object_id, kind ORDER BY is_voided, created_at, id) AS nth \
              FROM (SELECT *, kind = 'authorize' AND EXISTS ( \

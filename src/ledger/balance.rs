@@ -20,14 +20,13 @@ pub fn balance(
     currency: Currency,
 ) -> Result<Decimal, Error> {
     if shape::is_distributed() {
-        let balance = statement::<Numeric>(
-            "SELECT balance FROM ledger_balances({}) WHERE kind = {} AND currency = {}",
-        )
-        .bind::<SqlUuid, _>(merchant)
-        .bind::<Text, _>(kind.as_str())
-        .bind::<Text, _>(currency.code())
-        .get_result::<Decimal>(conn)
-        .optional()?;
+        let balance =
+            statement::<Numeric>("SELECT balance FROM ledger_balances({}) WHERE kind = {} AND currency = {}")
+                .bind::<SqlUuid, _>(merchant)
+                .bind::<Text, _>(kind.as_str())
+                .bind::<Text, _>(currency.code())
+                .get_result::<Decimal>(conn)
+                .optional()?;
         return Ok(balance.unwrap_or_default());
     }
     let balance = statement::<Numeric>(

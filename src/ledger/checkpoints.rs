@@ -69,7 +69,7 @@ fn roll_up_due_by_merchant(conn: &mut PgConnection) -> Result<usize, Error> {
     )
     .get_result::<(i64, i64)>(conn)?;
     let due = statement::<(SqlUuid, SqlUuid)>(
-        "SELECT a.merchant_id, a.id FROM ledger_accounts a \
+        "/* of all merchants */ SELECT a.merchant_id, a.id FROM ledger_accounts a \
          LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
          WHERE c.horizon > {}::text::xid8 OR (SELECT count(*) FROM ( \
              SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \

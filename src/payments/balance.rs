@@ -42,8 +42,7 @@ pub struct CurrencyBalance {
     pub in_transit: String,
 }
 
-const BALANCES: &str =
-    "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
+const BALANCES: &str = "SELECT currency, sum(available), sum(pending), sum(in_transit) FROM ( \
      SELECT currency, \
          CASE kind WHEN 'merchant_payable' THEN ledger_spendable(merchant_id, id) ELSE 0 END AS available, \
          0 AS pending, \
@@ -56,12 +55,16 @@ const BALANCES: &str =
 /// Reads all balances of a merchant from one snapshot. Takes no locks.
 pub fn balances(conn: &mut PgConnection, merchant: MerchantId) -> Result<Balance, Error> {
     let query = if shape::is_distributed() {
-        statement("SELECT currency, available, pending, in_transit FROM merchant_balances({}) ORDER BY currency")
-            .bind::<SqlUuid, _>(merchant)
+        statement(
+            "SELECT currency, available, pending, in_transit FROM merchant_balances({}) ORDER BY currency",
+        )
+        .bind::<SqlUuid, _>(merchant)
     } else {
         statement(BALANCES).bind::<SqlUuid, _>(merchant).bind::<SqlUuid, _>(merchant)
     };
-    let rows = Statement::<'_, (Text, Numeric, Numeric, Numeric)>::load::<(String, Decimal, Decimal, Decimal)>(query, conn)?;
+    let rows = Statement::<'_, (Text, Numeric, Numeric, Numeric)>::load::<(String, Decimal, Decimal, Decimal)>(
+        query, conn,
+    )?;
 
     let balances = rows.into_iter().map(|(code, available, pending, in_transit)| {
         let currency = Currency::stored(&code).map_err(Error::internal)?;

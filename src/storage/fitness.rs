@@ -9,8 +9,10 @@ use diesel::pg::Pg;
 use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz};
 use diesel::{PgConnection, RunQueryDsl};
 
+use super::distribution;
 use super::language;
 use super::migrations::MIGRATIONS;
+use super::shape;
 use super::sql::statement;
 use crate::base::time;
 use crate::error::Failure;
@@ -35,6 +37,12 @@ pub enum Unfit {
     /// The database is older than this release, or another one.
     #[error("The database lacks migrations of this release.")]
     MigrationsMissing,
+    /// Merchants are being spread over the nodes of a cluster, or that was interrupted.
+    #[error("The database is distributed in part.")]
+    DistributionUnfinished,
+    /// Merchants were spread since the session began.
+    #[error("The database has been distributed meanwhile.")]
+    ShapeChanged,
     /// The role that the service connects as can't do its work.
     #[error("The service's role lacks privileges in the database.")]
     PrivilegesMissing,
@@ -53,6 +61,10 @@ impl Unfit {
                  of them."
             }
             Self::MigrationsMissing => "Run oncepay migrate, or correct the database in DATABASE_URL.",
+            Self::DistributionUnfinished => {
+                "Run oncepay migrate --distribute, which goes on where it stopped."
+            }
+            Self::ShapeChanged => "Nothing: new connections take that into account.",
             Self::PrivilegesMissing => {
                 "Connect as oncepay_app. If a backup was restored without privileges (pg_restore --no-privileges), restore it with \
                  them."
@@ -115,6 +127,12 @@ pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
     }
     // Who has migrated with an earlier release has not given the right to look.
     if !has_history || may_read && is_behind(conn)? {
+        return Ok(Verdict::Unfit(Unfit::MigrationsMissing));
+    }
+    if distribution::is_half_done(conn)? {
+        return Ok(Verdict::Unfit(Unfit::DistributionUnfinished));
+    }
+    if shape::is_distributed() && distribution::is_behind(conn)? {
         return Ok(Verdict::Unfit(Unfit::MigrationsMissing));
     }
     // Without one of these objects: null.
@@ -185,7 +203,11 @@ pub fn remarks(conn: &mut PgConnection, connections: u32) -> Result<Vec<String>,
     )
     .get_result(conn)?;
     let now = asked + (time::now() - asked) / 2;
-    Ok(judge(&facts, now, connections))
+    let mut remarks = judge(&facts, now, connections);
+    if shape::is_distributed() {
+        remarks.extend(distribution::remarks(conn)?);
+    }
+    Ok(remarks)
 }
 
 fn judge(facts: &Facts, now: DateTime<Utc>, connections: u32) -> Vec<String> {

@@ -153,7 +153,7 @@ fn refuse_if_needed(conn: &mut PgConnection, versions: Versions) -> Result<(), M
 fn endpoints_without_key(conn: &mut PgConnection, versions: Versions) -> Result<i64, Failure> {
     let previous = versions.previous.unwrap_or(versions.current);
     Ok(statement::<BigInt>(
-        "SELECT count(*) FROM webhook_endpoints e, (SELECT {} AS current, {} AS previous) AS has \
+        "/* of all merchants */ SELECT count(*) FROM webhook_endpoints e, (SELECT {} AS current, {} AS previous) AS has \
          WHERE e.status <> 'deleted' AND (e.secret_key_version NOT IN (has.current, has.previous) \
              OR e.previous_secret_expires_at > clock_timestamp() \
                  AND e.previous_secret_key_version NOT IN (has.current, has.previous))",

@@ -31,22 +31,29 @@ pub struct Session {
     pub conn: PgConnection,
     /// Name of the session that the connection began.
     name: String,
+    /// Whether the database was [distributed](shape) then.
+    is_distributed: bool,
 }
 
 impl Session {
-    /// Checks that the session can write, and that it's still the one that the connection began. Errors:
-    /// `database_unavailable`, the second time with [`Unfit::SessionsMixed`] as its cause.
+    /// Checks that the session can write, that it's still the one that the connection began, and that it's set up for the shape that
+    /// the database has. Errors: `database_unavailable`, the second time with [`Unfit::SessionsMixed`] as its cause, the third
+    /// time with [`Unfit::ShapeChanged`]: new sessions are in order then.
     pub fn check(&mut self) -> Result<(), Failure> {
-        let (is_read_only, is_kept) = statement::<(Bool, Nullable<Bool>)>(
-            "SELECT current_setting('transaction_read_only')::boolean, current_setting('oncepay.session', true) = {}",
-        )
+        let (is_read_only, is_kept, is_distributed) = statement::<(Bool, Nullable<Bool>, Bool)>(concat!(
+            "SELECT current_setting('transaction_read_only')::boolean, current_setting('oncepay.session', true) = {}, ",
+            is_distributed_sql!()
+        ))
         .bind::<Text, _>(&self.name)
-        .get_result::<(bool, Option<bool>)>(&mut self.conn)?;
+        .get_result::<(bool, Option<bool>, bool)>(&mut self.conn)?;
         if is_kept != Some(true) {
             return Err(Failure::DatabaseUnavailable(Unfit::SessionsMixed.into()));
         }
         if is_read_only {
             return Err(Failure::DatabaseUnavailable("the database is read-only".into()));
+        }
+        if is_distributed != self.is_distributed {
+            return Err(Failure::DatabaseUnavailable(Unfit::ShapeChanged.into()));
         }
         Ok(())
     }
@@ -75,10 +82,10 @@ impl ManageConnection for Sessions {
         let mut begin = || {
             let is_distributed = settle(&mut conn, self.names_schema)?;
             limit(&mut conn, is_distributed)?;
-            give_name(&mut conn)
+            Ok((give_name(&mut conn)?, is_distributed))
         };
-        let name = begin().map_err(diesel::r2d2::Error::QueryError)?;
-        Ok(Session { conn, name })
+        let (name, is_distributed) = begin().map_err(diesel::r2d2::Error::QueryError)?;
+        Ok(Session { conn, name, is_distributed })
     }
 
     fn is_valid(&self, session: &mut Session) -> Result<(), diesel::r2d2::Error> {
@@ -263,7 +270,7 @@ pub fn inspect(url: &str) -> ConnectionResult<Handling> {
 fn begin_named(url: &str) -> ConnectionResult<Session> {
     let mut conn = establish_unsettled(url)?;
     let name = give_name(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
-    Ok(Session { conn, name })
+    Ok(Session { conn, name, is_distributed: false })
 }
 
 /// The same, unless it takes long: a pooler whose sessions are all taken lets a connection wait.

@@ -436,7 +436,7 @@ pub(super) fn failed_for_too_long(
     limit: u32,
 ) -> Result<Vec<EndpointKey>, Error> {
     Ok(statement::<(SqlUuid, SqlUuid)>(
-        "SELECT merchant_id, id FROM webhook_endpoints \
+        "/* of all merchants */ SELECT merchant_id, id FROM webhook_endpoints \
          WHERE status = 'enabled' AND failing_since < statement_timestamp() - make_interval(secs => {}) \
          ORDER BY failing_since LIMIT {}",
     )

@@ -129,7 +129,9 @@ fn prune_by_merchant(
         .bind::<Timestamptz, _>(events_before)
         .get_result::<bool>(conn)?;
         if has_old && !std::mem::replace(&mut is_noted, true) {
-            statement::<()>("SELECT event_retention_note({})").bind::<Timestamptz, _>(events_before).execute(conn)?;
+            statement::<()>("SELECT event_retention_note({})")
+                .bind::<Timestamptz, _>(events_before)
+                .execute(conn)?;
         }
         let (events, deliveries) = statement::<(BigInt, BigInt)>(
             "SELECT events_deleted, deliveries_deleted FROM events_prune_on_shard({}, {}, {}, {})",

@@ -36,8 +36,9 @@ pub fn is_wanted() -> bool {
 impl Workers {
     /// Those of the coordinator that `url` names. None if it's no coordinator.
     pub fn of(url: &str, conn: &mut PgConnection) -> Self {
-        let is_coordinator =
-            diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>("to_regclass('pg_dist_node') IS NOT NULL"));
+        let is_coordinator = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
+            "to_regclass('pg_dist_node') IS NOT NULL",
+        ));
         if !is_coordinator.get_result::<bool>(conn).unwrap() {
             return Self::default();
         }
@@ -108,7 +109,12 @@ impl Workers {
             let mut worker = conn;
             let conn = worker.as_mut().unwrap_or(coordinator);
             execute(conn, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
-            execute(conn, &format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'"));
+            execute(
+                conn,
+                &format!(
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'"
+                ),
+            );
             execute(conn, &format!("ALTER DATABASE {name} RENAME TO {sealed}"));
         }
     }
@@ -122,7 +128,8 @@ impl Workers {
     pub fn drop(&self, name: &str) {
         for url in &self.0 {
             if let Ok(mut conn) = db::connect(&url.clone().into()) {
-                let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).execute(&mut conn);
+                let _ = diesel::sql_query(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+                    .execute(&mut conn);
             }
         }
     }
@@ -136,4 +143,14 @@ pub fn shape(owner_url: &SecretString, workers: &Workers) {
     } else if is_wanted() {
         distribution::imitate(conn).unwrap();
     }
+}
+
+/// Whether the test's database is on a cluster, where the test can't be run for this reason. `docs/scale.md` lists these tests with their
+/// reasons.
+pub fn cannot(reason: &str) -> bool {
+    let is_cluster = super::database::is_on_cluster();
+    if is_cluster {
+        eprintln!("not run on a cluster: {reason}");
+    }
+    is_cluster
 }

@@ -67,6 +67,9 @@ struct TestServer {
 fn server() -> &'static TestServer {
     static SERVER: OnceLock<TestServer> = OnceLock::new();
     SERVER.get_or_init(|| {
+        if cluster::is_wanted() {
+            super::statements::watch();
+        }
         let (superuser_url, own) = start_server();
         let password = || SecretString::from(PASSWORD);
         let conn = &mut db::connect(&superuser_url.clone().into()).unwrap();
@@ -104,6 +107,11 @@ fn server() -> &'static TestServer {
         }
         server
     })
+}
+
+/// Whether databases of tests are on a cluster.
+pub fn is_on_cluster() -> bool {
+    !server().workers.is_empty()
 }
 
 /// Gives the server and the service's role settings on which the service must not depend: for a run of the tests with
@@ -230,7 +238,10 @@ fn make_template(server: &TestServer, conn: &mut PgConnection) -> String {
     for folder in folders {
         hash.update(std::fs::read(folder.join("up.sql")).unwrap());
     }
-    hash.update(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/storage/distribution/functions.sql")).unwrap());
+    hash.update(
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/storage/distribution/functions.sql"))
+            .unwrap(),
+    );
     let shape = if cluster::is_wanted() { "distributed_" } else { "" };
     let template = format!("oncepay_template_{shape}{}", hex::encode(&hash.finalize()[..8]));
     // Processes that share a server must not both make it.
@@ -282,6 +293,20 @@ impl TestServer {
     fn url(&self, role: &str, password: &SecretString, database: &str) -> SecretString {
         database::url_as(&self.superuser_url, role, password, Some(database)).unwrap()
     }
+}
+
+/// Locks all charges until the transaction ends, merchant by merchant, as it can be done on a cluster, too.
+pub fn lock_charges(conn: &mut PgConnection) -> diesel::QueryResult<()> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        merchant_id: uuid::Uuid,
+    }
+    for Row { merchant_id } in diesel::sql_query("SELECT merchant_id FROM merchants").load::<Row>(conn)? {
+        diesel::sql_query(format!("SELECT FROM charges WHERE merchant_id = '{merchant_id}' FOR UPDATE"))
+            .execute(conn)?;
+    }
+    Ok(())
 }
 
 /// Runs a statement whose result doesn't matter.
@@ -417,7 +442,9 @@ impl TestDatabase {
         let digest = hex::encode(auth::key_sha256(key));
         execute(
             &mut self.as_owner(),
-            &format!("UPDATE api_keys SET revoked_at = statement_timestamp() WHERE key_sha256 = '\\x{digest}'"),
+            &format!(
+                "UPDATE api_keys SET revoked_at = statement_timestamp() WHERE key_sha256 = '\\x{digest}'"
+            ),
         );
     }
 
@@ -576,6 +603,7 @@ impl Drop for TestDatabase {
         if !std::thread::panicking() && self.audited {
             self.assert_audit_is_clean();
             super::log::assert_clean();
+            super::statements::assert_clean();
         }
         if !self.is_shared {
             return;

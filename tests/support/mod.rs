@@ -93,6 +93,7 @@ pub mod database;
 pub mod document;
 pub mod log;
 pub mod pooler;
+pub mod statements;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -104,7 +105,7 @@ use serde_json::{Value, json};
 
 pub use app::{App, Process};
 pub use client::{ACQUIRER_WEBHOOK, Client, Response};
-pub use database::{Merchant, TestDatabase, execute};
+pub use database::{Merchant, TestDatabase, execute, lock_charges};
 pub use document::{document, mismatch, resolved_document, target};
 
 /// Waits until `condition` holds.

@@ -61,12 +61,7 @@ pub fn complete(
     };
     let (expires_at, _) =
         complete.get_result::<(DateTime<Utc>, bool)>(conn).optional()?.ok_or(Failure::ClaimLost)?;
-    Ok(Answer {
-        reply,
-        request_id: request_id.to_owned(),
-        trace: Some(claim.trace.clone()),
-        expires_at,
-    })
+    Ok(Answer { reply, request_id: request_id.to_owned(), trace: Some(claim.trace.clone()), expires_at })
 }
 
 fn stored_status(reply: &Reply) -> Result<i16, Failure> {
@@ -184,11 +179,12 @@ pub fn complete_with_effects(
         return complete_all(conn, &[completion], batching)?.pop().flatten().ok_or(Failure::ClaimLost);
     }
     let Completion { claim, request_id, effects, reply } = completion;
-    let note = statement::<Nullable<Jsonb>>("SELECT {} FROM (SELECT {} AS merchant_id, {} AS effects) AS owner")
-        .fragment(statement::<()>(batching.write_alone_sql))
-        .bind::<SqlUuid, _>(claim.merchant)
-        .bind::<Jsonb, _>(effects)
-        .get_result::<Option<serde_json::Value>>(conn)?;
+    let note =
+        statement::<Nullable<Jsonb>>("SELECT {} FROM (SELECT {} AS merchant_id, {} AS effects) AS owner")
+            .fragment(statement::<()>(batching.write_alone_sql))
+            .bind::<SqlUuid, _>(claim.merchant)
+            .bind::<Jsonb, _>(effects)
+            .get_result::<Option<serde_json::Value>>(conn)?;
     Ok(Completed { answer: complete(conn, &claim, reply, &request_id)?, note })
 }
 
@@ -235,17 +231,19 @@ pub fn release(conn: &mut PgConnection, claim: &Claim, setback: Setback) -> Resu
     if shape::is_distributed() {
         let (recover_in_s, pause_s) =
             (setback.recover_in.as_secs_f64(), setback.pause.map(|pause| pause.as_secs_f64()));
-        return Ok(statement::<Nullable<Bool>>("SELECT is_parked FROM key_release({}, {}, {}, {}, {}, {}, {}, {})")
-            .bind::<SqlUuid, _>(claim.merchant)
-            .bind::<Text, _>(claim.key.as_str())
-            .bind::<SqlUuid, _>(claim.token)
-            .bind::<Text, _>(setback.error)
-            .bind::<Bool, _>(setback.taker == Taker::Recovery)
-            .bind::<Double, _>(recover_in_s)
-            .bind::<Nullable<Double>, _>(pause_s)
-            .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
-            .get_result::<Option<bool>>(conn)?
-            .unwrap_or(false));
+        return Ok(statement::<Nullable<Bool>>(
+            "SELECT is_parked FROM key_release({}, {}, {}, {}, {}, {}, {}, {})",
+        )
+        .bind::<SqlUuid, _>(claim.merchant)
+        .bind::<Text, _>(claim.key.as_str())
+        .bind::<SqlUuid, _>(claim.token)
+        .bind::<Text, _>(setback.error)
+        .bind::<Bool, _>(setback.taker == Taker::Recovery)
+        .bind::<Double, _>(recover_in_s)
+        .bind::<Nullable<Double>, _>(pause_s)
+        .bind::<Integer, _>(i32::try_from(setback.attempts_max).unwrap_or(i32::MAX))
+        .get_result::<Option<bool>>(conn)?
+        .unwrap_or(false));
     }
     Ok(statement::<Bool>(
         "UPDATE idempotency_keys SET lease_expires_at = clock.now, last_error = {}, \

@@ -385,7 +385,7 @@ pub fn take_over(
         .bind::<Double, _>(lease.as_secs_f64())
     } else {
         statement(
-        "WITH abandoned AS MATERIALIZED ( \
+            "WITH abandoned AS MATERIALIZED ( \
              SELECT merchant_id, key, taker.is_recovery \
              FROM idempotency_keys, (SELECT {} AS is_recovery) AS taker \
              WHERE merchant_id = {} AND key = {} AND created_at = {} \
@@ -402,14 +402,14 @@ pub fn take_over(
          WHERE k.merchant_id = a.merchant_id AND k.key = a.key \
          RETURNING k.resource_id, k.attempts, k.recoveries, k.generation, k.traceparent, k.tracestate, \
              k.created_at, clock.now",
-    )
-    .bind::<Bool, _>(taker == Taker::Recovery)
-    .bind::<SqlUuid, _>(envelope.merchant)
-    .bind::<Text, _>(envelope.key.as_str())
-    .bind::<Timestamptz, _>(created_at)
-    .bind::<SqlUuid, _>(token)
-    .bind::<Text, _>(&envelope.request_id)
-    .bind::<Double, _>(lease.as_secs_f64())
+        )
+        .bind::<Bool, _>(taker == Taker::Recovery)
+        .bind::<SqlUuid, _>(envelope.merchant)
+        .bind::<Text, _>(envelope.key.as_str())
+        .bind::<Timestamptz, _>(created_at)
+        .bind::<SqlUuid, _>(token)
+        .bind::<Text, _>(&envelope.request_id)
+        .bind::<Double, _>(lease.as_secs_f64())
     };
     let row = take.get_result::<TakenRow>(conn).optional()?;
     Ok(row.map(|(resource_id, attempts, recoveries, generation, parent, state, created_at, now)| Claim {

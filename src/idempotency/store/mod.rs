@@ -8,7 +8,9 @@ mod claims;
 mod lookups;
 mod rows;
 
-pub use answers::{Completed, Completion, Setback, answer_all, complete, complete_all, complete_with_effects, release};
+pub use answers::{
+    Completed, Completion, Setback, answer_all, complete, complete_all, complete_with_effects, release,
+};
 pub use claims::{
     Claim, ClaimWithData, Claimant, Taker, claim, claim_all, forget, lock, lock_all, prove_and_claim, renew,
     take_over,

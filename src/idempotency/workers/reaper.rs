@@ -89,7 +89,7 @@ type Batch = (i64, Option<f64>);
 /// `statement_timestamp()` is constant in a statement, so the planner can walk the index by it.
 fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
-        let due = "SELECT merchant_id, key FROM idempotency_keys \
+        let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'completed' AND expires_at <= statement_timestamp() ORDER BY expires_at LIMIT {}";
         return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_shrink({}, {})");
     }
@@ -113,7 +113,7 @@ fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
 /// Deletes expired tombstones: their keys are free again.
 fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
-        let due = "SELECT merchant_id, key FROM idempotency_keys \
+        let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
              WHERE state = 'expired' AND forget_at <= statement_timestamp() ORDER BY forget_at LIMIT {}";
         return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_forget({}, {})");
     }

@@ -131,7 +131,7 @@ fn due(
     limit: i64,
 ) -> Result<Vec<DueRequest>, Failure> {
     let rows = statement::<DueSql>(
-        "SELECT merchant_id, key, operation, created_at, request_id, traceparent, tracestate, \
+        "/* of all merchants */ SELECT merchant_id, key, operation, created_at, request_id, traceparent, tracestate, \
              request_method, request_path, request_query, request_body \
          FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL \
@@ -198,18 +198,21 @@ fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, F
             .bind::<BigInt, _>(PARKED_MAX)
             .execute(conn)?);
     }
-    let due = "SELECT merchant_id, key FROM idempotency_keys \
+    let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL AND recoveries > 0 \
              AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
          ORDER BY recoveries DESC, created_at LIMIT {}";
     let mut parked = 0;
     for (merchant, keys) in find_by_merchant(conn, due, PARKED_MAX)? {
-        parked += statement::<()>(park_exhausted!("AND merchant_id = {} AND key = ANY ({})", "k.merchant_id = {} AND"))
-            .bind::<Integer, _>(attempts_max)
-            .bind::<SqlUuid, _>(merchant)
-            .bind::<Array<Text>, _>(keys)
-            .bind::<SqlUuid, _>(merchant)
-            .execute(conn)?;
+        parked += statement::<()>(park_exhausted!(
+            "AND merchant_id = {} AND key = ANY ({})",
+            "k.merchant_id = {} AND"
+        ))
+        .bind::<Integer, _>(attempts_max)
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Array<Text>, _>(keys)
+        .bind::<SqlUuid, _>(merchant)
+        .execute(conn)?;
     }
     Ok(parked)
 }

@@ -26,7 +26,7 @@ pub(super) async fn keep_sampling<H: Host>(engine: Engine<H>, interval: Duration
 fn sample(conn: &mut PgConnection, metrics: &Metrics) -> Result<(), Failure> {
     let (in_progress, parked, oldest, recovery_lag) =
         statement::<(BigInt, BigInt, Nullable<Double>, Nullable<Double>)>(
-            "SELECT count(*), count(parked_at), \
+            "/* of all merchants */ SELECT count(*), count(parked_at), \
                  extract(epoch FROM clock_timestamp() - min(created_at) \
                      FILTER (WHERE parked_at IS NULL))::double precision, \
                  extract(epoch FROM clock_timestamp() - min(greatest(lease_expires_at, recover_at)) \
@@ -50,7 +50,7 @@ fn sample(conn: &mut PgConnection, metrics: &Metrics) -> Result<(), Failure> {
 /// Time for which the oldest key has been due for the reaper, whether or not one is running. Reads an entry of each index.
 fn reaper_lag_s(conn: &mut PgConnection) -> Result<f64, Failure> {
     Ok(statement::<Double>(
-        "SELECT greatest(0, \
+        "/* of all merchants */ SELECT greatest(0, \
              (SELECT extract(epoch FROM statement_timestamp() - min(expires_at)) \
               FROM idempotency_keys WHERE state = 'completed'), \
              (SELECT extract(epoch FROM statement_timestamp() - min(forget_at)) \

@@ -39,7 +39,13 @@ impl Definitions {
         )
         .get_result::<(String, String, String, String, String)>(conn)
         .optional()?;
-        Ok(found.map(|(here, there, differences, since, read_at)| Self { here, there, differences, since, read_at }))
+        Ok(found.map(|(here, there, differences, since, read_at)| Self {
+            here,
+            there,
+            differences,
+            since,
+            read_at,
+        }))
     }
 
     /// SQL: a `WITH` after which all that the comparison reads is one merchant's.
@@ -84,7 +90,8 @@ fn load_of(conn: &mut PgConnection, merchants: &[Uuid], grace_s: f64) -> Result<
     let Some(definitions) = Definitions::read(conn)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for merchant in merchants {
-        found.extend(diesel::sql_query(definitions.differences(*merchant, grace_s)).load::<Difference>(conn)?);
+        found
+            .extend(diesel::sql_query(definitions.differences(*merchant, grace_s)).load::<Difference>(conn)?);
     }
     for difference in &mut found {
         difference.merchant_id = difference.merchant_id.filter(|merchant| *merchant != merchants::NOBODY);
@@ -105,7 +112,12 @@ fn load_of(conn: &mut PgConnection, merchants: &[Uuid], grace_s: f64) -> Result<
     found.sort_by(|one, other| {
         let key = |difference: &Difference| {
             // As the database sorts: nothing comes last.
-            (difference.currency.is_none(), difference.currency.clone(), difference.difference.clone(), difference.kind.clone())
+            (
+                difference.currency.is_none(),
+                difference.currency.clone(),
+                difference.difference.clone(),
+                difference.kind.clone(),
+            )
         };
         key(one).cmp(&key(other)).then_with(|| one.reference.cmp(&other.reference))
     });
@@ -114,9 +126,11 @@ fn load_of(conn: &mut PgConnection, merchants: &[Uuid], grace_s: f64) -> Result<
 
 /// The differences in these operations of the processor that nobody has accepted, each with the operation's id.
 pub(super) fn find(conn: &mut PgConnection, operations: &[String]) -> Result<Vec<(String, String)>, Error> {
-    let merchants = statement::<SqlUuid>("SELECT DISTINCT merchant_id FROM acquirer_operations WHERE id = ANY ({})")
-        .bind::<Array<Text>, _>(operations.to_vec())
-        .load::<Uuid>(conn)?;
+    let merchants = statement::<SqlUuid>(
+        "/* of all merchants */ SELECT DISTINCT merchant_id FROM acquirer_operations WHERE id = ANY ({})",
+    )
+    .bind::<Array<Text>, _>(operations.to_vec())
+    .load::<Uuid>(conn)?;
     let found = load_of(conn, &merchants, 0.0)?.into_iter();
     let named = found.filter_map(|found| Some((found.difference, found.operation_id?)));
     Ok(named.filter(|(_, operation)| operations.contains(operation)).collect())

@@ -86,12 +86,12 @@ BEGIN
     THEN
         RAISE EXCEPTION 'an entry needs at least two lines, each with account kind, currency and amount'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_lines', TABLE = 'postings',
-                DETAIL = 'constraint \"postings_lines\"';
+                DETAIL = 'constraint "postings_lines"';
     END IF;
     IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
         RAISE EXCEPTION 'an entry needs a source'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entries_source', TABLE = 'journal_entries',
-                DETAIL = 'constraint \"journal_entries_source\"';
+                DETAIL = 'constraint "journal_entries_source"';
     END IF;
     SELECT bool_and(per_currency.fits_scale), bool_and(per_currency.is_balanced) INTO fits_scale, is_balanced
     FROM (SELECT bool_and(l.amount = round(l.amount, coalesce(public.currency_scale(l.currency), 4))) AS fits_scale,
@@ -100,12 +100,12 @@ BEGIN
     IF NOT fits_scale THEN
         RAISE EXCEPTION 'an amount has more decimals than its currency'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_scale', TABLE = 'postings',
-                DETAIL = 'constraint \"postings_scale\"';
+                DETAIL = 'constraint "postings_scale"';
     END IF;
     IF NOT is_balanced THEN
         RAISE EXCEPTION 'postings of an entry must sum to zero per currency'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'postings_balanced', TABLE = 'postings',
-                DETAIL = 'constraint \"postings_balanced\"';
+                DETAIL = 'constraint "postings_balanced"';
     END IF;
 
     FOR line IN SELECT l.kind, l.currency FROM unnest(p_kinds, p_currencies) WITH ORDINALITY AS l (kind, currency, number)
@@ -120,7 +120,7 @@ BEGIN
         IF NOT FOUND THEN
             RAISE EXCEPTION 'an entry must be of a merchant that exists'
                 USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_merchant', TABLE = 'ledger_accounts',
-                DETAIL = 'constraint \"ledger_accounts_merchant\"';
+                DETAIL = 'constraint "ledger_accounts_merchant"';
         END IF;
         FOR line IN SELECT DISTINCT l.currency FROM unnest(p_currencies) AS l (currency)
                     WHERE l.currency ~ '^[A-Z]{3}$' AND public.currency_scale(l.currency) IS NULL
@@ -129,7 +129,7 @@ BEGIN
             IF NOT FOUND THEN
                 RAISE EXCEPTION 'an account must be in a currency that is known'
                     USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_accounts_currency', TABLE = 'ledger_accounts',
-                DETAIL = 'constraint \"ledger_accounts_currency\"';
+                DETAIL = 'constraint "ledger_accounts_currency"';
             END IF;
         END LOOP;
         FOR line IN SELECT DISTINCT l.kind, l.currency FROM unnest(p_kinds, p_currencies) AS l (kind, currency) ORDER BY 1, 2
@@ -167,7 +167,7 @@ BEGIN
         THEN
             RAISE EXCEPTION 'the % balance does not cover this entry', taken.currency
                 USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'postings',
-                DETAIL = 'constraint \"merchant_payable_covered\"';
+                DETAIL = 'constraint "merchant_payable_covered"';
         END IF;
     END LOOP;
 
@@ -243,12 +243,12 @@ BEGIN
     IF (btrim(p_source, E' \t\r\n') <> '') IS NOT TRUE THEN
         RAISE EXCEPTION 'a hold needs a source'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_source', TABLE = 'ledger_holds',
-                DETAIL = 'constraint \"ledger_holds_source\"';
+                DETAIL = 'constraint "ledger_holds_source"';
     END IF;
     IF (p_amount > 0 AND p_amount = round(p_amount, coalesce(public.currency_scale(p_currency), 4))) IS NOT TRUE THEN
         RAISE EXCEPTION 'a hold must be positive, with at most as many decimals as its currency has'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'ledger_holds_amount', TABLE = 'ledger_holds',
-                DETAIL = 'constraint \"ledger_holds_amount\"';
+                DETAIL = 'constraint "ledger_holds_amount"';
     END IF;
     SELECT a.id INTO payable_id FROM public.ledger_accounts a
     WHERE a.merchant_id = p_merchant_id AND a.kind = 'merchant_payable' AND a.currency = p_currency
@@ -256,7 +256,7 @@ BEGIN
     IF NOT FOUND OR public.ledger_spendable_at(p_merchant_id, payable_id, p_next_transaction) < p_amount THEN
         RAISE EXCEPTION 'the % balance does not cover this hold', p_currency
             USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds',
-                DETAIL = 'constraint \"merchant_payable_covered\"';
+                DETAIL = 'constraint "merchant_payable_covered"';
     END IF;
     INSERT INTO public.ledger_holds (merchant_id, source, account_id, amount)
     VALUES (p_merchant_id, p_source, payable_id, p_amount);
@@ -533,12 +533,12 @@ BEGIN
     IF (p_events_before <= youngest AND p_deliveries_before <= youngest) IS NOT TRUE THEN
         RAISE EXCEPTION 'events and deliveries are kept for a day at least'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events',
-                DETAIL = 'constraint \"events_prune_keep\"';
+                DETAIL = 'constraint "events_prune_keep"';
     END IF;
     IF (p_batch >= 1) IS NOT TRUE THEN
         RAISE EXCEPTION 'a batch has at least one row'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_batch', TABLE = 'events',
-                DETAIL = 'constraint \"events_prune_batch\"';
+                DETAIL = 'constraint "events_prune_batch"';
     END IF;
     SELECT array_agg(d.id) INTO old FROM (
         SELECT id FROM public.webhook_deliveries
@@ -565,7 +565,7 @@ BEGIN
     IF (p_events_before <= statement_timestamp() - interval '1 day') IS NOT TRUE THEN
         RAISE EXCEPTION 'events are kept for a day at least'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'events_prune_keep', TABLE = 'events',
-                DETAIL = 'constraint \"events_prune_keep\"';
+                DETAIL = 'constraint "events_prune_keep"';
     END IF;
     INSERT INTO public.event_retention AS r (events_before) VALUES (p_events_before)
     ON CONFLICT (one) DO UPDATE SET events_before = excluded.events_before WHERE r.events_before < excluded.events_before;

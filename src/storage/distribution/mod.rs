@@ -21,9 +21,9 @@ use super::shape::is_distributed_sql;
 
 /// The functions of a distributed database.
 const FUNCTIONS: &str = include_str!("functions.sql");
-/// What makes a database count as distributed, whether or not its tables are.
-const MARK: &str = "CREATE OR REPLACE FUNCTION merchants_are_distributed() RETURNS boolean \
-     LANGUAGE sql IMMUTABLE RETURN true";
+/// Their version: one more with each release that changes them, so that an instance notices at its start if the database has those of
+/// an earlier one.
+const FUNCTIONS_VERSION: i32 = 1;
 
 /// The oldest major version of Citus that this was run with.
 const OLDEST_VERSION: i32 = 13;
@@ -57,11 +57,24 @@ pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<
         copy_operator_keys(conn, say)?;
     }
     renew(conn, say)?;
-    if !is_done(conn)? {
-        execute(conn, MARK)?;
-        say("marked the database as distributed");
-    }
     Ok(())
+}
+
+/// What makes a database count as distributed, whether or not its tables are: a function that returns the version of the functions.
+fn mark(conn: &mut PgConnection) -> Result<(), String> {
+    execute(
+        conn,
+        &format!(
+            "CREATE OR REPLACE FUNCTION merchants_are_distributed() RETURNS integer LANGUAGE sql IMMUTABLE \
+             RETURN {FUNCTIONS_VERSION}"
+        ),
+    )
+}
+
+/// Whether a distributed database has functions of an earlier release than this one.
+pub fn is_behind(conn: &mut PgConnection) -> QueryResult<bool> {
+    let version = diesel::dsl::sql::<diesel::sql_types::Integer>("merchants_are_distributed()");
+    Ok(diesel::select(version).get_result::<i32>(conn)? < FUNCTIONS_VERSION)
 }
 
 /// Makes a migrated database on one Postgres take the statements of a distributed one: for tests of those statements where there
@@ -70,7 +83,7 @@ pub fn imitate(conn: &mut PgConnection) -> Result<(), String> {
     replace_functions(conn, &mut |_| ())?;
     give_operations_a_merchant(conn, &mut |_| ())?;
     guard_columns(conn, &mut |_| ())?;
-    execute(conn, MARK)
+    mark(conn)
 }
 
 /// Renews what a distributed database has of its own, after a migration. Does nothing on one Postgres.
@@ -85,7 +98,8 @@ pub fn renew_if_distributed(conn: &mut PgConnection) -> Result<(), String> {
 fn renew(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
     replace_functions(conn, say)?;
     guard_columns(conn, say)?;
-    send_functions(conn, say)
+    send_functions(conn, say)?;
+    mark(conn)
 }
 
 fn replace_functions(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
@@ -125,17 +139,19 @@ fn check_cluster(conn: &mut PgConnection) -> Result<(), String> {
              EXTENSION citus; then, on the coordinator: SELECT citus_set_coordinator_host('…'), citus_add_node('…', 5432);"
             .to_owned());
     }
-    let version = text(conn, "SELECT split_part(extversion, '.', 1) FROM pg_extension WHERE extname = 'citus'")?;
+    let version =
+        text(conn, "SELECT split_part(extversion, '.', 1) FROM pg_extension WHERE extname = 'citus'")?;
     if version.parse::<i32>().is_ok_and(|version| version < OLDEST_VERSION) {
         return Err(format!("Citus is of version {version}, but {OLDEST_VERSION} or newer is needed."));
     }
     if !holds(conn, "(SELECT groupid = 0 FROM pg_dist_local_group)")? {
         return Err("This is a worker. Connect to the coordinator.".to_owned());
     }
-    let has_workers =
-        "EXISTS (SELECT FROM pg_dist_node WHERE groupid <> 0 AND noderole = 'primary' AND isactive AND shouldhaveshards)";
+    let has_workers = "EXISTS (SELECT FROM pg_dist_node WHERE groupid <> 0 AND noderole = 'primary' AND isactive AND shouldhaveshards)";
     if !holds(conn, has_workers)? {
-        return Err("The cluster has no workers. As a superuser: SELECT citus_add_node('…', 5432);".to_owned());
+        return Err(
+            "The cluster has no workers. As a superuser: SELECT citus_add_node('…', 5432);".to_owned()
+        );
     }
     // Balances count in the coordinator's transactions, and functions are sent to the merchant's node.
     if holds(conn, "EXISTS (SELECT FROM pg_dist_node WHERE groupid = 0 AND shouldhaveshards)")? {
@@ -203,20 +219,28 @@ fn spread_tables(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(
          ORDER BY c.relname <> $1, c.relname LIMIT 1";
     loop {
         let found = diesel::sql_query(next).bind::<Text, _>(ANCHOR).get_result::<Named>(conn).optional();
-        let Some(Named { name: table }) = found.map_err(|error| format!("Can't read the catalog: {error}"))? else {
+        let Some(Named { name: table }) =
+            found.map_err(|error| format!("Can't read the catalog: {error}"))?
+        else {
             return Ok(());
         };
         let beside = if table == ANCHOR { "default" } else { ANCHOR };
         let rows = text(conn, &format!("SELECT count(*)::text FROM \"{table}\""))?;
         // One statement, and so all or nothing.
-        execute(conn, &format!("SELECT create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')"))?;
+        execute(
+            conn,
+            &format!(
+                "SELECT create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')"
+            ),
+        )?;
         say(&format!("distributed {table} ({rows} rows)"));
     }
 }
 
 /// Puts the operators' keys on every node: a key is looked up together with the caller's, on the caller's node.
 fn copy_operator_keys(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
-    if !holds(conn, "EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'operator_keys'::regclass)")? {
+    if !holds(conn, "EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'operator_keys'::regclass)")?
+    {
         execute(conn, "SELECT create_reference_table('operator_keys')")?;
         say("copied operator_keys to every node");
     }
@@ -314,6 +338,62 @@ fn send_functions(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<
     Ok(())
 }
 
+/// Maximum difference between the clocks of two nodes that isn't worth a remark: a hundredth of the shortest lease.
+const CLOCK_TOLERANCE_S: f64 = 0.1;
+
+#[derive(QueryableByName)]
+struct NodeFacts {
+    #[diesel(sql_type = Text)]
+    node: String,
+    #[diesel(sql_type = Bool)]
+    answers: bool,
+    #[diesel(sql_type = Bool)]
+    is_durable: bool,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    ahead_s: f64,
+}
+
+/// What isn't as it should be on the other nodes, as sentences.
+pub fn remarks(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
+    let is_cluster = diesel::dsl::sql::<Bool>("EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')");
+    if !diesel::select(is_cluster).get_result::<bool>(conn)? {
+        return Ok(Vec::new());
+    }
+    let nodes = diesel::sql_query(
+        "SELECT n.nodename || ':' || n.nodeport AS node, r.success AS answers, \
+             CASE WHEN r.success THEN split_part(r.result, ' ', 1)::boolean ELSE true END AS is_durable, \
+             CASE WHEN r.success THEN split_part(r.result, ' ', 2)::double precision \
+                 - extract(epoch FROM clock_timestamp())::double precision ELSE 0 END AS ahead_s \
+         FROM run_command_on_workers($q$SELECT (current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean \
+             AND current_setting('synchronous_commit') <> 'off')::text || ' ' || extract(epoch FROM clock_timestamp())$q$) r \
+         JOIN pg_dist_node n ON n.nodename = r.nodename AND n.nodeport = r.nodeport",
+    )
+    .load::<NodeFacts>(conn)?;
+    Ok(nodes.iter().flat_map(judge).collect())
+}
+
+fn judge(NodeFacts { node, answers, is_durable, ahead_s }: &NodeFacts) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if !answers {
+        remarks.push(format!("The node {node} doesn't answer: its merchants have to wait."));
+    }
+    if !is_durable {
+        remarks.push(format!(
+            "The node {node} has fsync, full_page_writes or synchronous_commit off: a crash of its machine can destroy what was \
+             acknowledged."
+        ));
+    }
+    if ahead_s.abs() > CLOCK_TOLERANCE_S {
+        remarks.push(format!(
+            "The clock of the node {node} is {:.1} s {} the coordinator's. By its own clock, it tells how old a key and a delivery \
+             are.",
+            ahead_s.abs(),
+            if *ahead_s > 0.0 { "ahead of" } else { "behind" }
+        ));
+    }
+    remarks
+}
+
 fn execute(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     conn.batch_execute(sql).map_err(|error| format!("Can't distribute the database: {error} ({sql})"))
 }
@@ -328,4 +408,37 @@ fn text(conn: &mut PgConnection, query: &str) -> Result<String, String> {
     diesel::select(diesel::dsl::sql::<Text>(&format!("({query})")))
         .get_result(conn)
         .map_err(|error| format!("Can't read the catalog: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_version_of_the_functions_changes_with_them() {
+        let digest = hex::encode(&Sha256::digest(FUNCTIONS)[..4]);
+        assert_eq!(
+            (FUNCTIONS_VERSION, digest.as_str()),
+            (1, "ff6d0a63"),
+            "raise FUNCTIONS_VERSION, and tell its digest here"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_node_is_remarked() {
+        let sound =
+            || NodeFacts { node: "db2:5432".to_owned(), answers: true, is_durable: true, ahead_s: 0.1 };
+        assert_eq!(judge(&sound()), Vec::<String>::new());
+        for (facts, sign) in [
+            (NodeFacts { answers: false, ..sound() }, "doesn't answer"),
+            (NodeFacts { is_durable: false, ..sound() }, "synchronous_commit off"),
+            (NodeFacts { ahead_s: 2.0, ..sound() }, "is 2.0 s ahead of"),
+            (NodeFacts { ahead_s: -2.0, ..sound() }, "is 2.0 s behind"),
+        ] {
+            let remarks = judge(&facts);
+            assert!(remarks.len() == 1 && remarks[0].contains(sign), "{sign}: {remarks:?}");
+        }
+    }
 }

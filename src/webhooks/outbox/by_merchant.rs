@@ -14,7 +14,8 @@ use diesel::sql_types::{
 use rand::seq::SliceRandom;
 
 use super::{
-    AttemptEffect, Capacity, ClaimedDelivery, ClaimedRow, ClaimedSql, EndpointFilter, EndpointKey, Outcome, State, claimed,
+    AttemptEffect, Capacity, ClaimedDelivery, ClaimedRow, ClaimedSql, EndpointFilter, EndpointKey, Outcome,
+    State, claimed,
 };
 use crate::base::derived_secrets::MasterKeyVersion;
 use crate::base::ids::{MerchantId, WebhookEndpointId};
@@ -67,10 +68,12 @@ fn ready(
 ) -> Result<Vec<Ready>, Error> {
     let these = match among {
         EndpointFilter::All => None,
-        EndpointFilter::These(these) => Some(these.into_iter().map(|(_, endpoint)| endpoint).collect::<Vec<_>>()),
+        EndpointFilter::These(these) => {
+            Some(these.into_iter().map(|(_, endpoint)| endpoint).collect::<Vec<_>>())
+        }
     };
     Ok(statement::<(SqlUuid, SqlUuid, Bool, Bool)>(
-        "SELECT e.merchant_id, e.id, e.failing_since IS NOT NULL, e.first_accepted_at IS NOT NULL \
+        "/* of all merchants */ SELECT e.merchant_id, e.id, e.failing_since IS NOT NULL, e.first_accepted_at IS NOT NULL \
          FROM webhook_endpoints e \
          WHERE e.status = 'enabled' AND coalesce(e.paused_until <= statement_timestamp(), true) \
              AND e.secret_key_version = ANY ({}) \
@@ -196,9 +199,11 @@ fn note_one(
     now: DateTime<Utc>,
     too_old: DateTime<Utc>,
 ) -> Result<Option<AttemptEffect>, Failure> {
-    let interval = |duration: Duration| diesel::data_types::PgInterval::from_microseconds(
-        i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
-    );
+    let interval = |duration: Duration| {
+        diesel::data_types::PgInterval::from_microseconds(
+            i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
+        )
+    };
     let (state, endpoint_is_given_up) = statement::<(Nullable<Text>, Nullable<Bool>)>(
         "SELECT state, endpoint_is_given_up FROM delivery_note_on_shard({}, {}, {}, {}, {}, {}, {}, {}, {}, {})",
     )
@@ -222,7 +227,7 @@ fn note_one(
 
 pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usize, Error> {
     let endpoints = statement::<(SqlUuid, SqlUuid)>(
-        "SELECT e.merchant_id, e.id FROM webhook_endpoints e \
+        "/* of all merchants */ SELECT e.merchant_id, e.id FROM webhook_endpoints e \
          WHERE e.status = 'deleted' AND EXISTS (SELECT FROM webhook_deliveries d \
              WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
                  AND d.claimed_until <= statement_timestamp()) \
@@ -255,7 +260,7 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
 
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
     Ok(statement::<Double>(
-        "SELECT coalesce(extract(epoch FROM statement_timestamp() - min(d.due_at)), 0)::double precision \
+        "/* of all merchants */ SELECT coalesce(extract(epoch FROM statement_timestamp() - min(d.due_at)), 0)::double precision \
          FROM webhook_deliveries d \
          JOIN webhook_endpoints e ON e.merchant_id = d.merchant_id AND e.id = d.endpoint_id \
          WHERE d.state = 'pending' AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
@@ -291,7 +296,10 @@ mod tests {
             endpoint(2, 4, true),
             endpoint(3, 5, false),
         ];
-        let shares: Vec<_> = share(&ready, &room).into_iter().map(|(endpoint, places)| (endpoint.id.0.as_u128(), places)).collect();
+        let shares: Vec<_> = share(&ready, &room)
+            .into_iter()
+            .map(|(endpoint, places)| (endpoint.id.0.as_u128(), places))
+            .collect();
         // Of merchant 1, two are left for two endpoints; of two failing endpoints, one has its turn.
         assert_eq!(shares, [(1, 1), (2, 1), (3, 1), (5, 2)]);
         let full = Capacity { places: 0, ..room };
