@@ -55,7 +55,8 @@ pub const OF_ALL: &str = "/* of all merchants */";
 /// Why a statement can't be planned for one node. `None` if it can.
 pub fn violation(statement: &str) -> Option<String> {
     let text = statement.split_whitespace().collect::<Vec<_>>().join(" ");
-    let plain = text.replace('"', "");
+    let is_of_all = text.starts_with(OF_ALL);
+    let plain = text.trim_start_matches(OF_ALL).trim_start().replace('"', "");
     // What a WITH has named is one merchant's.
     let is_named = |table: &str| {
         plain.contains(&format!("{table} AS NOT MATERIALIZED (SELECT * FROM {table} WHERE merchant_id = '"))
@@ -80,7 +81,7 @@ pub fn violation(statement: &str) -> Option<String> {
         return Some("LEFT JOIN LATERAL after unnest: can't be planned for several nodes".to_owned());
     }
     // Lists of merchants go through Diesel's own language, which has no comments.
-    if text.starts_with(OF_ALL) || plain.starts_with("SELECT merchants.") {
+    if is_of_all || plain.starts_with("SELECT merchants.") {
         return (changes || locks).then(|| "a change or a lock of all merchants".to_owned());
     }
     // Nothing is read: the rows have their merchant.
