@@ -145,13 +145,16 @@ fn run_pending(
     let pending = conn
         .pending_migrations(source)
         .map_err(|error| format!("Can't find out which migrations are pending: {error}"))?;
+    let is_distributed = distribution::prepare_to_migrate(conn)?;
     let mut run = Vec::new();
     for migration in pending {
-        run_one(conn, &*migration, patience)?;
+        run_one(conn, &*migration, is_distributed, patience)?;
         run.push(migration.name().version().to_string());
     }
     let_service_look(conn).map_err(|error| format!("Can't grant a privilege to oncepay_app: {error}"))?;
-    distribution::renew_if_distributed(conn)?;
+    if is_distributed {
+        distribution::renew_after_migrations(conn)?;
+    }
     Ok(run)
 }
 
@@ -163,12 +166,18 @@ fn let_service_look(conn: &mut PgConnection) -> QueryResult<()> {
     Ok(())
 }
 
-fn run_one(conn: &mut PgConnection, migration: &dyn Migration<Pg>, patience: Patience) -> Result<(), String> {
+fn run_one(
+    conn: &mut PgConnection,
+    migration: &dyn Migration<Pg>,
+    is_distributed: bool,
+    patience: Patience,
+) -> Result<(), String> {
     let (started, name) = (Instant::now(), migration.name().to_string());
     let mut attempts = 0;
     loop {
         wait_until_quiet(conn, &name, started, patience)?;
         let done = match migration.metadata().run_in_transaction() {
+            true if is_distributed => distribution::run_migration(conn, migration),
             true => conn.run_migration(migration).map(|_| ()),
             false => build_anew(conn, migration, &name),
         };

@@ -13,11 +13,14 @@
 //! columns don't. So the service's role gets the privilege to update a whole table, and a trigger refuses to update the columns
 //! that the migrations don't grant.
 
-use diesel::connection::SimpleConnection;
-use diesel::sql_types::{Array, Bool, Nullable, Text};
+use diesel::connection::{BoxableConnection, SimpleConnection};
+use diesel::migration::Migration;
+use diesel::pg::Pg;
+use diesel::sql_types::{Array, Bool, Nullable, Text as SqlText};
 use diesel::{Connection, OptionalExtension, PgConnection, QueryResult, QueryableByName, RunQueryDsl};
 
 use super::shape::is_distributed_sql;
+use super::sql::statement;
 
 /// The functions of a distributed database.
 const FUNCTIONS: &str = include_str!("functions.sql");
@@ -52,9 +55,11 @@ pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<
     if !is_done(conn)? {
         // First: as the migrations write them, functions refer to tables, and a table can't go to the nodes before what refers to it.
         replace_functions(conn, say)?;
+        send_functions(conn, Which::OfNobody, say)?;
         give_operations_a_merchant(conn, say)?;
         spread_tables(conn, say)?;
         copy_operator_keys(conn, say)?;
+        empty_coordinator(conn, say)?;
     }
     renew(conn, say)?;
     Ok(())
@@ -86,19 +91,93 @@ pub fn imitate(conn: &mut PgConnection) -> Result<(), String> {
     mark(conn)
 }
 
-/// Renews what a distributed database has of its own, after a migration. Does nothing on one Postgres.
-pub fn renew_if_distributed(conn: &mut PgConnection) -> Result<(), String> {
-    if is_done(conn)? && has_extension(conn)? {
+/// Whether the database is distributed over a cluster, for whoever migrates it. Prepares the session for that.
+pub fn prepare_to_migrate(conn: &mut PgConnection) -> Result<bool, String> {
+    let is_distributed = is_done(conn)? && has_extension(conn)?;
+    if is_distributed {
         execute(conn, "SET citus.enable_unsafe_triggers = on")?;
-        renew(conn, &mut |step| log::info!("{step}"))?;
+        execute(conn, "SET plan_cache_mode = auto")?;
     }
-    Ok(())
+    Ok(is_distributed)
+}
+
+/// Runs a migration on a distributed database, in a transaction, and records it.
+///
+/// The nodes take one statement at a time, so all are put into one block. Privileges on columns are the coordinator's, and
+/// [guards](self#guards) stand for them on the nodes.
+pub fn run_migration(
+    conn: &mut PgConnection,
+    migration: &dyn Migration<Pg>,
+) -> diesel::migration::Result<()> {
+    let mut text = Text(String::new());
+    migration.run(&mut text)?;
+    let block = format!(
+        "DO $migration$ BEGIN SET LOCAL citus.multi_shard_modify_mode = 'sequential'; {} END $migration$",
+        grants_apart(&text.0)
+    );
+    Ok(conn.transaction(|conn| {
+        conn.batch_execute(&block)?;
+        statement::<()>("INSERT INTO __diesel_schema_migrations (version) VALUES ({})")
+            .bind::<SqlText, _>(migration.name().version().to_string())
+            .execute(conn)
+            .map(|_| ())
+    })?)
+}
+
+/// The text of a migration, which runs itself on what looks like a connection.
+struct Text(String);
+
+impl SimpleConnection for Text {
+    fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
+        self.0.push_str(query);
+        Ok(())
+    }
+}
+
+impl BoxableConnection<Pg> for Text {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
+        self
+    }
+}
+
+/// A migration whose grants of columns aren't passed on to the nodes.
+fn grants_apart(sql: &str) -> String {
+    let mut rest = sql;
+    let mut apart = String::new();
+    // Migrations begin each grant on a line of its own.
+    while let Some(start) = rest.find("\nGRANT ").map(|at| at + 1) {
+        let end = rest[start..].find(';').map_or(rest.len(), |length| start + length + 1);
+        let grant = &rest[start..end];
+        apart.push_str(&rest[..start]);
+        let has_columns =
+            grant.split_whitespace().take_while(|word| *word != "ON").any(|word| word.starts_with('('));
+        if has_columns {
+            apart.push_str("SET LOCAL citus.enable_ddl_propagation = off; ");
+            apart.push_str(grant);
+            apart.push_str(" SET LOCAL citus.enable_ddl_propagation = on;");
+        } else {
+            apart.push_str(grant);
+        }
+        rest = &rest[end..];
+    }
+    apart + rest
+}
+
+/// Renews what a distributed database has of its own, after migrations, and distributes new tables.
+pub fn renew_after_migrations(conn: &mut PgConnection) -> Result<(), String> {
+    let say = &mut |step: &str| log::info!("{step}");
+    spread_tables(conn, say)?;
+    renew(conn, say)
 }
 
 fn renew(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
     replace_functions(conn, say)?;
     guard_columns(conn, say)?;
-    send_functions(conn, say)?;
+    send_functions(conn, Which::All, say)?;
     mark(conn)
 }
 
@@ -202,7 +281,7 @@ fn give_operations_a_merchant(conn: &mut PgConnection, say: &mut dyn FnMut(&str)
 
 #[derive(QueryableByName)]
 struct Named {
-    #[diesel(sql_type = Text)]
+    #[diesel(sql_type = SqlText)]
     name: String,
 }
 
@@ -218,7 +297,7 @@ fn spread_tables(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(
                      AND NOT EXISTS (SELECT FROM pg_dist_partition p WHERE p.logicalrelid = f.confrelid)) \
          ORDER BY c.relname <> $1, c.relname LIMIT 1";
     loop {
-        let found = diesel::sql_query(next).bind::<Text, _>(ANCHOR).get_result::<Named>(conn).optional();
+        let found = diesel::sql_query(next).bind::<SqlText, _>(ANCHOR).get_result::<Named>(conn).optional();
         let Some(Named { name: table }) =
             found.map_err(|error| format!("Can't read the catalog: {error}"))?
         else {
@@ -226,15 +305,73 @@ fn spread_tables(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(
         };
         let beside = if table == ANCHOR { "default" } else { ANCHOR };
         let rows = text(conn, &format!("SELECT count(*)::text FROM \"{table}\""))?;
-        // One statement, and so all or nothing.
-        execute(
-            conn,
-            &format!(
-                "SELECT create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')"
-            ),
-        )?;
+        let spread =
+            format!("SELECT create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')");
+        // The rows are inserted on their nodes. That happened before, so no trigger should see it.
+        without_triggers(conn, &format!("t.tgtype & {ON_INSERT} <> 0 AND c.relname = '{table}'"), |conn| {
+            conn.batch_execute(&spread)
+        })
+        .map_err(|error| format!("Can't distribute {table}: {error}"))?;
         say(&format!("distributed {table} ({rows} rows)"));
     }
+}
+
+/// Bits of `pg_trigger.tgtype`.
+const ON_INSERT: i32 = 1 << 2;
+const ON_TRUNCATE: i32 = 1 << 5;
+
+/// Does `work` in a transaction in which the triggers that meet a condition, over `t` and the table `c`, aren't there.
+fn without_triggers(
+    conn: &mut PgConnection,
+    condition: &str,
+    work: impl FnOnce(&mut PgConnection) -> QueryResult<()>,
+) -> QueryResult<()> {
+    #[derive(QueryableByName)]
+    struct Trigger {
+        #[diesel(sql_type = SqlText)]
+        name: String,
+        #[diesel(sql_type = SqlText)]
+        table: String,
+        #[diesel(sql_type = SqlText)]
+        definition: String,
+    }
+    conn.transaction(|conn| {
+        let triggers: Vec<Trigger> = diesel::sql_query(format!(
+            "SELECT t.tgname::text AS name, c.relname::text AS table, pg_get_triggerdef(t.oid) AS definition \
+             FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
+             WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace AND {condition} ORDER BY t.oid"
+        ))
+        .load(conn)?;
+        for Trigger { name, table, .. } in &triggers {
+            conn.batch_execute(&format!("DROP TRIGGER {name} ON {table}"))?;
+        }
+        work(conn)?;
+        triggers.iter().try_for_each(|trigger| conn.batch_execute(&trigger.definition))
+    })
+}
+
+/// Deletes the rows that have been copied to the nodes from the coordinator, where nobody sees them any more.
+fn empty_coordinator(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let left: Vec<Named> = diesel::sql_query(
+        "SELECT c.relname::text AS name FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid \
+         WHERE p.partmethod = 'h' AND c.relnamespace = current_schema()::regnamespace AND pg_relation_size(c.oid) > 0 \
+         ORDER BY c.relname",
+    )
+    .load(conn)
+    .map_err(|error| format!("Can't read the catalog: {error}"))?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    // What refers to a table is emptied with it.
+    let condition = format!("t.tgtype & {ON_TRUNCATE} <> 0");
+    without_triggers(conn, &condition, |conn| {
+        left.iter().try_for_each(|Named { name }| {
+            conn.batch_execute(&format!("SELECT truncate_local_data_after_distributing_table('{name}')"))
+        })
+    })
+    .map_err(|error| format!("Can't empty the coordinator's tables: {error}"))?;
+    say(&format!("deleted the rows of {} tables from the coordinator, which the nodes have now", left.len()));
+    Ok(())
 }
 
 /// Puts the operators' keys on every node: a key is looked up together with the caller's, on the caller's node.
@@ -249,13 +386,13 @@ fn copy_operator_keys(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Res
 
 #[derive(QueryableByName)]
 struct Guarded {
-    #[diesel(sql_type = Text)]
+    #[diesel(sql_type = SqlText)]
     name: String,
     /// The columns that the service must not update.
-    #[diesel(sql_type = Array<Text>)]
+    #[diesel(sql_type = Array<SqlText>)]
     refused: Vec<String>,
     /// The definition of the trigger that is there.
-    #[diesel(sql_type = Nullable<Text>)]
+    #[diesel(sql_type = Nullable<SqlText>)]
     present: Option<String>,
 }
 
@@ -299,25 +436,37 @@ fn guard_columns(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(
     Ok(())
 }
 
+/// Which functions are put on the nodes. Those whose body is a text in SQL are about all merchants, and stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those that aren't called for a merchant.
+    OfNobody,
+}
+
 #[derive(QueryableByName)]
 struct Function {
-    #[diesel(sql_type = Text)]
+    #[diesel(sql_type = SqlText)]
     signature: String,
     #[diesel(sql_type = Bool)]
     is_of_shard: bool,
 }
 
-/// Puts all functions on all nodes, and has those that write for one merchant called on the merchant's.
-fn send_functions(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let functions = diesel::sql_query(
+/// Puts functions on all nodes, and has those that write for one merchant called on the merchant's. All functions, or, before there
+/// are tables of merchants, those others.
+fn send_functions(conn: &mut PgConnection, which: Which, say: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let condition = if which == Which::OfNobody { "NOT" } else { "true OR" };
+    let functions = diesel::sql_query(format!(
         "SELECT p.oid::regprocedure::text AS signature, p.proname LIKE '%\\_on\\_shard' AS is_of_shard \
          FROM pg_proc p \
          LEFT JOIN pg_catalog.pg_dist_object d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.objsubid = 0 \
-         WHERE p.pronamespace = current_schema()::regnamespace AND p.prokind = 'f' AND p.prolang <> 13 \
+         WHERE p.pronamespace = current_schema()::regnamespace AND p.prokind = 'f' \
+             AND (p.prosqlbody IS NOT NULL OR p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')) \
              AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e') \
              AND (d.objid IS NULL OR p.proname LIKE '%\\_on\\_shard' AND d.distribution_argument_index IS NULL) \
+             AND ({condition} p.proname LIKE '%\\_on\\_shard') \
          ORDER BY is_of_shard, p.oid",
-    )
+    ))
     .load::<Function>(conn)
     .map_err(|error| format!("Can't read the functions: {error}"))?;
     let count = functions.len();
@@ -343,7 +492,7 @@ const CLOCK_TOLERANCE_S: f64 = 0.1;
 
 #[derive(QueryableByName)]
 struct NodeFacts {
-    #[diesel(sql_type = Text)]
+    #[diesel(sql_type = SqlText)]
     node: String,
     #[diesel(sql_type = Bool)]
     answers: bool,
@@ -405,7 +554,7 @@ fn holds(conn: &mut PgConnection, condition: &str) -> Result<bool, String> {
 }
 
 fn text(conn: &mut PgConnection, query: &str) -> Result<String, String> {
-    diesel::select(diesel::dsl::sql::<Text>(&format!("({query})")))
+    diesel::select(diesel::dsl::sql::<SqlText>(&format!("({query})")))
         .get_result(conn)
         .map_err(|error| format!("Can't read the catalog: {error}"))
 }
@@ -424,6 +573,19 @@ mod tests {
             (1, "ff6d0a63"),
             "raise FUNCTIONS_VERSION, and tell its digest here"
         );
+    }
+
+    #[test]
+    fn only_grants_of_columns_stay_on_the_coordinator() {
+        let sql = "\nGRANT SELECT ON a TO b;\nGRANT SELECT, UPDATE (c, d)\n ON a TO b;\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end";
+        let (off, on) = (
+            "SET LOCAL citus.enable_ddl_propagation = off; ",
+            " SET LOCAL citus.enable_ddl_propagation = on;",
+        );
+        let expected = format!(
+            "\nGRANT SELECT ON a TO b;\n{off}GRANT SELECT, UPDATE (c, d)\n ON a TO b;{on}\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end"
+        );
+        assert_eq!(grants_apart(sql), expected);
     }
 
     #[test]
