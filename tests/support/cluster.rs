@@ -145,6 +145,19 @@ pub fn shape(owner_url: &SecretString, workers: &Workers) {
     }
 }
 
+/// Whether the tests' databases are distributed, or take the statements of one that is.
+pub fn is_distributed() -> bool {
+    is_wanted() || super::database::is_on_cluster()
+}
+
+/// Whether a test can't be run with the statements of a distributed database, for this reason.
+pub fn differs(reason: &str) -> bool {
+    if is_distributed() {
+        eprintln!("not run on a distributed database: {reason}");
+    }
+    is_distributed()
+}
+
 /// Whether the test's database is on a cluster, where the test can't be run for this reason. `docs/scale.md` lists these tests with their
 /// reasons.
 pub fn cannot(reason: &str) -> bool {
@@ -153,4 +166,46 @@ pub fn cannot(reason: &str) -> bool {
         eprintln!("not run on a cluster: {reason}");
     }
     is_cluster
+}
+
+/// Tests that say so with [`differs`] or [`cannot`], and the reason of each.
+fn exceptions() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            if path.extension().is_none_or(|extension| extension != "rs") || name == "cluster" {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let mut test = "";
+            for line in text.lines() {
+                test = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next()).unwrap_or(test);
+                let said =
+                    line.split_once("cluster::differs(\"").or_else(|| line.split_once("cluster::cannot(\""));
+                if let Some((reason, _)) = said.and_then(|(_, rest)| rest.split_once('"')) {
+                    found.push((format!("{name}::{test}"), reason.to_owned()));
+                }
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_documentation_lists_the_tests_that_are_not_run_on_a_cluster() {
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/scale.md")).unwrap();
+    let exceptions = exceptions();
+    assert!(exceptions.len() > 10, "{exceptions:?}");
+    for (test, reason) in exceptions {
+        let row = format!("| `{test}` | {reason} |");
+        assert!(documented.contains(&row), "docs/scale.md lacks {row}");
+    }
 }

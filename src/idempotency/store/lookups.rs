@@ -238,8 +238,7 @@ pub fn others_in_progress(
 /// Estimated number of rows, as the planner has it, and the table's size in bytes with all indexes.
 pub fn table_size(conn: &mut PgConnection) -> Result<(i64, i64), Failure> {
     let size = if shape::is_distributed() {
-        // Citus estimates no rows.
-        "SELECT -1::bigint, citus_total_relation_size('idempotency_keys')"
+        "SELECT estimated_rows, bytes FROM idempotency_keys_size()"
     } else {
         "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'idempotency_keys'::regclass"
     };

@@ -1004,3 +1004,16 @@ BEGIN
     END IF;
     SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_forget_on_shard(p_merchant_id, p_keys, now) AS s;
 END $$;
+
+-- The size of the table of keys in bytes, with its indexes, on all nodes, and the planner's estimate of its rows; -1 where there is none.
+CREATE OR REPLACE FUNCTION idempotency_keys_size(OUT estimated_rows bigint, OUT bytes bigint)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        estimated_rows := -1;
+        EXECUTE 'SELECT citus_total_relation_size(''public.idempotency_keys'')' INTO bytes;
+    ELSE
+        SELECT c.reltuples::bigint INTO estimated_rows FROM pg_class c WHERE c.oid = 'public.idempotency_keys'::regclass;
+        bytes := pg_total_relation_size('public.idempotency_keys');
+    END IF;
+END $$;

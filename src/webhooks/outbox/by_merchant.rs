@@ -1,6 +1,7 @@
 //! The outbox of a distributed database.
 //!
-//! Endpoints with work are found on all nodes, without a lock: each node looks at its enabled endpoints. Their deliveries are then
+//! Endpoints with work are found on all nodes, without a lock: each node looks at its enabled endpoints, and for each at the first entry of
+//! the index of what waits (a minimum, since Postgres would join an EXISTS with all that waits). Their deliveries are then
 //! claimed endpoint by endpoint, each on its merchant's node. All times are the coordinator's.
 
 use std::collections::HashMap;
@@ -80,9 +81,9 @@ fn ready(
              AND NOT coalesce(e.previous_secret_expires_at > statement_timestamp() \
                  AND e.previous_secret_key_version <> ALL ({}), false) \
              AND ({} OR e.id = ANY ({})) \
-             AND EXISTS (SELECT FROM webhook_deliveries d \
-                 WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
-                     AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp()) \
+             AND (SELECT min(d.due_at) FROM webhook_deliveries d \
+                  WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
+                      AND d.claimed_until <= statement_timestamp()) <= statement_timestamp() \
          LIMIT {}",
     )
     .bind::<Array<Integer>, _>(numbers(keys))
@@ -228,9 +229,9 @@ fn note_one(
 pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usize, Error> {
     let endpoints = statement::<(SqlUuid, SqlUuid)>(
         "/* of all merchants */ SELECT e.merchant_id, e.id FROM webhook_endpoints e \
-         WHERE e.status = 'deleted' AND EXISTS (SELECT FROM webhook_deliveries d \
+         WHERE e.status = 'deleted' AND (SELECT min(d.due_at) FROM webhook_deliveries d \
              WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
-                 AND d.claimed_until <= statement_timestamp()) \
+                 AND d.claimed_until <= statement_timestamp()) IS NOT NULL \
          LIMIT {}",
     )
     .bind::<BigInt, _>(i64::from(batch))
@@ -260,11 +261,11 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
 
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
     Ok(statement::<Double>(
-        "/* of all merchants */ SELECT coalesce(extract(epoch FROM statement_timestamp() - min(d.due_at)), 0)::double precision \
-         FROM webhook_deliveries d \
-         JOIN webhook_endpoints e ON e.merchant_id = d.merchant_id AND e.id = d.endpoint_id \
-         WHERE d.state = 'pending' AND d.due_at <= statement_timestamp() AND d.claimed_until <= statement_timestamp() \
-             AND e.status = 'enabled' AND e.failing_since IS NULL",
+        "/* of all merchants */ SELECT greatest(coalesce(max(waiting.age_s), 0), 0)::double precision FROM ( \
+             SELECT (SELECT extract(epoch FROM statement_timestamp() - min(d.due_at)) FROM webhook_deliveries d \
+                 WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
+                     AND d.claimed_until <= statement_timestamp()) AS age_s \
+             FROM webhook_endpoints e WHERE e.status = 'enabled' AND e.failing_since IS NULL) AS waiting",
     )
     .get_result(conn)?)
 }
