@@ -19,24 +19,17 @@ pub fn balance(
     kind: AccountKind,
     currency: Currency,
 ) -> Result<Decimal, Error> {
-    if shape::is_distributed() {
-        let balance =
-            statement::<Numeric>("SELECT balance FROM ledger_balances({}) WHERE kind = {} AND currency = {}")
-                .bind::<SqlUuid, _>(merchant)
-                .bind::<Text, _>(kind.as_str())
-                .bind::<Text, _>(currency.code())
-                .get_result::<Decimal>(conn)
-                .optional()?;
-        return Ok(balance.unwrap_or_default());
-    }
-    let balance = statement::<Numeric>(
+    let sql = if shape::is_distributed() {
+        "SELECT balance FROM ledger_balances({}) WHERE kind = {} AND currency = {}"
+    } else {
         "SELECT ledger_balance(merchant_id, id) FROM ledger_accounts \
-         WHERE merchant_id = {} AND kind = {} AND currency = {}",
-    )
-    .bind::<SqlUuid, _>(merchant)
-    .bind::<Text, _>(kind.as_str())
-    .bind::<Text, _>(currency.code())
-    .get_result::<Decimal>(conn)
-    .optional()?;
+         WHERE merchant_id = {} AND kind = {} AND currency = {}"
+    };
+    let balance = statement::<Numeric>(sql)
+        .bind::<SqlUuid, _>(merchant)
+        .bind::<Text, _>(kind.as_str())
+        .bind::<Text, _>(currency.code())
+        .get_result::<Decimal>(conn)
+        .optional()?;
     Ok(balance.unwrap_or_default())
 }

@@ -43,10 +43,15 @@ const DUE_POSTINGS: i64 = 500;
 /// this cluster's transactions have its numbers. Returns their number. Each account is a transaction of its
 /// own, so a crash loses only the rest of the work.
 pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
-    if shape::is_distributed() {
-        return roll_up_due_by_merchant(conn);
+    let due = if shape::is_distributed() { due_on_nodes(conn)? } else { due(conn)? };
+    for &(merchant, account) in &due {
+        roll_up_account(conn, merchant, account)?;
     }
-    let due = statement::<(SqlUuid, SqlUuid)>(
+    Ok(due.len())
+}
+
+fn due(conn: &mut PgConnection) -> QueryResult<Vec<(MerchantId, AccountId)>> {
+    statement::<(SqlUuid, SqlUuid)>(
         "SELECT a.merchant_id, a.id FROM ledger_accounts a \
          LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
          WHERE c.horizon > pg_snapshot_xmax(pg_current_snapshot()) OR EXISTS (SELECT FROM postings p WHERE p.merchant_id = a.merchant_id AND p.account_id = a.id \
@@ -55,20 +60,16 @@ pub fn roll_up_due(conn: &mut PgConnection) -> Result<usize, Error> {
          LIMIT 1000",
     )
     .bind::<BigInt, _>(DUE_POSTINGS)
-    .load::<(MerchantId, AccountId)>(conn)?;
-    for &(merchant, account) in &due {
-        roll_up_account(conn, merchant, account)?;
-    }
-    Ok(due.len())
+    .load(conn)
 }
 
 /// The same in a distributed database. Which accounts are due is found on each node, by the coordinator's count of transactions.
-fn roll_up_due_by_merchant(conn: &mut PgConnection) -> Result<usize, Error> {
+fn due_on_nodes(conn: &mut PgConnection) -> QueryResult<Vec<(MerchantId, AccountId)>> {
     let (oldest, next) = statement::<(BigInt, BigInt)>(
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
     )
     .get_result::<(i64, i64)>(conn)?;
-    let due = statement::<(SqlUuid, SqlUuid)>(
+    statement::<(SqlUuid, SqlUuid)>(
         "/* of all merchants */ SELECT a.merchant_id, a.id FROM ledger_accounts a \
          LEFT JOIN ledger_checkpoints c ON c.merchant_id = a.merchant_id AND c.account_id = a.id \
          WHERE c.horizon > {}::text::xid8 OR (SELECT count(*) FROM ( \
@@ -80,11 +81,7 @@ fn roll_up_due_by_merchant(conn: &mut PgConnection) -> Result<usize, Error> {
     .bind::<BigInt, _>(oldest)
     .bind::<BigInt, _>(DUE_POSTINGS + 1)
     .bind::<BigInt, _>(DUE_POSTINGS)
-    .load::<(MerchantId, AccountId)>(conn)?;
-    for &(merchant, account) in &due {
-        roll_up_account(conn, merchant, account)?;
-    }
-    Ok(due.len())
+    .load(conn)
 }
 
 /// Rolls up due accounts, again and again. Any number of instances may do so at the same time.

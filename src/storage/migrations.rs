@@ -20,7 +20,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::distribution;
 use super::language;
-use super::sql::statement;
+use super::sql::{holds, statement};
 use crate::base::time;
 
 /// All migrations, built into the binary.
@@ -89,10 +89,6 @@ pub fn migrate_from(
     }
     begin_epoch(conn, patience)?;
     Ok(run)
-}
-
-fn holds(conn: &mut PgConnection, condition: &str) -> QueryResult<bool> {
-    diesel::select(diesel::dsl::sql::<Bool>(condition)).get_result(conn)
 }
 
 /// Takes the lock of the one that migrates. Asks again and again instead of waiting in the database: there, the waiting

@@ -69,3 +69,8 @@ impl<ST> Query for Statement<'_, ST> {
 }
 
 impl<ST> RunQueryDsl<PgConnection> for Statement<'_, ST> {}
+
+/// Whether a condition holds, as an SQL expression without values.
+pub fn holds(conn: &mut PgConnection, condition: &str) -> QueryResult<bool> {
+    diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(condition)).get_result(conn)
+}

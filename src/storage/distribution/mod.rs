@@ -20,7 +20,7 @@ use diesel::sql_types::{Array, Bool, Nullable, Text as SqlText};
 use diesel::{Connection, OptionalExtension, PgConnection, QueryResult, QueryableByName, RunQueryDsl};
 
 use super::shape::is_distributed_sql;
-use super::sql::statement;
+use super::sql::{self, statement};
 
 /// The functions of a distributed database.
 const FUNCTIONS: &str = include_str!("functions.sql");
@@ -30,14 +30,16 @@ const FUNCTIONS_VERSION: i32 = 1;
 
 /// The oldest major version of Citus that this was run with.
 const OLDEST_VERSION: i32 = 13;
+/// SQL: whether this is a database of Citus.
+const HAS_EXTENSION: &str = "EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
 /// Table of merchants, with whose rows those of the others go.
 const ANCHOR: &str = "merchants";
 
 /// Distributes the migrated database of `conn`, which must be its owner. Says each step. The error is a sentence.
 pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
     check_cluster(conn)?;
-    // Migrations and this command are for one at a time.
-    if !is_done(conn)? {
+    let is_done = is_done(conn)?;
+    if !is_done {
         refuse_instances(conn)?;
     }
     let prepared = [
@@ -52,7 +54,7 @@ pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<
     for setting in prepared {
         execute(conn, setting)?;
     }
-    if !is_done(conn)? {
+    if !is_done {
         // First: as the migrations write them, functions refer to tables, and a table can't go to the nodes before what refers to it.
         replace_functions(conn, say)?;
         send_functions(conn, Which::OfNobody, say)?;
@@ -61,8 +63,7 @@ pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<
         copy_operator_keys(conn, say)?;
         empty_coordinator(conn, say)?;
     }
-    renew(conn, say)?;
-    Ok(())
+    renew(conn, say)
 }
 
 /// What makes a database count as distributed, whether or not its tables are: a function that returns the version of the functions.
@@ -193,18 +194,15 @@ fn is_done(conn: &mut PgConnection) -> Result<bool, String> {
 }
 
 fn has_extension(conn: &mut PgConnection) -> Result<bool, String> {
-    holds(conn, "EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
+    holds(conn, HAS_EXTENSION)
 }
 
 /// Whether some tables are distributed and the rest isn't: an interrupted run.
 pub fn is_half_done(conn: &mut PgConnection) -> QueryResult<bool> {
-    let look = |conn: &mut PgConnection, condition: &str| {
-        diesel::select(diesel::dsl::sql::<Bool>(condition)).get_result::<bool>(conn)
-    };
     // Citus shows the table to everybody.
-    Ok(look(conn, "to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")?
-        && !look(conn, is_distributed_sql!())?
-        && look(
+    Ok(sql::holds(conn, "to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")?
+        && !sql::holds(conn, is_distributed_sql!())?
+        && sql::holds(
             conn,
             "EXISTS (SELECT FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid \
              WHERE c.relnamespace = current_schema()::regnamespace)",
@@ -504,8 +502,7 @@ struct NodeFacts {
 
 /// What isn't as it should be on the other nodes, as sentences.
 pub fn remarks(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
-    let is_cluster = diesel::dsl::sql::<Bool>("EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')");
-    if !diesel::select(is_cluster).get_result::<bool>(conn)? {
+    if !sql::holds(conn, HAS_EXTENSION)? {
         return Ok(Vec::new());
     }
     let nodes = diesel::sql_query(
@@ -548,9 +545,7 @@ fn execute(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
 }
 
 fn holds(conn: &mut PgConnection, condition: &str) -> Result<bool, String> {
-    diesel::select(diesel::dsl::sql::<Bool>(condition))
-        .get_result(conn)
-        .map_err(|error| format!("Can't read the catalog: {error}"))
+    sql::holds(conn, condition).map_err(|error| format!("Can't read the catalog: {error}"))
 }
 
 fn text(conn: &mut PgConnection, query: &str) -> Result<String, String> {
