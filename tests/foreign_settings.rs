@@ -21,6 +21,9 @@ fn set(database: &TestDatabase, settings: &[(&str, &str)]) {
 
 #[test]
 fn a_session_sets_what_it_depends_on() {
+    if cluster::cannot("the role's settings reach the other nodes, too, so instances don't start") {
+        return;
+    }
     let database = TestDatabase::new();
     set(
         &database,
@@ -119,4 +122,25 @@ fn errors_in_another_language_are_a_reason_not_to_start_and_not_to_migrate() {
 fn says(database: &TestDatabase) -> String {
     let error = diesel::sql_query("SELECT 1 / 0").execute(&mut database.as_app()).expect_err("it's an error");
     error.to_string()
+}
+
+#[test]
+fn settings_of_other_nodes_are_a_reason_not_to_start() {
+    let database = TestDatabase::new();
+    if !database.is_on_cluster() {
+        return;
+    }
+    // What a session sets itself on the coordinator, the role has on the other nodes, too.
+    let settings =
+        [("standard_conforming_strings", "off"), ("lock_timeout", "'1ms'"), ("DateStyle", "'German, DMY'")];
+    for (name, value) in settings {
+        set(&database, &[(name, value)]);
+        let refused = Process::refusal(&database, &[]);
+        let said = format!("the service's sessions have settings with which it can't work: {name} = ");
+        assert!(refused.contains(&said) && refused.contains("Reset them"), "{refused}");
+        let reset = format!("ALTER ROLE oncepay_app IN DATABASE {} RESET {name}", database.name());
+        execute(&mut database.as_superuser(), &reset);
+    }
+    let app = App::start(&database);
+    app.client.as_merchant(&database.merchant()).charge(&fresh_key(), &visa()).expect(201);
 }

@@ -596,10 +596,8 @@ fn keys_of_interventions_are_listed_with_their_event_and_unknown_kinds_without()
     }
     // A later release may have made a resource that this one doesn't know, before it was rolled back.
     let unheard_of = "UPDATE idempotency_keys SET resource_type = 'loyalty_card' WHERE key = 'replay'";
-    let mut superuser = scene.database.as_superuser();
     // Past the guard of completed keys.
-    execute(&mut superuser, "SET session_replication_role = 'replica'");
-    execute(&mut superuser, unheard_of);
+    scene.database.unguarded(unheard_of);
     assert_eq!(resource_of("replay"), Value::Null);
 }
 
@@ -655,12 +653,15 @@ fn an_operator_replays_what_has_failed_before() {
     let payout = scene.payout();
     // As if a release that had a bug had taken it for something else.
     assert_eq!(scene.deliver_as("e", &scene.event("payout.paid", &payout)), "applied");
-    let superuser = &mut scene.database.as_superuser();
-    execute(superuser, "SET session_replication_role = 'replica'");
-    execute(superuser, "UPDATE acquirer_events SET state = 'unknown'");
-    execute(superuser, "UPDATE payouts SET status = 'in_transit', settled_at = NULL");
-    execute(superuser, "DELETE FROM events WHERE type = 'payout.paid'");
-    delete_entry(superuser, &format!("{payout}:paid"));
+    execute(&mut scene.database.as_superuser(), "UPDATE acquirer_events SET state = 'unknown'");
+    scene.database.unguarded(
+        "UPDATE payouts SET status = 'in_transit', settled_at = NULL; DELETE FROM events WHERE type = 'payout.paid'",
+    );
+    let entry = format!("source = '{payout}:paid'");
+    scene.database.unguarded(&format!(
+        "DELETE FROM postings WHERE entry_id IN (SELECT id FROM journal_entries WHERE {entry}); \
+         DELETE FROM journal_entries WHERE {entry}"
+    ));
     let path = format!("/v1/operator/acquirer-events/{}", scene.kept("e")["id"].as_str().unwrap());
     assert_eq!(scene.operator.get(&path).expect(200).json(), scene.kept("e"));
 
@@ -677,12 +678,6 @@ fn an_operator_replays_what_has_failed_before() {
     let refused = scene.operator.send("POST", &format!("{unheard}/replay"), &fresh_key(), &json!({}));
     refused.expect_problem(404, "acquirer_event_not_found");
     scene.client.get(&path).expect_problem(403, "operator_key_required");
-}
-
-fn delete_entry(conn: &mut PgConnection, source: &str) {
-    let entries = format!("SELECT id FROM journal_entries WHERE source = '{source}'");
-    execute(conn, &format!("DELETE FROM postings WHERE entry_id IN ({entries})"));
-    execute(conn, &format!("DELETE FROM journal_entries WHERE source = '{source}'"));
 }
 
 #[test]

@@ -259,8 +259,7 @@ fn the_reaper_does_not_wait_for_a_locked_row() {
     let mut other = database.as_owner();
     other
         .transaction(|conn| {
-            diesel::sql_query("SELECT FROM idempotency_keys WHERE key = 'locked' FOR UPDATE")
-                .execute(conn)?;
+            lock_rows(conn, "idempotency_keys", "key = 'locked'")?;
             assert_eq!(reap(&database, 100), (1, 0));
             Ok::<_, diesel::result::Error>(())
         })
@@ -305,15 +304,14 @@ fn a_row_that_vanishes_between_conflict_and_lock_means_deciding_again() {
         let client = stopped.client.as_merchant(&merchant);
         owner
             .transaction(|conn| {
-                diesel::sql_query("SELECT FROM idempotency_keys WHERE key = 'k' FOR UPDATE").execute(conn)?;
+                lock_rows(conn, "idempotency_keys", "key = 'k'")?;
                 let request = thread::spawn(move || client.charge("k", &with_method("pm_card_error_once")));
                 stopped.wait_until_stopped();
                 Ok::<_, diesel::result::Error>(request)
             })
             .unwrap()
     };
-    execute(&mut owner, "SET session_replication_role = 'replica'");
-    execute(&mut owner, "DELETE FROM idempotency_keys WHERE key = 'k'");
+    database.unguarded("DELETE FROM idempotency_keys WHERE key = 'k'");
     stopped.go_on();
     // Nothing is left of the first one, so this is a new request, with a first attempt of its own.
     request.join().unwrap().expect_problem(503, "processor_unavailable");
@@ -363,7 +361,7 @@ fn the_database_guards_the_life_of_a_key() {
         "UPDATE idempotency_keys SET expires_at = statement_timestamp() WHERE key = 'done'",
         "UPDATE idempotency_keys SET state = 'expired', forget_at = statement_timestamp(), request_body = '', \
          response_body = NULL, response_headers = NULL WHERE key = 'done'",
-        "UPDATE idempotency_keys SET state = 'in_progress', claim_token = gen_random_uuid(), \
+        "UPDATE idempotency_keys SET state = 'in_progress', claim_token = '018f3e3e-0000-7000-8000-000000000000', \
          lease_expires_at = statement_timestamp(), recover_at = statement_timestamp(), recovery_point = 'started', \
          response_status = NULL, response_body = NULL, response_headers = NULL, completed_at = NULL WHERE key = 'done'",
     ] {

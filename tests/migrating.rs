@@ -106,7 +106,7 @@ fn a_migration_waits_for_readers_and_holds_up_nobody() {
 fn a_migration_that_meets_a_lock_after_all_gives_way_and_comes_again() {
     let database = TestDatabase::new();
     // Takes the lock that others wait for in the middle, when it's known that nobody had one at the beginning.
-    let up = "SET LOCAL lock_timeout = '30s'; SELECT pg_advisory_xact_lock(4711); \
+    let up = "SET LOCAL lock_timeout = '30s'; DO 'BEGIN PERFORM pg_advisory_xact_lock(4711); END'; \
               SET LOCAL lock_timeout = '500ms'; ALTER TABLE webhook_endpoints ADD COLUMN note text;";
     let migration = Migration::new("note", up, true);
     let mut gate = database.as_owner();

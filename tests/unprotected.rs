@@ -144,7 +144,7 @@ fn take_over(database: &TestDatabase) {
     eventually("the claim", || database.count(running) == 1);
     execute(
         &mut database.as_owner(),
-        "UPDATE idempotency_keys SET claim_token = uuid_v7(), takeovers = 1, attempts = 2, \
+        "UPDATE idempotency_keys SET claim_token = '018f3e3e-0000-7000-8000-000000000000', takeovers = 1, attempts = 2, \
              lease_expires_at = statement_timestamp() + interval '1 hour' WHERE attempts = 1 AND claim_token IS NOT NULL",
     );
 }

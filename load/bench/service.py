@@ -91,6 +91,24 @@ def cpu_s(pid, with_ended_children=False):
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
+def postgres_processes(data):
+    """Ids of the processes of the server with that folder, the first of which starts the others."""
+    with open(os.path.join(data, "postmaster.pid")) as file:
+        postmaster = file.readline().strip()
+    return [postmaster, *open(f"/proc/{postmaster}/task/{postmaster}/children").read().split()]
+
+
+def postgres_cpu_s(data):
+    """User and system time of all processes of the server with that folder, those that have ended included."""
+    postmaster, *children = postgres_processes(data)
+    total = cpu_s(postmaster, with_ended_children=True)
+    for child in children:
+        # One that has just ended counts next time.
+        with contextlib.suppress(OSError):
+            total += cpu_s(child)
+    return total
+
+
 @contextlib.contextmanager
 def limited_memory(pids, limit):
     """Lets processes, and those that they start, have no more memory than that, what the kernel keeps of their files
@@ -230,19 +248,11 @@ class Service(Process):
 
     def postgres_processes(self):
         """Ids of Postgres' processes, the first of which starts the others."""
-        with open(os.path.join(self.folder, "data", "postgres", "postmaster.pid")) as file:
-            postmaster = file.readline().strip()
-        return [postmaster, *open(f"/proc/{postmaster}/task/{postmaster}/children").read().split()]
+        return postgres_processes(os.path.join(self.folder, "data", "postgres"))
 
     def postgres_cpu_s(self):
         """User and system time of all of Postgres' processes, those that have ended included."""
-        postmaster, *children = self.postgres_processes()
-        total = cpu_s(postmaster, with_ended_children=True)
-        for child in children:
-            # One that has just ended counts next time.
-            with contextlib.suppress(OSError):
-                total += cpu_s(child)
-        return total
+        return postgres_cpu_s(os.path.join(self.folder, "data", "postgres"))
 
     def stop(self):
         super().stop()

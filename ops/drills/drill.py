@@ -50,6 +50,13 @@ def build():
     return os.path.join(ROOT, "target", "debug", "oncepay")
 
 
+def create_database(sql, password=None):
+    """The roles, and an empty database. `sql` runs statements in another."""
+    for role in ("oncepay_owner", "oncepay_app"):
+        sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password or role}'", "postgres")
+    sql("CREATE DATABASE oncepay OWNER oncepay_owner", "postgres")
+
+
 class Cluster:
     """A Postgres server in a folder, with its WAL archived if `archive` names a folder for that."""
 

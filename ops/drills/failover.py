@@ -15,30 +15,25 @@ Postgres as the user postgres.
 """
 
 import argparse
-import http.client
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.parse
 import urllib.request
-import uuid
 
-from drill import Process, Task, eventually, find, free_port, run
-from service import is_ready, release_build
+from charging import PATIENCE_S, Charging, write_table
+from drill import Process, create_database, eventually, find, free_port, run
+from service import release_build
 
 PASSWORD = "drill"
 # The shortest that Patroni allows; its default is 30. A leader that died without a word is replaced after that time.
 TTL_S = 20
-PATIENCE_S = 120
-TITLE = "## A cluster of Patroni"
+TITLE = "A cluster of Patroni"
 
 
 def children_of(pid):
@@ -159,6 +154,9 @@ class Cluster:
     def leader(self):
         return next((node for node in self.nodes if node.role() == "leader"), None)
 
+    def create_database(self):
+        create_database(self.sql, PASSWORD)
+
     def url(self, role, database):
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         return f"postgres://{role}:{PASSWORD}@{hosts}/{database}?target_session_attrs=read-write&connect_timeout=2"
@@ -175,89 +173,6 @@ class Cluster:
             process.process.wait()
 
 
-class Client:
-    """Sends a charge until it's answered, then the next one."""
-
-    def __init__(self, urls, api_key, stop):
-        self.urls, self.api_key, self.is_over = [urllib.parse.urlsplit(url) for url in urls], api_key, stop
-        self.at = random.randrange(len(urls))
-        # By key: when it was first sent, when it was answered, the answer.
-        self.answers, self.attempts, self.surprises = {}, 0, []
-
-    def send(self, key):
-        """Status, body, and whether it's a replay. None without an answer."""
-        headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json", "Idempotency-Key": key}
-        body = json.dumps({"amount": "12.50", "currency": "USD", "payment_method": "pm_card_visa"})
-        url = self.urls[self.at]
-        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
-        try:
-            connection.request("POST", "/v1/charges", body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read(), answer.getheader("Idempotent-Replayed") == "true"
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
-
-    def send_until_answered(self, key):
-        begun, pause = time.monotonic(), 0.05
-        while time.monotonic() - begun < PATIENCE_S:
-            self.attempts += 1
-            answer = self.send(key)
-            if answer and answer[0] == 201:
-                return answer
-            if answer and answer[0] not in (409, 503):
-                self.surprises.append(f"{key} was answered {answer[0]}: {answer[1][:300]}")
-            self.at = (self.at + 1) % len(self.urls)
-            time.sleep(random.uniform(0, pause))
-            pause = min(2 * pause, 1)
-        return None
-
-    def go_on(self):
-        while not self.is_over.is_set():
-            key, sent = str(uuid.uuid4()), time.monotonic()
-            answer = self.send_until_answered(key)
-            if answer is None:
-                self.surprises.append(f"{key} got no answer")
-                continue
-            self.answers[key] = (sent, time.monotonic(), answer[1])
-            time.sleep(random.uniform(0, 0.02))
-
-    def lost(self):
-        """Keys whose answer isn't given again."""
-        def is_lost(key):
-            answer = self.send_until_answered(key)
-            return not answer or not answer[2] or answer[1] != self.answers[key][2]
-        return [key for key in self.answers if is_lost(key)]
-
-
-def start_service(cluster, binary):
-    """Two instances, and the API key of a merchant."""
-    roles = "; ".join(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'" for role in ("oncepay_owner", "oncepay_app"))
-    cluster.sql(roles, "postgres")
-    cluster.sql("CREATE DATABASE oncepay OWNER oncepay_owner", "postgres")
-    environment = os.environ | {
-        "ONCEPAY_OWNER_DATABASE_URL": cluster.url("oncepay_owner", "oncepay"),
-        "DATABASE_URL": cluster.url("oncepay_app", "oncepay"),
-        "ONCEPAY_MASTER_KEY": "drill" * 8,
-        # What the leader's end interrupts is taken over soon.
-        "ONCEPAY_PROCESSOR_TIMEOUT_MS": "3000",
-        "ONCEPAY_LEASE_MS": "4000",
-    }
-    run(binary, "migrate", env=environment)
-    seeded = os.path.join(cluster.folder, "seed")
-    run(binary, "seed", "--data-dir", seeded, env=environment)
-    api_key = re.search(r"^ONCEPAY_API_KEY=(\S+)$", open(os.path.join(seeded, "dev.env")).read(), re.M)[1].strip("'\"")
-    urls = []
-    for number in (1, 2):
-        url = f"http://127.0.0.1:{free_port()}"
-        own = environment | {"ONCEPAY_SANDBOX_CALL_LOG": os.path.join(cluster.folder, f"calls-{number}.jsonl")}
-        cluster.add(f"api-{number}", [binary, "serve", "--listen", url.removeprefix("http://")], own)
-        eventually("an instance", lambda url=url: is_ready(url))
-        urls.append(url)
-    return urls, api_key, environment
-
-
 def kill_leader(cluster):
     """Returns when the leader was killed, as soon as the other node leads and the killed one follows it."""
     leader = cluster.leader()
@@ -271,80 +186,26 @@ def kill_leader(cluster):
     return killed
 
 
-def processor_keys(cluster):
-    """The keys of the authorizations that the processor was asked for."""
-    keys = set()
-    for number in (1, 2):
-        for line in open(os.path.join(cluster.folder, f"calls-{number}.jsonl")):
-            call = json.loads(line)
-            if call["call"] == "authorize":
-                keys.add(call["key"])
-    return keys
-
-
-def write_table(path, row):
-    text = open(path).read().split(f"\n{TITLE}")[0].rstrip("\n")
-    text += f"""
-
-{TITLE}
-
-Two nodes in synchronous mode, of which the leader is killed with all its processes while clients create charges at two
+ABOUT = f"""Two nodes in synchronous mode, of which the leader is killed with all its processes while clients create charges at two
 instances, until its place in etcd expires ({TTL_S} s) and the other node takes it. *Worst time to recover* is from the kill to
 the first answer to a charge that was sent since. Made by `python3 ops/drills/failover.py --table tests/FAULTS.md` on
-{time.strftime("%Y-%m-%d")}.
-
-| fault | times | requests | retries | acknowledged | taken over | lost | duplicated | worst time to recover | slowest request |
-|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
-{row}
-"""
-    with open(path, "w") as file:
-        file.write(text)
+{time.strftime("%Y-%m-%d")}."""
 
 
 def play(cluster, options):
-    urls, api_key, environment = start_service(cluster, options.binary)
-    stop = threading.Event()
-    clients = [Client(urls, api_key, stop) for _ in range(options.clients)]
-    kills = []
-    tasks = [Task(client.go_on) for client in clients]
-    try:
-        for _ in range(options.kills):
-            time.sleep(random.uniform(2, 4))
-            kills.append(kill_leader(cluster))
-        time.sleep(2)
-    finally:
-        stop.set()
-    for task in tasks:
-        task.join()
+    charging = Charging(cluster, options.binary, options.clients)
 
-    answers = [answer for client in clients for answer in client.answers.values()]
-    attempts = sum(client.attempts for client in clients)
-    # Asked of all at once: there are thousands.
-    lost = []
-    asking = [Task(lambda client=client: lost.extend(client.lost())) for client in clients]
-    for task in asking:
-        task.join()
-    problems = [surprise for client in clients for surprise in client.surprises]
-    problems += [f"the answer to {key} is lost" for key in lost]
-    charges = int(cluster.sql("SELECT count(*) FROM charges"))
-    duplicated = max(charges, len(processor_keys(cluster))) - len(answers)
-    if duplicated:
-        problems.append(f"{len(answers)} charges were acknowledged, {charges} are in the database, and the processor was asked for "
-                        f"{len(processor_keys(cluster))}")
-    audit = subprocess.run([options.binary, "audit"], env=environment, capture_output=True, text=True)
-    if audit.returncode != 0:
-        problems.append(f"the audit isn't clean: {audit.stdout}{audit.stderr}")
-    recovery = max(min((at for sent, at, _ in answers if sent > killed), default=float("inf")) - killed for killed in kills)
-    row = (
-        f"| Patroni: the leader and its Postgres killed | {len(kills)} | {len(answers)} | {attempts - len(answers)} | {len(answers)} "
-        f"| {cluster.sql('SELECT count(*) FROM idempotency_keys WHERE attempts > 1')} | {len(lost)} | {max(duplicated, 0)} "
-        f"| {recovery:.2f} s | {max(at - sent for sent, at, _ in answers):.2f} s |"
-    )
-    print(row, flush=True)
-    if problems:
-        sys.exit("\n".join(problems[:20]))
+    def kill():
+        killed = []
+        for number in range(options.kills):
+            if number:
+                time.sleep(random.uniform(2, 4))
+            killed.append(kill_leader(cluster))
+        return killed
+
+    row = charging.during(kill)
     if options.table:
-        write_table(options.table, row)
+        write_table(options.table, TITLE, ABOUT, [f"| Patroni: the leader and its Postgres killed | {row}"])
 
 
 def main():

@@ -30,7 +30,7 @@ import threading
 import time
 import uuid
 
-from drill import Client, Cluster, Process, Stopwatch, Task, build, eventually, expect, find, free_port, oncepay, run, serve
+from drill import Client, Cluster, Process, Stopwatch, Task, build, create_database, eventually, expect, find, free_port, oncepay, run, serve
 
 MASTER_KEY = "a-master-key-for-drills-of-40-characters"
 PROCESSOR_KEY = "processor-key"
@@ -203,9 +203,7 @@ class Drill:
 
 def set_up(drill):
     primary = drill.cluster("primary", os.path.join(drill.folder, "archive")).create().start()
-    for role in ("oncepay_owner", "oncepay_app"):
-        primary.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'", "postgres")
-    primary.sql("CREATE DATABASE oncepay OWNER oncepay_owner", "postgres")
+    create_database(primary.sql)
     primary.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC; GRANT CREATE ON SCHEMA public TO oncepay_owner")
     drill.processor = Processor(drill.binary, drill.folder, f"http://127.0.0.1:{drill.port}/v1/webhooks/acquirer")
     drill.oncepay(primary, "migrate")

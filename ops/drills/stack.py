@@ -97,9 +97,8 @@ class Stack:
         self.postgres = Cluster(os.path.join(self.folder, "postgres")).create()
         self.postgres.configure({"fsync": "off", "max_connections": 200, "max_wal_size": "2GB"})
         self.postgres.start()
-        for statement in ("CREATE ROLE oncepay_owner LOGIN", "CREATE ROLE oncepay_app LOGIN",
-                          "CREATE DATABASE oncepay OWNER oncepay_owner", "CREATE DATABASE simulator OWNER oncepay_owner"):
-            self.postgres.sql(statement, database="postgres")
+        create_database(self.postgres.sql)
+        self.postgres.sql("CREATE DATABASE simulator OWNER oncepay_owner", "postgres")
         for database in ("oncepay", "simulator"):
             self.postgres.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC; GRANT CREATE ON SCHEMA public TO oncepay_owner", database)
         owner = self.postgres.url("oncepay_owner")

@@ -44,12 +44,16 @@ impl From<diesel::result::Error> for Error {
     }
 }
 
-/// Deadlock (40P01) and lock timeout (55P03). Diesel doesn't expose the SQLSTATE, so this matches the
+/// Deadlock (40P01), lock timeout (55P03), and a plan that names a shard which has been split since. Diesel doesn't expose the SQLSTATE, so this matches the
 /// message; the server must have `lc_messages` in English.
 fn collided(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
-    ["deadlock detected", "canceling statement due to lock timeout", "could not obtain lock"]
-        .iter()
-        .any(|message| information.message().starts_with(message))
+    let collided = [
+        "deadlock detected",
+        "canceling statement due to lock timeout",
+        "could not obtain lock",
+        "could not find valid entry for shard",
+    ];
+    collided.iter().any(|message| information.message().starts_with(message))
 }
 
 /// Whether an error means that the connection ended before the answer to a statement came. Then the statement
@@ -195,7 +199,11 @@ mod tests {
             commit_error: Box::new(error(lost)),
         };
         assert_eq!(Error::from(at_commit).code(), Code::DatabaseUnavailable);
-        for message in ["deadlock detected", "could not obtain lock on row in relation \"charges\""] {
+        for message in [
+            "deadlock detected",
+            "could not obtain lock on row in relation \"charges\"",
+            "could not find valid entry for shard 102232",
+        ] {
             assert_eq!(sorted(message), Code::TransientConflict, "{message}");
         }
         for message in ["could not determine data type of parameter $1", "relation \"charge\" does not exist"]

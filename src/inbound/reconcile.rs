@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::processor::{Adapter, Books, Page, Processor, ProcessorCall, ProcessorError, ProcessorOperation};
 use crate::storage;
 use crate::storage::db::{Db, plan_freely};
-use crate::storage::sql::statement;
+use crate::storage::sql::{grouped, statement};
 use crate::storage::{merchants, shape};
 
 pub use super::differences::{Difference, Report};
@@ -240,15 +240,13 @@ macro_rules! keep_operations {
     };
 }
 
-/// Sorts rows by merchant.
+/// Sorts operations by merchant.
 fn by_merchant(rows: Value) -> BTreeMap<Uuid, Vec<Value>> {
-    let mut sorted = BTreeMap::<_, Vec<_>>::new();
-    let Value::Array(rows) = rows else { return sorted };
-    for row in rows {
+    let Value::Array(rows) = rows else { return BTreeMap::new() };
+    grouped(rows.into_iter().map(|row| {
         let merchant = row["merchant_id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
-        sorted.entry(merchant.unwrap_or(merchants::NOBODY)).or_default().push(row);
-    }
-    sorted
+        (merchant.unwrap_or(merchants::NOBODY), row)
+    }))
 }
 
 fn keep(conn: &mut PgConnection, rows: Value, sequence: i64) -> Result<(), Error> {

@@ -95,7 +95,7 @@ pub enum Verdict {
 }
 
 /// Checks what the service can't do without: the server's version, the encoding, the language of errors, the
-/// migrations, the privileges of the role, in this order.
+/// migrations, the settings on the other nodes of a cluster, the privileges of the role, in this order.
 pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
     let (version, encoding): (i32, String) = statement::<(Integer, Text)>(
         "SELECT current_setting('server_version_num')::int, current_setting('server_encoding')",
@@ -134,6 +134,11 @@ pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
     }
     if shape::is_distributed() && distribution::is_behind(conn)? {
         return Ok(Verdict::Unfit(Unfit::MigrationsMissing));
+    }
+    if shape::is_distributed()
+        && let Some(refused) = distribution::unsuitable_settings(conn)?
+    {
+        return Ok(Verdict::Refused(refused));
     }
     // Without one of these objects: null.
     let has_privileges: Option<bool> = statement::<Nullable<Bool>>(

@@ -116,13 +116,8 @@ fn give_name(conn: &mut PgConnection) -> QueryResult<String> {
 /// empty when the plan was made. The other statements ask for more freedom themselves ([`plan_freely`]). In a distributed database,
 /// a plan depends on the merchant: it says which node the statement goes to.
 fn limit(conn: &mut PgConnection, is_distributed: bool) -> QueryResult<()> {
-    // The second: what a transaction sets counts on the other nodes, too.
-    let (plans, beyond) = if is_distributed {
-        ("auto", ", set_config('citus.propagate_set_commands', 'local', false)")
-    } else {
-        ("force_generic_plan", "")
-    };
-    diesel::sql_query(format!(
+    let plans = if is_distributed { "auto" } else { "force_generic_plan" };
+    diesel::sql_query(
         "SELECT set_config('application_name', 'oncepay', false), \
                 set_config('statement_timeout', '5s', false), \
                 set_config('lock_timeout', '2s', false), \
@@ -132,8 +127,8 @@ fn limit(conn: &mut PgConnection, is_distributed: bool) -> QueryResult<()> {
                     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false), \
                 set_config('plan_cache_mode', $1, false), \
                 set_config('enable_seqscan', 'off', false), \
-                set_config('jit', 'off', false){beyond}",
-    ))
+                set_config('jit', 'off', false)",
+    )
     .bind::<Text, _>(plans)
     .execute(conn)
     .map(|_| ())
@@ -165,6 +160,11 @@ fn settle(conn: &mut PgConnection, names_schema: bool) -> QueryResult<bool> {
     // Comes last: by now the schema is set.
     let look = concat!(", ", is_distributed_sql!(), " AS is_distributed");
     let settled: Settled = diesel::sql_query(format!("{settings}{schema}{look}")).get_result(conn)?;
+    if settled.is_distributed {
+        // Other nodes hear of what a transaction sets.
+        diesel::sql_query("SELECT set_config('citus.propagate_set_commands', 'local', false)")
+            .execute(conn)?;
+    }
     shape::note(settled.is_distributed);
     Ok(settled.is_distributed)
 }

@@ -4,6 +4,7 @@
 //! are parsed and planned anew each time. The statements of the claim protocol are clearer as SQL and run on
 //! every request, so they use this small query node.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use diesel::expression::{AsExpression, Expression};
@@ -22,6 +23,15 @@ pub struct Statement<'a, ST> {
 /// Starts a statement. Pass its values to [`Statement::bind`], in the order of the `{}`.
 pub fn statement<'a, ST>(sql: &'static str) -> Statement<'a, ST> {
     Statement { sql, binds: Vec::new(), rows: PhantomData }
+}
+
+/// Rows by what they begin with, such as a merchant, in its order.
+pub fn grouped<K: Ord, T>(rows: impl IntoIterator<Item = (K, T)>) -> BTreeMap<K, Vec<T>> {
+    let mut grouped = BTreeMap::<_, Vec<_>>::new();
+    for (key, row) in rows {
+        grouped.entry(key).or_default().push(row);
+    }
+    grouped
 }
 
 impl<'a, ST> Statement<'a, ST> {

@@ -164,7 +164,8 @@ fn the_secret_before_signs_along_for_as_long_as_was_asked_for() {
     let id = endpoint(&client, &["*"]);
     let path = format!("{PATH}/{id}/rotate-secret");
     let overlap = "SELECT round(extract(epoch FROM previous_secret_expires_at - k.created_at)) \
-                   FROM webhook_endpoints, idempotency_keys k WHERE k.operation = 'webhook_endpoints.rotate_secret' \
+                   FROM webhook_endpoints e JOIN idempotency_keys k ON k.merchant_id = e.merchant_id \
+                   WHERE k.operation = 'webhook_endpoints.rotate_secret' \
                    ORDER BY k.created_at DESC LIMIT 1";
     for (body, expected_s) in [
         (json!({}), 86_400),

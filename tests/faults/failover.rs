@@ -119,6 +119,9 @@ fn sender(primary: &mut PgConnection) -> libc::pid_t {
 
 #[test]
 fn the_primary_is_lost() {
+    if cluster::cannot("a server of its own is one Postgres; `ops/drills/nodes.py` crashes nodes") {
+        return;
+    }
     if let Err(error) = pg_basebackup() {
         println!("skipped: {error}");
         return;

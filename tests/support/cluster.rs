@@ -5,8 +5,9 @@
 //!
 //! Without a cluster, `ONCEPAY_TEST_SHAPE=distributed` runs the tests with the statements for one, on one Postgres.
 
+use diesel::connection::SimpleConnection;
 use diesel::sql_types::{Integer, Text};
-use diesel::{PgConnection, RunQueryDsl};
+use diesel::{Connection, PgConnection, RunQueryDsl};
 use oncepay::dev::database;
 use oncepay::storage::{db, distribution};
 use secrecy::SecretString;
@@ -82,16 +83,30 @@ impl Workers {
         self.0.iter().map(|url| db::connect(&url.clone().into()).unwrap())
     }
 
+    /// Connections to a database on each worker, with the worker's port. They see shards, and what they do isn't done elsewhere.
+    pub fn inside(&self, name: &str) -> impl Iterator<Item = (u16, PgConnection)> {
+        self.0.iter().map(move |worker| {
+            let mut url = url::Url::parse(worker).unwrap();
+            url.set_path(name);
+            let port = url.port().unwrap();
+            let mut conn = db::connect(&String::from(url).into()).unwrap();
+            conn.batch_execute(
+                "SET citus.enable_ddl_propagation = off; SET citus.show_shards_for_app_name_prefixes = '*'",
+            )
+            .unwrap();
+            (port, conn)
+        })
+    }
+
     /// An empty database on each worker, known to that on the coordinator (of which `url` is a superuser's).
     pub fn join(&self, name: &str, url: &SecretString, port: u16) {
-        for (worker, mut conn) in self.0.iter().zip(self.connect()) {
+        for mut conn in self.connect() {
             execute(&mut conn, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
             database::ensure_database(&mut conn, name).unwrap();
-            let mut inside = url::Url::parse(worker).unwrap();
-            inside.set_path(name);
-            let inside = &mut db::connect(&String::from(inside).into()).unwrap();
-            database::close_public_schema(inside).unwrap();
-            execute(inside, "CREATE EXTENSION citus");
+        }
+        for (_, mut conn) in self.inside(name) {
+            database::close_public_schema(&mut conn).unwrap();
+            execute(&mut conn, "CREATE EXTENSION citus");
         }
         let conn = &mut db::connect(url).unwrap();
         execute(conn, "CREATE EXTENSION citus");
@@ -135,6 +150,76 @@ impl Workers {
     }
 }
 
+#[derive(diesel::QueryableByName)]
+struct Shards {
+    #[diesel(sql_type = Integer)]
+    port: i32,
+    /// The tables with the numbers of those of their shards that have the same merchants.
+    #[diesel(sql_type = diesel::sql_types::Array<Text>)]
+    tables: Vec<String>,
+}
+
+/// Runs statements on all shards, each on its node: those that Citus can't plan, and those past the guards. Tables' names in them stand for
+/// shards. `conn` is one to the coordinator.
+pub fn on_shards(conn: &mut PgConnection, workers: &Workers, statements: &str) {
+    let name = diesel::select(diesel::dsl::sql::<Text>("current_database()::text"));
+    let name = name.get_result::<String>(conn).unwrap();
+    let shards = diesel::sql_query(
+        "SELECT n.nodeport AS port, array_agg(c.relname || '_' || s.shardid) AS tables \
+         FROM pg_dist_shard s JOIN pg_class c ON c.oid = s.logicalrelid JOIN pg_dist_placement p USING (shardid) \
+         JOIN pg_dist_node n USING (groupid) WHERE s.shardminvalue IS NOT NULL GROUP BY n.nodeport, s.shardminvalue",
+    );
+    let shards = shards.load::<Shards>(conn).unwrap();
+    for (port, mut conn) in workers.inside(&name) {
+        for shards in shards.iter().filter(|shards| shards.port == i32::from(port)) {
+            let statements = of_shards(statements, &shards.tables);
+            conn.transaction(|conn| conn.batch_execute(&statements))
+                .unwrap_or_else(|error: diesel::result::Error| panic!("{statements}: {error}"));
+        }
+    }
+}
+
+/// Statements with the names of shards in place of those of their tables.
+fn of_shards(statements: &str, shards: &[String]) -> String {
+    let in_place = |word: &str| {
+        let is_its = |shard: &&String| shard.rsplit_once('_').is_some_and(|(table, _)| table == word);
+        shards.iter().find(is_its).cloned().unwrap_or_else(|| word.to_owned())
+    };
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let replace = |text: &str| {
+        let mut replaced = String::new();
+        let mut word = String::new();
+        for c in text.chars().chain(['\0']) {
+            if is_part(c) {
+                word.push(c);
+            } else {
+                replaced.push_str(&in_place(&std::mem::take(&mut word)));
+                replaced.push(c);
+            }
+        }
+        replaced.pop();
+        replaced
+    };
+    // What is within quotes stays as it is.
+    let parts = statements.split('\'').enumerate();
+    parts
+        .map(|(number, part)| if number % 2 == 0 { replace(part) } else { part.to_owned() })
+        .collect::<Vec<_>>()
+        .join("'")
+}
+
+#[test]
+fn statements_name_shards_in_place_of_tables() {
+    let shards = ["charges_7".to_owned(), "idempotency_keys_8".to_owned()];
+    assert_eq!(
+        of_shards(
+            "DELETE FROM idempotency_keys k USING charges WHERE charges.id = 'charges.x' AND keys = 1",
+            &shards
+        ),
+        "DELETE FROM idempotency_keys_8 k USING charges_7 WHERE charges_7.id = 'charges.x' AND keys = 1"
+    );
+}
+
 /// Makes a migrated database one that is distributed, or that takes the statements for one.
 pub fn shape(owner_url: &SecretString, workers: &Workers) {
     let conn = &mut db::connect(owner_url).unwrap();
@@ -171,7 +256,8 @@ pub fn cannot(reason: &str) -> bool {
 /// Tests that say so with [`differs`] or [`cannot`], and the reason of each.
 fn exceptions() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))];
+    let tests = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"));
+    let mut folders = vec![tests.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -179,10 +265,12 @@ fn exceptions() -> Vec<(String, String)> {
                 folders.push(path);
                 continue;
             }
-            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            if path.extension().is_none_or(|extension| extension != "rs") || name == "cluster" {
+            if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("cluster.rs") {
                 continue;
             }
+            let place = path.strip_prefix(tests).unwrap().with_extension("");
+            let names = place.iter().map(|name| name.to_string_lossy()).filter(|name| name != "mod");
+            let module = names.collect::<Vec<_>>().join("::");
             let text = std::fs::read_to_string(&path).unwrap();
             let mut test = "";
             for line in text.lines() {
@@ -190,7 +278,7 @@ fn exceptions() -> Vec<(String, String)> {
                 let said =
                     line.split_once("cluster::differs(\"").or_else(|| line.split_once("cluster::cannot(\""));
                 if let Some((reason, _)) = said.and_then(|(_, rest)| rest.split_once('"')) {
-                    found.push((format!("{name}::{test}"), reason.to_owned()));
+                    found.push((format!("{module}::{test}"), reason.to_owned()));
                 }
             }
         }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use diesel::{PgConnection, RunQueryDsl};
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection, RunQueryDsl};
 use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::statvfs::statvfs;
 use oncepay::base::ids::MerchantId;
@@ -295,23 +296,39 @@ impl TestServer {
     }
 }
 
-/// Locks all charges until the transaction ends, merchant by merchant, as it can be done on a cluster, too.
+/// Locks all charges until the transaction ends.
 pub fn lock_charges(conn: &mut PgConnection) -> diesel::QueryResult<()> {
+    lock_rows(conn, "charges", "true").map(drop)
+}
+
+/// Locks rows of a table until the transaction ends, merchant by merchant, as it can be done on a cluster, too. Returns their number.
+pub fn lock_rows(conn: &mut PgConnection, table: &str, condition: &str) -> diesel::QueryResult<usize> {
     #[derive(diesel::QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::Uuid)]
         merchant_id: uuid::Uuid,
     }
+    let mut rows = 0;
     for Row { merchant_id } in diesel::sql_query("SELECT merchant_id FROM merchants").load::<Row>(conn)? {
-        diesel::sql_query(format!("SELECT FROM charges WHERE merchant_id = '{merchant_id}' FOR UPDATE"))
-            .execute(conn)?;
+        rows += diesel::sql_query(format!(
+            "SELECT FROM {table} WHERE merchant_id = '{merchant_id}' AND ({condition}) FOR UPDATE"
+        ))
+        .execute(conn)?;
     }
-    Ok(())
+    Ok(rows)
 }
 
 /// Runs a statement whose result doesn't matter.
 pub fn execute(conn: &mut PgConnection, statement: &str) {
-    diesel::sql_query(statement).execute(conn).unwrap_or_else(|error| panic!("{statement}: {error}"));
+    match diesel::sql_query(statement).execute(conn) {
+        // Citus evaluates functions in changes once, on the coordinator.
+        Err(error) if error.to_string().contains("functions used in UPDATE queries") => {
+            cluster::on_shards(conn, &server().workers, statement);
+        }
+        result => {
+            result.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        }
+    }
 }
 
 /// A migrated, empty database that vanishes with this value.
@@ -421,7 +438,7 @@ impl TestDatabase {
 
     /// On a cluster, tests' own triggers are for people who know what they do.
     fn allow_triggers(&self, conn: &mut PgConnection) {
-        if self.is_shared && !server().workers.is_empty() {
+        if self.is_on_cluster() {
             execute(conn, "SET citus.enable_unsafe_triggers = on");
         }
     }
@@ -455,30 +472,29 @@ impl TestDatabase {
 
     /// The same with the keys that meet a condition.
     pub fn age_keys(&self, condition: &str, seconds: i64) {
-        let mut superuser = self.as_superuser();
         let earlier = format!("interval '{seconds} s'");
-        let age = format!(
-            "UPDATE %s SET created_at = created_at - {earlier}, expires_at = expires_at - {earlier}, \
-             forget_at = forget_at - {earlier} WHERE {condition}"
-        );
-        // What their merchants pay must have held by then.
-        let age_prices = format!("UPDATE %s SET effective_at = effective_at - {earlier}");
-        for (table, age) in [("idempotency_keys", age), ("merchant_pricing", age_prices)] {
-            // The guards don't allow that.
-            let unguarded =
-                format!("DO $do$ BEGIN SET LOCAL session_replication_role = 'replica'; {age}; END $do$");
-            if !self.is_shared || server().workers.is_empty() {
-                execute(&mut superuser, &unguarded.replace("%s", table));
-            } else {
-                execute(
-                    &mut superuser,
-                    // Fails unless all succeeded.
-                    &format!(
-                        "SELECT 1 / bool_and(success)::integer FROM run_command_on_shards('{table}', $all${unguarded}$all$)"
-                    ),
-                );
-            }
+        self.unguarded(&format!(
+            "UPDATE idempotency_keys SET created_at = created_at - {earlier}, expires_at = expires_at - {earlier}, \
+                 forget_at = forget_at - {earlier} WHERE {condition}; \
+             UPDATE merchant_pricing SET effective_at = effective_at - {earlier}"
+        ));
+    }
+
+    /// Runs statements past the guards: what they do, the service can't.
+    pub fn unguarded(&self, statements: &str) {
+        let statements = format!("SET LOCAL session_replication_role = 'replica'; {statements}");
+        let superuser = &mut self.as_superuser();
+        if self.is_on_cluster() {
+            return cluster::on_shards(superuser, &server().workers, &statements);
         }
+        superuser
+            .transaction(|conn| conn.batch_execute(&statements))
+            .unwrap_or_else(|error: diesel::result::Error| panic!("{statements}: {error}"));
+    }
+
+    /// Whether it's distributed over the nodes of a cluster.
+    pub fn is_on_cluster(&self) -> bool {
+        self.is_shared && is_on_cluster()
     }
 
     /// Gives up the lease of a key in progress, and makes it due for recovery.
@@ -494,18 +510,21 @@ impl TestDatabase {
 
     /// How many of its sessions wait for a lock.
     pub fn lock_waits(&self) -> i64 {
-        self.count(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-        )
+        self.sessions("wait_event_type = 'Lock'")
     }
 
     /// How many of its sessions have waited for a lock for longer than a transaction does that requests share: each belongs to
     /// a request that goes alone, and has its claim in hand.
     pub fn long_lock_waits(&self) -> i64 {
-        self.count(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() \
-                 AND query_start < statement_timestamp() - interval '200 ms'",
-        )
+        self.sessions("wait_event_type = 'Lock' AND query_start < statement_timestamp() - interval '200 ms'")
+    }
+
+    /// How many of its sessions meet a condition on what Postgres says of their activity, on any node.
+    pub fn sessions(&self, condition: &str) -> i64 {
+        let view = if self.is_on_cluster() { "citus_stat_activity" } else { "pg_stat_activity" };
+        self.count(&format!(
+            "SELECT count(*) FROM {view} WHERE datname = current_database() AND ({condition})"
+        ))
     }
 
     /// Changes a policy as an operator with psql would; running instances follow.
@@ -565,6 +584,59 @@ impl TestDatabase {
         row
     }
 
+    /// The sum of the numbers that a query gives on each node.
+    pub fn count_everywhere(&self, query: &str) -> i64 {
+        let mut sum = self.count(query);
+        if self.is_on_cluster() {
+            for (_, mut conn) in server().workers.inside(&self.name) {
+                let count = diesel::dsl::sql::<diesel::sql_types::BigInt>(&format!("({query})::bigint"));
+                sum += diesel::select(count).get_result::<i64>(&mut conn).unwrap();
+            }
+        }
+        sum
+    }
+
+    /// Runs a statement on each node, which only says something of that node.
+    pub fn everywhere(&self, statement: &str) {
+        let mut coordinator = self.as_superuser();
+        if !self.is_on_cluster() {
+            return execute(&mut coordinator, statement);
+        }
+        execute(&mut coordinator, "SET citus.enable_ddl_propagation = off");
+        let workers = server().workers.inside(&self.name).map(|(_, conn)| conn);
+        workers.chain([coordinator]).for_each(|mut conn| execute(&mut conn, statement));
+    }
+
+    /// Ends all its sessions and copies it. False if others have come in the way.
+    pub fn copy_to(&self, copy: &str) -> bool {
+        let template = &self.name;
+        self.on_each_server(|conn| {
+            let others = format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{template}'"
+            );
+            execute(conn, &others);
+            execute(conn, &format!("DROP DATABASE IF EXISTS {copy}"));
+            diesel::sql_query(format!("CREATE DATABASE {copy} TEMPLATE {template}")).execute(conn).is_ok()
+        })
+    }
+
+    /// Drops such a copy.
+    pub fn drop_copy(&self, copy: &str) {
+        let drop = format!("DROP DATABASE IF EXISTS {copy} WITH (FORCE)");
+        self.on_each_server(|conn| diesel::sql_query(&drop).execute(conn).is_ok());
+    }
+
+    /// Does something outside of the database on each node, and says whether it succeeded on all.
+    fn on_each_server(&self, act: impl Fn(&mut PgConnection) -> bool) -> bool {
+        // Not in the database itself, which the tests' sessions keep busy.
+        let mut url = url::Url::parse(exposed(&self.superuser_url)).unwrap();
+        url.set_path("template1");
+        let coordinator = db::connect(&String::from(url).into()).unwrap();
+        let workers = server().workers.inside("template1").map(|(_, conn)| conn);
+        // The coordinator first: without it, nobody comes to the others.
+        [coordinator].into_iter().chain(workers).all(|mut conn| act(&mut conn))
+    }
+
     /// Rows of a table.
     pub fn rows(&self, table: &str) -> i64 {
         self.count(&format!("SELECT count(*) FROM {table}"))
@@ -588,6 +660,12 @@ impl TestDatabase {
     pub fn reconcile(&self, adapter: &Adapter) -> Result<Report, String> {
         let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
         reconcile::run_once(&self.app_url, adapter, options)
+    }
+
+    /// How many violations a check of the audit finds.
+    pub fn violations(&self, check: &str) -> i64 {
+        let report = oncepay::audit::run(&mut self.as_app(), &oncepay::server::resource_kinds()).unwrap();
+        report.checks.iter().find(|found| found.name == check).expect("a check").violations
     }
 
     /// Fails unless the books are in order. Every test ends with this, by dropping the database.

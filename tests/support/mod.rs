@@ -105,7 +105,7 @@ use serde_json::{Value, json};
 
 pub use app::{App, Process};
 pub use client::{ACQUIRER_WEBHOOK, Client, Response};
-pub use database::{Merchant, TestDatabase, execute, lock_charges};
+pub use database::{Merchant, TestDatabase, execute, lock_charges, lock_rows};
 pub use document::{document, mismatch, resolved_document, target};
 
 /// Waits until `condition` holds.

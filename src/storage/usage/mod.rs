@@ -149,7 +149,14 @@ pub struct Finding {
 
 /// Reads the use of the database. Tells the age only of sessions whose role the caller may see (its own, unless it has
 /// `pg_read_all_stats`).
+///
+/// On a node of a cluster, that of this node's shards.
 pub fn read(conn: &mut PgConnection) -> Result<Usage, Failure> {
+    // Else Citus hides them.
+    sql_query(
+        "SELECT set_config('citus.show_shards_for_app_name_prefixes', '*', false) FROM pg_extension WHERE extname = 'citus'",
+    )
+    .execute(conn)?;
     let server = sql_query(
         "SELECT current_database()::text AS database, pg_database_size(current_database()) AS database_bytes, \
              extract(epoch FROM clock_timestamp() - coalesce( \
