@@ -50,7 +50,7 @@ def measure(workers, options):
         cluster.create_database()
         owner = cluster.url("oncepay_owner", "oncepay")
         run(options.binary, "migrate", *["--distribute"] * (workers > 0), env=os.environ | {"ONCEPAY_OWNER_DATABASE_URL": owner})
-        service = Service(options.binary, "--database-url", owner)
+        service = Service(options.binary, "--database-url", cluster.url("postgres", "oncepay"))
         requests = prepare.new_merchants(service, "many", MERCHANTS)
         for number in range(options.rounds + 1):
             before = [counted(node) for node in cluster.nodes]

@@ -131,8 +131,12 @@ fn settings_of_other_nodes_are_a_reason_not_to_start() {
         return;
     }
     // What a session sets itself on the coordinator, the role has on the other nodes, too.
-    let settings =
-        [("standard_conforming_strings", "off"), ("lock_timeout", "'1ms'"), ("DateStyle", "'German, DMY'")];
+    let settings = [
+        ("standard_conforming_strings", "off"),
+        ("lock_timeout", "'1ms'"),
+        ("synchronous_commit", "off"),
+        ("DateStyle", "'German, DMY'"),
+    ];
     for (name, value) in settings {
         set(&database, &[(name, value)]);
         let refused = Process::refusal(&database, &[]);

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{CHECKS, Found, SAMPLES_MAX, Timeout, find, on_one_snapshot};
@@ -39,6 +39,17 @@ const OF_THE_PROCESSOR: &str = "processor_operations";
 /// Name of the check that looks for the resources of keys.
 const OF_RESOURCES: &str = "key_without_resource";
 
+/// Name of the check that counts only events that retention has left.
+const OF_EVENTS: &str = "missing_events";
+
+/// The time before which events may have been deleted.
+fn events_before(conn: &mut PgConnection) -> QueryResult<String> {
+    diesel::select(diesel::dsl::sql::<Text>(
+        "(SELECT coalesce(max(events_before), '-infinity')::text FROM event_retention)",
+    ))
+    .get_result(conn)
+}
+
 /// Runs all checks, each for all merchants.
 pub(super) fn find_all(
     conn: &mut PgConnection,
@@ -53,18 +64,15 @@ pub(super) fn find_all(
         sum.samples.sort();
         sum.samples.truncate(SAMPLES_MAX);
     };
-    let events_before = diesel::select(diesel::dsl::sql::<Nullable<Text>>(
-        "(SELECT coalesce(max(events_before), '-infinity')::text FROM event_retention)",
-    ))
-    .get_result::<Option<String>>(conn)?
-    .unwrap_or_default();
     // A kind whose rows are of no merchant has keys of no merchant, too: those of operators and of the processor.
     let (of_merchants, of_nobody): (Vec<_>, Vec<_>) =
         kinds.iter().copied().partition(|kind| matches!(kind.scope, Scope::Merchant));
     let tables: BTreeSet<&str> =
         TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
     for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
-        on_one_snapshot(conn, |conn| {
+        let events_before = events_before(conn)?;
+        let missing_events = on_one_snapshot(conn, |conn| {
+            let mut missing = None;
             for (number, check) in CHECKS.iter().enumerate() {
                 let query = match check.name {
                     OF_NO_MERCHANT if merchant != merchants::NOBODY => continue,
@@ -77,10 +85,29 @@ pub(super) fn find_all(
                     }
                     _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, &events_before),
                 };
-                add(number, find(conn, &query, timeout)?);
+                let found = find(conn, &query, timeout)?;
+                if check.name == OF_EVENTS && found.violations > 0 {
+                    missing = Some((number, found));
+                } else {
+                    add(number, found);
+                }
             }
-            Ok(())
+            Ok(missing)
         })?;
+        if let Some((number, mut found)) = missing_events {
+            // They may have been deleted, as they should, since it was read which are.
+            let mut known = events_before;
+            loop {
+                let now = self::events_before(conn)?;
+                if now == known {
+                    break;
+                }
+                let query = of_merchant(&CHECKS[number].sql(&of_merchants), merchant, &tables, &now);
+                found = on_one_snapshot(conn, |conn| find(conn, &query, timeout))?;
+                known = now;
+            }
+            add(number, found);
+        }
     }
     let differences = differences::names(conn, 3_600.0)?;
     if let Some(number) = CHECKS.iter().position(|check| check.name == OF_THE_PROCESSOR) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
@@ -20,10 +20,28 @@ use super::operation::Abandoned;
 use super::registry::RegisteredOperation;
 use super::store::{self, Claim};
 
-type Row =
-    (Option<Uuid>, Option<Uuid>, String, String, String, Option<String>, bool, DateTime<Utc>, DateTime<Utc>);
-type RowSql =
-    (Nullable<SqlUuid>, Nullable<SqlUuid>, Text, Text, Text, Nullable<Text>, Bool, Timestamptz, Timestamptz);
+type Row = (
+    Option<Uuid>,
+    Option<Uuid>,
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<DateTime<Utc>>,
+    DateTime<Utc>,
+    DateTime<Utc>,
+);
+type RowSql = (
+    Nullable<SqlUuid>,
+    Nullable<SqlUuid>,
+    Text,
+    Text,
+    Text,
+    Nullable<Text>,
+    Nullable<Timestamptz>,
+    Timestamptz,
+    Timestamptz,
+);
 
 /// Ends an unanswered request: releases what its operation has set aside, and stores `answer`, an error, as its
 /// final answer. Returns false, without any effect, if the operation is unknown, as when a later release has begun the
@@ -42,7 +60,7 @@ pub fn abandon<H: Host>(
 ) -> Result<bool, H::Error> {
     let row = statement::<RowSql>(
         "SELECT claim_token, resource_id, operation, request_id, request_path, traceparent, \
-             coalesce(parked_at IS NULL AND lease_expires_at > clock_timestamp(), false), \
+             CASE WHEN parked_at IS NULL THEN lease_expires_at END, \
              created_at, clock_timestamp() \
          FROM idempotency_keys WHERE merchant_id = {} AND key = {} FOR UPDATE",
     )
@@ -50,11 +68,11 @@ pub fn abandon<H: Host>(
     .bind::<Text, _>(key.as_str())
     .get_result::<Row>(conn)
     .optional()?;
-    let (token, resource_id, name, request_id, path, parent, is_running, created_at, now) =
+    let (token, resource_id, name, request_id, path, parent, leased_until, created_at, now) =
         row.ok_or(Failure::IdempotencyKeyNotFound)?;
     let token = token.ok_or(Failure::IdempotencyKeyNotInProgress)?;
     let now = if shape::is_distributed() { clock::now(conn)? } else { now };
-    if is_running {
+    if leased_until.is_some_and(|until| until > now) {
         return Err(Failure::IdempotencyRequestInProgress { waited_s: None, is_parked: false }.into());
     }
     let Some(operation) = operations.iter().find(|operation| operation.descriptor.name == name) else {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use diesel::pg::sql_types::PgLsn;
 use diesel::sql_types::Timestamptz;
 use diesel::{PgConnection, RunQueryDsl};
 
@@ -37,4 +38,11 @@ fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
 /// Current time by the database's clock. In a distributed database, by that of the coordinator, which all times are of.
 pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>, Failure> {
     Ok(statement::<Timestamptz>("SELECT clock_timestamp()").get_result(conn)?)
+}
+
+/// Returns when all numbers of transactions so far outlast a crash of the server, which else gives out the last ones again: a
+/// coordinator's transaction that writes only on other nodes leaves nothing in its log. This one does.
+pub fn keep_transaction_numbers(conn: &mut PgConnection) -> Result<(), Failure> {
+    statement::<PgLsn>("SELECT pg_logical_emit_message(true, 'oncepay', '')").execute(conn)?;
+    Ok(())
 }

@@ -19,8 +19,8 @@ pub(crate) use is_distributed_sql;
 /// A process serves one database.
 static IS_DISTRIBUTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether merchants are spread over nodes. False until the first session is there. The statements for that also run on one
-/// Postgres, so it does no harm if a process has met both.
+/// Whether merchants are spread over nodes. False until the first session is there, and true from the first session on that finds it so:
+/// a process may also have sessions in other databases, such as the simulator's.
 pub fn is_distributed() -> bool {
     IS_DISTRIBUTED.load(Ordering::Relaxed)
 }

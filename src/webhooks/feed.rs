@@ -26,7 +26,9 @@ use uuid::Uuid;
 use crate::base::ids::{EventId, MerchantId};
 use crate::base::time;
 use crate::error::Error;
+use crate::storage::clock;
 use crate::storage::db::Db;
+use crate::storage::shape;
 use crate::storage::sql::statement;
 
 /// Maximum number of events that a page with a filter looks at, so that each page costs the same.
@@ -208,6 +210,9 @@ pub fn page(
         }
         None => after,
     };
+    if shape::is_distributed() && next != after {
+        clock::keep_transaction_numbers(conn)?;
+    }
     let shown = rows.into_iter().filter_map(|(_, _, id, kind, at, data)| Some((id, kind, at, data?)));
     let mut events: Vec<FeedEvent> = shown.collect();
     // One object's changes wait for each other, but not their transactions' ids.

@@ -25,26 +25,28 @@ pub(in crate::inbound) struct Definitions {
     differences: String,
     since: String,
     read_at: String,
+    now: String,
 }
 
 impl Definitions {
     /// `None` until the processor is in use.
     pub fn read(conn: &mut PgConnection) -> QueryResult<Option<Self>> {
-        let found = statement::<(Text, Text, Text, Text, Text)>(
+        let found = statement::<(Text, Text, Text, Text, Text, Text)>(
             "SELECT rtrim(pg_get_viewdef('operations_in_effect_here'::regclass), ';'), \
                  rtrim(pg_get_viewdef('operations_in_effect_there'::regclass), ';'), \
                  (SELECT rtrim(btrim(prosrc, E' \\n'), ';') FROM pg_proc WHERE oid = 'acquirer_differences(interval)'::regprocedure), \
-                 since::text, coalesce(quote_literal(read_at::text), 'NULL') \
+                 since::text, coalesce(quote_literal(read_at::text), 'NULL'), clock_timestamp()::text \
              FROM acquirer_reads",
         )
-        .get_result::<(String, String, String, String, String)>(conn)
+        .get_result::<(String, String, String, String, String, String)>(conn)
         .optional()?;
-        Ok(found.map(|(here, there, differences, since, read_at)| Self {
+        Ok(found.map(|(here, there, differences, since, read_at, now)| Self {
             here,
             there,
             differences,
             since,
             read_at,
+            now,
         }))
     }
 
@@ -63,10 +65,12 @@ impl Definitions {
     }
 
     fn differences(&self, merchant: Uuid, grace_s: f64) -> String {
+        // The coordinator's, as first_read_at is.
+        let now = &self.now;
         format!(
             "{} SELECT d.*, EXISTS (SELECT FROM charges c \
                  WHERE c.authorization_id = d.authorization_id AND c.status <> 'failed') AS is_relied_on, false AS is_voided, \
-                 extract(epoch FROM statement_timestamp() - first_read_at)::double precision AS known_for_s \
+                 extract(epoch FROM timestamptz '{now}' - first_read_at)::double precision AS known_for_s \
              FROM ({}) AS d (difference, kind, merchant_id, reference, operation_id, authorization_id, currency, ours, theirs, \
                  first_read_at)",
             self.of(merchant, grace_s),

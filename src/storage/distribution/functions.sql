@@ -1,4 +1,5 @@
--- The functions of a distributed database: run after the migrations, again and again, so each statement replaces what is there.
+-- The functions of a distributed database: run after the migrations, again and again, so each statement replaces what is there. One whose
+-- result has got other columns than in a release before is dropped first.
 --
 -- Merchants are spread over nodes by merchant_id, and one node, the coordinator, takes all statements. So that a statement can be
 -- sent to the one node that has its merchant, its functions must not query tables: they'd do so on that node. And what they
@@ -74,6 +75,7 @@ DECLARE
     account uuid;
     accounts uuid[] := '{}';
     held numeric;
+    began timestamptz := clock_timestamp();
 BEGIN
     PERFORM public.require_shard();
     IF coalesce(cardinality(p_kinds), 0) < 2
@@ -148,6 +150,11 @@ BEGIN
         END LOOP;
     END IF;
 
+    -- A checkpoint never stands for a transaction that still runs. If one seems to, a crash or a restore of the coordinator has made it
+    -- forget that it has given out such numbers before; or p_transaction is none of its numbers. Without the checkpoint, all postings count.
+    DELETE FROM public.ledger_checkpoints c
+    WHERE c.merchant_id = p_merchant_id AND c.account_id = ANY (accounts) AND c.horizon > p_transaction;
+
     FOR taken IN
         SELECT l.currency, sum(l.amount) FILTER (WHERE l.kind = 'merchant_payable') AS amount,
             coalesce(-sum(l.amount) FILTER (WHERE l.kind = 'disputes_held'), 0) AS disputed
@@ -171,6 +178,8 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- It's posted when it has its locks: what it was covered by may have been posted while it waited.
+    p_posted_at := p_posted_at + (clock_timestamp() - began);
     INSERT INTO public.journal_entries (merchant_id, id, source, created_at)
     VALUES (p_merchant_id, p_entry_id, p_source, p_posted_at);
     INSERT INTO public.postings (merchant_id, entry_id, line, account_id, currency, amount, transaction_id, created_at)
@@ -1007,6 +1016,7 @@ END $$;
 
 -- The planner's estimate of the rows of the table of keys, on all nodes, -1 where there is none; its size in bytes with all indexes, and
 -- that of the indexes. A node that doesn't answer counts for nothing.
+DROP FUNCTION IF EXISTS idempotency_keys_size();
 CREATE OR REPLACE FUNCTION idempotency_keys_size(OUT estimated_rows bigint, OUT bytes bigint, OUT index_bytes bigint)
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN

@@ -30,7 +30,7 @@ use super::sql::{self, statement};
 const FUNCTIONS: &str = include_str!("functions.sql");
 /// Their version: one more with each release that changes them, so that an instance notices at its start if the database has those of
 /// an earlier one.
-const FUNCTIONS_VERSION: i32 = 1;
+const FUNCTIONS_VERSION: i32 = 2;
 
 /// The oldest major version of Citus that this was run with.
 const OLDEST_VERSION: i32 = 13;
@@ -201,15 +201,16 @@ fn has_extension(conn: &mut PgConnection) -> Result<bool, String> {
     holds(conn, HAS_EXTENSION)
 }
 
-/// Whether some tables are distributed and the rest isn't: an interrupted run.
+/// Whether the functions are those of a distributed database, or some tables are distributed, and the rest isn't: an interrupted run.
 pub fn is_half_done(conn: &mut PgConnection) -> QueryResult<bool> {
     // Citus shows the table to everybody.
     Ok(sql::holds(conn, "to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")?
         && !sql::holds(conn, is_distributed_sql!())?
         && sql::holds(
             conn,
-            "EXISTS (SELECT FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid \
-             WHERE c.relnamespace = current_schema()::regnamespace)",
+            "to_regprocedure('require_shard()') IS NOT NULL \
+             OR EXISTS (SELECT FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid \
+                 WHERE c.relnamespace = current_schema()::regnamespace)",
         )?)
 }
 
@@ -514,7 +515,7 @@ mod tests {
         let digest = hex::encode(&Sha256::digest(FUNCTIONS)[..4]);
         assert_eq!(
             (FUNCTIONS_VERSION, digest.as_str()),
-            (1, "c80c3d34"),
+            (2, "6d81a8b0"),
             "raise FUNCTIONS_VERSION, and tell its digest here"
         );
     }

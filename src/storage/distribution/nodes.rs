@@ -31,8 +31,7 @@ pub fn remarks(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
              CASE WHEN r.success THEN split_part(r.result, ' ', 1)::boolean ELSE true END AS is_durable, \
              CASE WHEN r.success THEN split_part(r.result, ' ', 2)::double precision \
                  - extract(epoch FROM clock_timestamp())::double precision ELSE 0 END AS ahead_s \
-         FROM run_command_on_workers($q$SELECT (current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean \
-             AND current_setting('synchronous_commit') <> 'off')::text || ' ' || extract(epoch FROM clock_timestamp())$q$) r \
+         FROM run_command_on_workers($q$SELECT (current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean)::text || ' ' || extract(epoch FROM clock_timestamp())$q$) r \
          JOIN pg_dist_node n ON n.nodename = r.nodename AND n.nodeport = r.nodeport",
     )
     .load::<NodeFacts>(conn)?;
@@ -46,8 +45,7 @@ fn judge(NodeFacts { node, answers, is_durable, ahead_s }: &NodeFacts) -> Vec<St
     }
     if !is_durable {
         remarks.push(format!(
-            "The node {node} has fsync, full_page_writes or synchronous_commit off: a crash of its machine can destroy what was \
-             acknowledged."
+            "The node {node} has fsync or full_page_writes off: a crash of its machine can destroy what was acknowledged."
         ));
     }
     if ahead_s.abs() > CLOCK_TOLERANCE_S {
@@ -81,12 +79,14 @@ pub fn unsuitable_settings(conn: &mut PgConnection) -> QueryResult<Option<String
              FROM pg_settings WHERE CASE name \
                  WHEN 'DateStyle' THEN NOT starts_with(setting, 'ISO') \
                  WHEN 'IntervalStyle' THEN setting <> 'postgres' \
+                 WHEN 'array_nulls' THEN setting <> 'on' \
                  WHEN 'bytea_output' THEN setting <> 'hex' \
                  WHEN 'default_transaction_isolation' THEN setting <> 'read committed' \
                  WHEN 'extra_float_digits' THEN setting::integer < 1 \
                  WHEN 'lock_timeout' THEN setting::integer BETWEEN 1 AND 1999 \
                  WHEN 'standard_conforming_strings' THEN setting <> 'on' \
                  WHEN 'statement_timeout' THEN setting::integer BETWEEN 1 AND 4999 \
+                 WHEN 'synchronous_commit' THEN setting = 'off' \
                  WHEN 'transform_null_equals' THEN setting <> 'off' \
                  ELSE false END$q$) r \
          WHERE r.success AND r.result <> '' ORDER BY 1 LIMIT 1",
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(judge(&sound()), Vec::<String>::new());
         for (facts, sign) in [
             (NodeFacts { answers: false, ..sound() }, "doesn't answer"),
-            (NodeFacts { is_durable: false, ..sound() }, "synchronous_commit off"),
+            (NodeFacts { is_durable: false, ..sound() }, "full_page_writes off"),
             (NodeFacts { ahead_s: 2.0, ..sound() }, "is 2.0 s ahead of"),
             (NodeFacts { ahead_s: -2.0, ..sound() }, "is 2.0 s behind"),
         ] {

@@ -84,12 +84,13 @@ fn ready(
              AND (SELECT min(d.due_at) FROM webhook_deliveries d \
                   WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
                       AND d.claimed_until <= statement_timestamp()) <= statement_timestamp() \
-         LIMIT {}",
+         ORDER BY md5(e.id::text || {}) LIMIT {}",
     )
     .bind::<Array<Integer>, _>(numbers(keys))
     .bind::<Array<Integer>, _>(numbers(keys))
     .bind::<Bool, _>(these.is_none())
     .bind::<Array<SqlUuid>, _>(these.unwrap_or_default())
+    .bind::<Text, _>(rand::random::<u32>().to_string())
     .bind::<BigInt, _>(ENDPOINTS_MAX)
     .load(conn)?)
 }
@@ -149,6 +150,7 @@ fn claim_of(
         "WITH due AS MATERIALIZED ( \
              SELECT id FROM webhook_deliveries \
              WHERE merchant_id = {} AND endpoint_id = {} AND state = 'pending' AND due_at <= {} AND claimed_until <= {} \
+                 AND EXISTS (SELECT FROM events v WHERE v.merchant_id = webhook_deliveries.merchant_id AND v.id = event_id) \
              ORDER BY due_at LIMIT {} FOR UPDATE SKIP LOCKED) \
          UPDATE webhook_deliveries d SET attempt_count = d.attempt_count + 1, claimed_until = {} \
          FROM due, webhook_endpoints e, events event \
