@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 import uuid
 
-from drill import ROOT, Cluster, Task, eventually, find, free_port, run
+from drill import ROOT, Cluster, Task, create_database, eventually, find, free_port, run
 
 OPS = os.path.join(ROOT, "ops")
 SECRET = "whsec_ZHJpbGxzIG9mIG9wZXJhdG9ycyBuZWVkIGEgc2VjcmV0"
