@@ -322,6 +322,40 @@ fn balances_survive_forgotten_numbers_of_transactions() {
     roll_up_to(&database, &mut conn, &merchant, 6);
 }
 
+/// As when the connection to a node breaks while it commits: for the coordinator, the transaction has ended.
+#[test]
+fn neither_a_roll_up_nor_the_feed_passes_what_a_node_has_not_ended() {
+    if !cluster::is_distributed() {
+        return;
+    }
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let merchant = database.merchant();
+    let client = app.client.as_merchant(&merchant);
+    client.charge("k", &with_method("pm_card_visa")).expect(201);
+    let events = || client.get("/v1/events?after=").expect(200).json()["data"].as_array().unwrap().len();
+    let number = database.text("SELECT min(transaction_id::text::bigint) FROM postings");
+    let mut nodes = database.on_nodes();
+    for node in &mut nodes {
+        execute(node, "BEGIN");
+        execute(node, &format!("SELECT number_hold('{number}')"));
+    }
+    let mut conn = database.as_app();
+    for _ in 0..3 {
+        ledger::roll_up(&mut conn, merchant.id).unwrap();
+    }
+    let passed = format!("SELECT count(*) FROM ledger_checkpoints WHERE horizon > '{number}'");
+    assert_eq!((database.count(&passed), events()), (0, 0));
+    for node in &mut nodes {
+        execute(node, "COMMIT");
+    }
+    eventually("the event", || events() == 1);
+    eventually("the roll-up", || {
+        ledger::roll_up(&mut database.as_app(), merchant.id).unwrap();
+        database.count(&passed) == 3
+    });
+}
+
 #[test]
 fn balances_survive_a_restore_into_a_younger_cluster() {
     let database = TestDatabase::new();

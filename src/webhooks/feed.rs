@@ -156,7 +156,13 @@ pub fn page(
     filter: &Filter,
     limit: i64,
 ) -> Result<FeedPage, Error> {
-    let horizon = horizon(conn)?;
+    let mut horizon = horizon(conn)?;
+    if shape::is_distributed() {
+        horizon.transaction = statement::<BigInt>("SELECT number_settled({}, {}::text::xid8)::text::bigint")
+            .bind::<SqlUuid, _>(merchant)
+            .bind::<BigInt, _>(horizon.transaction)
+            .get_result(conn)?;
+    }
     let after = match start {
         Start::Oldest => Position::BEGINNING,
         Start::Now => horizon,

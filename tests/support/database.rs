@@ -596,6 +596,14 @@ impl TestDatabase {
         sum
     }
 
+    /// Superusers' sessions on the nodes that have merchants.
+    pub fn on_nodes(&self) -> Vec<PgConnection> {
+        if !self.is_on_cluster() {
+            return vec![self.as_superuser()];
+        }
+        server().workers.inside(&self.name).map(|(_, conn)| conn).collect()
+    }
+
     /// Runs a statement on each node, which only says something of that node.
     pub fn everywhere(&self, statement: &str) {
         let mut coordinator = self.as_superuser();

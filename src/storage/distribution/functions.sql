@@ -22,6 +22,47 @@ BEGIN
     END IF;
 END $$;
 
+-- Which transactions of the coordinator have written numbered rows on this node and haven't ended here. On the coordinator, one whose
+-- connection to the node is lost while it commits counts as ended, and its rows may be seen later all the same. So each holds a lock here
+-- for as long as it lasts, and whoever relies on a horizon asks for them.
+CREATE OR REPLACE FUNCTION number_hold(p_transaction xid8) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    low bigint := p_transaction::text::bigint & 4294967295;
+BEGIN
+    -- The first key is ours, the second the lower half of the number.
+    PERFORM pg_advisory_xact_lock_shared(1346850116, (CASE WHEN low > 2147483647 THEN low - 4294967296 ELSE low END)::integer);
+END $$;
+
+-- The horizon, or the oldest of those numbers if it's below.
+CREATE OR REPLACE FUNCTION number_settled_on_shard(p_merchant_id uuid, p_horizon xid8) RETURNS xid8
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    horizon bigint := p_horizon::text::bigint;
+    behind bigint;
+BEGIN
+    -- How far each is below the horizon; what is above it seems to be as far below as there are numbers.
+    SELECT max(l.behind) INTO behind
+    FROM (SELECT (horizon - objid::bigint) & 4294967295 AS behind FROM pg_locks
+          WHERE locktype = 'advisory' AND classid = 1346850116 AND objsubid = 2
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l
+    WHERE l.behind < 2147483648;
+    RETURN (horizon - coalesce(behind, 0))::text::xid8;
+END $$;
+
+CREATE OR REPLACE FUNCTION number_settled(p_merchant_id uuid, p_horizon xid8) RETURNS xid8
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    settled xid8;
+BEGIN
+    -- Citus can't call a function for nobody.
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT s INTO settled FROM public.number_settled_on_shard(p_merchant_id, p_horizon) AS s;
+    RETURN settled;
+END $$;
+
 -- A balance is the checkpoint, if its horizon is of this cluster, and the postings from there on. The two queries may see different
 -- moments: whichever checkpoint it is, the postings from its horizon on complete it.
 CREATE OR REPLACE FUNCTION ledger_balance_at(p_merchant_id uuid, p_account_id uuid, p_next_transaction xid8) RETURNS numeric
@@ -180,6 +221,7 @@ BEGIN
 
     -- It's posted when it has its locks: what it was covered by may have been posted while it waited.
     p_posted_at := p_posted_at + (clock_timestamp() - began);
+    PERFORM public.number_hold(p_transaction);
     INSERT INTO public.journal_entries (merchant_id, id, source, created_at)
     VALUES (p_merchant_id, p_entry_id, p_source, p_posted_at);
     INSERT INTO public.postings (merchant_id, entry_id, line, account_id, currency, amount, transaction_id, created_at)
@@ -327,6 +369,7 @@ BEGIN
         checkpoint.horizon := '0';
         checkpoint.balance := 0;
     END IF;
+    p_horizon := public.number_settled_on_shard(p_merchant_id, p_horizon);
     IF p_horizon <= checkpoint.horizon THEN
         RETURN;
     END IF;
@@ -363,6 +406,7 @@ DECLARE
 BEGIN
     SELECT e.* INTO event FROM jsonb_to_record(p_event)
         AS e (type text, object_id uuid, data jsonb, traceparent text, tracestate text);
+    PERFORM public.number_hold(p_transaction);
     INSERT INTO public.events (merchant_id, id, created_at, type, object_id, data, traceparent, tracestate, transaction_id)
     VALUES (p_merchant_id, public.uuid_v7(p_now), p_now, event.type, event.object_id, event.data, event.traceparent,
         event.tracestate, p_transaction);
