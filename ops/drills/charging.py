@@ -1,10 +1,12 @@
 """Charges that clients create while a cluster loses its nodes, and whether each of them happened once."""
 
+import contextlib
 import http.client
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -76,7 +78,8 @@ class Client:
 
 
 class Charging:
-    """A service with two instances on a cluster, which has `folder`, `create_database`, `url`, `sql` and `add`; and clients of all merchants."""
+    """A service with two instances on a cluster, which has `folder`, `create_database`, `url`, `sql` and `add`; and clients of all
+    merchants."""
 
     def __init__(self, cluster, binary, clients, merchants=1, migrate=()):
         self.cluster, self.binary, self.stop = cluster, binary, threading.Event()
@@ -182,6 +185,19 @@ class Charging:
         if problems:
             sys.exit("\n".join(problems[:20]))
         return row
+
+
+@contextlib.contextmanager
+def ending(cluster):
+    """Stops the cluster in the end, and deletes its folder, unless something has failed: then it says where the logs are."""
+    try:
+        yield cluster
+    except BaseException:
+        cluster.stop()
+        print(f"The logs are in {cluster.folder}.", file=sys.stderr)
+        raise
+    cluster.stop()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 HEADER = """| fault | times | requests | retries | acknowledged | taken over | lost | duplicated | worst time to recover | slowest request |

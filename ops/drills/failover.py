@@ -21,12 +21,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 
-from charging import PATIENCE_S, Charging, write_table
+from charging import PATIENCE_S, Charging, ending, write_table
 from drill import Process, create_database, eventually, find, free_port, run
 from service import release_build
 
@@ -217,17 +216,9 @@ def main():
     options = parser.parse_args()
     if not options.binary:
         options.binary = release_build()
-    cluster, passed = Cluster(), False
-    try:
+    with ending(Cluster()) as cluster:
         cluster.start()
         play(cluster, options)
-        passed = True
-    finally:
-        cluster.stop()
-        if passed:
-            shutil.rmtree(cluster.folder, ignore_errors=True)
-        else:
-            print(f"The logs are in {cluster.folder}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

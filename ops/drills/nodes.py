@@ -14,11 +14,9 @@ Needs psql, the server binaries of Postgres, and Citus for them. As root, runs P
 
 import argparse
 import random
-import shutil
-import sys
 import time
 
-from charging import Charging, write_table
+from charging import Charging, ending, write_table
 from distributed import Distributed
 from drill import expect
 from service import release_build
@@ -75,27 +73,18 @@ FAULTS = {
 
 def play(name, options):
     """A row of the table: something happens again and again."""
-    cluster, passed = Distributed(options.workers), False
+    with ending(Distributed(options.workers)) as cluster:
 
-    def strike():
-        begun = []
-        for number in range(options.rounds):
-            begun.append(time.monotonic())
-            FAULTS[name](cluster, number)
-            time.sleep(random.uniform(2, 4))
-        return begun
+        def strike():
+            begun = []
+            for number in range(options.rounds):
+                begun.append(time.monotonic())
+                FAULTS[name](cluster, number)
+                time.sleep(random.uniform(2, 4))
+            return begun
 
-    try:
         charging = Charging(cluster, options.binary, options.clients, merchants=20, migrate=("--distribute",))
-        row = charging.during(strike)
-        passed = True
-        return f"| Citus: {name} | {row}"
-    finally:
-        cluster.stop()
-        if passed:
-            shutil.rmtree(cluster.folder, ignore_errors=True)
-        else:
-            print(f"The logs are in {cluster.folder}.", file=sys.stderr)
+        return f"| Citus: {name} | {charging.during(strike)}"
 
 
 def main():

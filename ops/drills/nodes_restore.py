@@ -14,10 +14,9 @@ Needs psql, the server binaries of Postgres, pg_basebackup, and Citus. As root, 
 
 import argparse
 import shutil
-import sys
 import time
 
-from charging import Charging
+from charging import Charging, ending
 from distributed import Distributed
 from drill import Stopwatch, Task, expect, find, run
 from service import release_build
@@ -98,16 +97,8 @@ def main():
     options = parser.parse_args()
     if not options.binary:
         options.binary = release_build()
-    cluster, passed = Distributed(2, archived=True), False
-    try:
+    with ending(Distributed(2, archived=True)) as cluster:
         play(cluster, options, Stopwatch())
-        passed = True
-    finally:
-        cluster.stop()
-        if passed:
-            shutil.rmtree(cluster.folder, ignore_errors=True)
-        else:
-            print(f"The logs are in {cluster.folder}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

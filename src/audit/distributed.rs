@@ -38,7 +38,6 @@ const OF_NO_MERCHANT: &str = "overdue_events";
 const OF_THE_PROCESSOR: &str = "processor_operations";
 /// Name of the check that looks for the resources of keys.
 const OF_RESOURCES: &str = "key_without_resource";
-
 /// Name of the check that counts only events that retention has left.
 const OF_EVENTS: &str = "missing_events";
 
@@ -48,6 +47,11 @@ fn events_before(conn: &mut PgConnection) -> QueryResult<String> {
         "(SELECT coalesce(max(events_before), '-infinity')::text FROM event_retention)",
     ))
     .get_result(conn)
+}
+
+/// The place of the check with a name.
+fn number_of(name: &str) -> usize {
+    CHECKS.iter().position(|check| check.name == name).expect("each of these names is a check's")
 }
 
 /// Runs all checks, each for all merchants.
@@ -69,51 +73,40 @@ pub(super) fn find_all(
         kinds.iter().copied().partition(|kind| matches!(kind.scope, Scope::Merchant));
     let tables: BTreeSet<&str> =
         TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
+    let of_events = number_of(OF_EVENTS);
     for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
-        let events_before = events_before(conn)?;
-        let missing_events = on_one_snapshot(conn, |conn| {
-            let mut missing = None;
+        let known_before = events_before(conn)?;
+        on_one_snapshot(conn, |conn| {
             for (number, check) in CHECKS.iter().enumerate() {
                 let query = match check.name {
                     OF_NO_MERCHANT if merchant != merchants::NOBODY => continue,
                     OF_NO_MERCHANT => check.sql(kinds),
                     // Below.
-                    OF_THE_PROCESSOR => continue,
+                    OF_THE_PROCESSOR | OF_EVENTS => continue,
                     OF_RESOURCES if merchant == merchants::NOBODY => {
                         add(number, without_resource(conn, &of_nobody)?);
                         continue;
                     }
-                    _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, &events_before),
+                    _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, &known_before),
                 };
-                let found = find(conn, &query, timeout)?;
-                if check.name == OF_EVENTS && found.violations > 0 {
-                    missing = Some((number, found));
-                } else {
-                    add(number, found);
-                }
+                add(number, find(conn, &query, timeout)?);
             }
-            Ok(missing)
+            Ok(())
         })?;
-        if let Some((number, mut found)) = missing_events {
-            // They may have been deleted, as they should, since it was read which are.
-            let mut known = events_before;
-            loop {
-                let now = self::events_before(conn)?;
-                if now == known {
-                    break;
-                }
-                let query = of_merchant(&CHECKS[number].sql(&of_merchants), merchant, &tables, &now);
-                found = on_one_snapshot(conn, |conn| find(conn, &query, timeout))?;
-                known = now;
+        let found = loop {
+            let before = events_before(conn)?;
+            let query = of_merchant(&CHECKS[of_events].sql(&of_merchants), merchant, &tables, &before);
+            let found = on_one_snapshot(conn, |conn| find(conn, &query, timeout))?;
+            // Else some may have been deleted, as they should, since it was read which are.
+            if found.violations == 0 || events_before(conn)? == before {
+                break found;
             }
-            add(number, found);
-        }
+        };
+        add(of_events, found);
     }
     let differences = differences::names(conn, 3_600.0)?;
-    if let Some(number) = CHECKS.iter().position(|check| check.name == OF_THE_PROCESSOR) {
-        let violations = i64::try_from(differences.len()).unwrap_or(i64::MAX);
-        add(number, Found { violations, samples: differences });
-    }
+    let violations = i64::try_from(differences.len()).unwrap_or(i64::MAX);
+    add(number_of(OF_THE_PROCESSOR), Found { violations, samples: differences });
     Ok(found)
 }
 

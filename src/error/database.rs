@@ -44,8 +44,8 @@ impl From<diesel::result::Error> for Error {
     }
 }
 
-/// Deadlock (40P01), lock timeout (55P03), and a plan that names a shard which has been split since. Diesel doesn't expose the SQLSTATE, so this matches the
-/// message; the server must have `lc_messages` in English.
+/// Deadlock (40P01), lock timeout (55P03), and a plan that names a shard which has been split since. Diesel doesn't expose
+/// the SQLSTATE, so this matches the message; the server must have `lc_messages` in English.
 fn collided(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     let collided = [
         "deadlock detected",

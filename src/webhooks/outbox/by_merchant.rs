@@ -12,7 +12,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{
     Array, BigInt, Bool, Double, Integer, Interval, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
 };
-use rand::seq::SliceRandom;
 
 use super::{
     AttemptEffect, Capacity, ClaimedDelivery, ClaimedRow, ClaimedSql, EndpointFilter, EndpointKey, Outcome,
@@ -49,8 +48,7 @@ pub(super) fn claim(
     keys: &[MasterKeyVersion],
     lease: Duration,
 ) -> Result<Vec<ClaimedDelivery>, Error> {
-    let mut ready = ready(conn, among, keys)?;
-    ready.shuffle(&mut rand::rng());
+    let ready = ready(conn, among, keys)?;
     let mut deliveries = Vec::new();
     if ready.is_empty() {
         return Ok(deliveries);
@@ -62,6 +60,7 @@ pub(super) fn claim(
     Ok(deliveries)
 }
 
+/// In an order that chance decides.
 fn ready(
     conn: &mut PgConnection,
     among: EndpointFilter,
