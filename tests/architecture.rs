@@ -74,6 +74,7 @@ const TRANSACTIONS: &[&str] = &[
     "commands/policies.rs",
     "commands/reconcile.rs",
     // Changes of the schema.
+    "storage/distribution/migrations.rs",
     "storage/distribution/mod.rs",
 ];
 

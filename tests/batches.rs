@@ -239,11 +239,18 @@ fn of_a_batch_those_that_are_alike_name_the_one_before() {
     let same: Vec<Response> = same.into_iter().map(|pending| pending.join().unwrap().expect(201)).collect();
     let ids: Vec<String> = same.iter().map(|answer| answer.field("id")).collect();
     let named: Vec<Option<&str>> = same.iter().map(|answer| answer.header(name)).collect();
-    assert_eq!(named.iter().flatten().count(), 5, "the first names none, and each other one names one: {named:?}");
+    assert_eq!(
+        named.iter().flatten().count(),
+        5,
+        "the first names none, and each other one names one: {named:?}"
+    );
     for (id, other) in ids.iter().zip(&named) {
         // The latest by its id, which may be the same one for two that were written by different statements: ids are
         // allocated with the claims, and written in any order.
-        assert!(other.is_none_or(|other| other != id && ids.iter().any(|id| id == other)), "{named:?} of {ids:?}");
+        assert!(
+            other.is_none_or(|other| other != id && ids.iter().any(|id| id == other)),
+            "{named:?} of {ids:?}"
+        );
     }
     let (batches, requests) = batches(&app, "finish");
     assert_eq!(requests - requests_before, 11.0);

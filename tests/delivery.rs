@@ -760,7 +760,8 @@ fn a_receiver_that_asks_for_a_pause_gets_it() {
         endpoint.make_events(&database, 1);
         endpoint.first_attempt(&database);
         let pause = |what: &str| {
-            database.count(&format!("SELECT extract(epoch FROM {what} - statement_timestamp()) FROM webhook_endpoints e \
+            let now = chrono::Utc::now().to_rfc3339();
+            database.count(&format!("SELECT extract(epoch FROM {what} - timestamptz '{now}') FROM webhook_endpoints e \
                 JOIN webhook_deliveries d ON d.merchant_id = e.merchant_id AND d.endpoint_id = e.id WHERE e.id = '{}' \
                 ORDER BY d.id LIMIT 1", endpoint.id))
         };

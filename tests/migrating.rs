@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::RunQueryDsl;
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
 use oncepay::storage::migrations::{MIGRATIONS, Patience, migrate_from};
 
@@ -141,4 +142,47 @@ fn an_index_whose_build_was_interrupted_is_built_anew() {
     let valid = "SELECT count(*) FROM pg_index WHERE indexrelid = 'charges_by_fee'::regclass AND indisvalid";
     assert_eq!(database.count(valid), 1);
     assert_eq!(migration.run(&database, 60).unwrap().len(), 0);
+}
+
+#[test]
+fn a_later_migration_may_add_a_table_of_merchants_with_rows() {
+    let database = TestDatabase::new();
+    let app = App::start(&database);
+    let client = app.client.as_merchant(&database.merchant());
+    let charge = client.charge("first", &visa()).expect(201);
+    let up = "-- Notes about charges.
+SET LOCAL lock_timeout = '500ms';
+CREATE TABLE charge_notes (
+    merchant_id uuid NOT NULL,
+    charge_id uuid NOT NULL,
+    text text NOT NULL,
+    read_at timestamptz,
+    PRIMARY KEY (merchant_id, charge_id),
+    CONSTRAINT charge_notes_charge FOREIGN KEY (merchant_id, charge_id) REFERENCES charges (merchant_id, id)
+);
+COMMENT ON TABLE charge_notes IS 'Notes about charges.';
+GRANT SELECT, INSERT ON charge_notes TO oncepay_app;
+GRANT UPDATE (read_at) ON charge_notes TO oncepay_app;
+CREATE TABLE note_kinds (name text PRIMARY KEY);
+INSERT INTO note_kinds VALUES ('plain');
+INSERT INTO charge_notes (merchant_id, charge_id, text) SELECT merchant_id, id, 'from the migration' FROM charges;
+ALTER TABLE charges ADD COLUMN is_noted boolean;
+";
+    assert_eq!(Migration::new("charge_notes", up, true).run(&database, 60).unwrap().len(), 1);
+    assert_eq!((database.rows("charge_notes"), database.rows("note_kinds")), (1, 1));
+
+    let mut service = database.as_app();
+    let mut tried =
+        |change: &str| diesel::sql_query(change).execute(&mut service).map_err(|error| error.to_string());
+    let of_one = "WHERE merchant_id = (SELECT merchant_id FROM merchants LIMIT 1)";
+    assert_eq!(tried(&format!("UPDATE charge_notes SET read_at = now() {of_one}")), Ok(1));
+    let refused = tried(&format!("UPDATE charge_notes SET text = 'other' {of_one}")).unwrap_err();
+    assert!(refused.contains("permission denied"), "{refused}");
+    let orphan =
+        tried("INSERT INTO charge_notes SELECT merchant_id, merchant_id, 'of no charge' FROM merchants")
+            .unwrap_err();
+    assert!(orphan.contains("charge_notes_charge"), "{orphan}");
+
+    assert!(client.charge("first", &visa()).expect(201).body == charge.body);
+    client.charge("second", &visa()).expect(201);
 }

@@ -75,7 +75,6 @@ pub(super) fn find_all(
         TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
     let of_events = number_of(OF_EVENTS);
     for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
-        let known_before = events_before(conn)?;
         on_one_snapshot(conn, |conn| {
             for (number, check) in CHECKS.iter().enumerate() {
                 let query = match check.name {
@@ -87,7 +86,7 @@ pub(super) fn find_all(
                         add(number, without_resource(conn, &of_nobody)?);
                         continue;
                     }
-                    _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, &known_before),
+                    _ => of_merchant(&check.sql(&of_merchants), merchant, &tables, None),
                 };
                 add(number, find(conn, &query, timeout)?);
             }
@@ -95,7 +94,7 @@ pub(super) fn find_all(
         })?;
         let found = loop {
             let before = events_before(conn)?;
-            let query = of_merchant(&CHECKS[of_events].sql(&of_merchants), merchant, &tables, &before);
+            let query = of_merchant(&CHECKS[of_events].sql(&of_merchants), merchant, &tables, Some(&before));
             let found = on_one_snapshot(conn, |conn| find(conn, &query, timeout))?;
             // Else some may have been deleted, as they should, since it was read which are.
             if found.violations == 0 || events_before(conn)? == before {
@@ -110,12 +109,13 @@ pub(super) fn find_all(
     Ok(found)
 }
 
-/// The query of a check, for one merchant's rows.
-fn of_merchant(query: &str, merchant: Uuid, tables: &BTreeSet<&str>, events_before: &str) -> String {
-    let mut named =
-        vec![format!("event_retention AS (SELECT timestamptz '{events_before}' AS events_before)")];
+/// The query of a check, for one merchant's rows. `events_before`: the time before which events may have been deleted, for the check that
+/// asks.
+fn of_merchant(query: &str, merchant: Uuid, tables: &BTreeSet<&str>, events_before: Option<&str>) -> String {
+    let before = events_before
+        .map(|before| format!("event_retention AS (SELECT timestamptz '{before}' AS events_before)"));
     let tables: Vec<&str> = tables.iter().copied().filter(|table| query.contains(table)).collect();
-    named.extend(merchants::rows_of(merchant, &tables));
+    let named: Vec<String> = before.into_iter().chain(merchants::rows_of(merchant, &tables)).collect();
     format!("WITH {} {query}", named.join(", "))
 }
 

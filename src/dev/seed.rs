@@ -1,6 +1,8 @@
 //! A merchant and keys to start with.
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::Timestamptz;
 use rust_decimal::Decimal;
 
 use crate::base::ids::MerchantId;
@@ -28,7 +30,8 @@ pub fn create_merchant(conn: &mut PgConnection, name: &str) -> QueryResult<(Merc
         diesel::insert_into(merchant_pricing::table)
             .values((
                 merchant_pricing::merchant_id.eq(merchant),
-                merchant_pricing::effective_at.eq(diesel::dsl::now),
+                // Not CURRENT_TIMESTAMP, which would be the time of the merchant's node.
+                merchant_pricing::effective_at.eq(sql::<Timestamptz>("statement_timestamp()")),
                 merchant_pricing::fee_rate.eq(Decimal::new(29, 3)),
                 merchant_pricing::fee_fixed.eq(Decimal::new(30, 2)),
             ))

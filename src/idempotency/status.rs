@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
+use crate::storage::clock;
 
 use super::key::IdempotencyKey;
 pub use super::store::KeyState;
@@ -75,12 +76,12 @@ impl KeyRow {
     }
 }
 
-/// SQL: the columns of a [`KeyRow`].
+/// SQL: the columns of a [`KeyRow`], at `clock.now`.
 macro_rules! key_columns {
     () => {
         concat!(
             "merchant_id, key, ",
-            $crate::idempotency::status::key_state!(),
+            $crate::idempotency::status::key_state!("clock.now"),
             " AS state, operation, request_id, split_part(traceparent, '-', 2) AS trace_id, attempts, recoveries, recovery_point, last_error, response_status, \
              resource_type, resource_id, created_at, completed_at, expires_at, lease_expires_at, recover_at, parked_at"
         )
@@ -116,13 +117,15 @@ impl FromStr for KeyId {
 
 /// Finds the row of a key. `None` if the key was never used or has been forgotten.
 pub fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<Option<KeyRow>, Failure> {
+    let now = clock::of_cluster(conn)?;
     let row = sql_query(concat!(
         "SELECT ",
         key_columns!(),
-        " FROM idempotency_keys WHERE merchant_id = $1 AND key = $2"
+        " FROM (SELECT coalesce($3, clock_timestamp()) AS now) AS clock, idempotency_keys WHERE merchant_id = $1 AND key = $2"
     ))
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key)
+    .bind::<Nullable<Timestamptz>, _>(now)
     .get_result::<KeyRow>(conn)
     .optional()?;
     match row {

@@ -10,6 +10,7 @@ use diesel::sql_types::{BigInt, Double, Nullable, Text, Timestamptz, Uuid as Sql
 use crate::base::ids::MerchantId;
 use crate::error::Failure;
 use crate::idempotency::status::{KeyId, KeyRow, key_columns};
+use crate::storage::clock;
 use crate::storage::db::plan_freely;
 use crate::web::lists::{Cursor, List, Page};
 
@@ -61,13 +62,13 @@ impl KeyFilter {
         match self {
             Self::InProgress => ("state = 'in_progress'", "created_at"),
             Self::Abandoned => (
-                "state = 'in_progress' AND parked_at IS NULL AND lease_expires_at <= statement_timestamp()",
+                "state = 'in_progress' AND parked_at IS NULL AND lease_expires_at <= clock.now",
                 "created_at",
             ),
             Self::Parked => ("state = 'in_progress' AND parked_at IS NOT NULL", "created_at"),
-            Self::Completed => ("state = 'completed' AND expires_at > statement_timestamp()", "expires_at"),
+            Self::Completed => ("state = 'completed' AND expires_at > clock.now", "expires_at"),
             // Keys whose answers the reaper hasn't dropped yet aren't shown.
-            Self::Expired => ("state = 'expired' AND forget_at > statement_timestamp()", "forget_at"),
+            Self::Expired => ("state = 'expired' AND forget_at > clock.now", "forget_at"),
         }
     }
 }
@@ -122,12 +123,14 @@ pub fn list(
         }
     };
     let columns = key_columns!();
+    let now = clock::of_cluster(conn)?;
     let rows = sql_query(format!(
-        "/* of all merchants */ SELECT {columns} FROM idempotency_keys \
+        "/* of all merchants */ SELECT {columns} \
+         FROM (SELECT coalesce($9, statement_timestamp()) AS now) AS clock, idempotency_keys \
          WHERE {condition} \
              AND ($1 IS NULL OR ({order}, merchant_id, key) {comparison} ($1, $2, $3 COLLATE \"C\")) \
              AND ($4 IS NULL OR created_at < $4) \
-             AND ($5 IS NULL OR created_at <= statement_timestamp() - make_interval(secs => $5)) \
+             AND ($5 IS NULL OR created_at <= clock.now - make_interval(secs => $5)) \
              AND ($6 IS NULL OR operation = $6) \
              AND ($7 IS NULL OR merchant_id = $7) \
          ORDER BY {order} {direction}, merchant_id {direction}, key {direction} LIMIT $8"
@@ -139,7 +142,8 @@ pub fn list(
     .bind::<Nullable<Double>, _>(query.older_than_s.map(|seconds| seconds as f64))
     .bind::<Nullable<Text>, _>(query.operation.as_deref())
     .bind::<Nullable<SqlUuid>, _>(query.merchant)
-    .bind::<BigInt, _>(page.limit + 1);
+    .bind::<BigInt, _>(page.limit + 1)
+    .bind::<Nullable<Timestamptz>, _>(now);
     let rows = conn.transaction(|conn| {
         plan_freely(conn)?;
         rows.load::<KeyRow>(conn)

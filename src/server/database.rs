@@ -7,12 +7,15 @@ use diesel::{ConnectionError, PgConnection};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::base::derived_secrets::Vault;
+use crate::base::time;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::storage::db::Db;
+use crate::storage::distribution;
 use crate::storage::fitness::{self, Unfit, Verdict};
 use crate::storage::master_keys::{self, MasterKeyError};
 use crate::storage::session::{self, Handling};
+use crate::storage::shape;
 
 /// Pause between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -104,6 +107,28 @@ async fn keep_looking(vault: Vault, url: SecretString, connections: u32, db: Db)
         if !reason.is_empty() && told != reason {
             log::error!("{reason}");
             told = reason;
+        }
+    }
+}
+
+/// Looks every `interval` at the other nodes of a cluster, which may not have answered at the start, and says what is unsuitable, once.
+/// Doesn't return.
+pub async fn keep_inspecting_nodes(db: Db, interval: Duration) {
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(time::jittered(interval)).await;
+        if !shape::is_distributed() {
+            continue;
+        }
+        match db.run(|conn| Ok::<_, Failure>(distribution::unsuitable_settings(conn)?)).await {
+            Ok(unsuitable) => {
+                let unsuitable = unsuitable.unwrap_or_default();
+                if !unsuitable.is_empty() && told != unsuitable {
+                    log::error!("{unsuitable}");
+                }
+                told = unsuitable;
+            }
+            Err(failure) => log::debug!("the nodes' settings couldn't be read: {}", failure.detailed()),
         }
     }
 }

@@ -269,6 +269,7 @@ pub fn serve(
         metrics_interval,
         storage_metrics,
     ));
+    actix_web::rt::spawn(database::keep_inspecting_nodes(roll_up_db.clone(), metrics_interval));
     actix_web::rt::spawn(audit::last_run::keep_showing(roll_up_db.clone(), metrics_interval, audit_metrics));
     actix_web::rt::spawn(audit::schedule::keep_auditing(
         roll_up_db.clone(),

@@ -12,6 +12,7 @@ use diesel::{PgConnection, RunQueryDsl};
 
 use super::db::Db;
 use super::metrics::Metrics;
+use super::shape;
 use super::sql::statement;
 use crate::base::time;
 use crate::error::Failure;
@@ -38,6 +39,12 @@ fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
 /// Current time by the database's clock. In a distributed database, by that of the coordinator, which all times are of.
 pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>, Failure> {
     Ok(statement::<Timestamptz>("SELECT clock_timestamp()").get_result(conn)?)
+}
+
+/// The coordinator's time, if the database is distributed: a node that reads takes its own for `clock_timestamp()`. So statements that find
+/// out by the time what a row is say `coalesce({}, clock_timestamp())`.
+pub fn of_cluster(conn: &mut PgConnection) -> Result<Option<DateTime<Utc>>, Failure> {
+    shape::is_distributed().then(|| now(conn)).transpose()
 }
 
 /// Returns when all numbers of transactions so far outlast a crash of the server, which else gives out the last ones again: a

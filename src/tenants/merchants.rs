@@ -20,6 +20,7 @@ use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
 use crate::idempotency::{
     IdempotentRequest, KeptHeader, LocalOperation, Operation, Reply, ResourceKind, Scope, Target,
 };
+use crate::storage::clock;
 use crate::storage::db::Db;
 use crate::storage::schema::{merchant_pricing, merchants};
 use crate::tenants::api_keys::{self, ApiKey};
@@ -106,10 +107,10 @@ impl MerchantRow {
     }
 
     fn into_merchant(self, conn: &mut PgConnection) -> Result<Merchant, Error> {
-        let now = diesel::dsl::sql::<diesel::sql_types::Timestamptz>("clock_timestamp()");
+        let now = clock::now(conn)?;
         let mut prices = merchant_pricing::table
             .filter(merchant_pricing::merchant_id.eq(self.merchant_id))
-            .filter(merchant_pricing::effective_at.gt(now.clone()))
+            .filter(merchant_pricing::effective_at.gt(now))
             .order(merchant_pricing::effective_at)
             .select((merchant_pricing::fee_rate, merchant_pricing::fee_fixed, merchant_pricing::effective_at))
             .load(conn)?;

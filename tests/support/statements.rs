@@ -32,7 +32,7 @@ const TABLES: [&str; 19] = [
 ];
 
 /// What statements about merchants' tables mustn't have, and why.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 9] = [
     ("WITH RECURSIVE", "a recursive query can't be sent to a node"),
     ("ctid", "a row's place is another row's on another node"),
     ("( INSERT INTO", "an INSERT in a WITH is a statement of its own there"),
@@ -40,14 +40,15 @@ const REFUSED: [(&str, &str); 8] = [
         "clock_timestamp()",
         "a node's clock isn't the coordinator's; in a change, the function isn't even allowed",
     ),
+    ("CURRENT_", "unlike a function, it's passed on to the node, with its clock"),
     ("random()", "its value differs from node to node"),
     ("uuid_v7()", "its time would be that of a node's clock"),
     ("pg_notify(", "nobody listens on a node"),
     ("advisory", "a lock on a node is none on the coordinator"),
 ];
 
-/// What reads of state may ask a node all the same.
-const CLOCK: &str = "clock_timestamp()";
+/// Functions that a change evaluates on the coordinator, but a query on the node, by its clock. Ages for metrics and in the audit may be off.
+const CLOCKS: [&str; 4] = ["clock_timestamp()", "statement_timestamp()", "transaction_timestamp()", "now()"];
 
 /// In front of a query that asks all nodes.
 pub const OF_ALL: &str = "/* of all merchants */";
@@ -72,9 +73,23 @@ pub fn violation(statement: &str) -> Option<String> {
     });
     let locks = plain.contains("FOR UPDATE") || plain.contains("FOR NO KEY UPDATE");
     for (sign, why) in REFUSED {
-        let is_read_of_state = sign == CLOCK && !changes;
-        if plain.contains(sign) && !is_read_of_state {
+        // A query's are looked at below.
+        if plain.contains(sign) && (changes || !CLOCKS.contains(&sign)) {
             return Some(format!("{sign}: {why}"));
+        }
+    }
+    let is_of_audit = plain.contains(" AS NOT MATERIALIZED (SELECT * FROM ");
+    if !changes && !is_of_all && !is_of_audit {
+        // A time that is only returned, with a lock, is replaced by the coordinator's, which is asked for after the lock.
+        let plain = if locks { plain.replace(", clock_timestamp() FROM ", " FROM ") } else { plain.clone() };
+        // On a cluster, the parameter is the coordinator's time.
+        let told = |clock: &str| {
+            plain
+                .match_indices(clock)
+                .any(|(at, _)| !plain[..at].rsplit("coalesce(").next().is_some_and(is_parameter))
+        };
+        if let Some(clock) = CLOCKS.into_iter().find(|clock| told(clock)) {
+            return Some(format!("{clock}: in a query, a node's clock isn't the coordinator's"));
         }
     }
     if plain.contains("unnest(") && plain.contains("LEFT JOIN LATERAL") {
@@ -95,6 +110,13 @@ pub fn violation(statement: &str) -> Option<String> {
         return None;
     }
     Some(format!("{mentions} tables of merchants, {joined} of them for one merchant, {given} times given"))
+}
+
+/// Whether a text is `$1, `, with any number.
+fn is_parameter(text: &str) -> bool {
+    text.strip_prefix('$')
+        .and_then(|text| text.strip_suffix(", "))
+        .is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// How often merchants' tables are read or written.
@@ -157,6 +179,7 @@ fn a_statement_about_one_merchant_passes_and_any_other_is_told() {
         "SELECT p.amount FROM journal_entries e JOIN postings p ON p.merchant_id = e.merchant_id WHERE e.merchant_id = $1",
         "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys ORDER BY created_at LIMIT 9",
         "SELECT expires_at FROM key_complete($1, $2)",
+        "SELECT FROM idempotency_keys WHERE merchant_id = $1 AND expires_at > coalesce($12, clock_timestamp())",
     ] {
         assert_eq!(violation(fine), None, "{fine}");
     }
@@ -166,6 +189,15 @@ fn a_statement_about_one_merchant_passes_and_any_other_is_told() {
         ("/* of all merchants */ UPDATE charges SET status = 'failed'", "a change"),
         ("UPDATE charges SET status = $2 WHERE id = $1", "1 tables"),
         ("UPDATE charges SET captured_at = clock_timestamp() WHERE merchant_id = $1", "clock"),
+        (
+            "INSERT INTO merchant_pricing (merchant_id, effective_at) VALUES ($1, CURRENT_TIMESTAMP)",
+            "its clock",
+        ),
+        ("SELECT id FROM webhook_deliveries WHERE merchant_id = $1 AND due_at <= now()", "a node's clock"),
+        (
+            "SELECT state FROM idempotency_keys WHERE merchant_id = $1 AND expires_at > clock_timestamp()",
+            "a node's clock",
+        ),
         ("WITH RECURSIVE w AS (SELECT 1) SELECT FROM events WHERE merchant_id = $1", "RECURSIVE"),
         ("DELETE FROM events WHERE merchant_id = $1 AND ctid = $2", "ctid"),
         (

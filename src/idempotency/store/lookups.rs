@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Double, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 
 use crate::base::ids::MerchantId;
 use crate::error::failure::Failure;
 use crate::idempotency::envelope::Envelope;
 use crate::idempotency::key::IdempotencyKey;
+use crate::storage::clock;
 use crate::storage::shape;
 use crate::storage::sql::statement;
 
@@ -77,12 +79,12 @@ fn has_same_content(conn: &mut PgConnection, envelope: &Envelope) -> Result<bool
     .unwrap_or(false))
 }
 
-/// SQL: looks keys up and checks their callers' proofs, for the rows of `asked`, whose SQL is given.
+/// SQL: looks keys up at a time and checks their callers' proofs, for the rows of `asked`, whose SQL is given.
 ///
 /// The limits make each look-up a separate one, by index, whatever the planner estimates for the tables'
 /// sizes.
 macro_rules! look_up {
-    ($asked:literal) => {
+    ($asked:literal, $now:literal) => {
         concat!(
             "SELECT asked.key_sha256 IS NULL, auth.is_revoked, stored.* \
              FROM ",
@@ -90,7 +92,7 @@ macro_rules! look_up {
             " LEFT JOIN LATERAL ({}) AS auth ON true \
              LEFT JOIN LATERAL ( \
                  SELECT ",
-            stored_columns!(),
+            stored_columns!($now),
             " FROM idempotency_keys k \
                  WHERE k.merchant_id = asked.merchant_id AND k.key = asked.key LIMIT 1) AS stored ON true \
              ORDER BY asked.number",
@@ -110,11 +112,13 @@ fn load_all(
     proof_sql: &'static str,
 ) -> Result<Vec<Result<Option<StoredKeyRow>, Failure>>, Failure> {
     let rows = if shape::is_distributed() {
-        let each = envelopes.iter().map(|envelope| load_one(conn, envelope, proof_sql));
+        let now = clock::now(conn)?;
+        let each = envelopes.iter().map(|envelope| load_one(conn, envelope, proof_sql, now));
         each.collect::<QueryResult<Vec<_>>>()?
     } else {
         statement::<LookedUpSql>(look_up!(
-            "unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number)"
+            "unnest({}, {}, {}) WITH ORDINALITY AS asked (merchant_id, key, key_sha256, number)",
+            "clock_timestamp()"
         ))
         .bind::<Array<SqlUuid>, _>(column(envelopes, |envelope| envelope.merchant.0))
         .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.key.as_str()))
@@ -136,13 +140,16 @@ fn load_one(
     conn: &mut PgConnection,
     envelope: &Envelope,
     proof_sql: &'static str,
+    now: DateTime<Utc>,
 ) -> QueryResult<LookedUpRow> {
     statement::<LookedUpSql>(look_up!(
-        "(SELECT {} AS merchant_id, {} AS key, {} AS key_sha256, 1 AS number) AS asked"
+        "(SELECT {} AS merchant_id, {} AS key, {} AS key_sha256, 1 AS number, {} AS now) AS asked",
+        "asked.now"
     ))
     .bind::<SqlUuid, _>(envelope.merchant)
     .bind::<Text, _>(envelope.key.as_str())
     .bind::<Nullable<Binary>, _>(envelope.proof.as_deref())
+    .bind::<Timestamptz, _>(now)
     .fragment(statement::<()>(proof_sql))
     .get_result(conn)
 }
@@ -182,11 +189,14 @@ pub fn await_answer(
     .bind::<Text, _>(key.as_str())
     .bind::<SqlUuid, _>(merchant)
     .execute(conn)?;
+    let now = clock::of_cluster(conn)?;
     let state = statement::<Text>(concat!(
         "SELECT ",
-        key_state!(),
-        " FROM idempotency_keys WHERE merchant_id = {} AND key = {}",
+        key_state!("clock.now"),
+        " FROM (SELECT coalesce({}, clock_timestamp()) AS now) AS clock, idempotency_keys \
+         WHERE merchant_id = {} AND key = {}",
     ))
+    .bind::<Nullable<Timestamptz>, _>(now)
     .bind::<SqlUuid, _>(merchant)
     .bind::<Text, _>(key.as_str())
     .get_result::<String>(conn)
@@ -221,15 +231,17 @@ pub fn others_in_progress(
     operation: &'static str,
     window: Duration,
 ) -> Result<Vec<Vec<u8>>, Failure> {
+    let now = clock::of_cluster(conn)?;
     Ok(statement::<Binary>(
         "SELECT request_body FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL AND merchant_id = {} AND operation = {} AND key <> {} \
-             AND created_at > statement_timestamp() - make_interval(secs => {}) \
+             AND created_at > coalesce({}, statement_timestamp()) - make_interval(secs => {}) \
          ORDER BY created_at DESC LIMIT {}",
     )
     .bind::<SqlUuid, _>(claim.merchant)
     .bind::<Text, _>(operation)
     .bind::<Text, _>(claim.key.as_str())
+    .bind::<Nullable<Timestamptz>, _>(now)
     .bind::<Double, _>(window.as_secs_f64())
     .bind::<BigInt, _>(OTHERS_MAX)
     .load(conn)?)

@@ -41,15 +41,22 @@ macro_rules! announcement {
     };
 }
 
-/// SQL: the state of a key, as one of the words of [`KeyState`]. All statements share it, so that they agree.
+/// SQL: the state of a key at a time, as one of the words of [`KeyState`]. All statements share it, so that they agree.
 macro_rules! key_state {
-    () => {
-        "CASE WHEN state = 'in_progress' THEN \
-             CASE WHEN parked_at IS NOT NULL THEN 'parked' \
-                  WHEN lease_expires_at <= clock_timestamp() THEN 'abandoned' ELSE 'running' END \
-         WHEN expires_at > clock_timestamp() THEN 'completed' \
-         WHEN expires_at + make_interval(secs => tombstone_seconds) > clock_timestamp() THEN 'expired' \
-         ELSE 'forgotten' END"
+    ($now:literal) => {
+        concat!(
+            "CASE WHEN state = 'in_progress' THEN \
+                 CASE WHEN parked_at IS NOT NULL THEN 'parked' \
+                      WHEN lease_expires_at <= ",
+            $now,
+            " THEN 'abandoned' ELSE 'running' END \
+             WHEN expires_at > ",
+            $now,
+            " THEN 'completed' \
+             WHEN expires_at + make_interval(secs => tombstone_seconds) > ",
+            $now,
+            " THEN 'expired' ELSE 'forgotten' END"
+        )
     };
 }
 
@@ -77,13 +84,15 @@ macro_rules! completion {
     };
 }
 
-/// SQL: the columns of a stored row.
+/// SQL: the columns of a stored row at a time.
 macro_rules! stored_columns {
-    () => {
+    ($now:literal) => {
         concat!(
-            $crate::idempotency::store::rows::key_state!(),
+            $crate::idempotency::store::rows::key_state!($now),
             " AS state, fingerprint_version, fingerprint, request_method, request_path, request_id, traceparent, \
-             response_status, response_headers, response_body, created_at, expires_at, clock_timestamp() AS found_at"
+             response_status, response_headers, response_body, created_at, expires_at, ",
+            $now,
+            " AS found_at"
         )
     };
 }

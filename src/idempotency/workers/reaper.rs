@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use crate::error::failure::Failure;
+use crate::storage::clock;
 use crate::storage::shape;
 use crate::storage::sql::{grouped, statement};
 
@@ -90,7 +91,7 @@ type Batch = (i64, Option<f64>);
 fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
         let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
-             WHERE state = 'completed' AND expires_at <= statement_timestamp() ORDER BY expires_at LIMIT {}";
+             WHERE state = 'completed' AND expires_at <= {} ORDER BY expires_at LIMIT {}";
         return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_shrink({}, {})");
     }
     Ok(statement::<(BigInt, Nullable<Double>)>(
@@ -114,7 +115,7 @@ fn shrink(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
 fn forget(conn: &mut PgConnection, batch: i64) -> Result<Batch, Failure> {
     if shape::is_distributed() {
         let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
-             WHERE state = 'expired' AND forget_at <= statement_timestamp() ORDER BY forget_at LIMIT {}";
+             WHERE state = 'expired' AND forget_at <= {} ORDER BY forget_at LIMIT {}";
         return by_merchant(conn, due, batch, "SELECT count, lag_s FROM keys_forget({}, {})");
     }
     Ok(statement::<(BigInt, Nullable<Double>)>(
@@ -156,7 +157,9 @@ pub(super) fn find_by_merchant(
     query: &'static str,
     limit: i64,
 ) -> Result<BTreeMap<Uuid, Vec<String>>, Failure> {
-    let found = statement::<(SqlUuid, Text)>(query).bind::<BigInt, _>(limit).load::<(Uuid, String)>(conn)?;
+    let now = clock::now(conn)?;
+    let found = statement::<(SqlUuid, Text)>(query).bind::<Timestamptz, _>(now).bind::<BigInt, _>(limit);
+    let found = found.load::<(Uuid, String)>(conn)?;
     Ok(grouped(found))
 }
 

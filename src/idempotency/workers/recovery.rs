@@ -28,6 +28,7 @@ use crate::idempotency::fingerprint::RequestContent;
 use crate::idempotency::host::Host;
 use crate::idempotency::key::IdempotencyKey;
 use crate::idempotency::registry::RegisteredOperation;
+use crate::storage::clock;
 use crate::storage::shape;
 use crate::storage::sql::statement;
 
@@ -130,15 +131,18 @@ fn due(
     attempts_max: u32,
     limit: i64,
 ) -> Result<Vec<DueRequest>, Failure> {
+    let now = clock::of_cluster(conn)?;
     let rows = statement::<DueSql>(
         "/* of all merchants */ SELECT merchant_id, key, operation, created_at, request_id, traceparent, tracestate, \
              request_method, request_path, request_query, request_body \
          FROM idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL \
-             AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
+             AND lease_expires_at <= coalesce({}, statement_timestamp()) AND recover_at <= coalesce({}, statement_timestamp()) \
              AND operation = ANY ({}) AND recoveries < {} \
          ORDER BY recover_at LIMIT {}",
     )
+    .bind::<Nullable<Timestamptz>, _>(now)
+    .bind::<Nullable<Timestamptz>, _>(now)
     .bind::<Array<Text>, _>(operations)
     .bind::<Integer, _>(i32::try_from(attempts_max).unwrap_or(i32::MAX))
     .bind::<BigInt, _>(limit)
@@ -198,9 +202,9 @@ fn park_exhausted(conn: &mut PgConnection, attempts_max: u32) -> Result<usize, F
             .bind::<BigInt, _>(PARKED_MAX)
             .execute(conn)?);
     }
-    let due = "/* of all merchants */ SELECT merchant_id, key FROM idempotency_keys \
+    let due = "/* of all merchants */ SELECT merchant_id, key FROM (SELECT {} AS now) AS clock, idempotency_keys \
          WHERE state = 'in_progress' AND parked_at IS NULL AND recoveries > 0 \
-             AND lease_expires_at <= statement_timestamp() AND recover_at <= statement_timestamp() \
+             AND lease_expires_at <= clock.now AND recover_at <= clock.now \
          ORDER BY recoveries DESC, created_at LIMIT {}";
     let mut parked = 0;
     for (merchant, keys) in find_by_merchant(conn, due, PARKED_MAX)? {

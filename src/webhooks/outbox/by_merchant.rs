@@ -74,17 +74,18 @@ fn ready(
     };
     Ok(statement::<(SqlUuid, SqlUuid, Bool, Bool)>(
         "/* of all merchants */ SELECT e.merchant_id, e.id, e.failing_since IS NOT NULL, e.first_accepted_at IS NOT NULL \
-         FROM webhook_endpoints e \
-         WHERE e.status = 'enabled' AND coalesce(e.paused_until <= statement_timestamp(), true) \
+         FROM (SELECT {} AS now) AS clock, webhook_endpoints e \
+         WHERE e.status = 'enabled' AND coalesce(e.paused_until <= clock.now, true) \
              AND e.secret_key_version = ANY ({}) \
-             AND NOT coalesce(e.previous_secret_expires_at > statement_timestamp() \
+             AND NOT coalesce(e.previous_secret_expires_at > clock.now \
                  AND e.previous_secret_key_version <> ALL ({}), false) \
              AND ({} OR e.id = ANY ({})) \
              AND (SELECT min(d.due_at) FROM webhook_deliveries d \
                   WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
-                      AND d.claimed_until <= statement_timestamp()) <= statement_timestamp() \
+                      AND d.claimed_until <= clock.now) <= clock.now \
          ORDER BY md5(e.id::text || {}) LIMIT {}",
     )
+    .bind::<Timestamptz, _>(clock::now(conn)?)
     .bind::<Array<Integer>, _>(numbers(keys))
     .bind::<Array<Integer>, _>(numbers(keys))
     .bind::<Bool, _>(these.is_none())
@@ -232,9 +233,10 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
         "/* of all merchants */ SELECT e.merchant_id, e.id FROM webhook_endpoints e \
          WHERE e.status = 'deleted' AND (SELECT min(d.due_at) FROM webhook_deliveries d \
              WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
-                 AND d.claimed_until <= statement_timestamp()) IS NOT NULL \
+                 AND d.claimed_until <= {}) IS NOT NULL \
          LIMIT {}",
     )
+    .bind::<Timestamptz, _>(clock::now(conn)?)
     .bind::<BigInt, _>(i64::from(batch))
     .load::<EndpointKey>(conn)?;
     let mut given_up = 0;
@@ -263,11 +265,12 @@ pub(super) fn give_up_deleted(conn: &mut PgConnection, batch: u32) -> Result<usi
 pub(super) fn oldest_due_age_s(conn: &mut PgConnection) -> Result<f64, Error> {
     Ok(statement::<Double>(
         "/* of all merchants */ SELECT greatest(coalesce(max(waiting.age_s), 0), 0)::double precision FROM ( \
-             SELECT (SELECT extract(epoch FROM statement_timestamp() - min(d.due_at)) FROM webhook_deliveries d \
+             SELECT (SELECT extract(epoch FROM clock.now - min(d.due_at)) FROM webhook_deliveries d \
                  WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = e.id AND d.state = 'pending' \
-                     AND d.claimed_until <= statement_timestamp()) AS age_s \
-             FROM webhook_endpoints e WHERE e.status = 'enabled' AND e.failing_since IS NULL) AS waiting",
+                     AND d.claimed_until <= clock.now) AS age_s \
+             FROM (SELECT {} AS now) AS clock, webhook_endpoints e WHERE e.status = 'enabled' AND e.failing_since IS NULL) AS waiting",
     )
+    .bind::<Timestamptz, _>(clock::now(conn)?)
     .get_result(conn)?)
 }
 
