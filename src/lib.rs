@@ -1,6 +1,6 @@
 //! Oncepay: a payments API that charges once, however often the client retries.
 //!
-//! These docs are the map of the code. The README says how to run it.
+//! These docs are the map of the code. The README says how to run it, and `docs/README.md` lists all chapters.
 //!
 //! # The problem
 //!

@@ -12,7 +12,7 @@ const TIMEOUT_MS = 10000;
 const PAUSE_MIN_MS = 50;
 const PAUSE_MAX_MS = 5000;
 
-/** Waits as the README tells clients to. */
+/** Waits as docs/clients.md tells clients to. */
 export const steady = {
   timeoutMs: () => TIMEOUT_MS,
   pauseMs: (attempt, retryAfterMs) => retryAfterMs + between(0.5, 1) * backoff(attempt),

@@ -275,8 +275,8 @@ problems!(ListProblems, reading:);
 /// that stays open holds it back, even in another database of the same server. Pages are in the order in which
 /// transactions began, and the events of a page in the order of their time, so an event can be slightly older
 /// than one of the page before. With a filter, a page can be empty and `has_more` be `true`. Cursors stay valid
-/// across restarts, upgrades and restores of the database. Events are kept for a limited time (see the
-/// README); an older cursor goes on with the oldest event.
+/// across restarts, upgrades and restores of the database. Events are kept for a limited time, by default 90
+/// days; an older cursor goes on with the oldest event.
 #[utoipa::path(
     operation_id = "events.list",
     tag = "Events",
