@@ -22,6 +22,15 @@ use crate::webhooks::delivery;
 /// Time that a lease adds to the processor's: for the transaction that finishes the attempt.
 const LEASE_MARGIN_MS: u64 = 500;
 
+/// Keys that a development environment shows to whoever opens its pages on the same machine.
+#[derive(Clone, Debug)]
+pub struct DevelopmentKeys {
+    /// API key of the seeded merchant.
+    pub api_key: SecretString,
+    /// Key of the seeded operator.
+    pub operator_key: SecretString,
+}
+
 /// Settings of a running service. `oncepay serve --help` prints them with their variables.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -176,6 +185,10 @@ pub struct Config {
     /// File to which the sandbox processor appends each call as a line of JSON
     #[arg(long, alias = "sandbox-journal", env = "ONCEPAY_SANDBOX_CALL_LOG")]
     pub sandbox_call_log: Option<PathBuf>,
+
+    /// Set by `oncepay dev` alone.
+    #[arg(skip)]
+    pub development_keys: Option<DevelopmentKeys>,
 }
 
 impl Config {

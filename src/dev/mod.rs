@@ -27,7 +27,7 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use crate::base::signature::Secret;
-use crate::config::Config;
+use crate::config::{Config, DevelopmentKeys};
 use crate::server;
 use crate::simulator::Webhook;
 use crate::storage::db;
@@ -177,6 +177,10 @@ pub fn run(options: &Options) -> Result<(), String> {
     config.webhook_secret = Some(webhook_secret.clone());
     // A developer has the webhook receiver on the same machine.
     config.webhook_allow_loopback = true;
+    config.development_keys = Some(DevelopmentKeys {
+        api_key: keys.api_key.clone().into(),
+        operator_key: keys.operator_key.clone().into(),
+    });
     // There is no load balancer before it.
     config.shutdown_delay_ms = 0;
     if let Some(simulator) = &simulator {

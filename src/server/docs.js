@@ -62,11 +62,25 @@ function IdempotencyKeys(system) {
       }
     }
 
+    // Says what the answer is, to people who don't read headers.
+    note(answer) {
+      if (answer.getIn(["headers", "idempotent-replayed"]) === "true") {
+        return this.status("A replay: the stored answer to the first request with this key. Nothing was executed.");
+      }
+      const isExecuted = answer.get("status") < 300;
+      return this.status(isExecuted ? "Executed. With the same key, the service gives this answer again." : "");
+    }
+
+    status(text) {
+      return React.createElement("p", { className: "idempotency-note", role: "status" }, text);
+    }
+
     render() {
       const { createElement } = React;
       const original = createElement(this.props.original, this.props);
       const { method, path } = this.props;
-      if (!sent.has(nameOf(this.props)) || !system.specSelectors.responseFor(path, method)) {
+      const answer = system.specSelectors.responseFor(path, method);
+      if (!sent.has(nameOf(this.props)) || !answer) {
         return original;
       }
       return createElement(
@@ -86,6 +100,7 @@ function IdempotencyKeys(system) {
           },
           "Send again, same key",
         ),
+        this.note(answer),
       );
     }
   }
@@ -114,6 +129,14 @@ function IdempotencyKeys(system) {
   };
 }
 
+// Fills in the keys of a development environment. Elsewhere there are none.
+async function authorize(ui) {
+  const keys = await (await fetch("/docs/authorization.json")).json();
+  for (const [scheme, key] of Object.entries(keys)) {
+    ui.preauthorizeApiKey(scheme, key);
+  }
+}
+
 window.onload = () => {
   window.ui = SwaggerUIBundle({
     url: "/openapi.json",
@@ -123,6 +146,7 @@ window.onload = () => {
     deepLinking: true,
     layout: "StandaloneLayout",
     presets: [SwaggerUIBundle.presets.apis, SwaggerUIStandalonePreset],
+    onComplete: () => authorize(window.ui),
     plugins: [SwaggerUIBundle.plugins.DownloadUrl, IdempotencyKeys],
   });
 };

@@ -6,12 +6,14 @@ pub(crate) mod docs;
 mod event_catalogue;
 mod files;
 pub(crate) mod health;
+pub mod home;
 mod http;
 pub(crate) mod metrics;
 pub(crate) mod middleware;
 pub(crate) mod openapi;
 mod openapi_bounds;
 mod openapi_components;
+mod pages;
 pub(crate) mod problem_pages;
 mod reads;
 mod routes;
@@ -205,6 +207,8 @@ pub fn serve(
         is_stopping: AtomicBool::new(false),
         database: Shared::new(READINESS_REST),
     });
+    let url = format!("http://{}", admin_listener.as_ref().unwrap_or(&listener).address());
+    let home = web::Data::new(home::Home::new(&url, config.development_keys.as_ref()));
     let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
     http::make_room(config.connections_max);
@@ -223,6 +227,7 @@ pub fn serve(
             .app_data(document.clone())
             .app_data(http_metrics.clone())
             .app_data(exposition.clone())
+            .app_data(home.clone())
             .app_data(readiness.clone())
             .service(health::live)
             .service(health::ready)
@@ -317,9 +322,10 @@ pub fn serve(
 /// Registers what only operators need, and others needn't see.
 fn for_operators(config: &mut web::ServiceConfig) {
     config
-        .service(web::redirect("/", "/docs/"))
+        .service(home::show)
         .service(web::redirect("/docs", "/docs/"))
         .service(metrics::show)
+        .service(home::show_authorization)
         .service(docs::show);
 }
 

@@ -63,7 +63,6 @@ use crate::web::problems::{document_limits, string_header};
         (name = "Payouts", description = "Money sent to the merchant's bank."),
         (name = "Disputes", description = "Charges that a customer contests."),
         (name = "Balance", description = "The merchant's money, per currency."),
-        (name = "Acquirer", description = "Events from the payment processor."),
         (name = "Ledger", description = "The double-entry journal behind the balance."),
         (name = "Idempotency", description = "The status of a request by its key, and the policies for keys."),
         (name = "Webhooks", description = "The merchant's destinations for events. A message is sent to each endpoint that \
@@ -73,6 +72,7 @@ use crate::web::problems::{document_limits, string_header};
             event at `/v1/events/{id}`, where `timestamp` is called `created_at`."),
         (name = "Events", description = "Changes of the merchant's objects, and their deliveries to its endpoints."),
         (name = "API keys", description = "Keys that authenticate the merchant."),
+        (name = "Acquirer", description = "Events from the payment processor."),
         (name = "Operators", description = "For the people who run the service. These operations accept only operator keys."),
     ),
 )]

@@ -9,10 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, get, web};
 use crate::error::{CatalogueEntry, Code, Error};
 
 use super::files::File;
-
-/// The style of the pages.
-pub const STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}\
-                         td,th{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}";
+use super::pages::{escaped, page};
 
 /// Shows the index of all error codes.
 #[get("/problems")]
@@ -72,7 +69,7 @@ fn explanation(entry: &CatalogueEntry) -> File {
 fn code_spans(text: &str) -> String {
     let mut html = String::new();
     for (number, piece) in text.split('`').enumerate() {
-        let piece = piece.replace('&', "&amp;").replace('<', "&lt;");
+        let piece = escaped(piece);
         if number % 2 == 1 {
             let _ = write!(html, "<code>{piece}</code>");
         } else {
@@ -80,14 +77,4 @@ fn code_spans(text: &str) -> String {
         }
     }
     html
-}
-
-fn page(title: &str, content: &str) -> File {
-    let html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{title} · Oncepay</title>\
-         <style>{STYLE}</style>\
-         <h1>{title}</h1>{content}</html>"
-    );
-    File::new("text/html; charset=utf-8", html)
 }

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::problem_pages;
+use super::pages;
 
 /// For answers that are no pages.
 const NOTHING: HeaderValue = HeaderValue::from_static(
@@ -26,9 +26,9 @@ const REFERENCE: HeaderValue = HeaderValue::from_static(
      connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 );
 
-/// For the pages of problems, which have only their style.
-static PROBLEMS: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let style = BASE64_STANDARD.encode(Sha256::digest(problem_pages::STYLE));
+/// For our own pages, which have only their style. 
+static PAGES: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let style = BASE64_STANDARD.encode(Sha256::digest(pages::STYLE));
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
@@ -44,7 +44,8 @@ pub fn protect(path: &str, headers: &mut HeaderMap) {
     }
     let policy = match path {
         path if path.starts_with("/docs/") => REFERENCE,
-        path if path.starts_with("/problems") => PROBLEMS.clone(),
+        "/" => PAGES.clone(),
+        path if path.starts_with("/problems") => PAGES.clone(),
         _ => NOTHING,
     };
     headers.insert(CONTENT_SECURITY_POLICY, policy);

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Usage: pages.sh [FOLDER]
+#
+# Visits the pages of a development environment with Chromium, and presses what people press. With FOLDER, leaves screenshots there,
+# in light and dark.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'kill -INT $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
+
+missing=()
+command -v chromium >/dev/null || missing+=(chromium)
+command -v npm >/dev/null || missing+=(nodejs npm)
+if [ ${#missing[@]} -gt 0 ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+cp tests/pages/*.{mjs,json} "$work/"
+(cd "$work" && npm ci --silent)
+
+# As in load.sh, so nothing is built twice.
+cargo build --locked --bin oncepay --test suite
+ONCEPAY_DATA_DIR=$work/dev target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &
+for _ in {1..600}; do
+    grep -q 'Oncepay is running' "$work/dev.log" && break
+    sleep 0.1
+done
+url=$(sed -n 's/^ONCEPAY_URL=//p' "$work/dev/dev.env" | tr -d "'\"")
+[ -n "$url" ] || { cat "$work/dev.log"; exit 1; }
+if [ $# -gt 0 ]; then
+    mkdir -p "$1"
+    SCREENSHOTS=$(realpath "$1")
+    export SCREENSHOTS
+fi
+(cd "$work" && node main.mjs "$url")
