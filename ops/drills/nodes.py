@@ -23,7 +23,8 @@ from service import release_build
 
 TITLE = "A cluster of Citus"
 ABOUT = f"""A coordinator and two workers, while clients of twenty merchants create charges at two instances. What crashes is started again
-after a second. *Worst time to recover* is from the beginning of what happens to the first answer to a charge that was sent since. Made by
+after a second, and is back when it has replayed its log, which took up to twenty seconds here; its merchants wait for that (*slowest
+request*), and the others don't. *Worst time to recover* is from the beginning of what happens to the first answer to a charge that was sent since. Made by
 `python3 ops/drills/nodes.py --table tests/FAULTS.md` on {time.strftime("%Y-%m-%d")}."""
 # A shard of each worker, and the merchants of those.
 SHARDS = """SELECT DISTINCT ON (nodeport) nodeport, shardid FROM pg_dist_shard JOIN pg_dist_placement USING (shardid)

@@ -26,6 +26,9 @@ pub fn run(options: &Options) -> Result<(), String> {
         return Err(Unfit::SessionsMixed.explained());
     }
     let mut conn = db::connect(&options.owner_database_url)?;
+    if options.distribute {
+        distribution::check_cluster(&mut conn)?;
+    }
     let run = migrations::migrate(&mut conn)?;
     println!("{} migrations run.", run.len());
     if options.distribute {

@@ -62,25 +62,11 @@ function IdempotencyKeys(system) {
       }
     }
 
-    // Says what the answer is, to people who don't read headers.
-    note(answer) {
-      if (answer.getIn(["headers", "idempotent-replayed"]) === "true") {
-        return this.status("A replay: the stored answer to the first request with this key. Nothing was executed.");
-      }
-      const isExecuted = answer.get("status") < 300;
-      return this.status(isExecuted ? "Executed. With the same key, the service gives this answer again." : "");
-    }
-
-    status(text) {
-      return React.createElement("p", { className: "idempotency-note", role: "status" }, text);
-    }
-
     render() {
       const { createElement } = React;
       const original = createElement(this.props.original, this.props);
       const { method, path } = this.props;
-      const answer = system.specSelectors.responseFor(path, method);
-      if (!sent.has(nameOf(this.props)) || !answer) {
+      if (!sent.has(nameOf(this.props)) || !system.specSelectors.responseFor(path, method)) {
         return original;
       }
       return createElement(
@@ -100,13 +86,33 @@ function IdempotencyKeys(system) {
           },
           "Send again, same key",
         ),
-        this.note(answer),
       );
     }
   }
 
+  // Says what an answer is, to people who don't read headers.
+  const noteOn = (answer) => {
+    if (answer.getIn(["headers", "idempotent-replayed"]) === "true") {
+      return "A replay: the stored answer to the first request with this key. Nothing was executed.";
+    }
+    const isExecuted = answer.hasIn(["headers", "idempotency-key"]) && answer.get("status") < 300;
+    return isExecuted ? "Executed. With the same key, the service gives this answer again." : "";
+  };
+
+  const NOTE = { borderLeft: "4px solid #49cc90", fontWeight: 600, margin: "1rem 0", padding: "0.5rem 1rem" };
+
+  const Note = ({ answer }) =>
+    noteOn(answer) && React.createElement("p", { className: "idempotency-note", role: "status", style: NOTE }, noteOn(answer));
+
   return {
     wrapComponents: {
+      liveResponse: (original) => (props) =>
+        React.createElement(
+          React.Fragment,
+          null,
+          props.response && React.createElement(Note, { answer: props.response }),
+          React.createElement(original, props),
+        ),
       execute: (original) => (props) => React.createElement(Execute, { ...props, original }),
     },
     statePlugins: {

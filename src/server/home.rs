@@ -33,7 +33,8 @@ impl Home {
         let public = (Arc::new(page(None)), Arc::new(authorization(None)));
         Self {
             page: keys.map_or_else(|| Arc::clone(&public.0), |keys| Arc::new(page(Some((url, keys))))),
-            authorization: keys.map_or_else(|| Arc::clone(&public.1), |keys| Arc::new(authorization(Some(keys)))),
+            authorization: keys
+                .map_or_else(|| Arc::clone(&public.1), |keys| Arc::new(authorization(Some(keys)))),
             public,
         }
     }

@@ -17,7 +17,7 @@ pub const STYLE: &str = "\
     table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.35rem 1rem .35rem 0;vertical-align:top;\
     border-bottom:1px solid var(--line)}\
     .ways{list-style:none;padding:0}.ways li{display:flex;flex-wrap:wrap;gap:.1rem 1rem;padding:.5rem 0;border-bottom:1px solid var(--line)}\
-    .ways a{min-width:10rem;font-weight:600}.ways span{color:var(--soft)}";
+    .ways a{min-width:11.5rem;font-weight:600}.ways span{color:var(--soft)}";
 
 /// A page with a title, which is its heading, too, and `content` in HTML.
 pub fn page(title: &str, content: &str) -> File {

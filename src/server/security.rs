@@ -26,7 +26,7 @@ const REFERENCE: HeaderValue = HeaderValue::from_static(
      connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 );
 
-/// For our own pages, which have only their style. 
+/// For our own pages, which have only their style.
 static PAGES: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = BASE64_STANDARD.encode(Sha256::digest(pages::STYLE));
     let policy = format!(

@@ -9,6 +9,7 @@ use diesel::RunQueryDsl;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
 use oncepay::base::metrics::Registry;
+use oncepay::config::DevelopmentKeys;
 use oncepay::error::Code;
 use oncepay::storage::db::Db;
 use oncepay::storage::metrics::Metrics;
@@ -272,6 +273,29 @@ fn commits_are_durable_whatever_the_server_has_as_default() {
 }
 
 #[test]
+fn only_a_development_environment_shows_its_keys_and_only_by_the_machines_own_name() {
+    let database = TestDatabase::new();
+    let shown = |app: &App, path: &str| app.client.get(path).expect(200).text();
+    let app = App::start(&database);
+    assert_eq!(shown(&app, "/docs/authorization.json"), "{}");
+    assert!(!shown(&app, "/").contains("curl"));
+
+    let merchant = database.merchant();
+    let app = App::start_with(&database, |config| {
+        config.development_keys = Some(DevelopmentKeys {
+            api_key: merchant.key.clone().into(),
+            operator_key: "ok_".to_owned().into(),
+        });
+    });
+    assert!(shown(&app, "/").contains(&format!("Authorization: Bearer {}", merchant.key)));
+    assert!(shown(&app, "/docs/authorization.json").contains(&merchant.key));
+    for path in ["/", "/docs/authorization.json"] {
+        let asked = app.client.request("GET", path).header("Host", "rebound.example").send().expect(200);
+        assert!(!asked.text().contains(&merchant.key), "{path}");
+    }
+}
+
+#[test]
 fn operators_can_have_the_metrics_and_the_reference_on_a_port_of_their_own() {
     let database = TestDatabase::new();
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -285,7 +309,7 @@ fn operators_can_have_the_metrics_and_the_reference_on_a_port_of_their_own() {
         client.get(path).expect(200);
     }
     let admin = app.admin().like(&client);
-    for path in ["/docs/", "/openapi.json", "/healthz", "/readyz"] {
+    for path in ["/", "/docs/", "/openapi.json", "/healthz", "/readyz"] {
         admin.get(path).expect(200);
     }
     let labels = [("method", "POST"), ("route", "/v1/charges"), ("status", "201")];
@@ -303,6 +327,7 @@ fn browsers_run_and_frame_nothing_on_our_pages() {
     let app = App::start(&database);
     let header = |response: &Response, name: &str| response.header(name).unwrap_or_default().to_owned();
     for path in [
+        "/",
         "/docs/",
         "/docs/swagger-ui.css",
         "/problems",

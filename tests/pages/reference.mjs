@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 
 import { inEachScheme, mustBeAccessible } from "./browser.mjs";
 
-const CHARGE = "#operations-Charges-create_charge";
+const CHARGE = '.opblock-post:has([data-path="/v1/charges"])';
 
 // The status and the headers that the reference shows for the last answer.
 async function shown(operation) {

@@ -39,9 +39,9 @@ const HAS_EXTENSION: &str = "EXISTS (SELECT FROM pg_extension WHERE extname = 'c
 /// Table of merchants, with whose rows those of the others go.
 const ANCHOR: &str = "merchants";
 
-/// Distributes the migrated database of `conn`, which must be its owner. Says each step. The error is a sentence.
+/// Distributes the migrated database of `conn`, which must be its owner, over a cluster that was [checked](check_cluster). Says each step.
+/// The error is a sentence.
 pub fn distribute(conn: &mut PgConnection, say: &mut dyn FnMut(&str)) -> Result<(), String> {
-    check_cluster(conn)?;
     let is_done = is_done(conn)?;
     if !is_done {
         refuse_instances(conn)?;
@@ -131,8 +131,9 @@ pub fn is_half_done(conn: &mut PgConnection) -> QueryResult<bool> {
         )?)
 }
 
-/// Checks that there is a cluster that can take the tables.
-fn check_cluster(conn: &mut PgConnection) -> Result<(), String> {
+/// Checks that there is a cluster that can take the tables. Comes before the migrations, which a worker would refuse in the middle. The
+/// error is a sentence.
+pub fn check_cluster(conn: &mut PgConnection) -> Result<(), String> {
     if !has_extension(conn)? {
         return Err("The extension citus isn't in this database. As a superuser, on the coordinator and on each worker: CREATE \
              EXTENSION citus; then, on the coordinator: SELECT citus_set_coordinator_host('…'), citus_add_node('…', 5432);"
