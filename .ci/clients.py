@@ -1,5 +1,5 @@
-"""See clients.sh. Its arguments are a folder with the built clients and the data of a running `oncepay dev`, and the service's
-program."""
+"""See clients.sh. Its arguments are a folder with the built clients and the data of a running `oncepay dev`, and the program
+of the service."""
 
 import asyncio
 import collections
@@ -184,8 +184,8 @@ async def storm(name):
     by_order = collections.Counter(charge["reference"] for charge in charges)
     lost = [order for order in orders if not by_order[order]]
     duplicates = [order for order, count in by_order.items() if count > 1]
-    print(f"{name}: {CHARGES} charges in {took:.1f} s, {KILLS} kills, {lossy.lost} of {lossy.answers} answers lost on the way: "
-          f"{len(duplicates)} duplicates, {len(lost)} lost", flush=True)
+    print(f"{name}: {CHARGES} charges in {took:.1f} s, {KILLS} kills, {lossy.lost} of {lossy.answers} answers lost on the way, "
+          f"{len(duplicates)} duplicated, {len(lost)} lost", flush=True)
     check(f"{name}: no charge is lost", not lost, lost)
     check(f"{name}: no charge is there twice", not duplicates and len(charges) == CHARGES, duplicates)
 
@@ -195,6 +195,8 @@ async def storm(name):
     check(f"{name}: the stored answers are the charges", not differ, differ)
 
 
+# Seconds after which a client gives up, and a moment that clocks may differ by.
+PATIENCE, SOON = 6, 0.1
 PROBLEM = {"type": "/problems/x", "title": "x", "detail": "x", "instance": "/v1/charges", "request_id": "req_1"}
 
 
@@ -203,7 +205,8 @@ def problem(status, code, retryable, headers=""):
 
 
 class Pretender:
-    """Answers in place of the service, each order by its name; notes each request's key and time."""
+    """Answers in place of the service, each order by its name, with the last answer again and again; notes each request's key
+    and time."""
 
     BUSY = problem(503, "database_unavailable", True, "Retry-After: 1")
     ANSWERS = {
@@ -213,9 +216,9 @@ class Pretender:
         "by-a-proxy": [(502, "", "<html>Bad gateway</html>"), (200, "", "<html>Log in</html>"), 201],
         "broken-off": [None, 201],
         "unanswered": ["silence", 201],
-        "never": [BUSY] * 9,
+        "never": [BUSY],
         "much-later": [problem(503, "database_unavailable", True, "Retry-After: 3600"), 201],
-        "declined": [problem(402, "card_declined", False, "Idempotency-Expires: Wed, 25 Nov 2026 12:00:23 GMT"), 201],
+        "declined": [problem(402, "card_declined", False, "Idempotency-Expires: Sun, 01 Feb 2026 09:30:00 GMT"), 201],
         "wrong-api-key": [problem(401, "api_key_invalid", False), 201],
         "revoked-api-key": [None, problem(401, "api_key_revoked", False), 201],
         "unknown": [problem(503, "outcome_unknown", False, "Location: /v1/charges/ch_1"), 201],
@@ -239,7 +242,7 @@ class Pretender:
                 body = json.loads(await reader.readexactly(int(fields["content-length"])))
                 order = body["reference"]
                 self.seen[order].append((fields["idempotency-key"], time.monotonic()))
-                answer = self.ANSWERS[order][len(self.seen[order]) - 1]
+                answer = self.ANSWERS[order][: len(self.seen[order])][-1]
                 if answer is None:
                     break
                 if answer == "silence":
@@ -267,23 +270,23 @@ async def obedience(name):
         orders = list(service.ANSWERS)
 
         async def outcomes(**options):
-            lines = await driver.run(orders, workers=len(orders), seconds=6, **options)
+            lines = await driver.run(orders, workers=len(orders), seconds=PATIENCE, **options)
             return {line["order"]: line.get("error", "charge") for line in lines}
 
-        begun = time.monotonic()
         first = await outcomes()
-        took = time.monotonic() - begun
         refused = {"never": "Unanswered", "much-later": "Unanswered", "declined": "Refused", "wrong-api-key": "Refused",
                    # It may have been paid before the key was revoked.
                    "revoked-api-key": "Unanswered", "unknown": "OutcomeUnknown"}
         check(f"{name}: each answer has its outcome", first == dict.fromkeys(orders, "charge") | refused, first)
-        check(f"{name}: gives up in time", took < 8, took)
         sent = {order: [at - service.seen[order][0][1] for _, at in service.seen[order]] for order in orders}
-        for order, least, most in [("in-seconds", 2, 2.5), ("at-a-time", 2, 3.5), ("in-progress", 1, 1.5), ("broken-off", 0, 0.5),
-                                   ("unanswered", 3, 3.5)]:
-            check(f"{name}: {order} is sent again in time", least <= sent[order][1] < most + 1, sent[order])
-        check(f"{name}: a pause is no shorter than asked for", all(1 <= b - a for a, b in zip(sent["never"], sent["never"][1:])))
-        check(f"{name}: pauses have jitter", len({round(at, 2) % 1 for at in sent["never"]}) > 1, sent["never"])
+        # The latest is far off, since this machine may be busy.
+        times = {"in-seconds": (2, 4), "at-a-time": (2, 5), "in-progress": (1, 3), "broken-off": (0, 2), "unanswered": (3, 5)}
+        for order, (earliest, latest) in times.items():
+            check(f"{name}: {order} is sent again in time", earliest - SOON <= sent[order][1] < latest, sent[order])
+        pauses = [after - before for before, after in zip(sent["never"], sent["never"][1:])]
+        check(f"{name}: each pause is as long as it was told", min(pauses) > 1 - SOON, pauses)
+        check(f"{name}: pauses differ", max(pauses) - min(pauses) > SOON / 10, pauses)
+        check(f"{name}: gives up in time", len(pauses) > 1 and sent["never"][-1] < PATIENCE, sent["never"])
 
         # Another body under these names is refused without a word to the service.
         before = {order: len(requests) for order, requests in service.seen.items()}
@@ -292,7 +295,7 @@ async def obedience(name):
         check(f"{name}: which isn't sent", before == {order: len(requests) for order, requests in service.seen.items()})
 
         # A later process goes on where this one gave up, and asks again for nothing that is settled.
-        service.ANSWERS = service.ANSWERS | {"never": [201] * 20}
+        service.ANSWERS = service.ANSWERS | {"never": [201]}
         later = await outcomes()
         settled = {"declined": "Refused", "unknown": "OutcomeUnknown"}
         check(f"{name}: goes on later", later == dict.fromkeys(orders, "charge") | settled, later)
@@ -304,7 +307,14 @@ async def obedience(name):
     print(f"{name}: obeys what it's told, after {time.monotonic() - BEGUN:.0f} s", flush=True)
 
 
+def examples_are_shown():
+    readme = pathlib.Path("clients/README.md").read_text()
+    for example in ("typescript/example.ts", "python/example.py", "rust/examples/charge.rs"):
+        check(f"the README shows {example}", f"\n{pathlib.Path('clients', example).read_text()}```" in readme)
+
+
 async def main():
+    examples_are_shown()
     await asyncio.gather(*map(obedience, DRIVERS))
 
     control = urllib.parse.urlsplit(ENV["ONCEPAY_SIMULATOR_CONTROL_URL"])

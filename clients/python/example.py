@@ -1,4 +1,4 @@
-import os  # ONCEPAY_URL=… ONCEPAY_API_KEY=… python example.py order-1001
+import os
 import sys
 
 from oncepay_client.retries import Oncepay, Refused, SqliteStore

@@ -1,4 +1,4 @@
-import { fileStore, oncepay } from "./src/retries.ts"; // ONCEPAY_URL=… ONCEPAY_API_KEY=… node example.ts order-1001
+import { fileStore, oncepay } from "./src/retries.ts";
 
 const once = oncepay({
   url: process.env["ONCEPAY_URL"] ?? "http://127.0.0.1:8080",
