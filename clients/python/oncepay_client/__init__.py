@@ -1,0 +1,1 @@
+"""A client of Oncepay that keeps its idempotency keys. See clients/README.md."""
