@@ -25,7 +25,7 @@ before=$(tree)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 while read -r command; do
-    if sed 's/\bstep //' .ci/run | grep -qxF "$command"; then
+    if sed 's/^ *\(step \)\?//' .ci/run | grep -qxF "$command"; then
         continue
     fi
     printf '\n$ %s\n' "$command"

@@ -97,8 +97,9 @@ if [ -d "$tools" ] || install_tools; then
     gate unused unused_dependencies
     gate spelling spelling
     gate migrations migrations
+    gate workflows env PYTHONPATH="$tools" python3 .ci/workflows.py
 else
-    echo 'lint: NOT RUN: dependencies, unused dependencies, spelling, migrations. Their tools could not be installed.' >&2
+    echo 'lint: NOT RUN: dependencies, unused dependencies, spelling, migrations, workflows. Their tools could not be installed.' >&2
     [ $insist = no ] || exit 1
 fi
 if [ ${#failed[@]} != 0 ]; then
