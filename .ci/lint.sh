@@ -3,9 +3,8 @@
 #
 # Runs the checks that compile nothing, in seconds: every dependency is used, and is one that we may and want to ship
 # (deny.toml); the spelling (_typos.toml); and no migration holds up the service (.squawk.toml). It also runs the tests of
-# the benchmark and of the drills, which need only Python, asks whether the benchmark's results are too old, and follows the links of
-# the documentation. All of them
-# run, even after one has failed.
+# the benchmark and of the drills, which need only Python, asks whether the benchmark's results are too old, and follows the
+# links of the documentation. All of them run, even after one has failed.
 #
 # The tools are installed from PyPI into ~/.cache/oncepay-lint, at the versions of lint-requirements.txt. If the
 # installation fails, the script says so and passes, since the tools aren't needed to work on the code. With --insist,
