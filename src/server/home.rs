@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use actix_web::http::Uri;
+use actix_web::http::{Uri, header};
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -54,11 +54,11 @@ pub async fn show_authorization(request: HttpRequest, home: web::Data<Home>) -> 
     keys.answer(&request).await
 }
 
-/// Whether the request names the host by an address or a name that only this machine has for itself.
+/// Whether the request names the host by an address or a name that only this machine has for itself. What a proxy would add doesn't count:
+/// a page from elsewhere can add it, too.
 fn names_this_machine(request: &HttpRequest) -> bool {
-    let info = request.connection_info();
-    let host = info.host().parse::<Uri>();
-    host.is_ok_and(|host| matches!(host.host(), Some("127.0.0.1" | "localhost" | "[::1]")))
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Uri>().ok());
+    host.is_some_and(|host| matches!(host.host(), Some("127.0.0.1" | "localhost" | "[::1]")))
 }
 
 fn authorization(keys: Option<&DevelopmentKeys>) -> File {

@@ -24,7 +24,7 @@ pub fn prepare_to_migrate(conn: &mut PgConnection) -> Result<bool, String> {
 /// Runs a migration on a distributed database, in a transaction, and records it.
 ///
 /// The nodes take one statement at a time, so all are put into one block. Privileges on columns are the coordinator's, and
-/// [guards](self#guards) stand for them on the nodes.
+/// [guards](super#guards) stand for them on the nodes.
 pub fn run_migration(
     conn: &mut PgConnection,
     migration: &dyn Migration<Pg>,
