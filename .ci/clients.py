@@ -97,11 +97,8 @@ class Driver:
         return lines
 
 
-class Lossy:
-    """A proxy that loses a part of the service's answers: it breaks the connection, before the answer or in its middle."""
-
-    def __init__(self):
-        self.answers, self.lost, self.tasks = 0, 0, []
+class Listening:
+    """A server on a port of its own, which does with each connection what `_serve` says."""
 
     async def __aenter__(self):
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -110,6 +107,16 @@ class Lossy:
 
     async def __aexit__(self, *_):
         self.server.close()
+
+
+class Lossy(Listening):
+    """A proxy that loses a part of the service's answers: it breaks the connection, before the answer or in its middle."""
+
+    def __init__(self):
+        self.answers, self.lost, self.tasks = 0, 0, []
+
+    async def __aexit__(self, *_):
+        await super().__aexit__()
         for task in self.tasks:
             task.cancel()
 
@@ -204,7 +211,7 @@ def problem(status, code, retryable, headers=""):
     return status, headers, PROBLEM | {"status": status, "code": code, "retryable": retryable}
 
 
-class Pretender:
+class Pretender(Listening):
     """Answers in place of the service, each order by its name, with the last answer again and again; notes each request's key
     and time."""
 
@@ -226,14 +233,6 @@ class Pretender:
 
     def __init__(self):
         self.seen = collections.defaultdict(list)
-
-    async def __aenter__(self):
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:%d" % self.server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_):
-        self.server.close()
 
     async def _serve(self, reader, writer):
         try:

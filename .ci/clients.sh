@@ -6,6 +6,8 @@
 # killed 20 times. ONCEPAY is the built service; by default it's built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=lib.sh
+. .ci/lib.sh
 
 # In memory if there's room: some disks take half a minute to delete so many new files.
 folder=/dev/shm
@@ -48,11 +50,6 @@ if [ -z "$oncepay" ]; then
     cargo build --locked --bin oncepay --test suite
     oncepay=target/debug/oncepay
 fi
-ONCEPAY_DATA_DIR=$work/dev "$oncepay" dev --port 0 --processor http >"$work/dev.log" 2>&1 &
-for _ in {1..600}; do
-    grep -q 'Oncepay is running' "$work/dev.log" && break
-    sleep 0.1
-done
-grep -q 'Oncepay is running' "$work/dev.log" || { cat "$work/dev.log"; exit 1; }
+start_dev "$work" "$oncepay" --processor http
 
 python3 .ci/clients.py "$work" "$oncepay"

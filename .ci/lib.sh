@@ -23,3 +23,19 @@ some_tests() {
     done
     cargo test --locked --test suite -- "${filters[@]}" "$@"
 }
+
+# start_dev FOLDER ONCEPAY [ARGUMENT...]: starts a development environment in the background, with its data in FOLDER/dev and
+# its output in FOLDER/dev.log. Returns once it runs.
+start_dev() {
+    local folder=$1 oncepay=$2
+    shift 2
+    ONCEPAY_DATA_DIR=$folder/dev "$oncepay" dev --port 0 "$@" >"$folder/dev.log" 2>&1 &
+    for _ in {1..600}; do
+        if grep -q 'Oncepay is running' "$folder/dev.log"; then
+            return
+        fi
+        sleep 0.1
+    done
+    cat "$folder/dev.log"
+    return 1
+}

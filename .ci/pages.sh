@@ -5,6 +5,8 @@
 # in light and dark.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=lib.sh
+. .ci/lib.sh
 
 work=$(mktemp -d)
 trap 'kill -INT $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
@@ -21,13 +23,8 @@ cp tests/pages/*.{mjs,json} "$work/"
 
 # As in load.sh, so nothing is built twice.
 cargo build --locked --bin oncepay --test suite
-ONCEPAY_DATA_DIR=$work/dev target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &
-for _ in {1..600}; do
-    grep -q 'Oncepay is running' "$work/dev.log" && break
-    sleep 0.1
-done
+start_dev "$work" target/debug/oncepay
 url=$(sed -n 's/^ONCEPAY_URL=//p' "$work/dev/dev.env" | tr -d "'\"")
-[ -n "$url" ] || { cat "$work/dev.log"; exit 1; }
 if [ $# -gt 0 ]; then
     mkdir -p "$1"
     SCREENSHOTS=$(realpath "$1")

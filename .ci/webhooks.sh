@@ -3,6 +3,8 @@
 # us, and verify ours, in the receivers of examples/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=lib.sh
+. .ci/lib.sh
 
 work=$(mktemp -d)
 trap 'kill -INT $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
@@ -19,11 +21,6 @@ cp examples/receivers/*.{ts,json} "$work/"
 # As in load.sh, so nothing is built twice.
 cargo build --locked --bin oncepay --test suite
 export ONCEPAY_DATA_DIR=$work/dev
-target/debug/oncepay dev --port 0 >"$work/dev.log" 2>&1 &
-for _ in {1..600}; do
-    grep -q 'Oncepay is running' "$work/dev.log" && break
-    sleep 0.1
-done
-grep -q 'Oncepay is running' "$work/dev.log" || { cat "$work/dev.log"; exit 1; }
+start_dev "$work" target/debug/oncepay
 
 "$work/python/bin/python" .ci/webhooks.py "$work"

@@ -19,39 +19,44 @@ use crate::error::Error;
 use super::files::File;
 use super::pages;
 
-/// The pages that depend on the environment.
+/// The pages that depend on who asks.
 pub struct Home {
-    page: Arc<File>,
+    /// For whoever opens them on this machine.
+    local: Pages,
+    /// Without keys.
+    public: Pages,
+}
+
+struct Pages {
+    first: Arc<File>,
     authorization: Arc<File>,
-    /// The same without keys.
-    public: (Arc<File>, Arc<File>),
 }
 
 impl Home {
     /// Makes the pages for a server at `url`. `keys` only in a development environment.
     pub fn new(url: &str, keys: Option<&DevelopmentKeys>) -> Self {
-        let public = (Arc::new(page(None)), Arc::new(authorization(None)));
-        Self {
-            page: keys.map_or_else(|| Arc::clone(&public.0), |keys| Arc::new(page(Some((url, keys))))),
-            authorization: keys
-                .map_or_else(|| Arc::clone(&public.1), |keys| Arc::new(authorization(Some(keys)))),
-            public,
-        }
+        let pages = |keys: Option<&DevelopmentKeys>| Pages {
+            first: Arc::new(page(keys.map(|keys| (url, keys)))),
+            authorization: Arc::new(authorization(keys)),
+        };
+        Self { local: pages(keys), public: pages(None) }
+    }
+
+    fn pages_for(&self, request: &HttpRequest) -> &Pages {
+        if names_this_machine(request) { &self.local } else { &self.public }
     }
 }
 
 /// Shows the first page. Needs no key.
 #[get("/")]
 pub async fn show(request: HttpRequest, home: web::Data<Home>) -> Result<HttpResponse, Error> {
-    let page = if names_this_machine(&request) { &home.page } else { &home.public.0 };
-    page.answer(&request).await
+    home.pages_for(&request).first.answer(&request).await
 }
 
 /// The keys that the reference fills in, an empty object outside of development environments.
 #[get("/docs/authorization.json")]
 pub async fn show_authorization(request: HttpRequest, home: web::Data<Home>) -> Result<HttpResponse, Error> {
-    let keys = if names_this_machine(&request) { &home.authorization } else { &home.public.1 };
-    keys.answer(&request).await
+    home.pages_for(&request).authorization.answer(&request).await
 }
 
 /// Whether the request names the host by an address or a name that only this machine has for itself. What a proxy would add doesn't count:

@@ -123,5 +123,17 @@ mod tests {
             "\nGRANT SELECT ON a TO b;\n{off}GRANT SELECT, UPDATE (c, d)\n ON a TO b;{on}\nGRANT EXECUTE ON FUNCTION f(text) TO b;\n-- end"
         );
         assert_eq!(for_cluster(sql), expected);
+
+        let taken = for_cluster("\nCREATE TABLE a (b int);\nINSERT INTO a VALUES (1);");
+        let parts = [
+            off,
+            "CREATE TABLE a (b int);",
+            on,
+            "'a'::regclass",
+            "PERFORM create_distributed_table('a'",
+            "INSERT",
+        ];
+        let places: Vec<_> = parts.iter().map(|part| taken.find(part)).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{taken}");
     }
 }
