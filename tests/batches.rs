@@ -421,6 +421,17 @@ fn gathered_in_queue(
     (taken, sent)
 }
 
+/// Number of requests of the merchant with many.
+const MANY: usize = 128;
+
+/// Asserts that of [`MANY`], fewer than half of those that waited were before the one of another merchant. Without turns
+/// all were. How many are depends on the system, too: the batch that has it may be the last that gets a processor once
+/// the lock is released, and the others go on meanwhile.
+fn assert_came_early(earlier: i64, under_way: i64) {
+    let bound = under_way + (MANY as i64 - under_way) / 2;
+    assert!(earlier < bound, "{earlier} of {MANY} came first, and {under_way} were under way");
+}
+
 /// Sends `count` requests of one merchant and, once they have arrived, one of another.
 fn many_then_one(
     app: &App,
@@ -447,15 +458,12 @@ fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
         client.charge("first", &visa()).expect(201);
     }
     let (taken, sent) = gathered_in_queue(&database, &app, "claim", 0, || {
-        many_then_one(&app, 64, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
+        many_then_one(&app, MANY, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
     });
     for answer in sent {
         answer.join().unwrap().expect(201);
     }
-    // Those under way when it comes, which are more the longer the lock lasts, and one more batch beside each of the
-    // four.
-    let earlier = claimed_before(&database, &merchants[0], "few");
-    assert!(earlier <= taken + 16, "{earlier} of 64 came first, and {taken} were under way");
+    assert_came_early(claimed_before(&database, &merchants[0], "few"), taken);
 }
 
 #[test]
@@ -478,7 +486,7 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
     let (taken, sent) = gathered_in_queue(&database, &app, "begin", ALONE_MAX, || {
         many_then_one(
             &app,
-            64,
+            MANY,
             |n| patch(&many, &paths[0], format!("many-{n}")),
             || patch(&few, &paths[1], "few".to_owned()),
         )
@@ -486,9 +494,7 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
     for answer in sent {
         answer.join().unwrap().expect(200);
     }
-    let earlier = claimed_before(&database, &merchants[0], "few");
-    // As above, with two batches at a time.
-    assert!(earlier <= taken + 8, "{earlier} of 64 came first, and {taken} were under way");
+    assert_came_early(claimed_before(&database, &merchants[0], "few"), taken);
 }
 
 #[test]
