@@ -1,6 +1,7 @@
 //! Requests that share statements stay each on its own.
 
 use std::cell::Cell;
+use std::iter;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -432,17 +433,17 @@ fn assert_came_early(earlier: i64, under_way: i64) {
     assert!(earlier < bound, "{earlier} of {MANY} came first, and {under_way} were under way");
 }
 
-/// Sends `count` requests of one merchant and, once they have arrived, one of another.
-fn many_then_one(
+/// Sends `count` requests of one merchant and, once they have arrived, those of others.
+fn many_then_few(
     app: &App,
     count: usize,
     many: impl Fn(usize) -> Pending,
-    one: impl Fn() -> Pending,
+    few: impl IntoIterator<Item = Pending>,
 ) -> (usize, Vec<Pending>) {
     let mut sent: Vec<Pending> = (0..count).map(many).collect();
     arrive(&app.client, count);
-    sent.push(one());
-    (count + 1, sent)
+    sent.extend(few);
+    (sent.len(), sent)
 }
 
 #[test]
@@ -458,7 +459,8 @@ fn a_charge_waits_for_one_batch_of_a_merchant_with_many_and_not_for_all() {
         client.charge("first", &visa()).expect(201);
     }
     let (taken, sent) = gathered_in_queue(&database, &app, "claim", 0, || {
-        many_then_one(&app, MANY, |n| send(&many, &format!("many-{n}"), &visa()), || send(&few, "few", &visa()))
+        let few = iter::once_with(|| send(&few, "few", &visa()));
+        many_then_few(&app, MANY, |n| send(&many, &format!("many-{n}"), &visa()), few)
     });
     for answer in sent {
         answer.join().unwrap().expect(201);
@@ -473,28 +475,32 @@ fn a_change_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
     }
     let database = TestDatabase::new();
     let app = App::start_with(&database, |config| config.batch_size_max = 4);
-    let merchants = [database.merchant(), database.merchant()];
-    let [many, few] = [0, 1].map(|n| app.client.as_merchant(&merchants[n]));
-    let paths = [&many, &few].map(|client| {
-        let charge = client.charge("first", &visa()).expect(201);
-        format!("/v1/charges/{}", charge.field("id"))
-    });
-    let patch = |client: &Client, path: &str, key: String| -> Pending {
-        let (client, path) = (client.clone(), path.to_owned());
-        thread::spawn(move || client.send("PATCH", &path, &key, &json!({"metadata": {"key": key.clone()}})))
-    };
+    // Several others: changes of the merchant with many hold up only those of the same lane.
+    let merchants = [(); 7].map(|()| database.merchant());
+    let clients: Vec<_> = merchants.iter().map(|merchant| app.client.as_merchant(merchant)).collect();
+    let patches: Vec<_> = clients
+        .iter()
+        .map(|client| {
+            let charge = client.charge("first", &visa()).expect(201);
+            let path = format!("/v1/charges/{}", charge.field("id"));
+            move |key: String| -> Pending {
+                let (client, path) = (client.clone(), path.clone());
+                thread::spawn(move || {
+                    client.send("PATCH", &path, &key, &json!({"metadata": {"key": key.clone()}}))
+                })
+            }
+        })
+        .collect();
     let (taken, sent) = gathered_in_queue(&database, &app, "begin", ALONE_MAX, || {
-        many_then_one(
-            &app,
-            MANY,
-            |n| patch(&many, &paths[0], format!("many-{n}")),
-            || patch(&few, &paths[1], "few".to_owned()),
-        )
+        let few = patches[1..].iter().zip(1..).map(|(patch, n)| patch(format!("few-{n}")));
+        many_then_few(&app, MANY, |n| patches[0](format!("many-{n}")), few)
     });
     for answer in sent {
         answer.join().unwrap().expect(200);
     }
-    assert_came_early(claimed_before(&database, &merchants[0], "few"), taken);
+    for n in 1..merchants.len() {
+        assert_came_early(claimed_before(&database, &merchants[0], &format!("few-{n}")), taken);
+    }
 }
 
 #[test]
@@ -524,8 +530,9 @@ fn a_read_waits_for_one_turn_of_a_merchant_with_many_and_not_for_all() {
         let (client, path) = (clients[n].clone(), paths[n].clone());
         thread::spawn(move || client.get(&path))
     };
-    let sent =
-        gathered_at("charges", &database, &app.client, || many_then_one(&app, 40, |_| read(0), || read(1)));
+    let sent = gathered_at("charges", &database, &app.client, || {
+        many_then_few(&app, 40, |_| read(0), iter::once_with(|| read(1)))
+    });
     for answer in sent {
         answer.join().unwrap().expect(200);
     }
