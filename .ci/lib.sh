@@ -31,7 +31,7 @@ start_dev() {
     shift 2
     ONCEPAY_DATA_DIR=$folder/dev "$oncepay" dev --port 0 "$@" >"$folder/dev.log" 2>&1 &
     for _ in {1..600}; do
-        if grep -q 'Oncepay is running' "$folder/dev.log"; then
+        if grep -qs 'Oncepay is running' "$folder/dev.log"; then
             return
         fi
         sleep 0.1

@@ -40,7 +40,7 @@ def python():
     types = sorted({kind for operation in found for kind in operation[4:6] if kind})
     yield '"""The requests that change something, by generate.py: see clients/README.md."""\n'
     yield "from collections.abc import Mapping\nfrom typing import Any, cast\nfrom urllib.parse import quote\n"
-    yield "from .types import (\n" + "".join(f"    {pascal(kind)},\n" for kind in types) + ")\n\n"
+    yield "from .types import (\n" + "".join(f"    {kind},\n" for kind in types) + ")\n\n"
     yield "class Operations:"
     yield '    """One method for each request."""\n'
     yield "    def once(self, name: str, method: str, path: str, body: Mapping[str, object] | None) -> Any:"
@@ -49,18 +49,13 @@ def python():
     for operation, method, path, parameters, body, answer, is_required, summary in found:
         arguments = ["self", "name: str", *(f"{parameter}: str" for parameter in parameters)]
         if body:
-            arguments.append(f"body: {pascal(body)}" + ("" if is_required else " | None = None"))
+            arguments.append(f"body: {body}" + ("" if is_required else " | None = None"))
         filled = re.sub(r"{(\w+)}", r'{quote(\1, safe="")}', path)
         prefix = "f" if parameters else ""
-        yield f"\n    def {operation}({', '.join(arguments)}) -> {pascal(answer)}:"
+        yield f"\n    def {operation}({', '.join(arguments)}) -> {answer}:"
         yield f'        """{summary}."""'
         path = f"'{filled}'" if parameters else f'"{filled}"'
-        yield f'        return cast({pascal(answer)}, self.once(name, "{method}", {prefix}{path}, {"body" if body else "None"}))'
-
-
-def pascal(name):
-    """The name of a type: List_Charge is ListCharge."""
-    return name.replace("_", "")
+        yield f'        return cast({answer}, self.once(name, "{method}", {prefix}{path}, {"body" if body else "None"}))'
 
 
 def nested(schema):
@@ -79,10 +74,11 @@ def rust_type(schema):
     """The type, and whether it can be null."""
     if options := schema.get("oneOf") or schema.get("anyOf"):
         others = [option for option in options if option != {"type": "null"}]
-        return (rust_type(others[0])[0] if len(others) == 1 else "serde_json::Value"), len(others) < len(options)
+        names = {rust_type(option)[0] for option in others}
+        return (names.pop() if len(names) == 1 else "serde_json::Value"), len(others) < len(options)
     if target := name_of(schema):
         is_struct = "properties" in SCHEMAS[target] or SCHEMAS[target].get("additionalProperties") is False
-        return (pascal(target), False) if is_struct else rust_type(SCHEMAS[target])
+        return (target, False) if is_struct else rust_type(SCHEMAS[target])
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     [kind] = [kind for kind in kinds if kind != "null"] or [None]
@@ -110,11 +106,11 @@ def rust():
     yield "use std::collections::BTreeMap;\n\nuse reqwest::Method;\nuse serde::{Deserialize, Serialize};\n\nuse crate::{Oncepay, Result};"
     for kind in sorted(wanted):
         schema = SCHEMAS[kind]
-        if rust_type({"$ref": f"/{kind}"})[0] != pascal(kind):
+        if rust_type({"$ref": f"/{kind}"})[0] != kind:
             continue
         yield "\n" + comment(schema["description"])
         yield "#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]"
-        yield f"pub struct {pascal(kind)} {{"
+        yield f"pub struct {kind} {{"
         for field, of in schema.get("properties", {}).items():
             type_name, can_be_null = rust_type(of)
             is_optional = field not in schema.get("required", [])
@@ -132,10 +128,10 @@ def rust():
     for number, (operation, method, path, parameters, body, answer, is_required, summary) in enumerate(found):
         arguments = ["&self", "name: &str", *(f"{parameter}: &str" for parameter in parameters)]
         if body:
-            arguments.append(f"body: &{pascal(body)}" if is_required else f"body: Option<&{pascal(body)}>")
+            arguments.append(f"body: &{body}" if is_required else f"body: Option<&{body}>")
         sent = "body" if body else "()"
         yield ("\n" if number else "") + comment(f"{summary}.", "    ")
-        yield f"    pub fn {operation}({', '.join(arguments)}) -> Result<{pascal(answer)}> {{"
+        yield f"    pub fn {operation}({', '.join(arguments)}) -> Result<{answer}> {{"
         path = f'&format!("{path}")' if parameters else f'"{path}"'
         yield f'        self.once(name, Method::{method}, {path}, {sent})'
         yield "    }"

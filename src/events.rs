@@ -8,6 +8,7 @@ use diesel::sql_types::{Jsonb, Nullable, Text, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::openapi::RefOr;
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
@@ -100,10 +101,15 @@ impl PartialSchema for EventType {
 
 impl ToSchema for EventType {}
 
-/// The schema of a text that is one of these names.
+/// The schema of a text that is one of these names, or of those that a later version adds.
 pub fn one_of(names: impl Iterator<Item = &'static str>, meaning: &str) -> RefOr<Schema> {
     let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names));
-    schema.description(Some(meaning)).into()
+    schema.description(Some(meaning)).extensions(Some(may_grow())).into()
+}
+
+/// Says of a list of values that a later version can have more of them.
+pub fn may_grow() -> Extensions {
+    Extensions::from_iter([("x-may-grow".to_owned(), Value::Bool(true))])
 }
 
 /// Records an event about the object `object_id`, which is `object` after the change. It belongs to the trace of the

@@ -84,6 +84,7 @@ fn has_example(schema: &Value) -> bool {
         return parts.iter().all(has_example);
     }
     !schema["example"].is_null()
+        || schema["examples"].is_array()
         || schema["properties"].as_object().is_some_and(|properties| {
             properties.iter().all(|(_, property)| {
                 property.get("example").is_some()

@@ -538,6 +538,7 @@ fn operators_list_what_is_stuck() {
     assert_eq!(keys(""), ["c", "b", "a"]);
     assert_eq!(keys("?status=in_progress&older_than=150"), ["b", "a"]);
     assert_eq!(keys("?older_than=4m"), ["a"]);
+    assert_eq!(keys("?older_than=9999999999d"), Vec::<String>::new());
     let time = (chrono::Utc::now() - chrono::Duration::seconds(250)).format("%Y-%m-%dT%H:%M:%SZ");
     assert_eq!(keys(&format!("?older_than={time}")), ["a"]);
     for (key, expected) in [("a", &["a"][..]), ("b", &["b", "a"])] {

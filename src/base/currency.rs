@@ -49,6 +49,14 @@ pub struct Currency {
 }
 
 impl Currency {
+    /// All known currencies, by their codes.
+    pub fn known() -> impl Iterator<Item = Self> {
+        let letters = || b'A'..=b'Z';
+        let codes =
+            letters().flat_map(move |a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
+        codes.filter_map(|code| str::from_utf8(&code).ok()?.parse().ok())
+    }
+
     /// Makes a currency from its stored code. An unknown one can be shown, captured, refunded and disputed like any other.
     pub fn stored(code: &str) -> Result<Self, MalformedCode> {
         if let Ok(known) = code.parse() {

@@ -27,6 +27,9 @@ fn parse(prefix: &str, text: &str) -> Result<Uuid, ParseIdError> {
 /// The UUID of an identifier of any kind.
 pub fn parse_any(text: &str) -> Result<Uuid, ParseIdError> {
     let (prefix, _) = text.rsplit_once('_').ok_or(ParseIdError)?;
+    if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_lowercase()) {
+        return Err(ParseIdError);
+    }
     parse(&text[..=prefix.len()], text)
 }
 
@@ -187,7 +190,9 @@ mod tests {
     fn an_id_of_any_kind_is_told_from_other_texts() {
         let id = ChargeId::at(crate::base::time::now());
         assert_eq!(parse_any(&id.to_string()), Ok(id.0));
-        for text in [id.0.to_string(), id.0.as_simple().to_string(), format!("{id}0"), "ch_".to_owned()] {
+        let odd = ["\0_", "_", "Ch_", "é_"].map(|prefix| id.to_string().replace("ch_", prefix));
+        let known = [id.0.to_string(), id.0.as_simple().to_string(), format!("{id}0"), "ch_".to_owned()];
+        for text in known.into_iter().chain(odd) {
             assert_eq!(parse_any(&text), Err(ParseIdError), "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::base::faults;
@@ -10,9 +10,10 @@ use crate::base::faults;
 /// Format that [`parse`] accepts.
 pub const FORMAT: &str = "must be an RFC 3339 time such as 2026-01-31T09:30:00Z";
 
-/// Parses an RFC 3339 time of any offset.
+/// Parses an RFC 3339 time of any offset. In UTC its year must have four digits, too, since it's shown in UTC.
 pub fn parse(text: &str) -> Option<DateTime<Utc>> {
-    DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
+    let time = DateTime::parse_from_rfc3339(text).ok()?.to_utc();
+    (0..=9999).contains(&time.year()).then_some(time)
 }
 
 /// First moment after the millisecond of `time`.
@@ -73,6 +74,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_time_is_read_if_its_year_has_four_digits_in_utc_too() {
+        for text in [
+            "0000-01-01T00:00:00Z",
+            "9999-12-31T23:59:59.999Z",
+            "2016-12-31T23:59:60Z",
+            "2026-01-31t09:30:00z",
+        ] {
+            assert!(parse(text).is_some(), "{text}");
+        }
+        for text in
+            ["0000-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01", "2026-01-31", "2026-01-31T09:30:00"]
+        {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn a_pause_is_asked_for_in_seconds_or_with_a_date() {
         let now = "2026-01-31T09:30:00Z".parse().unwrap();
         for (text, pause_s) in [
@@ -100,7 +118,7 @@ mod tests {
             ("2026-01-31T09:30:00.123456Z", "2026-01-31T09:30:00.124Z"),
             ("2026-01-31T09:30:00.999999999Z", "2026-01-31T09:30:01Z"),
             ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00.001Z"),
-            ("9999-12-31T23:59:59.999-23:59", "+10000-01-01T23:59:00Z"),
+            ("9999-12-31T23:59:59.999Z", "+10000-01-01T00:00:00Z"),
         ] {
             assert_eq!(
                 end_of_millisecond(parse(time).unwrap()),

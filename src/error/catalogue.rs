@@ -155,7 +155,7 @@ codes! {
         "The service couldn't reach its database in time.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
     TransientConflict: "transient_conflict", 503, true, false, "Transient conflict",
-        "The request collided with others in the database more often than the service retries by itself. Nothing was changed.",
+        "The request collided with others in the database more often than the service retries by itself. Its last transaction was rolled back. If the request had called the payment processor, the service finishes by itself what has begun.",
         "Send the same request with the same idempotency key again after `Retry-After`.";
     ProcessorUnavailable: "processor_unavailable", 503, true, false, "Payment processor unavailable",
         "The payment processor failed, didn't answer in time, or asked for a pause, so the outcome isn't known yet.",

@@ -27,14 +27,15 @@ pub struct Problem {
     #[schema(example = "Validation failed")]
     pub title: &'static str,
     /// The HTTP status, repeated.
-    #[schema(example = 422)]
+    #[schema(example = 422, minimum = 400, maximum = 599)]
     pub status: u16,
     /// One sentence about this occurrence.
     pub detail: String,
     /// Path of the request.
     #[schema(example = "/v1/charges")]
     pub instance: String,
-    /// Machine-readable cause: one code per cause.
+    /// Machine-readable cause: one code per cause. A later version can have more codes: treat one that you don't know by
+    /// `status` and `retryable`.
     #[schema(example = "validation_failed")]
     pub code: &'static str,
     /// Whether the same request can succeed when sent again with the same idempotency key.

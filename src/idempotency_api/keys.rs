@@ -7,7 +7,9 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Uuid as SqlUuid};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::{KnownFormat, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::key_list::{self, KeyFilter, KeyQuery};
@@ -244,6 +246,9 @@ fn find(conn: &mut PgConnection, merchant: MerchantId, key: &str) -> Result<KeyR
 const OLDER_THAN: &str =
     "must be a number of seconds, a number with one of the units s, m, h, d, or an RFC 3339 time";
 
+/// Maximum age in seconds, three hundred years. No key is that old, and Postgres has no time that is much longer ago.
+const AGE_MAX_S: i64 = 9_999_999_999;
+
 /// A lower bound for a key's age: seconds, or a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OlderThan {
@@ -252,6 +257,18 @@ pub enum OlderThan {
     /// Claimed at this time, as it is shown, or before: up to the end of its millisecond.
     Time(DateTime<Utc>),
 }
+
+impl PartialSchema for OlderThan {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let age = AnyOfBuilder::new()
+            .item(text().pattern(Some("^[0-9]{1,10}[smhd]?$")))
+            .item(text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime))));
+        age.description(Some("A number of seconds, a number with a unit, or a time.")).into()
+    }
+}
+
+impl ToSchema for OlderThan {}
 
 impl std::str::FromStr for OlderThan {
     type Err = &'static str;
@@ -270,7 +287,8 @@ impl std::str::FromStr for OlderThan {
         // Ten digits of seconds are three hundred years: a longer number is a mistake.
         let is_number = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
         let seconds = number.parse::<i64>().ok().filter(|_| is_number);
-        seconds.and_then(|n| n.checked_mul(unit_s)).map(Self::Seconds).ok_or(OLDER_THAN)
+        let seconds = seconds.and_then(|n| n.checked_mul(unit_s)).ok_or(OLDER_THAN)?;
+        Ok(Self::Seconds(seconds.min(AGE_MAX_S)))
     }
 }
 
@@ -296,7 +314,7 @@ problems!(ListProblems, operating:);
     tag = "Operators",
     params(
         ("status" = Option<String>, Query, description = "`in_progress` (the default), `abandoned` (in progress, without a live attempt), `parked`, `completed` or `expired`", example = "parked"),
-        ("older_than" = Option<String>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time, which includes the keys claimed in its millisecond", example = "5m"),
+        ("older_than" = Option<OlderThan>, Query, description = "Minimum age: in seconds, or with a unit as in `5m`, `2h`, `1d`; or an RFC 3339 time, which includes the keys claimed in its millisecond", example = "5m"),
         ("operation" = Option<String>, Query, min_length = 1, max_length = 255, description = "Name of an operation", example = "charges.create"),
         ("merchant_id" = Option<String>, Query, pattern = "^mer_[0-9a-f]{32}$", description = "Id of a merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
     ),
@@ -342,7 +360,7 @@ problems!(GetAnyProblems, operating: IdempotencyKeyNotFound);
     operation_id = "operator.idempotency_keys.get",
     tag = "Operators",
     params(
-        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("merchant_id" = String, Path, description = "Id of the key's merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
     ),
     responses((status = 200, description = "The key.", body = OperatorKeyStatus), GetAnyProblems),
@@ -432,7 +450,7 @@ problems!(InterventionProblems, operating_mutating: IdempotencyKeyNotFound, Idem
     operation_id = "operator.idempotency_keys.retry",
     tag = "Operators",
     params(
-        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("merchant_id" = String, Path, description = "Id of the key's merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
     ),
     responses((status = 200, description = "The key.", body = OperatorKeyStatus), InterventionProblems),
@@ -454,7 +472,7 @@ pub async fn retry(
     operation_id = "operator.idempotency_keys.release",
     tag = "Operators",
     params(
-        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("merchant_id" = String, Path, description = "Id of the key's merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
     ),
     responses((status = 200, description = "The key.", body = OperatorKeyStatus), InterventionProblems),
@@ -477,6 +495,7 @@ mod tests {
         {
             assert_eq!(text.parse(), Ok(OlderThan::Seconds(seconds)), "{text}");
         }
+        assert_eq!("9999999999d".parse(), Ok(OlderThan::Seconds(AGE_MAX_S)));
         let time = "2026-01-31T09:30:00Z";
         assert_eq!(time.parse(), Ok(OlderThan::Time(time::parse(time).unwrap())));
         for text in ["", "s", "-5", "5w", "1.5h", "five", "99999999999", "5é", "2026-01-31"] {

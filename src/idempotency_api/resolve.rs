@@ -112,7 +112,7 @@ problems!(ResolveProblems, operating_mutating: IdempotencyKeyNotFound, Idempoten
     operation_id = "operator.idempotency_keys.resolve",
     tag = "Operators",
     params(
-        ("merchant_id" = String, Path, description = "Id of the merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("merchant_id" = String, Path, description = "Id of the key's merchant", example = "mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("key" = String, Path, description = "The key, without quotes", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
     ),
     request_body = ResolveKey,

@@ -202,7 +202,7 @@ problems!(GetProblems, operating: AcquirerEventNotFound);
 #[utoipa::path(
     operation_id = "operator.acquirer_events.get",
     tag = "Operators",
-    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    params(("id" = String, Path, description = "Id of the acquirer event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
     responses((status = 200, description = "The event.", body = AcquirerEvent), GetProblems),
 )]
 #[get("/v1/operator/acquirer-events/{id}")]
@@ -261,7 +261,7 @@ problems!(ReplayProblems, operating_mutating: AcquirerEventNotFound);
 #[utoipa::path(
     operation_id = "operator.acquirer_events.replay",
     tag = "Operators",
-    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    params(("id" = String, Path, description = "Id of the acquirer event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
     responses((status = 200, description = "The event, with its new state.", body = AcquirerEvent), ReplayProblems),
 )]
 #[post("/v1/operator/acquirer-events/{id}/replay")]
@@ -326,7 +326,7 @@ problems!(DismissProblems, operating_mutating: AcquirerEventNotFound);
 #[utoipa::path(
     operation_id = "operator.acquirer_events.dismiss",
     tag = "Operators",
-    params(("id" = String, Path, description = "Our id of the event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
+    params(("id" = String, Path, description = "Id of the acquirer event", example = "ae_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")),
     request_body = DismissEvent,
     responses((status = 200, description = "The event.", body = AcquirerEvent), DismissProblems),
 )]

@@ -79,13 +79,14 @@ struct IncomingEvent {
     /// Other types are stored and acknowledged.
     #[schema(min_length = 1, max_length = 100)]
     r#type: String,
-    /// Time of the event.
-    #[schema(format = DateTime)]
-    timestamp: Option<String>,
-    /// The object of the event: `merchant`, and `reference` with the id of the charge, refund or payout. A
-    /// dispute also has `dispute`, the processor's id for it, and `reason`. A failed charge has `operation`
-    /// with its `decline_code`. A settlement has `merchant`, `id` (`set_…`), `amount` and `currency`.
-    #[schema(value_type = Object)]
+    /// Time of the event, in RFC 3339. Anything else is ignored.
+    #[schema(value_type = serde_json::Value, required = false)]
+    timestamp: serde_json::Value,
+    /// The object of the event, which the types above require: `merchant`, and `reference` with the id of the
+    /// charge, refund or payout. A dispute also has `dispute`, the processor's id for it, and `reason`. A failed
+    /// charge has `operation` with its `decline_code`. A settlement has `merchant`, `id` (`set_…`), `amount` and
+    /// `currency`.
+    #[schema(value_type = serde_json::Value, required = false)]
     data: serde_json::Value,
 }
 

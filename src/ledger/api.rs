@@ -224,6 +224,9 @@ impl std::str::FromStr for PostingKey {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
         let (entry, line) = text.split_once('.').ok_or(())?;
+        if line.len() > 4 || !line.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(());
+        }
         Ok(Self(entry.parse().map_err(|_| ())?, line.parse().map_err(|_| ())?))
     }
 }

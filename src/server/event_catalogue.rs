@@ -1,5 +1,7 @@
 //! The catalogue of events, as the `webhooks` of the OpenAPI document.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{
@@ -7,20 +9,67 @@ use utoipa::openapi::path::{
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::response::{ResponseBuilder, ResponsesBuilder};
-use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{
+    AdditionalProperties, AnyOfBuilder, Discriminator, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat,
+    Type,
+};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Components, KnownFormat, Ref, RefOr, Required};
 
-use crate::events::EventType;
-
 use crate::base::signature;
 use crate::base::trace::TRACEPARENT;
+use crate::events::{self, EventType};
 
 /// Returns one entry per event type. `components` holds the schemas of the objects; their examples make up
 /// those of the events.
 pub fn webhooks(components: &Components) -> Paths {
     let entries = EventType::ALL.iter().map(|kind| (kind.as_str(), entry(*kind, components)));
     entries.fold(PathsBuilder::new(), |paths, (name, item)| paths.path(name, item)).build()
+}
+
+/// Describes an event by the type of its object: the schema `Event` becomes one of `ChargeEvent`, `RefundEvent` and so on, which
+/// have the types of such events, and such an object as `data`.
+pub fn describe_events(components: &mut Components) {
+    let Some(RefOr::T(Schema::Object(any))) = components.schemas.remove("Event") else {
+        panic!("the document has no Event");
+    };
+    let mut types: BTreeMap<&str, Vec<EventType>> = BTreeMap::new();
+    for kind in EventType::ALL {
+        types.entry(kind.object()).or_default().push(*kind);
+    }
+    let mut event = OneOfBuilder::new();
+    let mut mapping = BTreeMap::new();
+    for (object, types) in types {
+        let name = format!("{object}Event");
+        let reference = Ref::from_schema_name(&name);
+        mapping.extend(types.iter().map(|kind| (kind.as_str(), reference.ref_location.clone())));
+        event = event.item(reference);
+        let names = types.iter().map(|kind| kind.as_str());
+        let mut of_object = any.clone();
+        of_object.description = Some(format!("A change of an object with the schema `{object}`."));
+        let mut data = Ref::from_schema_name(object);
+        data.description = "The object right after the event.".to_owned();
+        of_object.properties.insert("type".to_owned(), events::one_of(names, "Type of the event."));
+        of_object.properties.insert("data".to_owned(), data.into());
+        let is_example = |example: &Value| types.iter().any(|kind| example["type"] == kind.as_str());
+        if !any.example.as_ref().is_some_and(is_example) {
+            let message = example(types[0], components);
+            let [id, kind, created_at, data] = ["id", "type", "timestamp", "data"].map(|name| &message[name]);
+            of_object.example = Some(json!({
+                "id": id, "object": "event", "type": kind, "created_at": created_at, "data": data,
+            }));
+        }
+        components.schemas.insert(name, of_object.into());
+    }
+    let event = event
+        .description(Some(
+            "A change of an object. `type` tells what `data` is. A later version can have more types: skip an event whose type \
+             you don't know.",
+        ))
+        .examples(any.example)
+        .discriminator(Some(Discriminator::with_mapping("type", mapping)))
+        .extensions(Some(events::may_grow()));
+    components.schemas.insert("Event".to_owned(), event.into());
 }
 
 fn entry(kind: EventType, components: &Components) -> PathItem {
@@ -31,6 +80,7 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .property("object", ObjectBuilder::new().schema_type(Type::String))
         .required("id")
         .required("object")
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)))
         .description(Some("The type and id of an object that is too large to send."));
     let message = ObjectBuilder::new()
         .property("id", text("evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
@@ -76,29 +126,36 @@ fn entry(kind: EventType, components: &Components) -> PathItem {
         .security(SecurityRequirement::new("webhook_signature", Vec::<String>::new()))
         .request_body(Some(body.build()))
         .responses(ResponsesBuilder::new().response("2XX", taken))
-        .parameter(header(signature::ID, "Id of the event.", "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"))
+        .parameter(header(signature::ID, "Id of the event.", Type::String, json!("evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b")))
         .parameter(header(
             TRACEPARENT,
             "Span of this delivery, in the trace of the request that changed the object, as defined by W3C Trace Context.",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            Type::String,
+            json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ))
-        .parameter(header(signature::TIMESTAMP, "Time of sending, in seconds since 1970.", "1769851800"))
+        .parameter(header(
+            signature::TIMESTAMP,
+            "Time of sending, in seconds since 1970.",
+            Type::Integer,
+            json!(1_769_851_800),
+        ))
         .parameter(header(
             signature::SIGNATURE,
             "Signatures of the body, separated by spaces: several while a secret is being replaced.",
-            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+            Type::String,
+            json!("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
         ));
     PathItem::new(HttpMethod::Post, operation)
 }
 
-fn header(name: &str, description: &str, example: &str) -> ParameterBuilder {
+fn header(name: &str, description: &str, kind: Type, example: Value) -> ParameterBuilder {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Header)
         .required(Required::True)
         .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .example(Some(json!(example)))
+        .schema(Some(ObjectBuilder::new().schema_type(kind)))
+        .example(Some(example))
 }
 
 /// Times in the examples: that of the object's creation, or days later.

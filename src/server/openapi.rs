@@ -9,13 +9,14 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 use tokio::sync::Mutex;
 use utoipa::OpenApi;
-use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::content::Content;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem, Paths};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayItems, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{Ref, RefOr, Required};
+use utoipa::openapi::{Components, Ref, RefOr, Required};
 
 use super::files::File;
 use super::{event_catalogue, openapi_bounds};
@@ -24,7 +25,7 @@ use crate::base::trace::TRACEPARENT;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::host::{Caller, Engine, RegisteredOperation};
 use crate::idempotency::{KEY_LENGTH_MAX, Policy, PolicySetting, SettingKind};
-use crate::web::problems::{document_limits, string_header};
+use crate::web::problems::{document_limits, header, string_header};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -53,10 +54,19 @@ use crate::web::problems::{document_limits, string_header};
             at the same time; `GET /v1/idempotency-policies` shows it. Each instance of the service counts for itself. A request \
             beyond a limit is refused with 429 `rate_limited` before anything is done. When more requests wait than can be \
             answered in time, those of merchants with more than their share are refused with 503 `overloaded`. Both may be sent \
-            again with the same key after `Retry-After`.",
+            again with the same key after `Retry-After`.\n\n\
+            A later version can have more operations, parameters, headers and members, and more values where the schema says \
+            `x-may-grow`: codes of problems and types of events. Ignore members that you don't know, treat a problem whose code \
+            you don't know by its status and `retryable`, and skip an event whose type you don't know.",
+        contact(name = "The contributors"),
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    components(schemas(crate::error::Problem, crate::error::FieldError, crate::payments::settlements::Settlement)),
+    components(schemas(
+        crate::error::Problem,
+        crate::error::FieldError,
+        crate::idempotency_api::keys::OlderThan,
+        crate::payments::settlements::Settlement,
+    )),
     tags(
         (name = "Charges", description = "Payments from a customer to the merchant."),
         (name = "Refunds", description = "Money returned to the customer."),
@@ -95,14 +105,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
                 .build(),
         ),
     );
-    // utoipa writes generics out in place; a reference is shorter and has a name.
-    for (name, schema) in &mut components.schemas {
-        if let (Some(item), RefOr::T(Schema::Object(list))) = (name.strip_prefix("List_"), schema)
-            && let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data")
-        {
-            data.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
-        }
-    }
+    name_lists(&mut document.paths, components);
     components.add_security_scheme(
         "operator_key",
         SecurityScheme::Http(
@@ -140,6 +143,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
         );
     }
     openapi_bounds::bound(components, registered);
+    event_catalogue::describe_events(components);
     document.webhooks = Some(event_catalogue::webhooks(components));
     document.servers = Some(vec![utoipa::openapi::Server::new("/")]);
     for (path, item) in &mut document.paths.paths {
@@ -154,7 +158,7 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
                     .description("Not modified. `If-None-Match` names the `ETag` of the answer, or is `*`.");
                 operation.responses.responses.insert("304".to_owned(), unchanged.build().into());
             }
-            finish_operation(operation, scheme);
+            finish_operation(operation, scheme, components);
             if method == "GET" {
                 continue;
             }
@@ -179,6 +183,30 @@ pub fn finish(document: &mut utoipa::openapi::OpenApi, registered: &[RegisteredO
                 "the descriptor of {name} and its route must agree"
             );
             finish_change(operation, registered);
+        }
+    }
+}
+
+/// Gives each list the name of its items: utoipa calls it `List_Charge` and writes its items out in place.
+fn name_lists(paths: &mut Paths, components: &mut Components) {
+    let list_of = |name: &str| name.strip_prefix("List_").map(|item| format!("{item}List"));
+    for (name, mut schema) in std::mem::take(&mut components.schemas) {
+        if let (Some(item), RefOr::T(Schema::Object(list))) = (name.strip_prefix("List_"), &mut schema)
+            && let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data")
+        {
+            data.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
+        }
+        components.schemas.insert(list_of(&name).unwrap_or(name), schema);
+    }
+    let operations = paths.paths.values_mut().flat_map(operations_of_mut);
+    for response in operations.flat_map(|(_, operation)| operation.responses.responses.values_mut()) {
+        let RefOr::T(response) = response else { continue };
+        for content in response.content.values_mut() {
+            if let RefOr::T(Content { schema: Some(RefOr::Ref(reference)), .. }) = content
+                && let Some(name) = reference.ref_location.rsplit('/').next().and_then(list_of)
+            {
+                *reference = Ref::from_schema_name(name);
+            }
         }
     }
 }
@@ -227,7 +255,8 @@ fn add_setting(schema: &mut Schema, operation: &str, setting: &PolicySetting) {
 }
 
 /// Adds the parts that all operations share.
-fn finish_operation(operation: &mut Operation, scheme: &str) {
+fn finish_operation(operation: &mut Operation, scheme: &str, components: &Components) {
+    let cursors = openapi_bounds::cursors(operation, components);
     let id = operation.operation_id.clone().unwrap_or_default();
     operation.security = Some(vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
     let parameters = operation.parameters.get_or_insert_default();
@@ -241,12 +270,22 @@ fn finish_operation(operation: &mut Operation, scheme: &str) {
             .build().into(),
     );
     if id.ends_with(".list") {
-        parameters.extend(openapi_bounds::page_parameters().map(Into::into));
+        parameters.extend(openapi_bounds::page_parameters(cursors).map(Into::into));
+    }
+    for parameter in &mut *parameters {
+        if let RefOr::T(parameter) = parameter
+            && let (ParameterIn::Query, Some(schema)) = (&parameter.parameter_in, &mut parameter.schema)
+        {
+            openapi_bounds::bound_text(schema);
+            if parameter.name == "currency" {
+                *schema = Ref::from_schema_name("Currency").into();
+            }
+        }
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
-            let header = string_header("Id of the request in the service's log.");
-            response.headers.insert("X-Request-Id".to_owned(), header.into());
+            let id = header("Id of the request in the service's log.", request_id());
+            response.headers.insert("X-Request-Id".to_owned(), id.into());
         }
     }
 }
@@ -259,16 +298,22 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
     }
     let parameters = operation.parameters.get_or_insert_default();
     if registered.descriptor.caller == Caller::Acquirer {
-        for (name, description, example) in [
+        for (name, description, schema, example) in [
             (
                 signature::ID,
                 "Id of the event, which is its idempotency key.",
-                "evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b",
+                text(),
+                json!("evt_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
             ),
-            (signature::TIMESTAMP, "Time of sending, in seconds since 1970.", "1769851800"),
+            (
+                signature::TIMESTAMP,
+                "Time of sending, in seconds since 1970.",
+                ObjectBuilder::new().schema_type(Type::Integer),
+                json!(1_769_851_800),
+            ),
         ] {
             let parameter = header_parameter(name, description).required(Required::True);
-            parameters.push(parameter.example(Some(json!(example))).build().into());
+            parameters.push(parameter.schema(Some(schema)).example(Some(example)).build().into());
         }
     } else {
         parameters.push(idempotency_key_parameter());
@@ -288,13 +333,21 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
         let codes = codes_of(response);
         let is_kept = status.starts_with('2') || codes.iter().any(|code| code.entry().is_final);
         if is_kept {
-            for (name, description) in [
-                ("Idempotency-Key", "The key, without quotes."),
-                ("Idempotent-Replayed", "`true` if this is the stored answer of an earlier request."),
-                ("Idempotency-Expires", "HTTP date until which the answer is kept."),
-                ("Original-Request-Id", "On a replay: id of the request that was executed."),
+            for (name, description, schema) in [
+                ("Idempotency-Key", "The key, without quotes.", text().pattern(Some(BARE_KEY))),
+                (
+                    "Idempotent-Replayed",
+                    "`true` if this is the stored answer of an earlier request.",
+                    ObjectBuilder::new().schema_type(Type::Boolean),
+                ),
+                (
+                    "Idempotency-Expires",
+                    "HTTP date until which the answer is kept.",
+                    text().format(Some(SchemaFormat::Custom("http-date".to_owned()))),
+                ),
+                ("Original-Request-Id", "On a replay: id of the request that was executed.", request_id()),
             ] {
-                response.headers.insert(name.to_owned(), string_header(description).into());
+                response.headers.insert(name.to_owned(), header(description, schema).into());
             }
         }
         if status.starts_with('2') {
@@ -302,7 +355,8 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
         }
         if is_kept || status == "409" {
             let description = "If the client asked to wait: the granted wait, `wait=N`.";
-            response.headers.insert("Preference-Applied".to_owned(), string_header(description).into());
+            let applied = header(description, text().pattern(Some("^wait=[0-9]+$")));
+            response.headers.insert("Preference-Applied".to_owned(), applied.into());
         }
         if status == "400" || status == "422" {
             let description = "With a problem of the idempotency key: the problem's page, as `describedby`.";
@@ -321,6 +375,13 @@ fn finish_change(operation: &mut Operation, registered: &RegisteredOperation) {
     operation.extensions.get_or_insert_default().insert(X_IDEMPOTENCY.to_owned(), extension);
 }
 
+/// A key as it's sent back: without quotes.
+const BARE_KEY: &str = "^[!-~]{1,255}$";
+/// A key as a client sends it without quotes: no semicolon in it begins a parameter.
+const UNQUOTED_KEY: &str = "^(([!#-:<-~]|;+[!-)+-:<-`{-~])([!-:<-~]|;+[!-)+-:<-`{-~])*;*|;+)$";
+/// A key in quotes, with quotes and backslashes escaped.
+const QUOTED_KEY: &str = r#"^"([!#-\[\]-~]|\\["\\]){1,255}"$"#;
+
 fn idempotency_key_parameter() -> RefOr<Parameter> {
     header_parameter(
             "Idempotency-Key",
@@ -329,8 +390,11 @@ fn idempotency_key_parameter() -> RefOr<Parameter> {
         )
         .required(Required::True)
         // No example: tools send it as it is, and so everybody would send the same key.
-        // Each character of a quoted key may be escaped.
-        .schema(Some(text().min_length(Some(1)).max_length(Some(2 * KEY_LENGTH_MAX + 2))))
+        .schema(Some(
+            AnyOfBuilder::new()
+                .item(text().max_length(Some(KEY_LENGTH_MAX)).pattern(Some(UNQUOTED_KEY)))
+                .item(text().pattern(Some(QUOTED_KEY))),
+        ))
         .build()
         .into()
 }
@@ -444,6 +508,11 @@ fn header_parameter(name: &str, description: &str) -> ParameterBuilder {
         .required(Required::False)
         .description(Some(description))
         .schema(Some(text()))
+}
+
+/// The schema of a request's id: the service replaces any other text by an id of its own.
+fn request_id() -> ObjectBuilder {
+    text().pattern(Some("^[A-Za-z0-9._-]{1,128}$"))
 }
 
 fn text() -> ObjectBuilder {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use actix_web::http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
-use utoipa::openapi::path::{Operation, Parameter, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBody;
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{Object, Schema, SchemaType, Type};
@@ -31,7 +31,7 @@ use crate::inbound;
 use crate::ledger::AccountKind;
 use crate::payments::{charges, disputes, failure, payouts, refunds};
 use crate::web::problems::{is_anybodys, is_common};
-use crate::webhooks::{endpoints, outbox};
+use crate::webhooks::{client, endpoints, outbox};
 
 /// The properties whose value is one of a few words: schema, name, words.
 fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
@@ -44,6 +44,7 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     vec![
         ("Account", "kind", account_kinds()),
         ("AcquirerEvent", "state", inbound::api::STATES.to_vec()),
+        ("Attempt", "error", client::REASONS.to_vec()),
         ("ChargeFailure", "code", failures),
         ("Delivery", "status", deliveries),
         ("Dispute", "status", disputes::STATUSES.to_vec()),
@@ -53,7 +54,6 @@ fn word_properties() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("ObjectFailure", "code", failure::CODES.to_vec()),
         ("Payout", "status", payouts::STATUSES.to_vec()),
         ("Posting", "account_kind", account_kinds()),
-        ("Problem", "code", Code::ALL.iter().map(|code| code.as_str()).collect()),
         ("Receipt", "state", outcomes),
         ("Refund", "status", refunds::STATUSES.to_vec()),
         ("ResolveIdempotencyKey", "as", vec![resolve::FAILED]),
@@ -125,8 +125,11 @@ pub fn tighten(document: &mut OpenApi) {
     }
 }
 
+/// Lists the values of a text, which can also be `null` if its type says so.
 fn set_words(text: &mut Object, words: &[&'static str]) {
-    text.enum_values = Some(words.iter().map(|word| json!(word)).collect());
+    let null = matches!(&text.schema_type, SchemaType::Array(kinds) if kinds.contains(&Type::Null));
+    let words = words.iter().map(|word| json!(word));
+    text.enum_values = Some(words.chain(null.then_some(Value::Null)).collect());
 }
 
 /// Returns the names of the schemas that are part of a request's body.
@@ -222,19 +225,10 @@ pub fn share(document: &mut OpenApi) {
         }),
         |name, example| [pascal(name), pascal(&format!("{name} {}", example.summary))],
     );
-    let parameters = hoist(
-        "parameters",
-        operations(document).into_iter().flat_map(|operation| operation.parameters.iter_mut().flatten()).map(
-            |parameter| {
-                let name = match parameter {
-                    RefOr::T(parameter) => parameter.name.clone(),
-                    RefOr::Ref(_) => String::new(),
-                };
-                (name, parameter)
-            },
-        ),
-        |name, parameter| [pascal(name), pascal(parameter.description.as_deref().unwrap_or_default())],
-    );
+    let parameters = hoist("parameters", parameters(document), |sent_in, parameter| {
+        let name = parameter_name(parameter);
+        [name.clone(), format!("{sent_in}{name}")]
+    });
     let messages =
         document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut()).flat_map(operations_of);
     let schemas = hoist(
@@ -350,6 +344,17 @@ fn response_name(status: &str, response: &Response) -> String {
     if is_kept { name + "Kept" } else { name }
 }
 
+/// Returns the name of a parameter among the components. Those that are called `id` are told apart by what they identify.
+fn parameter_name(parameter: &Parameter) -> String {
+    let described = parameter.description.as_deref().and_then(|text| text.strip_prefix("Id of the "));
+    match described {
+        Some(object) if parameter.parameter_in == ParameterIn::Path => {
+            pascal(&object.replace('\'', "")) + "Id"
+        }
+        _ => pascal(&parameter.name),
+    }
+}
+
 /// Converts `some words` to `SomeWords`.
 fn pascal(text: &str) -> String {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
@@ -369,6 +374,16 @@ fn operations(document: &mut OpenApi) -> Vec<&mut Operation> {
 
 fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     operations_of_mut(item).map(|(_, operation)| operation)
+}
+
+/// Returns the parameters, ours and those of messages to merchants, each with what it's sent in.
+fn parameters(document: &mut OpenApi) -> impl Iterator<Item = (String, &mut RefOr<Parameter>)> {
+    let hooks = document.webhooks.iter_mut().flat_map(|hooks| hooks.paths.values_mut());
+    let items = document.paths.paths.values_mut().map(|item| ("Request", item));
+    items.chain(hooks.map(|item| ("Message", item))).flat_map(|(sent_in, item)| {
+        let parameters = operations_of(item).flat_map(|operation| operation.parameters.iter_mut().flatten());
+        parameters.map(|parameter| (sent_in.to_owned(), parameter))
+    })
 }
 
 /// Returns the answers that are written out, in their places or as components.

@@ -24,6 +24,8 @@ const NO_AMOUNT: &str = "must be a decimal string such as \"12.50\", not a JSON 
 
 /// Default maximum number of characters in a text field.
 pub const TEXT_MAX: usize = 500;
+/// Pattern of a text: Postgres has no U+0000, neither in text nor in jsonb.
+pub(crate) const TEXT_PATTERN: &str = r"^[^\x00]*$";
 /// Maximum number of entries in `metadata`.
 pub const METADATA_ENTRIES_MAX: usize = 50;
 /// Maximum number of characters in a name in `metadata`.
@@ -350,7 +352,9 @@ impl<'a> Fields<'a> {
     /// Takes an optional integer from `min` to `max`.
     pub fn optional_integer<T: TryFrom<u64>>(&mut self, name: &'static str, min: u64, max: u64) -> Option<T> {
         let value = self.take(name)?;
-        let number = value.as_u64().filter(|number| (min..=max).contains(number));
+        // `3.0` and `-0` are integers, in JSON Schema and in the canonical form of a body.
+        let whole = || value.as_f64().and_then(|number| number.to_string().replace("-0", "0").parse().ok());
+        let number = value.as_u64().or_else(whole).filter(|number| (min..=max).contains(number));
         let number = number.and_then(|number| T::try_from(number).ok());
         if number.is_none() {
             self.error(name, format!("must be an integer from {min} to {max}"));

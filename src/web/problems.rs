@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::example::ExampleBuilder;
-use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{Ref, RefOr};
 
 use crate::error::{CatalogueEntry, Code};
@@ -143,8 +143,9 @@ fn problem_response(entries: &[&'static CatalogueEntry]) -> Response {
         .content("application/problem+json", content.build())
         .build();
     if entries.iter().any(|entry| entry.retryable && entry.status != 500) {
-        let header = string_header("Seconds to wait before sending the same request again.");
-        response.headers.insert("Retry-After".to_owned(), header.into());
+        let seconds = ObjectBuilder::new().schema_type(SchemaType::new(Type::Integer)).minimum(Some(1));
+        let retry_after = header("Seconds to wait before sending the same request again.", seconds);
+        response.headers.insert("Retry-After".to_owned(), retry_after.into());
     }
     if entries.iter().any(|entry| entry.code == Code::RateLimited.as_str()) {
         document_limits(&mut response);
@@ -206,9 +207,12 @@ fn example(entry: &CatalogueEntry) -> serde_json::Value {
     problem
 }
 
-pub(crate) fn string_header(description: &str) -> utoipa::openapi::header::Header {
-    HeaderBuilder::new()
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .description(Some(description))
-        .build()
+/// Describes a header of an answer whose value is any text.
+pub(crate) fn string_header(description: &str) -> Header {
+    header(description, ObjectBuilder::new().schema_type(Type::String))
+}
+
+/// Describes a header of an answer.
+pub(crate) fn header(description: &str, schema: ObjectBuilder) -> Header {
+    HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
 }

@@ -7,6 +7,11 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 
 use crate::error::{Error, FieldError};
 
+/// Pattern of what [`Texts::name`] takes, whose normalization form no pattern can express.
+pub(crate) const NAME_PATTERN: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
+/// Pattern of what [`Texts::lines`] takes.
+pub(crate) const LINES_PATTERN: &str = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$";
+
 /// The errors in the texts of a request.
 #[derive(Debug, Default)]
 pub struct Texts {

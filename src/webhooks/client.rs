@@ -70,9 +70,22 @@ pub(super) enum Failure {
     ConnectionFailed,
 }
 
+/// Name of the failure of an answer that sends elsewhere.
+pub(super) const REDIRECTED: &str = "redirected";
+
+/// Why an attempt has failed, as far as its status doesn't say.
+pub(crate) const REASONS: [&str; 6] = [
+    Failure::AddressNotAllowed.as_str(),
+    Failure::TlsFailed.as_str(),
+    Failure::Timeout.as_str(),
+    Failure::AnswerTooLong.as_str(),
+    Failure::ConnectionFailed.as_str(),
+    REDIRECTED,
+];
+
 impl Failure {
     /// Name that the merchant sees.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::TlsFailed => "tls_failed",

@@ -48,7 +48,7 @@ use crate::storage::batch::Batcher;
 use crate::storage::db::Db;
 use crate::storage::party::Party;
 
-use super::client::{Answer, Client, Failure};
+use super::client::{Answer, Client, Failure, REDIRECTED};
 use super::outbox::{
     self, AttemptEffect, Capacity, ClaimedDelivery, EndpointFilter, EndpointKey, Outcome, State,
 };
@@ -465,7 +465,7 @@ fn outcome_of(
         sent.as_ref().ok().and_then(|answer| answer.retry_after).map(|wish| wish.min(PAUSE_MAX));
     let (status, error, excerpt) = match sent {
         Ok(Answer { status: status @ 300..=399, excerpt, .. }) => {
-            (Some(status), Some("redirected"), Some(excerpt))
+            (Some(status), Some(REDIRECTED), Some(excerpt))
         }
         Ok(Answer { status, excerpt, .. }) => (Some(status), None, Some(excerpt)),
         Err(failure) => (None, Some(failure.as_str()), None),

@@ -60,6 +60,8 @@ pub static WEBHOOK_ENDPOINT: ResourceKind = ResourceKind {
 const ENDPOINTS_MAX: i64 = 16;
 /// Maximum number of characters in a URL.
 const URL_MAX: usize = 2048;
+/// Pattern of a URL, as far as a pattern can tell which ones [`EndpointUrl`] takes.
+pub(crate) const URL_PATTERN: &str = r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s\x00-\x1f\x7f-\x9f\\#]+$";
 /// Stands for all event types, including future ones.
 pub(crate) const EVERYTHING: &str = "*";
 

@@ -282,10 +282,10 @@ problems!(ListProblems, reading:);
     tag = "Events",
     params(
         ("type" = Option<EventType>, Query, description = "Only events of this type"),
-        ("object_id" = Option<String>, Query, description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
+        ("object_id" = Option<String>, Query, pattern = "^[a-z]+_[0-9a-f]{32}$", description = "Only events of the object with this id", example = "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"),
         ("created_after" = Option<String>, Query, format = DateTime, description = "Only events after this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
         ("created_before" = Option<String>, Query, format = DateTime, description = "Only events before this time (RFC 3339), exclusive: an event with exactly this `created_at` isn't listed"),
-        ("after" = Option<String>, Query, description = "Reads events oldest first, without missing any. The `next` of the page before; or the id of an event, to go on after it (events recorded at about the same time can come again); or `now`, to begin with what is recorded from now on; or empty, to begin with the oldest event. Can't be combined with `starting_after` or `ending_before`", example = "now"),
+        ("after" = Option<String>, Query, pattern = "^(now|evt_[0-9a-f]{32}|c1_[A-Za-z0-9_-]{38})?$", description = "Reads events oldest first, without missing any. The `next` of the page before; or the id of an event, to go on after it (events recorded at about the same time can come again); or `now`, to begin with what is recorded from now on; or empty, to begin with the oldest event. Can't be combined with `starting_after` or `ending_before`", example = "now"),
     ),
     responses((status = 200, description = "A page of events.", body = EventPage), ListProblems),
 )]

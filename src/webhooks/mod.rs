@@ -27,7 +27,7 @@
 //! sees to that here, and `webhook-id` there.
 
 pub(crate) mod address;
-mod client;
+pub(crate) mod client;
 mod connection;
 pub(crate) mod delivery;
 pub(crate) mod endpoints;

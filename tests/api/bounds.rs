@@ -16,25 +16,36 @@ struct Samples {
 /// Samples of texts for the patterns of the document.
 fn of_pattern(pattern: &str) -> (&'static [&'static str], &'static [&'static str]) {
     match pattern {
+        "^[a-z]+_[0-9a-f]{32}$" => (
+            &["ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "any_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"],
+            &["", "ch_", "_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "\0_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"],
+        ),
+        r"^je_[0-9a-f]{32}\.[0-9]{1,4}$" => (
+            &["je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b.1"],
+            &["", "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "je_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b.-1"],
+        ),
+        "^(now|evt_[0-9a-f]{32}|c1_[A-Za-z0-9_-]{38})?$" => (
+            &["", "now", "c1_AAAAAQAAAAAAAAMgAAAAAAAAAAAAAAAAAAAAAA"],
+            &["later", "ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "c1_AAAA"],
+        ),
         r"^[0-9]{1,12}(\.[0-9]{1,4})?$" => (
             &["1", "999999999999", "0.0001"],
             &["", "-1", "+1", "1.", ".5", "1e3", "1000000000000", "0.00001"],
         ),
-        "^[A-Z]{3}$" => (&["USD", "JPY"], &["", "usd", "US", "USDX"]),
         r"^(0(\.[0-9]{1,5})?|1(\.0{1,5})?)$" => {
             (&["0", "1", "0.00001", "1.00000"], &["", "-1", "1.1", "0.000001"])
         }
         r"^([0-9]{1,6}(\.[0-9]{1,4})?|1000000(\.0{1,4})?)$" => {
             (&["0", "0.0001", "1000000.0000"], &["", "-1", "1000000.01", "1000001", "0.00001"])
         }
-        "^ch_[0-9a-f]{32}$" => {
-            (&["ch_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"], &["", "ch_", "re_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"])
-        }
-        "^mer_[0-9a-f]{32}$" => {
-            (&["mer_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"], &["", "mer_", "MER_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"])
-        }
         other => panic!("this test has no samples for {other}"),
     }
+}
+
+/// The prefix of the ids that a pattern stands for.
+fn id_prefix(pattern: &str) -> Option<&str> {
+    let prefix = pattern.strip_prefix('^')?.strip_suffix("[0-9a-f]{32}$")?;
+    prefix.strip_suffix('_')?.bytes().all(|byte| byte.is_ascii_lowercase()).then_some(prefix)
 }
 
 fn samples(name: &str, schema: &Value) -> Samples {
@@ -49,8 +60,16 @@ fn samples(name: &str, schema: &Value) -> Samples {
     if let Some(words) = schema["enum"].as_array() {
         right.extend(words.iter().cloned());
         wrong.extend([json!("nonsense"), json!("")]);
-    } else if let Some(pattern) = schema["pattern"].as_str() {
-        let (matching, other) = of_pattern(pattern);
+    } else if let Some(prefix) = schema["pattern"].as_str().and_then(id_prefix) {
+        let id = |prefix: &str| json!(format!("{prefix}0193b2f0c1d87a3e9a4b5c6d7e8f9a0b"));
+        right.push(id(prefix));
+        wrong.extend([json!(""), json!(prefix), id("x_"), id(&prefix.to_uppercase())]);
+    } else if schema["pattern"].is_string() && schema["maxLength"].is_null() {
+        let (matching, other) = of_pattern(schema["pattern"].as_str().unwrap());
+        if name == "amount" {
+            assert!(schema["not"].is_object(), "the schema allows an amount of zero");
+            wrong.extend([json!("0"), json!("0.00")]);
+        }
         right.extend(texts(matching));
         wrong.extend(texts(other));
     } else if schema["format"] == "date-time" {
@@ -61,7 +80,12 @@ fn samples(name: &str, schema: &Value) -> Samples {
         let url =
             |length| format!("https://shop.example/{:a<1$}", "", length - "https://shop.example/".len());
         right.push(url(longest).into());
-        wrong.extend([url(longest + 1).into(), json!(""), json!("shop.example")]);
+        wrong.extend([
+            url(longest + 1).into(),
+            json!(""),
+            json!("shop.example"),
+            json!("https://shop.example/#a"),
+        ]);
     } else if has_type("string") {
         let bound =
             |bound: &str| schema[bound].as_u64().unwrap_or_else(|| panic!("{name} has no {bound}")) as usize;
@@ -71,9 +95,14 @@ fn samples(name: &str, schema: &Value) -> Samples {
         }
         wrong
             .extend([bound("minLength") - 1, bound("maxLength") + 1].map(|length| json!("ä".repeat(length))));
+        assert!(schema["pattern"].as_str().is_some_and(|pattern| pattern.starts_with(r"^[^\x00")), "{name}");
+        wrong.push(json!("a\0b"));
     } else if has_type("integer") {
         let bound = |bound: &str| schema[bound].as_i64().unwrap_or_else(|| panic!("{name} has no {bound}"));
-        right.extend([json!(bound("minimum")), json!(bound("maximum"))]);
+        right.extend([json!(bound("minimum")), json!(bound("maximum")), json!(bound("maximum") as f64)]);
+        if bound("minimum") == 0 {
+            right.push(json!(-0.0));
+        }
         wrong.extend([json!(bound("minimum") - 1), json!(bound("maximum") + 1), json!(1.5), json!("1")]);
     } else if has_type("boolean") {
         right.extend([json!(true), json!(false)]);
@@ -162,8 +191,11 @@ fn a_body_is_refused_where_its_schema_says_so_and_nowhere_else() {
     assert!(checked > 300, "{checked}");
 }
 
-/// Parameters whose form isn't a bound: cursors, and ids or times of several kinds.
-const FREE: [&str; 5] = ["starting_after", "ending_before", "after", "older_than", "object_id"];
+/// True for a parameter whose form isn't a bound: an age or a time, and the id of a key that must exist.
+fn is_free(parameter: &Value) -> bool {
+    let pattern = parameter["schema"]["pattern"].as_str().unwrap_or_default();
+    parameter["name"] == "older_than" || pattern.starts_with("^mer_") && pattern.contains('/')
+}
 
 #[test]
 fn a_query_is_refused_where_its_schema_says_so_and_nowhere_else() {
@@ -178,7 +210,7 @@ fn a_query_is_refused_where_its_schema_says_so_and_nowhere_else() {
         let path = parts.collect::<Vec<_>>().join("/");
         for parameter in item["get"]["parameters"].as_array().into_iter().flatten() {
             let name = parameter["name"].as_str().unwrap();
-            if parameter["in"] != "query" || FREE.contains(&name) {
+            if parameter["in"] != "query" || is_free(parameter) {
                 continue;
             }
             let Samples { right, wrong } = samples(name, target(&parameter["schema"]));
@@ -186,8 +218,11 @@ fn a_query_is_refused_where_its_schema_says_so_and_nowhere_else() {
                 right.iter().map(|value| (value, false)).chain(wrong.iter().map(|value| (value, true)));
             for (value, is_wrong) in cases.filter(|(value, _)| !value.is_null()) {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                // An integer in a query is a text.
-                if parameter["schema"]["type"] == "integer" && value.is_string() {
+                // An integer in a query is a text of digits.
+                let is_whole = value.as_f64().is_some_and(|number| number.fract() == 0.0);
+                if parameter["schema"]["type"] == "integer"
+                    && (value.is_string() || value.is_f64() && is_whole)
+                {
                     continue;
                 }
                 let query: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
@@ -210,7 +245,10 @@ fn a_query_is_refused_where_its_schema_says_so_and_nowhere_else() {
 fn what_is_one_of_a_few_words_is_an_enum() {
     let schemas = &document()["components"]["schemas"];
     let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
-    assert_eq!(schemas["Problem"]["properties"]["code"]["enum"], json!(codes));
+    assert_eq!(schemas["ProblemCode"]["enum"], json!(codes));
+    let code = &schemas["Problem"]["properties"]["code"]["anyOf"];
+    let open = json!([{"$ref": "#/components/schemas/ProblemCode"}, {"type": "string"}]);
+    assert_eq!(*code, open, "a client reads codes that it doesn't know, too");
     let kinds: Vec<_> = oncepay::server::resource_kinds().into_iter().map(|kind| kind.name).collect();
     assert_eq!(schemas["KeyResource"]["properties"]["type"]["enum"], json!(kinds));
     // Each member with one of these names has a few words, unless the words are others' (see their descriptions).

@@ -58,16 +58,17 @@ fn an_event_that_commits_late_is_not_skipped() {
     let mut slow = database.as_app();
     slow.batch_execute("BEGIN").unwrap();
     let merchant = database.text("SELECT merchant_id FROM merchants");
+    let data = database.text("SELECT data::text FROM events");
     let insert = if cluster::is_distributed() {
         // There, the number of the transaction is told to the merchant's node.
         format!(
-            "SELECT event_record('{merchant}', jsonb_build_object('type', 'payout.paid', 'object_id', uuid_v7(), \
-                 'data', '{{}}'::jsonb))"
+            "SELECT event_record('{merchant}', jsonb_build_object('type', 'charge.updated', 'object_id', uuid_v7(), \
+                 'data', '{data}'::jsonb))"
         )
     } else {
         format!(
             "INSERT INTO events (merchant_id, id, type, object_id, data) \
-             VALUES ('{merchant}', uuid_v7(), 'payout.paid', uuid_v7(), '{{}}')"
+             VALUES ('{merchant}', uuid_v7(), 'charge.updated', uuid_v7(), '{data}')"
         )
     };
     slow.batch_execute(&insert).unwrap();

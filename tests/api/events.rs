@@ -104,6 +104,7 @@ fn events_are_listed_newest_first_and_filters_combine() {
         ("type=*", "/type"),
         ("object_id=1", "/object_id"),
         ("object_id=ch_1", "/object_id"),
+        ("object_id=%00_0193b2f0c1d87a3e9a4b5c6d7e8f9a0b", "/object_id"),
         ("created_after=now", "/created_after"),
         ("starting_after=ch_1", "/starting_after"),
         ("kind=charge.failed", "/kind"),

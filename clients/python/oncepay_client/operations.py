@@ -14,7 +14,7 @@ from .types import (
     CreatePayout,
     CreateRefund,
     CreateWebhookEndpoint,
-    ListDelivery,
+    DeliveryList,
     Payout,
     RedeliverEvent,
     Refund,
@@ -56,9 +56,9 @@ class Operations:
         """Capture a charge."""
         return cast(Charge, self.once(name, "POST", f'/v1/charges/{quote(id, safe="")}/capture', body))
 
-    def events_redeliver(self, name: str, id: str, body: RedeliverEvent | None = None) -> ListDelivery:
+    def events_redeliver(self, name: str, id: str, body: RedeliverEvent | None = None) -> DeliveryList:
         """Deliver an event again."""
-        return cast(ListDelivery, self.once(name, "POST", f'/v1/events/{quote(id, safe="")}/redeliver', body))
+        return cast(DeliveryList, self.once(name, "POST", f'/v1/events/{quote(id, safe="")}/redeliver', body))
 
     def payouts_create(self, name: str, body: CreatePayout) -> Payout:
         """Create a payout."""

@@ -49,6 +49,15 @@ class AcquirerEvent(TypedDict):
     """Type of the event."""
 
 
+class AcquirerEventList(TypedDict):
+    """A page of a list."""
+
+    data: list[AcquirerEvent]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class ApiKey(TypedDict):
     """An API key, without the key itself."""
 
@@ -66,12 +75,21 @@ class ApiKey(TypedDict):
     """Time of its revocation."""
 
 
+class ApiKeyList(TypedDict):
+    """A page of a list."""
+
+    data: list[ApiKey]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class Attempt(TypedDict):
     """An attempt at a delivery."""
 
     duration_ms: int
     """Duration of the attempt, in milliseconds."""
-    error: str | None
+    error: Literal["address_not_allowed", "tls_failed", "timeout", "answer_too_long", "connection_failed", "redirected"] | None
     """
     Reason why there was no answer, or why the answer counts as a failure: `address_not_allowed`,
     `answer_too_long` (more than 32 KiB before its status was known), `connection_failed`, `redirected`, `timeout`
@@ -153,28 +171,6 @@ class CreateApiKey(TypedDict):
     """Name of the key."""
 
 
-class CreateCharge(TypedDict):
-    """Body of a new charge."""
-
-    amount: str
-    """
-    Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
-    before the point.
-    """
-    capture: NotRequired[bool]
-    """Whether to capture at once. If false, the money is only held."""
-    currency: str
-    """ISO 4217 code of a currency in use, in upper case."""
-    description: NotRequired[str | None]
-    """Free text, without control characters other than tabs and line breaks."""
-    metadata: NotRequired[dict[str, str]]
-    """Up to 50 entries, names up to 40 and values up to 500 characters."""
-    payment_method: str
-    """Token of a payment method."""
-    reference: NotRequired[str | None]
-    """Your own name for the payment, without control characters and in Unicode normalization form C."""
-
-
 class CreateMerchant(TypedDict):
     """Body of a new merchant."""
 
@@ -189,25 +185,6 @@ class CreateMerchant(TypedDict):
     """Name of the merchant."""
 
 
-class CreatePayout(TypedDict):
-    """Body of a new payout."""
-
-    amount: str
-    """
-    Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
-    before the point.
-    """
-    currency: str
-    """ISO 4217 code in upper case."""
-    destination: str
-    """
-    Your name for the bank account of the merchant that receives the money, without control characters and in
-    Unicode normalization form C.
-    """
-    metadata: NotRequired[dict[str, str]]
-    """Up to 50 entries, names up to 40 and values up to 500 characters."""
-
-
 class CreateRefund(TypedDict):
     """Body of a new refund."""
 
@@ -219,6 +196,10 @@ class CreateRefund(TypedDict):
     """Up to 50 entries, names up to 40 and values up to 500 characters."""
     reason: NotRequired[str | None]
     """Free text, without control characters other than tabs and line breaks."""
+
+
+Currency: TypeAlias = Literal["AED", "AFN", "ALL", "AMD", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BGN", "BHD", "BIF", "BMD", "BND", "BOB", "BOV", "BRL", "BSD", "BTN", "BWP", "BYN", "BZD", "CAD", "CDF", "CHE", "CHF", "CHW", "CLF", "CLP", "CNY", "COP", "COU", "CRC", "CUC", "CUP", "CVE", "CZK", "DJF", "DKK", "DOP", "DZD", "EGP", "ERN", "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GHS", "GIP", "GMD", "GNF", "GTQ", "GYD", "HKD", "HNL", "HRK", "HTG", "HUF", "IDR", "ILS", "INR", "IQD", "IRR", "ISK", "JMD", "JOD", "JPY", "KES", "KGS", "KHR", "KMF", "KPW", "KRW", "KWD", "KYD", "KZT", "LAK", "LBP", "LKR", "LRD", "LSL", "LYD", "MAD", "MDL", "MGA", "MKD", "MMK", "MNT", "MOP", "MRU", "MUR", "MVR", "MWK", "MXN", "MXV", "MYR", "MZN", "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "OMR", "PAB", "PEN", "PGK", "PHP", "PKR", "PLN", "PYG", "QAR", "RON", "RSD", "RUB", "RWF", "SAR", "SBD", "SCR", "SDG", "SEK", "SGD", "SHP", "SLE", "SLL", "SOS", "SRD", "SSP", "STN", "SVC", "SYP", "SZL", "THB", "TJS", "TMT", "TND", "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "UGX", "USD", "USN", "UYI", "UYU", "UYW", "UZS", "VED", "VES", "VND", "VUV", "WST", "XAD", "XAF", "XCD", "XCG", "XOF", "XPF", "YER", "ZAR", "ZMW", "ZWG", "ZWL"]
+"""ISO 4217 code of a currency, in upper case."""
 
 
 class CurrencyBalance(TypedDict):
@@ -266,6 +247,15 @@ class Delivery(TypedDict):
     """
 
 
+class DeliveryList(TypedDict):
+    """A page of a list."""
+
+    data: list[Delivery]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class DismissAcquirerEvent(TypedDict):
     """Body of a dismissal."""
 
@@ -294,6 +284,30 @@ class Dispute(TypedDict):
     """The customer's reason."""
     status: Literal["open", "won", "lost"]
     """`open`, then `won` or `lost` from the merchant's point of view."""
+
+
+class DisputeEvent(TypedDict):
+    """A change of an object with the schema `Dispute`."""
+
+    created_at: str
+    """Time of the event."""
+    data: Dispute
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["dispute.opened", "dispute.won", "dispute.lost"]
+    """Type of the event."""
+
+
+class DisputeList(TypedDict):
+    """A page of a list."""
+
+    data: list[Dispute]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 EndpointStatus: TypeAlias = Literal["enabled", "disabled"]
@@ -331,14 +345,15 @@ FingerprintKind: TypeAlias = Literal["canonical_json", "raw_body"]
 class IncomingEvent(TypedDict):
     """An event as the processor sends it."""
 
-    data: dict[str, Any]
+    data: NotRequired[Any]
     """
-    The object of the event: `merchant`, and `reference` with the id of the charge, refund or payout. A
-    dispute also has `dispute`, the processor's id for it, and `reason`. A failed charge has `operation`
-    with its `decline_code`. A settlement has `merchant`, `id` (`set_…`), `amount` and `currency`.
+    The object of the event, which the types above require: `merchant`, and `reference` with the id of the
+    charge, refund or payout. A dispute also has `dispute`, the processor's id for it, and `reason`. A failed
+    charge has `operation` with its `decline_code`. A settlement has `merchant`, `id` (`set_…`), `amount` and
+    `currency`.
     """
-    timestamp: NotRequired[str | None]
-    """Time of the event."""
+    timestamp: NotRequired[Any]
+    """Time of the event, in RFC 3339. Anything else is ignored."""
     type: str
     """
     Type of the event: `charge.succeeded`, `charge.failed`, `charge.captured`, `refund.failed`,
@@ -400,42 +415,6 @@ class KeyStatus(TypedDict):
     """Trace of the first request with the key, which its effects belong to."""
 
 
-class ListAcquirerEvent(TypedDict):
-    """A page of a list."""
-
-    data: list[AcquirerEvent]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListApiKey(TypedDict):
-    """A page of a list."""
-
-    data: list[ApiKey]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListDelivery(TypedDict):
-    """A page of a list."""
-
-    data: list[Delivery]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListDispute(TypedDict):
-    """A page of a list."""
-
-    data: list[Dispute]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
 class MessageDataCharge1(TypedDict):
     """The type and id of an object that is too large to send."""
 
@@ -487,6 +466,10 @@ class ObjectFailure(TypedDict):
     """The reason as text for people."""
 
 
+OlderThan: TypeAlias = str
+"""A number of seconds, a number with a unit, or a time."""
+
+
 OnExpired: TypeAlias = Literal["reject", "execute"]
 """Treatment of a key that comes back after its lifetime."""
 
@@ -516,6 +499,15 @@ class OperatorKeyStatus(KeyStatus):
     """Request id of the last attempt, as in the log."""
 
 
+class OperatorKeyStatusList(TypedDict):
+    """A page of a list."""
+
+    data: list[OperatorKeyStatus]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class Payout(TypedDict):
     """Money sent to the merchant's bank."""
 
@@ -538,6 +530,30 @@ class Payout(TypedDict):
     """Time at which the payout arrived or failed."""
     status: Literal["pending", "in_transit", "paid", "failed"]
     """`pending` until the processor accepts the payout, then `in_transit`, then `paid` or `failed`."""
+
+
+class PayoutEvent(TypedDict):
+    """A change of an object with the schema `Payout`."""
+
+    created_at: str
+    """Time of the event."""
+    data: Payout
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["payout.created", "payout.paid", "payout.failed"]
+    """Type of the event."""
+
+
+class PayoutList(TypedDict):
+    """A page of a list."""
+
+    data: list[Payout]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 class Policy(TypedDict):
@@ -603,6 +619,15 @@ class PolicyChange(TypedDict):
     """Name of the operation."""
 
 
+class PolicyChangeList(TypedDict):
+    """A page of a list."""
+
+    data: list[PolicyChange]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class Price(TypedDict):
     """The merchant's price per capture, from a time on."""
 
@@ -614,40 +639,8 @@ class Price(TypedDict):
     """Share of the captured amount, 0 to 1."""
 
 
-class Problem(TypedDict):
-    """Body of every error answer: an RFC 9457 problem with a few more members."""
-
-    charge_id: NotRequired[str]
-    """
-    With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the
-    earlier charge.
-    """
-    code: Literal["api_key_missing", "api_key_invalid", "api_key_revoked", "operator_key_not_allowed", "operator_key_required", "webhook_signature_invalid", "route_not_found", "method_not_allowed", "request_malformed", "head_timeout", "uri_too_long", "headers_too_large", "http_version_unsupported", "body_too_large", "media_type_unsupported", "body_timeout", "body_incomplete", "idempotency_key_missing", "idempotency_key_invalid", "json_malformed", "validation_failed", "idempotency_key_reused", "idempotency_key_expired", "idempotency_request_in_progress", "precondition_failed", "idempotency_key_not_found", "idempotency_key_not_in_progress", "operation_not_found", "duplicate_suspected", "duplicate_in_progress", "outcome_unknown", "database_unavailable", "transient_conflict", "processor_unavailable", "rate_limited", "overloaded", "secret_unavailable", "instance_stopping", "database_unfit", "internal", "card_declined", "insufficient_funds", "charge_not_capturable", "capture_exceeds_authorization", "charge_not_cancelable", "charge_not_refundable", "refund_exceeds_captured", "insufficient_balance", "refund_refused", "payout_refused", "request_abandoned", "refund_not_found", "payout_not_found", "dispute_not_found", "acquirer_event_not_found", "account_not_found", "journal_entry_not_found", "merchant_not_found", "api_key_not_found", "last_api_key", "webhook_endpoint_not_found", "webhook_endpoint_limit_reached", "webhook_endpoint_disabled", "event_not_found", "metadata_too_large", "charge_not_found"]
-    """Machine-readable cause: one code per cause."""
-    decline_code: NotRequired[str]
-    """With `card_declined` and `insufficient_funds`: the issuer's reason."""
-    detail: str
-    """One sentence about this occurrence."""
-    errors: NotRequired[list[FieldError]]
-    """With `validation_failed`: all invalid fields."""
-    instance: str
-    """Path of the request."""
-    payout_id: NotRequired[str]
-    """With `payout_refused`: the failed payout."""
-    refund_id: NotRequired[str]
-    """With `refund_refused`: the failed refund."""
-    refusal_code: NotRequired[str]
-    """With `refund_refused` and `payout_refused`: the processor's reason."""
-    request_id: str
-    """Id of the request that this answer was made for. A replay has the first request's id."""
-    retryable: bool
-    """Whether the same request can succeed when sent again with the same idempotency key."""
-    status: int
-    """The HTTP status, repeated."""
-    title: str
-    """Short title, the same for every occurrence of the code."""
-    type: str
-    """Path of the page that explains the code."""
+ProblemCode: TypeAlias = Literal["api_key_missing", "api_key_invalid", "api_key_revoked", "operator_key_not_allowed", "operator_key_required", "webhook_signature_invalid", "route_not_found", "method_not_allowed", "request_malformed", "head_timeout", "uri_too_long", "headers_too_large", "http_version_unsupported", "body_too_large", "media_type_unsupported", "body_timeout", "body_incomplete", "idempotency_key_missing", "idempotency_key_invalid", "json_malformed", "validation_failed", "idempotency_key_reused", "idempotency_key_expired", "idempotency_request_in_progress", "precondition_failed", "idempotency_key_not_found", "idempotency_key_not_in_progress", "operation_not_found", "duplicate_suspected", "duplicate_in_progress", "outcome_unknown", "database_unavailable", "transient_conflict", "processor_unavailable", "rate_limited", "overloaded", "secret_unavailable", "instance_stopping", "database_unfit", "internal", "card_declined", "insufficient_funds", "charge_not_capturable", "capture_exceeds_authorization", "charge_not_cancelable", "charge_not_refundable", "refund_exceeds_captured", "insufficient_balance", "refund_refused", "payout_refused", "request_abandoned", "refund_not_found", "payout_not_found", "dispute_not_found", "acquirer_event_not_found", "account_not_found", "journal_entry_not_found", "merchant_not_found", "api_key_not_found", "last_api_key", "webhook_endpoint_not_found", "webhook_endpoint_limit_reached", "webhook_endpoint_disabled", "event_not_found", "metadata_too_large", "charge_not_found"]
+"""Causes of error answers that this version knows. Codes never change meaning, and a later version can have more."""
 
 
 class Receipt(TypedDict):
@@ -706,6 +699,30 @@ class Refund(TypedDict):
     `pending` until the processor has made the refund, then `succeeded`; `failed` if the processor refused it or the
     money came back.
     """
+
+
+class RefundEvent(TypedDict):
+    """A change of an object with the schema `Refund`."""
+
+    created_at: str
+    """Time of the event."""
+    data: Refund
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["refund.succeeded", "refund.failed"]
+    """Type of the event."""
+
+
+class RefundList(TypedDict):
+    """A page of a list."""
+
+    data: list[Refund]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 class ReplacePolicy(TypedDict):
@@ -773,6 +790,21 @@ class Settlement(TypedDict):
     """The processor's id."""
     object: Literal["settlement"]
     """Always `settlement`."""
+
+
+class SettlementEvent(TypedDict):
+    """A change of an object with the schema `Settlement`."""
+
+    created_at: str
+    """Time of the event."""
+    data: Settlement
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["settlement.paid"]
+    """Type of the event."""
 
 
 Side: TypeAlias = Literal["debit", "credit"]
@@ -861,6 +893,30 @@ class WebhookEndpoint(TypedDict):
     """URL that messages are sent to."""
 
 
+class WebhookEndpointEvent(TypedDict):
+    """A change of an object with the schema `WebhookEndpoint`."""
+
+    created_at: str
+    """Time of the event."""
+    data: WebhookEndpoint
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["webhook_endpoint.disabled"]
+    """Type of the event."""
+
+
+class WebhookEndpointList(TypedDict):
+    """A page of a list."""
+
+    data: list[WebhookEndpoint]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
 class Account(TypedDict):
     """An account of the ledger: one per kind and currency."""
 
@@ -879,6 +935,15 @@ class Account(TypedDict):
     """Side on which the account grows."""
     object: Literal["ledger_account"]
     """Always `ledger_account`."""
+
+
+class AccountList(TypedDict):
+    """A page of a list."""
+
+    data: list[Account]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 class AuditReport(TypedDict):
@@ -933,6 +998,71 @@ class Charge(TypedDict):
     """State of the charge."""
 
 
+class ChargeEvent(TypedDict):
+    """A change of an object with the schema `Charge`."""
+
+    created_at: str
+    """Time of the event."""
+    data: Charge
+    """The object right after the event."""
+    id: str
+    """Time-ordered id."""
+    object: Literal["event"]
+    """Always `event`."""
+    type: Literal["charge.authorized", "charge.succeeded", "charge.processing", "charge.failed", "charge.captured", "charge.canceled", "charge.updated", "charge.refunded", "charge.refund_failed", "charge.disputed", "charge.dispute_won"]
+    """Type of the event."""
+
+
+class ChargeList(TypedDict):
+    """A page of a list."""
+
+    data: list[Charge]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
+class CreateCharge(TypedDict):
+    """Body of a new charge."""
+
+    amount: str
+    """
+    Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
+    before the point.
+    """
+    capture: NotRequired[bool]
+    """Whether to capture at once. If false, the money is only held. Default: true."""
+    currency: Currency
+    """ISO 4217 code of a currency in use, in upper case."""
+    description: NotRequired[str | None]
+    """Free text, without control characters other than tabs and line breaks."""
+    metadata: NotRequired[dict[str, str]]
+    """Up to 50 entries, names up to 40 and values up to 500 characters."""
+    payment_method: str
+    """Token of a payment method."""
+    reference: NotRequired[str | None]
+    """Your own name for the payment, without control characters and in Unicode normalization form C."""
+
+
+class CreatePayout(TypedDict):
+    """Body of a new payout."""
+
+    amount: str
+    """
+    Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits
+    before the point.
+    """
+    currency: Currency
+    """ISO 4217 code in upper case."""
+    destination: str
+    """
+    Your name for the bank account of the merchant that receives the money, without control characters and in
+    Unicode normalization form C.
+    """
+    metadata: NotRequired[dict[str, str]]
+    """Up to 50 entries, names up to 40 and values up to 500 characters."""
+
+
 class CreateWebhookEndpoint(TypedDict):
     """Body of a new webhook endpoint."""
 
@@ -947,19 +1077,8 @@ class CreateWebhookEndpoint(TypedDict):
     """
 
 
-class Event(TypedDict):
-    """A change of an object."""
-
-    created_at: str
-    """Time of the event."""
-    data: dict[str, Any]
-    """The object right after the event."""
-    id: str
-    """Time-ordered id."""
-    object: Literal["event"]
-    """Always `event`."""
-    type: EventType
-    """Type of the event."""
+Event: TypeAlias = ChargeEvent | DisputeEvent | PayoutEvent | RefundEvent | SettlementEvent | WebhookEndpointEvent
+"""A change of an object. `type` tells what `data` is. A later version can have more types: skip an event whose type you don't know."""
 
 
 class EventPage(TypedDict):
@@ -971,69 +1090,6 @@ class EventPage(TypedDict):
     """Whether there are more events in the direction of paging."""
     next: NotRequired[str]
     """The `after` of the next page. Only in answers to requests with `after`, and in each of them."""
-
-
-class ListAccount(TypedDict):
-    """A page of a list."""
-
-    data: list[Account]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListCharge(TypedDict):
-    """A page of a list."""
-
-    data: list[Charge]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListOperatorKeyStatus(TypedDict):
-    """A page of a list."""
-
-    data: list[OperatorKeyStatus]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListPayout(TypedDict):
-    """A page of a list."""
-
-    data: list[Payout]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListPolicyChange(TypedDict):
-    """A page of a list."""
-
-    data: list[PolicyChange]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListRefund(TypedDict):
-    """A page of a list."""
-
-    data: list[Refund]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListWebhookEndpoint(TypedDict):
-    """A page of a list."""
-
-    data: list[WebhookEndpoint]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
 
 
 class Merchant(TypedDict):
@@ -1051,6 +1107,15 @@ class Merchant(TypedDict):
     """Always `merchant`."""
     prices: list[Price]
     """The current price and the future ones, each with the time from which it holds."""
+
+
+class MerchantList(TypedDict):
+    """A page of a list."""
+
+    data: list[Merchant]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 MessageDataCharge: TypeAlias = Charge | MessageDataCharge1
@@ -1072,7 +1137,7 @@ class NewPosting(TypedDict):
     """Kind of the account."""
     amount: str
     """Decimal string greater than zero, with at most as many decimals as the currency has."""
-    currency: str
+    currency: Currency
     """ISO 4217 code in upper case."""
     side: Side
     """Debit or credit."""
@@ -1083,6 +1148,15 @@ class OperationPolicy(Policy):
 
     operation: str
     """Name of the operation."""
+
+
+class OperationPolicyList(TypedDict):
+    """A page of a list."""
+
+    data: list[OperationPolicy]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
 
 
 class PostJournalEntry(TypedDict):
@@ -1119,6 +1193,54 @@ class Posting(TypedDict):
     """Debit or credit."""
 
 
+class PostingList(TypedDict):
+    """A page of a list."""
+
+    data: list[Posting]
+    """The rows of the page, newest first."""
+    has_more: bool
+    """Whether there are more rows in the direction of paging."""
+
+
+class Problem(TypedDict):
+    """Body of every error answer: an RFC 9457 problem with a few more members."""
+
+    charge_id: NotRequired[str]
+    """
+    With `card_declined` and `insufficient_funds`: the failed charge. With `duplicate_suspected`: the
+    earlier charge.
+    """
+    code: ProblemCode | str
+    """
+    Machine-readable cause: one code per cause. A later version can have more codes: treat one that you don't know by
+    `status` and `retryable`.
+    """
+    decline_code: NotRequired[str]
+    """With `card_declined` and `insufficient_funds`: the issuer's reason."""
+    detail: str
+    """One sentence about this occurrence."""
+    errors: NotRequired[list[FieldError]]
+    """With `validation_failed`: all invalid fields."""
+    instance: str
+    """Path of the request."""
+    payout_id: NotRequired[str]
+    """With `payout_refused`: the failed payout."""
+    refund_id: NotRequired[str]
+    """With `refund_refused`: the failed refund."""
+    refusal_code: NotRequired[str]
+    """With `refund_refused` and `payout_refused`: the processor's reason."""
+    request_id: str
+    """Id of the request that this answer was made for. A replay has the first request's id."""
+    retryable: bool
+    """Whether the same request can succeed when sent again with the same idempotency key."""
+    status: int
+    """The HTTP status, repeated."""
+    title: str
+    """Short title, the same for every occurrence of the code."""
+    type: str
+    """Path of the page that explains the code."""
+
+
 class TrialBalance(TypedDict):
     """All accounts with their balances in two columns of equal sums."""
 
@@ -1146,37 +1268,10 @@ class Entry(TypedDict):
     """Source of the entry, the change that it records. A source is posted once."""
 
 
-class ListEntry(TypedDict):
+class EntryList(TypedDict):
     """A page of a list."""
 
     data: list[Entry]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListMerchant(TypedDict):
-    """A page of a list."""
-
-    data: list[Merchant]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListOperationPolicy(TypedDict):
-    """A page of a list."""
-
-    data: list[OperationPolicy]
-    """The rows of the page, newest first."""
-    has_more: bool
-    """Whether there are more rows in the direction of paging."""
-
-
-class ListPosting(TypedDict):
-    """A page of a list."""
-
-    data: list[Posting]
     """The rows of the page, newest first."""
     has_more: bool
     """Whether there are more rows in the direction of paging."""

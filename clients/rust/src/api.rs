@@ -117,7 +117,7 @@ pub struct CreateCharge {
     /// Decimal string greater than zero, with at most as many decimals as the currency has and 12 digits before the
     /// point.
     pub amount: String,
-    /// Whether to capture at once. If false, the money is only held.
+    /// Whether to capture at once. If false, the money is only held. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<bool>,
     /// ISO 4217 code of a currency in use, in upper case.
@@ -204,6 +204,15 @@ pub struct Delivery {
     pub status: String,
 }
 
+/// A page of a list.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct DeliveryList {
+    /// The rows of the page, newest first.
+    pub data: Vec<Delivery>,
+    /// Whether there are more rows in the direction of paging.
+    pub has_more: bool,
+}
+
 /// One invalid field.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct FieldError {
@@ -211,15 +220,6 @@ pub struct FieldError {
     pub detail: String,
     /// Location of the field: a JSON pointer (RFC 6901) into the body.
     pub pointer: String,
-}
-
-/// A page of a list.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct ListDelivery {
-    /// The rows of the page, newest first.
-    pub data: Vec<Delivery>,
-    /// Whether there are more rows in the direction of paging.
-    pub has_more: bool,
 }
 
 /// Reason why a refund or payout failed.
@@ -264,7 +264,8 @@ pub struct Problem {
     /// charge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charge_id: Option<String>,
-    /// Machine-readable cause: one code per cause.
+    /// Machine-readable cause: one code per cause. A later version can have more codes: treat one that you don't know
+    /// by `status` and `retryable`.
     pub code: String,
     /// With `card_declined` and `insufficient_funds`: the issuer's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -438,7 +439,7 @@ impl Oncepay {
         name: &str,
         id: &str,
         body: Option<&RedeliverEvent>,
-    ) -> Result<ListDelivery> {
+    ) -> Result<DeliveryList> {
         self.once(name, Method::POST, &format!("/v1/events/{id}/redeliver"), body)
     }
 

@@ -13,7 +13,7 @@ const once = oncepay({
 
 async function pay(order: string): Promise<object> {
   try {
-    const body = { amount, currency: "USD", payment_method: "pm_card_visa", reference: order };
+    const body = { amount, currency: "USD" as const, payment_method: "pm_card_visa", reference: order };
     const { data } = await once(order).POST("/v1/charges", { body });
     return data ? { charge: data } : { error: "Refused" };
   } catch (error) {

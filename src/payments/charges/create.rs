@@ -86,8 +86,8 @@ pub struct CreateCharge {
     /// Token of a payment method.
     #[schema(min_length = 1, max_length = 500, example = "pm_card_visa")]
     payment_method: String,
-    /// Whether to capture at once. If false, the money is only held.
-    #[schema(value_type = Option<bool>, default = true, nullable = false)]
+    /// Whether to capture at once. If false, the money is only held. Default: true.
+    #[schema(value_type = Option<bool>, nullable = false)]
     capture: bool,
     /// Free text, without control characters other than tabs and line breaks.
     #[schema(min_length = 1, max_length = 500)]

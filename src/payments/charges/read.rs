@@ -60,7 +60,7 @@ problems!(ListProblems, reading:);
     tag = "Charges",
     params(
         ("status" = Option<ChargeStatus>, Query, description = "Only charges in this state"),
-        ("currency" = Option<String>, Query, pattern = "^[A-Z]{3}$", description = "Only charges in this currency", example = "USD"),
+        ("currency" = Option<String>, Query, description = "Only charges in this currency", example = "USD"),
         ("reference" = Option<String>, Query, min_length = 1, max_length = 255, description = "Only charges with this reference"),
         ("created_after" = Option<String>, Query, format = DateTime, description = "Only charges created after this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
         ("created_before" = Option<String>, Query, format = DateTime, description = "Only charges created before this time (RFC 3339), exclusive: a charge with exactly this `created_at` isn't listed"),
