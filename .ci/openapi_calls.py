@@ -23,7 +23,8 @@ RULES = [
     (".*", "/currency", "must be a currency in use, which this one has not been since .*"),
     (".*", "/reference|/destination", "must be in Unicode normalization form C"),
     (".*", "/ending_before", "can't be combined with starting_after"),
-    ("/v1/events", "/after", "can't be combined with (starting_after|ending_before)|must be the `next` of an earlier page, .*"),
+    ("/v1/events", "/after", "can't be combined with (starting_after|ending_before)|must be the `next` of an earlier page, .*"
+                           "|there is no such event, or it isn't kept any more"),
     ("/v1/operator/idempotency-keys", "/starting_after", "there is no such key any more"),
     ("/v1/operator/journal-entries", "/postings", "must have equal debits and credits in [A-Z]{3}"),
     ("/v1/operator/merchants/{id}/pricing", "/effective_at", "must not be in the past|has a price already"),
