@@ -35,9 +35,9 @@ def anchors(path):
 
 
 def broken(path):
-    """The links of a file that lead nowhere."""
-    for line in prose(path):
-        for target in LINK.findall(re.sub(r"`[^`]*`", "", line)):
+    """The links of a file that lead nowhere. The text of a link may go on in the next line."""
+    for paragraph in "\n".join(prose(path)).split("\n\n"):
+        for target in LINK.findall(re.sub(r"`[^`]*`", "", paragraph)):
             if re.match(r"[a-z]+:", target):
                 continue
             name, _, anchor = target.partition("#")
