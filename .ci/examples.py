@@ -17,7 +17,7 @@ What is done with a block depends on its language, and each has one:
   ts, mermaid, text           not read: no parser is at hand. tsc compiles what the clients' README shows
 
 A level-2 section is a session: it begins with a merchant of its own and an empty environment, and what one block sets is there in
-the next. `ch_…` in a command stands for the last id of the kind that was printed. In outputs, `…` stands for anything, and ids,
+the next. `ch_…` in a command stands for the last id of the kind that was printed, and `ch_01a2…` for the one that was shown so. In outputs, `…` stands for anything, and ids,
 times and ports are not compared. Of an HTTP answer, the status, the headers that are shown, and the body are compared.
 
 Comments right before a block, which aren't rendered, say what is special about it:
@@ -38,12 +38,15 @@ Comments that hold up to the end of the section, or of the page if they come bef
   <!-- settings: exported -->       `.oncepay/dev.env` is in the environment, as the text says of the reader's settings
   <!-- all run by: FILE -->         as above, for all blocks
 
-Commands in the text, in backticks, must exist with their options, and so must operations such as `POST /v1/charges`.
+Commands in the text, in backticks, must exist with their options, and so must operations such as `POST /v1/charges`. Wherever
+they are, settings such as `ONCEPAY_URL` and metrics must be named outside the documentation, too, and what asks for a metric must
+be PromQL, if promtool is at hand.
 """
 
 import ast
 import concurrent.futures
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -68,7 +71,10 @@ COMMAND_SECONDS_MAX = 30
 ANNOTATIONS = {"not run", "run by", "before", "shows", "output varies", "ends with", "request", "answer"}
 SCOPED = {"processor", "settings", "all run by"}
 UNREAD = {"ts", "mermaid", "text"}
+NAME = re.compile(r"\b(?:ONCEPAY|oncepay)_\w+")
+QUERY = re.compile(r"(?:[a-z_]+(?: by \([\w, ]*\))? ?\(.*\boncepay_|oncepay_\w+ ?(?:\{[^}]*=|[><=/])).*")
 ID = re.compile(r"\b([a-z]{2,5}_)([0-9a-f]{32})\b")
+SHORT_ID = re.compile(r"\b([a-z]{2,5}_)[0-9a-f]*…")
 # In another order, the longer ones would be cut by the shorter ones.
 MASKS = [
     (re.compile(r"\bwhsec_(?:[\w+/=]+|…)"), "whsec_SECRET"),
@@ -202,7 +208,24 @@ class Checker:
                               env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]})
         return done.returncode, done.stdout, done.stderr
 
+    @functools.cached_property
+    def names(self):
+        """All names of settings and metrics that the code has."""
+        files = (file for file in self.root.rglob("*") if file.is_file() and not file.is_symlink() and file.suffix not in (".md", ".svg"))
+        return {name for file in files for name in NAME.findall(file.read_text(errors="replace"))}
+
+    def unnamed(self, text):
+        """The settings and metrics that nothing else names, each with its line."""
+        for number, line in enumerate(text.splitlines(), 1):
+            for name in NAME.findall(line):
+                if name.endswith("_") and any(known.startswith(name) for known in self.names):
+                    continue
+                if not {name, re.sub(r"_(bucket|count|sum|FILE)$", "", name)} & self.names:
+                    yield number, name
+
     def parse_oncepay(self, arguments):
+        # A word in capitals stands for something, such as COMMAND.
+        arguments = list(itertools.takewhile(lambda word: not re.fullmatch(r"[A-Z]+", word), arguments))
         # What comes before --help is parsed, and refused if it's unknown.
         status, out, said = self.help(self.oncepay, *arguments, "--help")
         if status != 0 or "Usage:" not in out:
@@ -393,11 +416,11 @@ class Session:
     def fill(self, command):
         """The command with ids in place of what stands for them."""
         def known(match):
-            if match[1] not in self.ids:
+            if not (whole := self.ids.get(match[0]) or self.ids.get(match[1])):
                 raise Wrong(f"nothing has printed what {match[0]} stands for")
-            return self.ids[match[1]]
+            return whole
 
-        return re.sub(r"\b([a-z]{2,5}_)[0-9a-f]*…", known, command)
+        return SHORT_ID.sub(known, command)
 
     def run(self, command):
         """Runs a command. Returns its status and what it printed."""
@@ -418,6 +441,15 @@ class Session:
         text = re.sub(r"(?m)^curl: \(22\) .*\n", "", said[:end.start()].decode().replace("\r", ""))
         self.ids |= {match[1]: match[0] for match in ID.finditer(text)}
         return int(end[1]), text
+
+    def learn(self, shown, printed):
+        """Remembers which ids the shortened ones of an output stand for, if it shows all of a kind."""
+        short = list(dict.fromkeys(match[0] for match in SHORT_ID.finditer(shown)))
+        whole = list(dict.fromkeys(match[0] for match in ID.finditer(printed)))
+        for prefix in {name.split("_")[0] for name in short}:
+            of = [[name for name in names if name.startswith(f"{prefix}_")] for names in (short, whole)]
+            if len(of[0]) == len(of[1]):
+                self.ids |= {name: id for name, id in zip(*of) if name != f"{prefix}_…"}
 
     def end(self):
         try:
@@ -519,7 +551,7 @@ class Run:
 
     def __init__(self, environments):
         self.environments, self.checker = environments, environments.checker
-        self.wrong, self.counts, self.not_run = [], {}, []
+        self.wrong, self.counts, self.not_run, self.queries = [], {}, [], []
 
     def count(self, what):
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -544,6 +576,8 @@ class Run:
                     self.block(block, start)
                 except Wrong as wrong:
                     self.wrong.append(f"{name}:{block.line + wrong.line}: {wrong}")
+            self.wrong += [f"{name}:{number}: nothing is called {unknown}" for number, unknown in self.checker.unnamed(text)]
+            self.queries += [(name, number, code) for number, code in spans if QUERY.fullmatch(code)]
             return [(name, number, code) for number, code in spans]
         finally:
             if session:
@@ -601,6 +635,7 @@ class Run:
         if not found:
             raise Wrong("this block has no command")
         for number, command, _ in found:
+            self.queries += [(block.page, block.line + number, query) for query in re.findall(r"^promtool query .* '(.*)'$", command)]
             try:
                 self.checker.line(command)
             except Wrong as wrong:
@@ -645,6 +680,8 @@ class Run:
             raise Wrong(f"`{command}` ends with {status}, not {expected}, and prints\n{printed.strip()}")
         if shown and "output varies" not in notes and (differs := difference(shown, printed)):
             raise Wrong(f"`{command}` doesn't print what is shown (-) but (+)\n{differs}")
+        if shown:
+            session.learn(shown, printed)
         if shown and "output varies" in notes and not printed.strip():
             raise Wrong(f"`{command}` prints nothing")
 
@@ -675,6 +712,26 @@ class Run:
             self.wrong += filter(None, pool.map(check, spans))
 
 
+    def promql(self):
+        """Has promtool read all queries."""
+        promtool = shutil.which("promtool") or pathlib.Path.home() / ".cache/oncepay-prometheus/usr/bin/promtool"
+        if not os.path.exists(promtool):
+            self.counts["queries not read"] = len(self.queries)
+            return
+        rules = [{"record": f"query:{index}", "expr": query} for index, (_, _, query) in enumerate(self.queries)]
+        file = self.environments.work / "rules.yml"
+        file.write_text(json.dumps({"groups": [{"name": "examples", "rules": rules}]}))
+        done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        problems = re.findall(r'"query:(\d+)".*?: (.*)', said)
+        for index, problem in problems:
+            name, number, query = self.queries[int(index)]
+            self.wrong.append(f"{name}:{number}: `{query}` isn't PromQL: {problem}")
+        if done.returncode != 0 and not problems:
+            self.wrong.append(f"promtool: {said}")
+        self.counts["queries read"] = len(self.queries)
+
+
 def rustfmt(text):
     done = subprocess.run(["rustfmt", "--edition", "2024", "--emit", "stdout"], input=text, capture_output=True, text=True)
     if done.returncode != 0:
@@ -692,6 +749,7 @@ def main():
     run = Run(Environments(folder, oncepay))
     spans = [span for name in pages for span in run.page(name, (ROOT / name).read_text())]
     run.spans(spans)
+    run.promql()
     for block, reason in run.not_run:
         print(f"not run: {block.page}:{block.line}: {reason}")
     print(f"{len(pages)} pages; blocks: " + ", ".join(f"{number} {what}" for what, number in sorted(run.counts.items())))

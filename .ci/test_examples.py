@@ -1,5 +1,6 @@
 """Plants mistakes in pages, and sees that examples.py finds each, at its line, and nothing else: test_examples.py FOLDER ONCEPAY."""
 
+import shutil
 import sys
 import unittest
 
@@ -21,6 +22,7 @@ class Mistakes(unittest.TestCase):
     def found(self, page):
         run = examples.Run(ENVIRONMENTS)
         run.spans(run.page("page.md", page))
+        run.promql()
         return run.wrong
 
     def assert_found(self, page, at, *said):
@@ -88,6 +90,18 @@ class Mistakes(unittest.TestCase):
         self.assert_found("<!-- not run: for the test -->\nText.\n", 1, "isn't right before a block")
         self.assert_found(block("sh", "true", "run by: .ci/nonsense.sh"), 2, "there is no .ci/nonsense.sh")
         self.assert_found(block("sh", "python3 load/shards.py", "run by: .ci/otlp.sh"), 2, "doesn't name")
+
+    def test_names(self):
+        # In pieces, since a name that any file has is known.
+        for prefix in ("ONCEPAY_", "oncepay_"):
+            self.assert_found(f"Text.\n\n`{prefix}nonsense`\n", 3, f"nothing is called {prefix}nonsense")
+        if shutil.which("promtool"):
+            self.assert_found("`sum(rate(oncepay_http_requests_total[5m])`\n", 1, "isn't PromQL")
+
+    def test_shortened_ids(self):
+        ids = [f"ch_{digit * 32}" for digit in "12"]
+        page = block("console", f"$ printf '%s\\n' {' '.join(ids)}\nch_1…\nch_2…\n$ echo ch_1… ch_2… ch_…\n{' '.join([*ids, ids[1]])}")
+        self.assertEqual(self.found(page), [])
 
     def test_other_languages(self):
         for language, text in (("python", "def"), ("rust", "fn"), ("yaml", "a: ["), ("toml", "a ="), ("ini", "nonsense = on")):
