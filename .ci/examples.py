@@ -17,8 +17,9 @@ What is done with a block depends on its language, and each has one:
   ts, mermaid, text           not read: no parser is at hand. tsc compiles what the clients' README shows
 
 A level-2 section is a session: it begins with a merchant of its own and an empty environment, and what one block sets is there in
-the next. `ch_…` in a command stands for the last id of the kind that was printed, and `ch_01a2…` for the one that was shown so. In outputs, `…` stands for anything, and ids,
-times and ports are not compared. Of an HTTP answer, the status, the headers that are shown, and the body are compared.
+the next. `ch_…` in a command stands for the last id of the kind that was printed, and `ch_01a2…` for the one that was shown so. In
+outputs, `…` stands for anything, and ids, times and ports are not compared. Of an HTTP answer, the status, the headers that are
+shown, and the body are compared.
 
 Comments right before a block, which aren't rendered, say what is special about it:
 
@@ -28,7 +29,6 @@ Comments right before a block, which aren't rendered, say what is special about 
   <!-- shows: again -->             the block has the output of the last command, sent again
   <!-- shows: again, with NEW for OLD -->
   <!-- output varies: REASON -->    the output isn't compared
-  <!-- ends with: STATUS -->        of each command, in place of 0
   <!-- request: METHOD PATH -->     the JSON is a body that the operation takes
   <!-- answer: STATUS METHOD PATH -->
 
@@ -68,7 +68,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMAND_SECONDS_MAX = 120
-ANNOTATIONS = {"not run", "run by", "before", "shows", "output varies", "ends with", "request", "answer"}
+ANNOTATIONS = {"not run", "run by", "before", "shows", "output varies", "request", "answer"}
 SCOPED = {"processor", "settings", "all run by"}
 UNREAD = {"ts", "mermaid", "text"}
 NAME = re.compile(r"\b(?:ONCEPAY|oncepay)_\w+")
@@ -675,11 +675,10 @@ class Run:
     def command(self, session, command, shown, notes, may_fail=False):
         self.last = command
         status, printed = session.run(command)
-        expected = notes.get("ends with", "0")
         # What is shown tells that it fails.
         tells = may_fail or shown and (status == 22 and re.match(r"HTTP/\S+ [45]", shown) or re.search("^error: ", shown, re.M))
-        if str(status) != expected and not tells:
-            raise Wrong(f"`{command}` ends with {status}, not {expected}, and prints\n{printed.strip()}")
+        if status != 0 and not tells:
+            raise Wrong(f"`{command}` ends with {status}, not 0, and prints\n{printed.strip()}")
         if shown and "output varies" not in notes and (differs := difference(shown, printed)):
             raise Wrong(f"`{command}` doesn't print what is shown (-) but (+)\n{differs}")
         if shown:
