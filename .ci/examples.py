@@ -426,6 +426,8 @@ class Session:
 
     def run(self, command):
         """Runs a command. Returns its status and what it printed."""
+        if self.bash.stdin.closed or self.bash.poll() is not None:
+            raise Wrong("an example before this one has ended the shell")
         self.file.write_text(self.fill(command) + "\n")
         self.bash.stdin.write(f'(exit ${{status-0}}); . {self.file} </dev/null; status=$?; printf "\\n@%s@\\n" $status\n'.encode())
         self.bash.stdin.flush()

@@ -67,6 +67,7 @@ class Mistakes(unittest.TestCase):
         self.assert_found(block("console", "$ oncepay audit"), 2, "ends with 2, not 0")
         self.assert_found(block("console", SOURCE + BALANCE.replace("balance", "charges/ch_" + "0" * 32)), 3, "ends with 22", "404")
         self.assert_found(block("console", "$ echo ch_…"), 2, "nothing has printed what ch_…")
+        self.assertIn("page.md:5: an example before", self.found(block("sh", "exit 3") + block("sh", "true"))[1])
         self.assert_found(block("sql", "SELECT nonsense;"), 1, "nonsense")
 
     def test_outputs(self):
