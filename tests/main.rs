@@ -26,6 +26,7 @@ mod api;
 mod architecture;
 mod audit;
 mod batches;
+mod command_line;
 mod connecting;
 mod containers;
 mod contract_table;

@@ -1,5 +1,7 @@
 //! `oncepay audit`.
 
+use std::io::Write;
+
 use secrecy::SecretString;
 
 use crate::audit::{self, last_run};
@@ -9,7 +11,8 @@ use crate::processor::ProcessorOptions;
 use crate::server::{self, adapter};
 use crate::storage::db;
 
-use super::shared::{Database, sentence};
+use super::exit::Stop;
+use super::shared::{Database, Form, sentence, write_document};
 
 /// Options of the `audit` command.
 #[derive(Debug, clap::Args)]
@@ -26,10 +29,13 @@ pub struct Options {
     /// Processor whose operations are read first, if given
     #[command(flatten)]
     processor: ProcessorOptions,
+
+    #[command(flatten)]
+    form: Form,
 }
 
-/// Runs `oncepay audit`. The error is a sentence.
-pub fn run(options: &Options) -> Result<(), String> {
+/// Runs `oncepay audit`.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let database_url = &options.database.database_url;
     if options.processor.url.is_some() {
         reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
@@ -41,7 +47,11 @@ pub fn run(options: &Options) -> Result<(), String> {
     };
     let started_at = last_run::begin(&mut conn).map_err(failed)?;
     let report = audit::run(&mut conn, &server::resource_kinds()).map_err(failed)?;
-    print!("{report}");
+    match options.form.json {
+        true => write_document(out, &report)?,
+        // A reader that has closed it isn't an error.
+        false => drop(write!(out, "{report}")),
+    }
     // The audit is worth as much without it. Who counts on the metrics notices, since they get old.
     let recorded = match &options.record_url {
         Some(url) => db::connect(url)
@@ -51,5 +61,5 @@ pub fn run(options: &Options) -> Result<(), String> {
     if let Err(cause) = recorded {
         eprintln!("The metrics of the service don't show this audit: {cause}");
     }
-    if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
+    if report.clean { Ok(()) } else { Err(Stop::Found("The books are not in order.".to_owned())) }
 }

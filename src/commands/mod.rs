@@ -3,6 +3,8 @@
 
 mod audit;
 mod client;
+mod completions;
+mod exit;
 mod health;
 mod keys;
 mod ledger;
@@ -22,13 +24,14 @@ mod trigger;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use self::exit::Stop;
 use crate::base::logging::{self, LogFormat};
 use crate::config::Config;
 use crate::{dev, simulator};
 
 /// A payments API that charges once, however often the client retries.
 #[derive(Debug, Parser)]
-#[command(name = "oncepay", version)]
+#[command(name = "oncepay", version, after_help = exit::help())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -70,15 +73,17 @@ enum Command {
     /// Print the OpenAPI document
     Openapi,
     /// Print all settings with their variables and defaults, as Markdown
-    Settings,
+    Settings(settings::Options),
+    /// Print a script that completes commands and options in a shell
+    Completions(completions::Options),
 }
 
 /// Runs the command in this process's arguments. A request for help, or an unknown command, ends the process.
-/// The error is a sentence.
-pub fn run() -> Result<(), String> {
+/// The error says how the process ends, with a sentence.
+pub fn run() -> Result<(), Stop> {
     let variable = |name: &str| std::env::var_os(name);
     let command = old_names::with_old_names(Cli::command(), &variable);
-    let command = secret_files::with_secret_files(command, variable)?;
+    let command = secret_files::with_secret_files(command, variable).map_err(Stop::Usage)?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     match &cli.command {
         Command::Serve(config) => logging::start(config.log_format, logging::SERVING),
@@ -86,21 +91,22 @@ pub fn run() -> Result<(), String> {
     }
     let out = &mut std::io::stdout().lock();
     match cli.command {
-        Command::Dev(options) => dev::run(&options),
-        Command::Serve(config) => serve::run(&config),
-        Command::Simulator(options) => simulator::run(*options),
-        Command::Migrate(options) => migrate::run(&options),
-        Command::Seed(options) => dev::seed(&options),
-        Command::Health(options) => health::ask(&options),
-        Command::Audit(options) => audit::run(&options),
-        Command::Reconcile(options) => reconcile::run(&options),
+        Command::Dev(options) => Ok(dev::run(&options)?),
+        Command::Serve(config) => Ok(serve::run(&config)?),
+        Command::Simulator(options) => Ok(simulator::run(*options)?),
+        Command::Migrate(options) => Ok(migrate::run(&options)?),
+        Command::Seed(options) => Ok(dev::seed(&options)?),
+        Command::Health(options) => health::run(&options, out),
+        Command::Audit(options) => audit::run(&options, out),
+        Command::Reconcile(options) => reconcile::run(&options, out),
         Command::Ledger(options) => ledger::run(&options, out),
-        Command::Listen(options) => listen::run(options),
-        Command::Trigger(options) => trigger::run(&options),
+        Command::Listen(options) => Ok(listen::run(options)?),
+        Command::Trigger(options) => trigger::run(&options, out),
         Command::Keys(command) => keys::run(command, out),
         Command::Policies(command) => policies::run(command, out),
         Command::Storage(options) => storage::run(&options, out),
-        Command::Openapi => openapi::run(),
-        Command::Settings => settings::run(&Cli::command(), out),
+        Command::Openapi => Ok(openapi::run()?),
+        Command::Settings(options) => settings::run(&options, &Cli::command(), out),
+        Command::Completions(options) => completions::run(&options, &mut Cli::command(), out),
     }
 }
