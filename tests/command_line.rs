@@ -29,7 +29,8 @@ fn row(command: &str) -> (&'static str, &'static str) {
         Some((cells.next()?, cells.next()?, cells.next()?))
     };
     let name = format!("`{command}`");
-    let found = CHAPTER.lines().filter(|line| line.starts_with("| `")).filter_map(cells);
+    let (_, chapter) = CHAPTER.split_once("\n## JSON\n").unwrap();
+    let found = chapter.lines().filter(|line| line.starts_with("| `")).filter_map(cells);
     let found = found.into_iter().find(|(commands, ..)| commands.split(", ").any(|one| one == name));
     let (_, form, members) = found.unwrap_or_else(|| panic!("the chapter has no row about {command}"));
     (form, members)

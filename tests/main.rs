@@ -34,6 +34,7 @@ mod costs;
 mod crashes;
 mod delivery;
 mod dev_command;
+mod doctor;
 mod faults;
 mod foreign_settings;
 mod hostile_receivers;

@@ -4,6 +4,7 @@
 mod audit;
 mod client;
 mod completions;
+mod doctor;
 mod exit;
 mod health;
 mod keys;
@@ -52,6 +53,8 @@ enum Command {
     Seed(dev::SeedOptions),
     /// Check that the service on this machine is running; exit status 1 if not
     Health(health::Options),
+    /// Examine all that the service depends on, and say what to do; exit status 1 if anything keeps it from working
+    Doctor(Box<doctor::Options>),
     /// Check that ledger, charges, refunds, payouts, keys and events agree; exit status 1 if not
     Audit(audit::Options),
     /// Compare our books with the processor's; exit status 1 if they differ
@@ -97,6 +100,7 @@ pub fn run() -> Result<(), Stop> {
         Command::Migrate(options) => Ok(migrate::run(&options)?),
         Command::Seed(options) => Ok(dev::seed(&options)?),
         Command::Health(options) => health::run(&options, out),
+        Command::Doctor(options) => doctor::run(&options, out),
         Command::Audit(options) => audit::run(&options, out),
         Command::Reconcile(options) => reconcile::run(&options, out),
         Command::Ledger(options) => ledger::run(&options, out),
