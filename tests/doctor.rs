@@ -96,6 +96,10 @@ fn each_fault_of_the_settings_is_named_in_its_line() {
     let scene = Scene::new();
     let lease = [("ONCEPAY_LEASE_MS", "100")];
     scene.expect(&lease, "FAILURE", "settings", "The lease (100 ms) must be at least");
+    if !cfg!(feature = "otlp") {
+        let collector = [("ONCEPAY_OTLP_ENDPOINT", "http://127.0.0.1:4318")];
+        scene.expect(&collector, "FAILURE", "settings", "This build sends no spans");
+    }
     let other_key = "n".repeat(32);
     let other_key = [("ONCEPAY_MASTER_KEY", other_key.as_str())];
     scene.expect(
@@ -119,9 +123,16 @@ fn each_fault_of_the_settings_is_named_in_its_line() {
     let pool = [("ONCEPAY_POOL_SIZE", "1000")];
     scene.expect(&pool, "warning", "connections", "Lower ONCEPAY_POOL_SIZE");
 
-    let other = TcpListener::bind(("127.0.0.1", scene.port)).unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", scene.port)).unwrap();
     scene.expect(&[], "FAILURE", "address", "Another program has");
-    drop(other);
+    let other = taken.local_addr().unwrap().to_string();
+    scene.expect(
+        &[("ONCEPAY_LISTEN", "127.0.0.1:0"), ("ONCEPAY_ADMIN_LISTEN", &other)],
+        "FAILURE",
+        "address",
+        "with ONCEPAY_ADMIN_LISTEN",
+    );
+    drop(taken);
     let app = App::start(&scene.database);
     let address = app.client.base().strip_prefix("http://").unwrap();
     scene.expect(&[("ONCEPAY_LISTEN", address)], "ok ", "address", "A service that is well has");
@@ -164,9 +175,25 @@ fn each_fault_of_the_database_is_named_in_its_line() {
     );
     execute(&mut owner, "DROP FUNCTION public.clock_timestamp()");
 
+    let read_only = |value: &str| {
+        let conn = &mut scene.database.as_superuser();
+        execute(conn, "SET default_transaction_read_only = off");
+        let name = scene.database.name();
+        execute(conn, &format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}"));
+    };
+    read_only("on");
+    scene.expect(&[], "FAILURE", "server", "The database is read-only");
+    read_only("off");
+
     execute(&mut owner, "REVOKE INSERT ON charges FROM oncepay_app");
     scene.expect(&[], "FAILURE", "role", "lacks privileges");
     execute(&mut owner, "GRANT INSERT ON charges TO oncepay_app");
+    execute(&mut owner, "REVOKE SELECT ON master_keys FROM oncepay_app");
+    scene.expect(&[], "FAILURE", "role", "lacks privileges");
+    let (_, lines) = scene.examine(&[]);
+    let states: Vec<_> = lines.iter().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(states[3..9], ["ok", "FAILURE", "ok", "ok", "skipped", "skipped"], "{lines:#?}");
+    execute(&mut owner, "GRANT SELECT ON master_keys TO oncepay_app");
     let last = "SELECT max(version) FROM __diesel_schema_migrations";
     execute(&mut owner, &format!("DELETE FROM __diesel_schema_migrations WHERE version = ({last})"));
     scene.expect(&[], "FAILURE", "migrations", "is missing. Run oncepay migrate");

@@ -4,7 +4,7 @@
 //! list, and it lets the address go at once.
 
 use std::io::{ErrorKind, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::base::derived_secrets::Vault;
+use crate::base::spans;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::server::{adapter, database};
@@ -131,7 +132,8 @@ fn skipped(check: &'static str, says: &str) -> Finding {
 }
 
 fn settings(config: &Config) -> Finding {
-    match config.validate() {
+    let check_spans = || config.otlp_endpoint.as_ref().map_or(Ok(()), spans::check);
+    match config.validate().and_then(|()| check_spans()) {
         Ok(()) => Finding::new("settings", State::Ok, "They fit together."),
         Err(refused) => Finding::new("settings", State::Failure, refused),
     }
@@ -141,7 +143,7 @@ fn settings(config: &Config) -> Finding {
 fn reach(config: &Config) -> Result<PgConnection, String> {
     let handling = session::inspect(config.database_url.expose_secret()).map_err(|error| {
         let remedy = session::remedy(&error)
-            .unwrap_or("Start the server, or correct its address in DATABASE_URL: nobody answers there.");
+            .unwrap_or("Start the server, end connections that it has too many of, or correct its address in DATABASE_URL.");
         format!("Can't connect: {} {remedy}", as_sentence(&error.to_string()))
     })?;
     match handling {
@@ -180,8 +182,12 @@ fn examine_database(conn: &mut PgConnection, config: &Config) -> Vec<Finding> {
         false => Finding::new(check, state, remarks),
     };
     let server = [of(Subject::Server), of(Subject::Nodes)].join(" ").trim().to_owned();
+    let read_only = of(Subject::ReadOnly);
     let mut findings = vec![match &verdict {
         Verdict::Refused(refused) => Finding::new("server", State::Failure, refused.as_str()),
+        _ if !read_only.is_empty() => {
+            Finding::new("server", State::Failure, format!("{read_only} {server}").trim_end())
+        }
         _ => or(
             "server",
             State::Warning,
@@ -189,10 +195,6 @@ fn examine_database(conn: &mut PgConnection, config: &Config) -> Vec<Finding> {
             "Its version, encoding, language and durability are as needed.",
         ),
     }];
-    let is_behind = matches!(
-        verdict,
-        Verdict::Unfit(Unfit::MigrationsMissing | Unfit::DistributionUnfinished) | Verdict::Refused(_)
-    );
     findings.push(match &verdict {
         Verdict::Fit => Finding::new("migrations", State::Ok, "All of this release have been run."),
         Verdict::Unfit(Unfit::MigrationsMissing) => {
@@ -208,7 +210,13 @@ fn examine_database(conn: &mut PgConnection, config: &Config) -> Vec<Finding> {
         Verdict::Unfit(unfit @ Unfit::DistributionUnfinished) => {
             Finding::new("migrations", State::Failure, unfit.explained())
         }
-        Verdict::Unfit(_) => skipped("migrations", "The role can't look."),
+        // Also a role that lacks other privileges may look.
+        Verdict::Unfit(_) => match fitness::missing_migrations(conn) {
+            Ok(missing) if missing.is_empty() => {
+                Finding::new("migrations", State::Ok, "All of this release have been run.")
+            }
+            _ => skipped("migrations", "The role must be able to look."),
+        },
         Verdict::Refused(_) => skipped("migrations", "The server isn't as needed."),
     });
     findings.push(match &verdict {
@@ -233,12 +241,16 @@ fn examine_database(conn: &mut PgConnection, config: &Config) -> Vec<Finding> {
         ),
         Err(failure) => Finding::new("clock", State::Warning, failure.detailed()),
     });
-    if is_behind {
-        let why = "The migrations must be run first.";
-        findings.extend(["master key", "webhook endpoints"].map(|check| skipped(check, why)));
-    } else {
-        findings.extend([master_key(conn, config), endpoints(conn)]);
-    }
+    let why = match verdict {
+        Verdict::Fit => {
+            findings.extend([master_key(conn, config), endpoints(conn)]);
+            return findings;
+        }
+        Verdict::Unfit(Unfit::PrivilegesMissing) => "The role must have its privileges first.",
+        Verdict::Unfit(_) => "The migrations must be run first.",
+        Verdict::Refused(_) => "The server must be as needed first.",
+    };
+    findings.extend(["master key", "webhook endpoints"].map(|check| skipped(check, why)));
     findings
 }
 
@@ -321,29 +333,31 @@ fn processor_events(config: &Config) -> Finding {
     }
 }
 
-/// Whether the instance could listen, or one does.
+/// Whether the instance could listen, or one does: for clients and, if it's elsewhere, for operators.
 fn address(config: &Config) -> Finding {
-    let (check, listen) = ("address", config.listen);
+    let of_operators = config.admin_listen.map(|listen| (listen, "ONCEPAY_ADMIN_LISTEN"));
+    let all = [(config.listen, "ONCEPAY_LISTEN")].into_iter().chain(of_operators);
+    let (well, unwell): (Vec<_>, Vec<_>) =
+        all.map(|(listen, variable)| can_listen(listen, variable)).partition(Result::is_ok);
+    let (state, says) = if unwell.is_empty() { (State::Ok, well) } else { (State::Failure, unwell) };
+    let says: Vec<_> = says.into_iter().map(|said| said.unwrap_or_else(|said| said)).collect();
+    Finding::new("address", state, says.join(" "))
+}
+
+/// Whether an address can be listened on, or the service does already, as a sentence. The error says what to do.
+fn can_listen(listen: SocketAddr, variable: &str) -> Result<String, String> {
     match TcpListener::bind(listen) {
-        Ok(_) => Finding::new(check, State::Ok, format!("{listen} is free.")),
+        Ok(_) => Ok(format!("{listen} is free.")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             match health::ask(health::reachable(listen), "/healthz") {
-                Ok(()) => {
-                    Finding::new(check, State::Ok, format!("A service that is well has {listen} already."))
-                }
-                Err(_) => Finding::new(
-                    check,
-                    State::Failure,
-                    format!(
-                        "Another program has {listen}. Stop that one, or choose another address with ONCEPAY_LISTEN."
-                    ),
-                ),
+                Ok(()) => Ok(format!("A service that is well has {listen} already.")),
+                Err(_) => Err(format!(
+                    "Another program has {listen}. Stop that one, or choose another address with {variable}."
+                )),
             }
         }
-        Err(error) => Finding::new(
-            check,
-            State::Failure,
-            format!("Can't listen on {listen}: {error}. Choose another address with ONCEPAY_LISTEN."),
-        ),
+        Err(error) => {
+            Err(format!("Can't listen on {listen}: {error}. Choose another address with {variable}."))
+        }
     }
 }

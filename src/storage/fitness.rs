@@ -88,8 +88,10 @@ impl Unfit {
 pub enum Subject {
     /// The role that the service connects as.
     Role,
-    /// What the server's settings let a crash or a failover take away, or that it can't be written.
+    /// What the server's settings let a crash or a failover take away.
     Server,
+    /// That the database can't be written.
+    ReadOnly,
     /// The number of connections.
     Connections,
     /// This machine's clock.
@@ -261,14 +263,16 @@ fn judge(facts: &Facts, now: DateTime<Utc>, connections: u32) -> Vec<Remark> {
         );
     }
     if facts.is_read_only {
-        remark(Subject::Server,
+        remark(
+            Subject::ReadOnly,
             "The database is read-only, and the instance isn't ready until that ends. If it's a standby, name all servers in \
              DATABASE_URL, with target_session_attrs=read-write."
                 .to_owned(),
         );
     }
     if !facts.is_crash_safe {
-        remark(Subject::Server,
+        remark(
+            Subject::Server,
             "The database server has fsync or full_page_writes off: a crash of its machine can destroy what was acknowledged."
                 .to_owned(),
         );
