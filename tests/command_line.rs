@@ -44,14 +44,22 @@ fn as_told(database: &TestDatabase, command: &str, arguments: &[&str], status: i
     let complained = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(status), "{command}: {complained}");
     let printed = String::from_utf8(output.stdout).unwrap();
-    let (form, members) = row(command);
+    let (form, _) = row(command);
     let values: Vec<Value> = match form {
         "document" => vec![serde_json::from_str(&printed).expect(&printed)],
         "lines" => printed.lines().map(|line| serde_json::from_str(line).expect(line)).collect(),
         other => panic!("{command}: {other}"),
     };
     assert!(!values.is_empty(), "{command} printed nothing");
-    for value in &values {
+    are_told(command, &values);
+    values
+}
+
+/// What a command prints as JSON must have the members that the chapter names, and no others.
+#[track_caller]
+pub fn are_told(command: &str, values: &[Value]) {
+    let (_, members) = row(command);
+    for value in values {
         for name in value.as_object().unwrap().keys() {
             let is_told =
                 members.contains(&format!("`{name}`")) || members.contains("settings of its policy");
@@ -72,7 +80,6 @@ fn as_told(database: &TestDatabase, command: &str, arguments: &[&str], status: i
     for name in outer.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("GET ")) {
         assert!(values[0].get(name).is_some(), "{command} prints no {name}: {}", values[0]);
     }
-    values
 }
 
 #[test]
@@ -250,13 +257,15 @@ fn exit_statuses_are_those_of_the_table() {
         &["ledger", "--merchant", "me"],
         &["keys", "show", "x"],
         &["keys", "list", "--status", "lost"],
+        &["keys", "tail", "--merchant", "me"],
         &["policies", "set", "charges.create", "ttl_seconds=1"],
         &["policies", "recommend", "--operation", "nothing"],
     ] {
         assert_eq!(status(arguments), 2, "{arguments:?}");
     }
     let nowhere = format!("postgres://oncepay_app@127.0.0.1:{}/oncepay", free_port());
-    for command in [&["audit"][..], &["storage"], &["keys", "list"], &["policies", "list"]] {
+    for command in [&["audit"][..], &["storage"], &["keys", "list"], &["keys", "tail"], &["policies", "list"]]
+    {
         assert_eq!(status(&[command, &["--database-url", &nowhere]].concat()), 3, "{command:?}");
     }
     assert_eq!(status(&["reconcile"]), 3);
@@ -273,7 +282,9 @@ fn completions_know_the_commands_in_every_shell() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         assert!(CHAPTER.contains(&format!("`{shell}`")), "{shell}");
         let script = script(shell);
-        assert!(script.contains("recommend") && script.contains("reconcile"), "{shell}");
+        for word in ["recommend", "reconcile", "doctor", "charges", "tail"] {
+            assert!(script.contains(word), "{shell} {word}");
+        }
     }
     // As bash does when somebody presses Tab.
     let asked = "COMP_WORDS=(oncepay keys re) COMP_CWORD=2; _oncepay oncepay re keys; echo ${COMPREPLY[@]}";

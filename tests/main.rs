@@ -67,6 +67,7 @@ mod sharing;
 mod shell;
 mod shutdown;
 mod suspected_duplicates;
+mod tails;
 mod traces;
 mod unprotected;
 mod waiting;

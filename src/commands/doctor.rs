@@ -26,7 +26,7 @@ use crate::storage::{clock, db};
 
 use super::exit::Stop;
 use super::health;
-use super::shared::{Form, sentence, write_document, write_line};
+use super::shared::{Form, as_sentence, sentence, write_document, write_line};
 
 /// Maximum time for an answer of the processor.
 const PROCESSOR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -152,12 +152,6 @@ fn reach(config: &Config) -> Result<PgConnection, String> {
         Handling::Scattered => return Err(Unfit::SessionsScattered.explained()),
     }
     db::connect(&config.database_url)
-}
-
-/// A message of another program as one line that ends in a full stop.
-fn as_sentence(message: &str) -> String {
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{}.", line.trim_end_matches('.'))
 }
 
 fn examine_database(conn: &mut PgConnection, config: &Config) -> Vec<Finding> {

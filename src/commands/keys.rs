@@ -6,10 +6,11 @@ use std::io::Write;
 use clap::Subcommand;
 use diesel::prelude::*;
 
+use crate::base::ids::MerchantId;
 use crate::error::{Error, Failure};
 use crate::host;
 use crate::idempotency::Operation;
-use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
+use crate::idempotency::status::{self, KeyId, KeyRow};
 use crate::idempotency_api::key_list::{self, KeyFilter, KeyQuery};
 use crate::idempotency_api::keys::{OlderThan, OperatorKeyStatus, RELEASED_FOR_S, ReleaseKey, RetryKey};
 use crate::idempotency_api::resolve;
@@ -18,12 +19,11 @@ use crate::storage::db;
 use crate::web::lists::{Cursor, Page};
 
 use super::exit::Stop;
+use super::key_lines::{KEYS_MAX, outcome, state_name};
+use super::keys_tail;
 use super::shared::{
     Database, ListForm, OPERATOR, check_reason, sentence, time_text, write_item, write_line,
 };
-
-/// Maximum number of keys in one list.
-const KEYS_MAX: i64 = 1_000;
 
 /// `oncepay keys …`
 #[derive(Debug, Subcommand)]
@@ -46,6 +46,20 @@ pub enum Command {
         /// Maximum number of keys
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=KEYS_MAX))]
         limit: i64,
+        #[command(flatten)]
+        form: ListForm,
+        /// Database of the service
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Print how keys without an answer change their state, beginning with those that there are
+    Tail {
+        /// Name of an operation
+        #[arg(long)]
+        operation: Option<String>,
+        /// Id of a merchant
+        #[arg(long)]
+        merchant: Option<String>,
         #[command(flatten)]
         form: ListForm,
         /// Database of the service
@@ -108,6 +122,10 @@ fn parse_id(text: &str) -> Result<KeyId, Stop> {
     text.parse().map_err(|()| Stop::Usage(format!("{text} isn't of the form mer_…/key.")))
 }
 
+fn parse_merchant(text: &str) -> Result<MerchantId, Stop> {
+    text.parse().map_err(|_| Stop::Usage(format!("{text} is no id of a merchant (mer_…).")))
+}
+
 /// Runs `oncepay keys`.
 pub fn run(command: Command, out: &mut impl Write) -> Result<(), Stop> {
     let connect = |database: &Database| db::connect(&database.database_url);
@@ -118,13 +136,7 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), Stop> {
                     .parse()
                     .map_err(|()| Stop::Usage(format!("The status {}.", KeyFilter::FORMAT)))?,
                 operation,
-                merchant: match merchant {
-                    Some(id) => Some(
-                        id.parse()
-                            .map_err(|_| Stop::Usage(format!("{id} is no id of a merchant (mer_…).")))?,
-                    ),
-                    None => None,
-                },
+                merchant: merchant.as_deref().map(parse_merchant).transpose()?,
                 ..KeyQuery::default()
             };
             if let Some(text) = older_than {
@@ -146,6 +158,11 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), Stop> {
             }
             let parked = keys.data.iter().filter(|row| row.parked_at.is_some()).count();
             if parked > 0 { Err(Stop::Found(format!("{parked} of them wait for you."))) } else { Ok(()) }
+        }
+        Command::Tail { operation, merchant, form, database } => {
+            let merchant = merchant.as_deref().map(parse_merchant).transpose()?;
+            let query = KeyQuery { operation, merchant, ..KeyQuery::default() };
+            keys_tail::run(&database, &query, &form, out)
         }
         Command::Show { id, form, database } => {
             let id = parse_id(&id)?;
@@ -253,18 +270,7 @@ fn print(conn: &mut PgConnection, row: &KeyRow, form: &ListForm, out: &mut impl 
 }
 
 fn one_line(row: &KeyRow) -> Result<String, Failure> {
-    let state = match row.state()? {
-        KeyState::Running => "running",
-        KeyState::Abandoned => "abandoned",
-        KeyState::Parked => "parked",
-        KeyState::Completed => "completed",
-        KeyState::Expired | KeyState::Forgotten => "expired",
-    };
-    let outcome = match (row.response_status, &row.last_error) {
-        (Some(status), _) => format!("status={status}"),
-        (None, Some(error)) => format!("last_error={error}"),
-        (None, None) => String::new(),
-    };
+    let (state, outcome) = (state_name(row.state()?), outcome(row));
     let line = format!(
         "{}  {state:<9}  {:<28}  attempts={:<3} {outcome:<34} {}",
         time_text(row.created_at),

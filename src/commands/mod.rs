@@ -2,12 +2,17 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a command writes is its result")]
 
 mod audit;
+mod charges;
 mod client;
 mod completions;
 mod doctor;
+mod events;
 mod exit;
+mod feed;
 mod health;
+mod key_lines;
 mod keys;
+mod keys_tail;
 mod ledger;
 mod listen;
 mod migrate;
@@ -63,9 +68,15 @@ enum Command {
     Ledger(ledger::Options),
     /// Show events as they happen, and forward them to your server
     Listen(listen::Options),
+    /// Print events as they happen
+    #[command(subcommand)]
+    Events(events::Command),
+    /// Print charges as they're made and change
+    #[command(subcommand)]
+    Charges(charges::Command),
     /// Make the simulator send an event, such as the opening of a dispute
     Trigger(trigger::Options),
-    /// List idempotency keys, and resolve stuck requests
+    /// List and watch idempotency keys, and resolve stuck requests
     #[command(subcommand)]
     Keys(keys::Command),
     /// List and change the idempotency policies of operations, and recommend TTLs
@@ -105,6 +116,8 @@ pub fn run() -> Result<(), Stop> {
         Command::Reconcile(options) => reconcile::run(&options, out),
         Command::Ledger(options) => ledger::run(&options, out),
         Command::Listen(options) => Ok(listen::run(options)?),
+        Command::Events(command) => events::run(&command, out),
+        Command::Charges(command) => charges::run(&command, out),
         Command::Trigger(options) => trigger::run(&options, out),
         Command::Keys(command) => keys::run(command, out),
         Command::Policies(command) => policies::run(command, out),

@@ -63,6 +63,12 @@ pub fn sentence(error: impl Into<Error>) -> String {
     }
 }
 
+/// A message of another program as one line that ends in a full stop.
+pub fn as_sentence(message: &str) -> String {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{}.", line.trim_end_matches('.'))
+}
+
 /// Writes a line to `out`. A reader that has closed it isn't an error.
 pub fn write_line(out: &mut impl Write, line: &str) {
     let _ = writeln!(out, "{line}");

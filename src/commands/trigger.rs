@@ -268,6 +268,6 @@ impl Trigger {
         let Simulator::Server { client, control } = &self.simulator else {
             return Err("The sandbox has no control.".to_owned());
         };
-        client::answer(client.post(format!("{control}/{path}")).json(body)).await
+        Ok(client::answer(client.post(format!("{control}/{path}")).json(body)).await?)
     }
 }
