@@ -53,6 +53,7 @@ mod observability;
 mod openapi;
 mod policies;
 mod processor;
+mod progress;
 mod protocol;
 mod races;
 mod reconciliation;

@@ -12,6 +12,7 @@ use crate::server::{self, adapter};
 use crate::storage::db;
 
 use super::exit::Stop;
+use super::progress::Line;
 use super::shared::{Database, Form, sentence, write_document};
 
 /// Options of the `audit` command.
@@ -37,8 +38,10 @@ pub struct Options {
 /// Runs `oncepay audit`.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let database_url = &options.database.database_url;
+    let line = Line::new(!options.form.json);
     if options.processor.url.is_some() {
-        reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
+        let adapter = adapter::of_options(&options.processor)?;
+        reconcile::read_from(database_url, &adapter, &mut |step| line.show(step))?;
     }
     let mut conn = db::connect(database_url)?;
     let failed = |error: Error| match error.cause() {
@@ -46,7 +49,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
         None => format!("The audit couldn't be run: {error}"),
     };
     let started_at = last_run::begin(&mut conn).map_err(failed)?;
-    let report = audit::run(&mut conn, &server::resource_kinds()).map_err(failed)?;
+    let report = audit::run_telling(&mut conn, &server::resource_kinds(), &mut |step| line.show(step))
+        .map_err(failed)?;
+    drop(line);
     match options.form.json {
         true => write_document(out, &report)?,
         // A reader that has closed it isn't an error.

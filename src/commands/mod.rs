@@ -19,6 +19,7 @@ mod migrate;
 mod old_names;
 mod openapi;
 mod policies;
+mod progress;
 mod recommend;
 mod reconcile;
 mod secret_files;

@@ -4,12 +4,14 @@ use std::io::Write;
 
 use diesel::Connection;
 
+use crate::base::progress::Step;
 use crate::inbound::{differences, reconcile};
 use crate::processor::ProcessorOptions;
 use crate::server::adapter;
 use crate::storage::db;
 
 use super::exit::Stop;
+use super::progress::Line;
 use super::shared::{Database, Form, OPERATOR, check_reason, sentence, write_document};
 
 /// Options of the `reconcile` command.
@@ -41,7 +43,10 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     if let Some(reason) = &options.reason {
         accept(options, reason)?;
     }
-    let report = reconcile::run_once(&options.database.database_url, &adapter, options.options)?;
+    let line = Line::new(!options.form.json);
+    let tell = &mut |step: Step<'_>| line.show(step);
+    let report = reconcile::run_once(&options.database.database_url, &adapter, options.options, tell)?;
+    drop(line);
     match options.form.json {
         true => write_document(out, &report.to_json())?,
         // A reader that has closed it isn't an error.
