@@ -6,9 +6,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match oncepay::commands::run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+        Err(stop) => {
+            eprintln!("error: {stop}");
+            stop.code()
         }
     }
 }

@@ -749,7 +749,7 @@ fn the_command_says_what_to_do_differently() {
     let complaint = |arguments: &[&str], secret: &str| {
         let output =
             command(&acquirer).args(arguments).env("ONCEPAY_WEBHOOK_SECRET", secret).output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(3));
         String::from_utf8(output.stderr).unwrap()
     };
     let everywhere = complaint(&["--control-listen", "0.0.0.0:0"], WEBHOOK_SECRET);

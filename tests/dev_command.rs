@@ -117,7 +117,7 @@ fn temporary_folder() -> tempfile::TempDir {
 /// Runs the command, which must fail. Returns what it complained about.
 fn failure(mut command: Command) -> String {
     let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.starts_with("error: ") && error.lines().count() <= 3, "{error}");
     error

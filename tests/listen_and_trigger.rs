@@ -1,14 +1,12 @@
 //! `oncepay listen` and `oncepay trigger`: what developers have events with.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver as Lines};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use oncepay::base::signature::{Secret, SignatureHeaders, verify};
 
 use crate::support::acquirer::{Acquirer, Received, Receiver, WEBHOOK_SECRET};
+use crate::support::running::Running;
 use crate::support::*;
 
 /// A service, and the dev.env that the commands read.
@@ -59,33 +57,6 @@ impl Scene {
     /// How many events of a type there are.
     fn count(&self, kind: &str) -> i64 {
         self.database.count(&format!("SELECT count(*) FROM events WHERE type = '{kind}'"))
-    }
-}
-
-/// A command that goes on, and what it says.
-struct Running {
-    child: Child,
-    lines: Lines<String>,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let (says, lines) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| says.send(line)));
-        Self { child, lines }
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(Duration::from_secs(20)).expect("a line")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
+use oncepay::base::progress::untold;
 use oncepay::storage::migrations::{MIGRATIONS, Patience, migrate_from};
 
 use crate::support::database::exposed;
@@ -30,7 +31,7 @@ impl Migration {
     fn run(&self, database: &TestDatabase, patience_s: u64) -> Result<Vec<String>, String> {
         let source = FileBasedMigrations::from_path(&self.0).unwrap();
         let patience = Patience { total: Duration::from_secs(patience_s) };
-        migrate_from(&mut database.as_owner(), source, patience)
+        migrate_from(&mut database.as_owner(), source, patience, &mut untold)
     }
 }
 

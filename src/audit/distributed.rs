@@ -10,6 +10,7 @@ use diesel::sql_types::{Array, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{CHECKS, Found, SAMPLES_MAX, Timeout, find, on_one_snapshot};
+use crate::base::progress::{Step, Tell};
 use crate::error::Error;
 use crate::idempotency::{ResourceKind, Scope};
 use crate::inbound::differences;
@@ -59,6 +60,7 @@ pub(super) fn find_all(
     conn: &mut PgConnection,
     kinds: &[&'static ResourceKind],
     timeout: Timeout<'_>,
+    tell: Tell<'_>,
 ) -> Result<Vec<Found>, Error> {
     let mut found: Vec<Found> = CHECKS.iter().map(|_| Found::default()).collect();
     let mut add = |number: usize, more: Found| {
@@ -74,7 +76,9 @@ pub(super) fn find_all(
     let tables: BTreeSet<&str> =
         TABLES.into_iter().chain(of_merchants.iter().map(|kind| kind.table)).collect();
     let of_events = number_of(OF_EVENTS);
-    for merchant in merchants::all(conn)?.into_iter().chain([merchants::NOBODY]) {
+    let merchants: Vec<Uuid> = merchants::all(conn)?.into_iter().chain([merchants::NOBODY]).collect();
+    for (done, &merchant) in merchants.iter().enumerate() {
+        tell(Step { what: "merchants", done, total: Some(merchants.len()) });
         on_one_snapshot(conn, |conn| {
             for (number, check) in CHECKS.iter().enumerate() {
                 let query = match check.name {

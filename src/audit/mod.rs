@@ -18,6 +18,7 @@ use diesel::sql_types::{Array, BigInt, Text};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::base::progress::{Step, Tell, untold};
 use crate::error::{Error, Failure};
 use crate::idempotency::ResourceKind;
 use crate::inbound::differences::is_open;
@@ -298,7 +299,16 @@ struct Found {
 /// Runs all checks on one snapshot; in a distributed database, on one of each merchant. Reads everything, so it takes a while on a
 /// large database: its statements may run for ten minutes. Takes no locks.
 pub fn run(conn: &mut PgConnection, kinds: &[&'static ResourceKind]) -> Result<AuditReport, Error> {
-    check_all(conn, kinds, &|_| Ok(CHECK_TIMEOUT))
+    run_telling(conn, kinds, &mut untold)
+}
+
+/// Like [`run`]. Tells the name of each check before it begins or, in a distributed database, the number of merchants.
+pub fn run_telling(
+    conn: &mut PgConnection,
+    kinds: &[&'static ResourceKind],
+    tell: Tell<'_>,
+) -> Result<AuditReport, Error> {
+    check_all(conn, kinds, &|_| Ok(CHECK_TIMEOUT), tell)
 }
 
 /// Like [`run`], as background work: for at most `limit`, and in one process of the server, to which the session stays
@@ -310,13 +320,14 @@ pub fn run_within(
 ) -> Result<AuditReport, Error> {
     diesel::sql_query("SET max_parallel_workers_per_gather = 0").execute(conn)?;
     let started = Instant::now();
-    check_all(conn, kinds, &|conn| {
+    let left = |conn: &mut PgConnection| {
         // The audit's locks would keep it waiting.
         if migrations::are_under_way(conn)? {
             return Err(Failure::TransientConflict(MigrationsUnderWay.into()).into());
         }
         Ok(limit.saturating_sub(started.elapsed()))
-    })
+    };
+    check_all(conn, kinds, &left, &mut untold)
 }
 
 /// Why the scheduled audit stands aside.
@@ -332,13 +343,17 @@ fn check_all(
     conn: &mut PgConnection,
     kinds: &[&'static ResourceKind],
     timeout: Timeout<'_>,
+    tell: Tell<'_>,
 ) -> Result<AuditReport, Error> {
     let found = if shape::is_distributed() {
-        distributed::find_all(conn, kinds, timeout)?
+        distributed::find_all(conn, kinds, timeout, tell)?
     } else {
         on_one_snapshot(conn, |conn| {
-            let find = |check: &Check| find(conn, &check.sql(kinds), timeout);
-            CHECKS.iter().map(find).collect::<Result<Vec<_>, Error>>()
+            let find = |(done, check): (usize, &Check)| {
+                tell(Step { what: check.name, done, total: Some(CHECKS.len()) });
+                find(conn, &check.sql(kinds), timeout)
+            };
+            CHECKS.iter().enumerate().map(find).collect::<Result<Vec<_>, Error>>()
         })?
     };
     let checks = CHECKS.iter().zip(found).map(|(check, found)| CheckResult {

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use env_logger::fmt::Formatter;
@@ -31,6 +32,15 @@ pub enum LogFormat {
     Text,
     /// An object a line
     Json,
+}
+
+/// Whether a line that isn't the log's is drawn where the log is written, with the cursor at its end.
+static IS_DRAWN_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Takes note that something that draws itself again and again begins or ends to use the terminal's last line. Lines of the log
+/// wipe that away first.
+pub fn note_drawing(begins: bool) {
+    IS_DRAWN_OVER.store(begins, Ordering::Relaxed);
 }
 
 /// Starts the log of this process, at the levels of `RUST_LOG`, or at `levels` if that's empty. Does nothing if it's started
@@ -68,6 +78,9 @@ fn write(
     let time = out.timestamp_millis().to_string();
     if format == LogFormat::Json {
         return out.write_all(&json(&time, record, scope));
+    }
+    if IS_DRAWN_OVER.load(Ordering::Relaxed) {
+        out.write_all(b"\r\x1b[2K")?;
     }
     let style = out.default_level_style(record.level());
     write!(out, "[{time} {style}{:<5}{style:#} {}] ", record.level(), record.target())?;

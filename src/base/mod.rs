@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod money;
 pub(crate) mod paths;
 pub(crate) mod preconditions;
+pub mod progress;
 pub(crate) mod quantities;
 pub mod scope;
 pub mod signature;

@@ -1,5 +1,7 @@
 //! `oncepay audit`.
 
+use std::io::Write;
+
 use secrecy::SecretString;
 
 use crate::audit::{self, last_run};
@@ -9,7 +11,9 @@ use crate::processor::ProcessorOptions;
 use crate::server::{self, adapter};
 use crate::storage::db;
 
-use super::shared::{Database, sentence};
+use super::exit::Stop;
+use super::progress::Line;
+use super::shared::{Database, Form, sentence, write_document};
 
 /// Options of the `audit` command.
 #[derive(Debug, clap::Args)]
@@ -26,13 +30,18 @@ pub struct Options {
     /// Processor whose operations are read first, if given
     #[command(flatten)]
     processor: ProcessorOptions,
+
+    #[command(flatten)]
+    form: Form,
 }
 
-/// Runs `oncepay audit`. The error is a sentence.
-pub fn run(options: &Options) -> Result<(), String> {
+/// Runs `oncepay audit`.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let database_url = &options.database.database_url;
+    let line = Line::new(!options.form.json);
     if options.processor.url.is_some() {
-        reconcile::read_from(database_url, &adapter::of_options(&options.processor)?)?;
+        let adapter = adapter::of_options(&options.processor)?;
+        reconcile::read_from(database_url, &adapter, &mut |step| line.show(step))?;
     }
     let mut conn = db::connect(database_url)?;
     let failed = |error: Error| match error.cause() {
@@ -40,8 +49,14 @@ pub fn run(options: &Options) -> Result<(), String> {
         None => format!("The audit couldn't be run: {error}"),
     };
     let started_at = last_run::begin(&mut conn).map_err(failed)?;
-    let report = audit::run(&mut conn, &server::resource_kinds()).map_err(failed)?;
-    print!("{report}");
+    let report = audit::run_telling(&mut conn, &server::resource_kinds(), &mut |step| line.show(step))
+        .map_err(failed)?;
+    drop(line);
+    match options.form.json {
+        true => write_document(out, &report)?,
+        // A reader that has closed it isn't an error.
+        false => drop(write!(out, "{report}")),
+    }
     // The audit is worth as much without it. Who counts on the metrics notices, since they get old.
     let recorded = match &options.record_url {
         Some(url) => db::connect(url)
@@ -51,5 +66,5 @@ pub fn run(options: &Options) -> Result<(), String> {
     if let Err(cause) = recorded {
         eprintln!("The metrics of the service don't show this audit: {cause}");
     }
-    if report.clean { Ok(()) } else { Err("The books are not in order.".to_owned()) }
+    if report.clean { Ok(()) } else { Err(Stop::Found("The books are not in order.".to_owned())) }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::dev;
 
+use super::exit::Stop;
 use super::old_names;
 
 /// Maximum wait for an answer.
@@ -79,15 +80,21 @@ impl ApiClient {
         format!("{}{path}", self.url.as_str().trim_end_matches('/'))
     }
 
-    /// Reads an object. The error is a sentence.
-    pub async fn get(&self, path: &str) -> Result<Value, String> {
+    /// Reads an object.
+    pub async fn get(&self, path: &str) -> Result<Value, Unanswered> {
         answer(self.request(Method::GET, path)).await
     }
 
-    /// Creates an object, with a new idempotency key. The error is a sentence.
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+    /// Creates an object, with a new idempotency key.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Unanswered> {
         let key = Uuid::new_v4().to_string();
         answer(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
+    }
+
+    /// The error of an answer that the service wouldn't give.
+    pub fn is_no_service(&self) -> Unanswered {
+        let sentence = format!("{} answers, but it isn't this service.", self.url);
+        Unanswered { status: Some(StatusCode::OK), sentence }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -104,17 +111,71 @@ pub fn client() -> Result<reqwest::Client, String> {
         .map_err(|error| format!("Can't set up an HTTP client: {error}."))
 }
 
-/// Sends a request and reads a JSON answer. The error is a sentence.
-pub async fn answer(request: RequestBuilder) -> Result<Value, String> {
-    let answer = request.send().await.map_err(|error| format!("{}.", cause(&error)))?;
-    let (status, url) = (answer.status(), answer.url().clone());
-    let body =
-        answer.json::<Value>().await.map_err(|error| format!("The answer of {url} isn't JSON: {error}."))?;
+/// Why the service didn't do what it was asked. `Display` is a sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Unanswered {
+    /// Status of the answer, if there was one.
+    status: Option<StatusCode>,
+    sentence: String,
+}
+
+impl Unanswered {
+    /// Whether the same request may succeed later.
+    pub fn passes(&self) -> bool {
+        self.status.is_none_or(|status| {
+            status.is_server_error()
+                || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+        })
+    }
+}
+
+impl From<Unanswered> for String {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.sentence
+    }
+}
+
+/// A service that refuses a value was handed what the user gave.
+impl From<Unanswered> for Stop {
+    fn from(Unanswered { status, sentence }: Unanswered) -> Self {
+        match status {
+            Some(StatusCode::UNPROCESSABLE_ENTITY) => Self::Usage(sentence),
+            _ => Self::Failed(sentence),
+        }
+    }
+}
+
+/// Sends a request and reads a JSON answer.
+pub async fn answer(request: RequestBuilder) -> Result<Value, Unanswered> {
+    let answer = request
+        .send()
+        .await
+        .map_err(|error| Unanswered { status: None, sentence: format!("{}.", cause(&error)) })?;
+    let (status, mut url) = (answer.status(), answer.url().clone());
+    url.set_query(None);
+    let body = match answer.json::<Value>().await {
+        Ok(body) => body,
+        // Only whoever stands in front of the service answers so, or the answer was cut off.
+        Err(_) if !status.is_success() => Value::Null,
+        Err(error) => {
+            let sentence = format!("The answer of {url} isn't JSON: {error}.");
+            return Err(Unanswered { status: None, sentence });
+        }
+    };
     if status.is_success() {
         return Ok(body);
     }
-    let detail = body["detail"].as_str().or(body["error"]["message"].as_str()).unwrap_or_default();
-    Err(format!("{url} answers {status}: {detail}"))
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let of_field = |error: &Value| {
+        format!("{} {}", text(&error["pointer"]).trim_start_matches('/'), text(&error["detail"]))
+    };
+    let said = match body["errors"].as_array() {
+        Some(errors) => format!("{}.", errors.iter().map(of_field).collect::<Vec<_>>().join("; ")),
+        None => text(&body["detail"]) + &text(&body["error"]["message"]),
+    };
+    let sentence = format!("{url} answers {status}: {said}").trim_end_matches(": ").to_owned();
+    Err(Unanswered { status: Some(status), sentence })
 }
 
 /// The root cause of an error, with the address.
@@ -123,8 +184,11 @@ pub fn cause(error: &reqwest::Error) -> String {
     while let Some(deeper) = source.source() {
         source = deeper;
     }
-    match error.url() {
-        Some(url) => format!("No answer from {url}: {source}"),
+    match error.url().cloned() {
+        Some(mut url) => {
+            url.set_query(None);
+            format!("No answer from {url}: {source}")
+        }
         None => source.to_string(),
     }
 }

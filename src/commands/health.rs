@@ -4,6 +4,11 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use serde::Serialize;
+
+use super::exit::Stop;
+use super::shared::{Form, write_document};
+
 /// Maximum time that [`ask`] waits for the service, at each step.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -17,18 +22,46 @@ pub struct Options {
     /// Check also whether it can serve (/readyz instead of /healthz)
     #[arg(long = "ready")]
     can_serve: bool,
+
+    #[command(flatten)]
+    form: Form,
 }
 
-/// Checks the service on this machine, so that an image needs no HTTP client. The error is a sentence.
-pub fn ask(options: &Options) -> Result<(), String> {
+/// The result as JSON.
+#[derive(Serialize)]
+struct Document {
+    /// Where it was asked.
+    url: String,
+    /// Whether all is well.
+    healthy: bool,
+    /// What isn't, as a sentence.
+    problem: Option<String>,
+}
+
+/// Runs `oncepay health`, so that an image needs no HTTP client.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let path = if options.can_serve { "/readyz" } else { "/healthz" };
-    // A service that listens on all addresses is reachable at the local one.
-    let mut address = options.listen;
+    let address = reachable(options.listen);
+    let problem = ask(address, path).err();
+    if options.form.json {
+        let (url, healthy) = (format!("http://{address}{path}"), problem.is_none());
+        write_document(out, &Document { url, healthy, problem: problem.clone() })?;
+    }
+    problem.map_or(Ok(()), |problem| Err(Stop::Found(problem)))
+}
+
+/// The address at which a service on this machine is reached: one that listens on all addresses, at the local one.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
+    address
+}
+
+/// Asks a service how it is. The error is a sentence.
+pub fn ask(address: SocketAddr, path: &str) -> Result<(), String> {
     let answer = || {
         let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;

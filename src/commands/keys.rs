@@ -6,21 +6,24 @@ use std::io::Write;
 use clap::Subcommand;
 use diesel::prelude::*;
 
+use crate::base::ids::MerchantId;
 use crate::error::{Error, Failure};
 use crate::host;
 use crate::idempotency::Operation;
-use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
+use crate::idempotency::status::{self, KeyId, KeyRow};
 use crate::idempotency_api::key_list::{self, KeyFilter, KeyQuery};
-use crate::idempotency_api::keys::{OlderThan, RELEASED_FOR_S, ReleaseKey, RetryKey};
+use crate::idempotency_api::keys::{OlderThan, OperatorKeyStatus, RELEASED_FOR_S, ReleaseKey, RetryKey};
 use crate::idempotency_api::resolve;
 use crate::server;
 use crate::storage::db;
 use crate::web::lists::{Cursor, Page};
 
-use super::shared::{Database, OPERATOR, check_reason, sentence, time_text, write_line};
-
-/// Maximum number of keys in one list.
-const KEYS_MAX: i64 = 1_000;
+use super::exit::Stop;
+use super::key_lines::{KEYS_MAX, outcome, state_name};
+use super::keys_tail;
+use super::shared::{
+    Database, ListForm, OPERATOR, check_reason, sentence, time_text, write_item, write_line,
+};
 
 /// `oncepay keys …`
 #[derive(Debug, Subcommand)]
@@ -43,6 +46,22 @@ pub enum Command {
         /// Maximum number of keys
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=KEYS_MAX))]
         limit: i64,
+        #[command(flatten)]
+        form: ListForm,
+        /// Database of the service
+        #[command(flatten)]
+        database: Database,
+    },
+    /// Print how keys without an answer change their state, beginning with those that there are
+    Tail {
+        /// Name of an operation
+        #[arg(long)]
+        operation: Option<String>,
+        /// Id of a merchant
+        #[arg(long)]
+        merchant: Option<String>,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -51,6 +70,8 @@ pub enum Command {
     Show {
         /// mer_…/key
         id: String,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -63,6 +84,8 @@ pub enum Command {
         /// All parked keys, as after an outage
         #[arg(long, conflicts_with = "id")]
         all_parked: bool,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -77,6 +100,8 @@ pub enum Command {
         /// Reason, for the record of operators' actions
         #[arg(long)]
         reason: String,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -85,55 +110,70 @@ pub enum Command {
     Release {
         /// mer_…/key
         id: String,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
     },
 }
 
-fn parse_id(text: &str) -> Result<KeyId, String> {
-    text.parse().map_err(|()| format!("{text} isn't of the form mer_…/key."))
+fn parse_id(text: &str) -> Result<KeyId, Stop> {
+    text.parse().map_err(|()| Stop::Usage(format!("{text} isn't of the form mer_…/key.")))
 }
 
-/// Runs `oncepay keys`. The error is a sentence.
-pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
+fn parse_merchant(text: &str) -> Result<MerchantId, Stop> {
+    text.parse().map_err(|_| Stop::Usage(format!("{text} is no id of a merchant (mer_…).")))
+}
+
+/// Runs `oncepay keys`.
+pub fn run(command: Command, out: &mut impl Write) -> Result<(), Stop> {
     let connect = |database: &Database| db::connect(&database.database_url);
     match command {
-        Command::List { status, older_than, operation, merchant, limit, database } => {
+        Command::List { status, older_than, operation, merchant, limit, form, database } => {
             let mut filter = KeyQuery {
-                filter: status.parse().map_err(|()| format!("The status {}.", KeyFilter::FORMAT))?,
+                filter: status
+                    .parse()
+                    .map_err(|()| Stop::Usage(format!("The status {}.", KeyFilter::FORMAT)))?,
                 operation,
-                merchant: match merchant {
-                    Some(id) => {
-                        Some(id.parse().map_err(|_| format!("{id} is no id of a merchant (mer_…)."))?)
-                    }
-                    None => None,
-                },
+                merchant: merchant.as_deref().map(parse_merchant).transpose()?,
                 ..KeyQuery::default()
             };
             if let Some(text) = older_than {
-                text.parse::<OlderThan>().map_err(|detail| format!("The age {detail}."))?.apply(&mut filter);
+                text.parse::<OlderThan>()
+                    .map_err(|detail| Stop::Usage(format!("The age {detail}.")))?
+                    .apply(&mut filter);
             }
             let page = Page { limit, cursor: Cursor::Newest };
-            let keys = key_list::list(&mut connect(&database)?, &filter, page)
+            let conn = &mut connect(&database)?;
+            let keys = key_list::list(conn, &filter, page)
                 .map_err(sentence)?
                 .unwrap_or_else(|| unreachable!("there is no cursor that could be unknown"));
             for row in &keys.data {
-                write_line(out, &one_line(row).map_err(sentence)?);
+                print(conn, row, &form, out)?;
             }
-            write_line(
-                out,
-                &format!("{} keys{}", keys.data.len(), if keys.has_more { ", and more" } else { "" }),
-            );
+            if !form.json {
+                let more = if keys.has_more { ", and more" } else { "" };
+                write_line(out, &format!("{} keys{more}", keys.data.len()));
+            }
             let parked = keys.data.iter().filter(|row| row.parked_at.is_some()).count();
-            if parked > 0 { Err(format!("{parked} of them wait for you.")) } else { Ok(()) }
+            if parked > 0 { Err(Stop::Found(format!("{parked} of them wait for you."))) } else { Ok(()) }
         }
-        Command::Show { id, database } => {
+        Command::Tail { operation, merchant, form, database } => {
+            let merchant = merchant.as_deref().map(parse_merchant).transpose()?;
+            let query = KeyQuery { operation, merchant, ..KeyQuery::default() };
+            keys_tail::run(&database, &query, &form, out)
+        }
+        Command::Show { id, form, database } => {
             let id = parse_id(&id)?;
-            let row = status::find(&mut connect(&database)?, id.merchant, &id.key)
+            let conn = &mut connect(&database)?;
+            let row = status::find(conn, id.merchant, &id.key)
                 .map_err(sentence)?
                 .ok_or_else(|| sentence(Failure::IdempotencyKeyNotFound))?;
-            write_line(out, &one_line(&row).map_err(sentence)?);
+            print(conn, &row, &form, out)?;
+            if form.json {
+                return Ok(());
+            }
             let times = [
                 ("completed", row.completed_at),
                 ("answer kept until", Some(row.expires_at)),
@@ -150,11 +190,11 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
             }
             Ok(())
         }
-        Command::Retry { id: Some(id), database, .. } => {
+        Command::Retry { id: Some(id), form, database, .. } => {
             let id = parse_id(&id)?;
-            change(&mut connect(&database)?, |conn| retry(conn, &id), out)
+            change(&mut connect(&database)?, |conn| retry(conn, &id), &form, out)
         }
-        Command::Retry { id: None, database, .. } => {
+        Command::Retry { id: None, form, database, .. } => {
             let conn = &mut connect(&database)?;
             let filter = KeyQuery { filter: KeyFilter::Parked, ..KeyQuery::default() };
             let mut retried = 0;
@@ -170,32 +210,35 @@ pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
                         | Err(Error::Failure(
                             Failure::IdempotencyKeyNotInProgress | Failure::IdempotencyKeyNotFound,
                         )) => retried += 1,
-                        Err(error) => return Err(sentence(error)),
+                        Err(error) => return Err(sentence(error).into()),
                     }
                 }
                 if is_last {
                     break;
                 }
             }
-            write_line(out, &format!("{retried} requests will be tried again."));
+            match form.json {
+                true => write_item(out, &serde_json::json!({"retried": retried}))?,
+                false => write_line(out, &format!("{retried} requests will be tried again.")),
+            }
             Ok(())
         }
-        Command::Resolve { id, outcome: _, reason, database } => {
+        Command::Resolve { id, outcome: _, reason, form, database } => {
             let id = parse_id(&id)?;
-            check_reason(&reason)?;
+            check_reason(&reason).map_err(Stop::Usage)?;
             let resolve = |conn: &mut PgConnection| {
                 resolve::resolve(conn, &server::operations(), &id, OPERATOR, &reason)
             };
-            change(&mut connect(&database)?, resolve, out)
+            change(&mut connect(&database)?, resolve, &form, out)
         }
-        Command::Release { id, database } => {
+        Command::Release { id, form, database } => {
             let id = parse_id(&id)?;
             let release = |conn: &mut PgConnection| {
                 let row = status::release(conn, id.merchant, &id.key, RELEASED_FOR_S)?;
                 host::record_action(conn, OPERATOR, ReleaseKey::DESCRIPTOR.name, &id.to_string(), None)?;
                 Ok(row)
             };
-            change(&mut connect(&database)?, release, out)
+            change(&mut connect(&database)?, release, &form, out)
         }
     }
 }
@@ -209,26 +252,25 @@ fn retry(conn: &mut PgConnection, id: &KeyId) -> Result<KeyRow, Error> {
 fn change(
     conn: &mut PgConnection,
     act: impl FnOnce(&mut PgConnection) -> Result<KeyRow, Error>,
+    form: &ListForm,
     out: &mut impl Write,
-) -> Result<(), String> {
+) -> Result<(), Stop> {
     let row = conn.transaction(act).map_err(sentence)?;
-    write_line(out, &one_line(&row).map_err(sentence)?);
+    Ok(print(conn, &row, form, out)?)
+}
+
+/// Prints a key in one line. The error is a sentence.
+fn print(conn: &mut PgConnection, row: &KeyRow, form: &ListForm, out: &mut impl Write) -> Result<(), String> {
+    if form.json {
+        let key = OperatorKeyStatus::new(conn, &server::operations(), row).map_err(sentence)?;
+        return write_item(out, &key);
+    }
+    write_line(out, &one_line(row).map_err(sentence)?);
     Ok(())
 }
 
 fn one_line(row: &KeyRow) -> Result<String, Failure> {
-    let state = match row.state()? {
-        KeyState::Running => "running",
-        KeyState::Abandoned => "abandoned",
-        KeyState::Parked => "parked",
-        KeyState::Completed => "completed",
-        KeyState::Expired | KeyState::Forgotten => "expired",
-    };
-    let outcome = match (row.response_status, &row.last_error) {
-        (Some(status), _) => format!("status={status}"),
-        (None, Some(error)) => format!("last_error={error}"),
-        (None, None) => String::new(),
-    };
+    let (state, outcome) = (state_name(row.state()?), outcome(row));
     let line = format!(
         "{}  {state:<9}  {:<28}  attempts={:<3} {outcome:<34} {}",
         time_text(row.created_at),

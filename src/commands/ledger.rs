@@ -16,6 +16,9 @@ use crate::storage::db;
 use crate::web::auth;
 use crate::web::lists::{Cursor, Page};
 
+use super::exit::Stop;
+use super::shared::{ListForm, write_item};
+
 /// Options of the `ledger` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -28,17 +31,30 @@ pub struct Options {
     /// Connection string of the database, as the role `oncepay_app`
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
+    #[command(flatten)]
+    form: ListForm,
 }
 
-/// Runs `oncepay ledger`. The error is a sentence.
-pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
+/// Runs `oncepay ledger`.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let merchant = match (&options.merchant, &options.api_key) {
-        (Some(id), _) => id.parse().map_err(|_| format!("{id} is no id of a merchant (mer_…)."))?,
+        (Some(id), _) => {
+            id.parse().map_err(|_| Stop::Usage(format!("{id} is no id of a merchant (mer_…).")))?
+        }
         (None, Some(key)) => auth::merchant_of_key(key.expose_secret())
-            .ok_or("ONCEPAY_API_KEY holds no API key (sk_test_…).")?,
-        (None, None) => return Err("Say which merchant with --merchant.".to_owned()),
+            .ok_or_else(|| Stop::Usage("ONCEPAY_API_KEY holds no API key (sk_test_…).".to_owned()))?,
+        (None, None) => return Err(Stop::Usage("Say which merchant with --merchant.".to_owned())),
     };
-    print(&mut db::connect(&options.database_url)?, merchant, out).map_err(|error| error.to_string())
+    let conn = &mut db::connect(&options.database_url)?;
+    let printed = match options.form.json {
+        true => print_json(conn, merchant, out),
+        false => print(conn, merchant, out),
+    };
+    match printed {
+        // A reader that has closed it has what it wants.
+        Err(PrintError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed.map_err(|error| error.to_string())?),
+    }
 }
 
 /// Width of the account column.
@@ -60,21 +76,9 @@ pub enum PrintError {
 /// Prints a merchant's whole journal, oldest entry first, page by page.
 pub fn print(conn: &mut PgConnection, merchant: MerchantId, out: &mut impl Write) -> Result<(), PrintError> {
     let mut totals: BTreeMap<String, (Decimal, Decimal)> = BTreeMap::new();
-    let mut last = JournalEntryId(uuid::Uuid::nil());
     writeln!(out, "Journal of {merchant}\n")?;
     writeln!(out, "{:ACCOUNT_WIDTH$}{:>AMOUNT_WIDTH$}{:>AMOUNT_WIDTH$}", "", "Debit", "Credit")?;
-    loop {
-        let page = Page { limit: 100, cursor: Cursor::Before(last) };
-        let list = api::entries(conn, merchant, page, None)?;
-        // A page lists its entries newest first.
-        for entry in list.data.iter().rev() {
-            print_entry(entry, &mut totals, out)?;
-            last = entry.id;
-        }
-        if !list.has_more {
-            break;
-        }
-    }
+    walk(conn, merchant, |entry| Ok(print_entry(entry, &mut totals, out)?))?;
     let rule = "-".repeat(AMOUNT_WIDTH - 4);
     writeln!(out, "{:ACCOUNT_WIDTH$}{rule:>AMOUNT_WIDTH$}{rule:>AMOUNT_WIDTH$}", "")?;
     for (code, (debit, credit)) in &totals {
@@ -87,6 +91,34 @@ pub fn print(conn: &mut PgConnection, merchant: MerchantId, out: &mut impl Write
         writeln!(out, "{label:ACCOUNT_WIDTH$}{debit:>AMOUNT_WIDTH$}{credit:>AMOUNT_WIDTH$}")?;
     }
     Ok(())
+}
+
+/// Prints the same as JSON, an entry a line, as the API shows it.
+fn print_json(conn: &mut PgConnection, merchant: MerchantId, out: &mut impl Write) -> Result<(), PrintError> {
+    walk(conn, merchant, |entry| {
+        write_item(out, entry).map_err(|error| PrintError::Write(io::Error::other(error)))
+    })
+}
+
+/// Reads the whole journal, oldest entry first, page by page.
+fn walk(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    mut visit: impl FnMut(&Entry) -> Result<(), PrintError>,
+) -> Result<(), PrintError> {
+    let mut last = JournalEntryId(uuid::Uuid::nil());
+    loop {
+        let page = Page { limit: 100, cursor: Cursor::Before(last) };
+        let list = api::entries(conn, merchant, page, None)?;
+        // A page lists its entries newest first.
+        for entry in list.data.iter().rev() {
+            visit(entry)?;
+            last = entry.id;
+        }
+        if !list.has_more {
+            return Ok(());
+        }
+    }
 }
 
 fn print_entry(

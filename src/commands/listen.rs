@@ -1,27 +1,25 @@
 //! `oncepay listen`: shows a merchant's events as they happen and forwards them to a server on the
 //! developer's machine, signed as the service would sign them.
 //!
-//! It polls the service for new events, so it needs no endpoint, no open port and no address that the service
+//! It [polls](super::feed) the service for new events, so it needs no endpoint, no open port and no address that the service
 //! can reach. It doesn't retry a failed forward: that is for real endpoints. `oncepay trigger` creates events
 //! to listen to.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::CONTENT_TYPE;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sha2::Sha256;
-use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 use super::client::{self, ApiClient, cause};
+use super::events;
+use super::feed::{Feed, until_signal};
 use crate::base::signature::{self, Secret};
 use crate::base::time;
 use crate::events::EventType;
-
-/// Interval of the polls.
-const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Options of the `listen` command.
 #[derive(Debug, clap::Args)]
@@ -61,14 +59,8 @@ pub fn run(options: Options) -> Result<(), String> {
         None => None,
     };
     actix_web::rt::System::new().block_on(async move {
-        let signal = |kind| signal(kind).map_err(|error| format!("Can't listen for signals: {error}."));
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            ended = listen(&api, receiver.as_ref(), &options.events) => ended,
-            _ = interrupt.recv() => Ok(()),
-            _ = terminate.recv() => Ok(()),
-        }
+        let ended = until_signal(listen(&api, receiver.as_ref(), &options.events)).await?;
+        ended.unwrap_or(Ok(()))
     })
 }
 
@@ -82,7 +74,7 @@ fn secret_for(api_key: &SecretString) -> Secret {
 }
 
 async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventType]) -> Result<(), String> {
-    let mut feed = Feed::open(api).await?;
+    let mut feed = Feed::open(api, "now").await?;
     match receiver {
         Some(receiver) => println!(
             "Listening. Events go to {}, signed with {}",
@@ -91,67 +83,22 @@ async fn listen(api: &ApiClient, receiver: Option<&Receiver>, wanted: &[EventTyp
         ),
         None => println!("Listening. To forward events, use --forward-to URL."),
     }
-    let mut complaint = String::new();
-    loop {
-        match feed.next(api).await {
-            Ok(events) => {
-                if !std::mem::take(&mut complaint).is_empty() {
-                    eprintln!("The service answers again.");
-                }
-                let is_wanted = |event: &&Value| {
-                    wanted.is_empty() || wanted.iter().any(|kind| event["type"] == kind.as_str())
-                };
-                for event in events.iter().filter(is_wanted) {
-                    show(event, receiver).await;
-                }
-            }
-            // The service may restart while a developer works on it.
-            Err(error) if error == complaint => {}
-            Err(error) => {
-                eprintln!("{error}");
-                complaint = error;
-            }
+    let is_wanted =
+        |event: &&Value| wanted.is_empty() || wanted.iter().any(|kind| event["type"] == kind.as_str());
+    let show_all = async |events: &[Value]| {
+        for event in events.iter().filter(is_wanted) {
+            show(event, receiver).await;
         }
-        tokio::time::sleep(INTERVAL).await;
-    }
+        true
+    };
+    Ok(feed.follow(api, show_all).await?)
 }
 
 async fn show(event: &Value, receiver: Option<&Receiver>) {
-    let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
-    let line = format!("{}  {:<26}  {}", text("created_at"), text("type"), text("id"));
+    let line = events::line(event);
     match receiver {
         None => println!("{line}  {}", event["data"]["id"].as_str().unwrap_or_default()),
         Some(receiver) => println!("{line}  {}", receiver.send(event).await),
-    }
-}
-
-/// The new events of a merchant, from now on.
-struct Feed {
-    /// The `next` of the last page.
-    cursor: String,
-}
-
-impl Feed {
-    /// Opens a feed that skips all present events.
-    async fn open(api: &ApiClient) -> Result<Self, String> {
-        let mut feed = Self { cursor: "now".to_owned() };
-        feed.next(api).await?;
-        Ok(feed)
-    }
-
-    /// Reads the new events, in order. After an error, the same events come again.
-    async fn next(&mut self, api: &ApiClient) -> Result<Vec<Value>, String> {
-        let (mut events, mut cursor) = (Vec::new(), self.cursor.clone());
-        loop {
-            let page = api.get(&format!("/v1/events?limit=100&after={cursor}")).await?;
-            events.extend(page["data"].as_array().cloned().unwrap_or_default());
-            page["next"].as_str().ok_or("The service sent no cursor.")?.clone_into(&mut cursor);
-            if page["has_more"] != true {
-                break;
-            }
-        }
-        self.cursor = cursor;
-        Ok(events)
     }
 }
 

@@ -2,9 +2,13 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::base::progress::Step;
 use crate::storage::fitness::Unfit;
+use crate::storage::migrations::{self, MIGRATIONS, Patience};
 use crate::storage::session::{self, Handling};
-use crate::storage::{db, distribution, migrations};
+use crate::storage::{db, distribution};
+
+use super::progress::Line;
 
 /// Options of the `migrate` command.
 #[derive(Debug, clap::Args)]
@@ -29,10 +33,14 @@ pub fn run(options: &Options) -> Result<(), String> {
     if options.distribute {
         distribution::check_cluster(&mut conn)?;
     }
-    let run = migrations::migrate(&mut conn)?;
-    println!("{} migrations run.", run.len());
+    let line = Line::new(true);
+    let tell = &mut |step: Step<'_>| line.show(step);
+    let run = migrations::migrate_from(&mut conn, MIGRATIONS, Patience::default(), tell)?;
+    line.beside(|| println!("{} migrations run.", run.len()));
     if options.distribute {
-        distribution::distribute(&mut conn, &mut |step| println!("{step}"))?;
+        line.show(Step { what: "distributing", done: 0, total: None });
+        distribution::distribute(&mut conn, &mut |step| line.beside(|| println!("{step}")))?;
+        drop(line);
         println!("The database is distributed.");
     }
     Ok(())

@@ -9,19 +9,21 @@ use serde_json::Value;
 
 use crate::idempotency::Policy;
 use crate::idempotency::policies::{self, ByOperation, Defaults};
-use crate::idempotency_api::policies::ReplacePolicy;
+use crate::idempotency_api::policies::{OperationPolicy, ReplacePolicy, changes};
 use crate::server;
 use crate::storage::db;
-use crate::storage::schema::idempotency_policy_changes;
 
+use super::exit::Stop;
 use super::recommend;
-use super::shared::{Database, sentence, time_text, write_line};
+use super::shared::{Database, ListForm, sentence, time_text, write_item, write_line};
 
 /// `oncepay policies …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the policies
     List {
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -33,6 +35,8 @@ pub enum Command {
         /// Settings as name=value, such as enforcement=observe or rollout_percent=10
         #[arg(required = true, value_parser = parse_change)]
         changes: Vec<(String, Value)>,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -43,6 +47,8 @@ pub enum Command {
     History {
         /// Name of the operation; default: all
         operation: Option<String>,
+        #[command(flatten)]
+        form: ListForm,
         /// Database of the service
         #[command(flatten)]
         database: Database,
@@ -56,54 +62,43 @@ fn parse_change(text: &str) -> Result<(String, Value), String> {
     Ok((name.to_owned(), value))
 }
 
-/// Runs `oncepay policies`. The error is a sentence.
-pub fn run(command: Command, out: &mut impl Write) -> Result<(), String> {
+/// Runs `oncepay policies`.
+pub fn run(command: Command, out: &mut impl Write) -> Result<(), Stop> {
     match command {
-        Command::List { database } => {
+        Command::List { form, database } => {
             let policies = load(&mut db::connect(&database.database_url)?)?;
             let mut policies: Vec<_> = policies.iter().collect();
             policies.sort_by_key(|(operation, _)| *operation);
             for (operation, policy) in policies {
-                write_line(out, &format!("{operation:<28}  {}", settings(policy)));
+                print(operation, policy, &form, out)?;
             }
             Ok(())
         }
-        Command::Set { operation, changes, database } => {
+        Command::Set { operation, changes, form, database } => {
             let conn = &mut db::connect(&database.database_url)?;
             let body = Value::Object(changes.into_iter().collect());
             let defaults = defaults();
             let own = policies::defaults_of(&operation, &defaults).map_or(&[][..], |known| known.settings);
-            let change = ReplacePolicy::parse(operation.clone(), &body, own).map_err(sentence)?;
+            let change = ReplacePolicy::parse(operation.clone(), &body, own)
+                .map_err(|error| Stop::Usage(sentence(error)))?;
             load(conn)?;
             let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
             let who = format!("{} (command line)", if user.is_empty() { "somebody" } else { user.as_str() });
             conn.transaction(|conn| change.apply(conn, &defaults, &who)).map_err(sentence)?;
             let policies = load(conn)?;
-            write_line(out, &format!("{operation:<28}  {}", settings(&policies[&operation])));
-            Ok(())
+            Ok(print(&operation, &policies[&operation], &form, out)?)
         }
         Command::Recommend(options) => recommend::run(&options, out),
-        Command::History { operation, database } => {
+        Command::History { operation, form, database } => {
             let conn = &mut db::connect(&database.database_url)?;
-            let mut query = idempotency_policy_changes::table
-                .select((
-                    idempotency_policy_changes::operation,
-                    idempotency_policy_changes::changed_at,
-                    idempotency_policy_changes::changed_by,
-                    idempotency_policy_changes::before,
-                    idempotency_policy_changes::after,
-                ))
-                .order(idempotency_policy_changes::id.desc())
-                .into_boxed();
-            if let Some(operation) = operation {
-                query = query.filter(idempotency_policy_changes::operation.eq(operation));
-            }
-            let changes = query
-                .load::<(String, chrono::DateTime<chrono::Utc>, String, Value, Value)>(conn)
-                .map_err(sentence)?;
-            for (operation, at, by, before, after) in changes {
-                let changed = difference(&before, &after);
-                write_line(out, &format!("{}  {operation:<28}  {by}: {changed}", time_text(at)));
+            for change in changes(conn, operation.as_deref()).map_err(sentence)? {
+                if form.json {
+                    write_item(out, &change)?;
+                    continue;
+                }
+                let (at, by) = (time_text(change.changed_at.0), &change.changed_by);
+                let changed = difference(&change.before, &change.after);
+                write_line(out, &format!("{at}  {:<28}  {by}: {changed}", change.operation));
             }
             Ok(())
         }
@@ -118,6 +113,14 @@ fn load(conn: &mut PgConnection) -> Result<ByOperation, String> {
 
 fn defaults() -> Vec<Defaults> {
     server::operations().iter().map(|operation| Defaults::of(&operation.descriptor)).collect()
+}
+
+fn print(operation: &str, policy: &Policy, form: &ListForm, out: &mut impl Write) -> Result<(), String> {
+    if form.json {
+        return write_item(out, &OperationPolicy::new(operation, policy));
+    }
+    write_line(out, &format!("{operation:<28}  {}", settings(policy)));
+    Ok(())
 }
 
 /// The settings of a policy, as `set` takes them.

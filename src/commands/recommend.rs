@@ -21,7 +21,8 @@ use crate::server;
 use crate::storage::db;
 use crate::storage::schema::webhook_endpoints;
 
-use super::shared::{Database, sentence, time_text, write_line};
+use super::exit::Stop;
+use super::shared::{Database, Form, sentence, time_text, write_document, write_line};
 
 /// Width of a bar that stands for all requests.
 const BAR_WIDTH: u64 = 30;
@@ -45,23 +46,22 @@ pub struct Options {
     /// there are webhook endpoints
     #[arg(long, env = "ONCEPAY_DELIVERY_GIVE_UP_AFTER_S", default_value_t = 3 * 24 * 60 * 60)]
     delivery_give_up_after_s: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
     /// Database of the service
     #[command(flatten)]
     database: Database,
 }
 
-/// Runs `oncepay policies recommend`. The error is a sentence.
-pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
+/// Runs `oncepay policies recommend`.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let operations = server::operations();
     let asked = |operation: &&RegisteredOperation| {
         options.operation.as_ref().is_none_or(|name| name == operation.descriptor.name)
     };
     let operations: Vec<_> = operations.iter().filter(asked).collect();
     if operations.is_empty() {
-        return Err("There is no such operation.".to_owned());
+        return Err(Stop::Usage("There is no such operation.".to_owned()));
     }
     let conn = &mut db::connect(&options.database.database_url)?;
     let history = history::load(conn, options.days).map_err(sentence)?;
@@ -81,11 +81,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
             Report::new(name, policy, requests, size, &history, &floors)
         })
         .collect();
-    if options.json {
-        let json = serde_json::to_string_pretty(&Document::of(&history, &reports))
-            .map_err(|error| error.to_string())?;
-        write_line(out, &json);
-        return Ok(());
+    if options.form.json {
+        return Ok(write_document(out, &Document::of(&history, &reports))?);
     }
     print(&reports, &history, options.operation.is_some(), out);
     Ok(())

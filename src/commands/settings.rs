@@ -5,17 +5,56 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use clap::{Arg, Command};
+use serde::Serialize;
 
+use super::exit::Stop;
 use super::old_names::old_name;
-use super::shared::write_line;
+use super::shared::{ListForm, write_item, write_line};
 
 /// The command that runs the service. Its settings come first.
 const SERVICE: &str = "serve";
 
-/// Prints the reference of the settings of `program`, as Markdown. The error is a sentence.
-pub fn run(program: &Command, out: &mut impl Write) -> Result<(), String> {
-    write_line(out, reference(program).trim_end());
-    Ok(())
+/// Options of the `settings` command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    form: ListForm,
+}
+
+/// A setting as JSON.
+#[derive(Serialize)]
+struct Setting {
+    variable: String,
+    flag: Option<String>,
+    commands: Vec<String>,
+    is_required: bool,
+    is_secret: bool,
+    default: Option<String>,
+    meaning: String,
+}
+
+/// Prints the settings of `program`: their reference, as Markdown, or a setting a line.
+pub fn run(options: &Options, program: &Command, out: &mut impl Write) -> Result<(), Stop> {
+    if !options.form.json {
+        write_line(out, reference(program).trim_end());
+        return Ok(());
+    }
+    let mut all = BTreeMap::<(String, String), Setting>::new();
+    for (path, command) in commands(program, "") {
+        for (variable, arg) in settings(command) {
+            let setting = all.entry((variable.clone(), help(arg))).or_insert_with(|| Setting {
+                flag: arg.get_long().map(|long| format!("--{long}")),
+                commands: Vec::new(),
+                is_required: arg.is_required_set(),
+                is_secret: arg.is_hide_env_values_set(),
+                default: default_value(arg),
+                meaning: help(arg),
+                variable,
+            });
+            setting.commands.push(path.clone());
+        }
+    }
+    Ok(all.values().try_for_each(|setting| write_item(out, setting))?)
 }
 
 fn reference(program: &Command) -> String {
@@ -90,11 +129,15 @@ fn default(arg: &Arg) -> String {
     if arg.is_required_set() {
         return "required".to_owned();
     }
+    default_value(arg).map_or_else(|| "–".to_owned(), |value| format!("`{value}`"))
+}
+
+fn default_value(arg: &Arg) -> Option<String> {
     if !arg.get_action().takes_values() {
-        return "`false`".to_owned();
+        return Some("false".to_owned());
     }
     let values: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-    if values.is_empty() { "–".to_owned() } else { format!("`{}`", values.join(",")) }
+    (!values.is_empty()).then(|| values.join(","))
 }
 
 /// What the option means, in one cell of a table.

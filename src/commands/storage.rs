@@ -8,14 +8,14 @@ use crate::base::quantities::{bytes, count};
 use crate::storage::db;
 use crate::storage::usage::{self, Finding, Usage, amount};
 
-use super::shared::{Database, sentence, write_line};
+use super::exit::Stop;
+use super::shared::{Database, Form, sentence, write_document, write_line};
 
 /// Options of the `storage` command.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
     /// Database of the service
     #[command(flatten)]
     database: Database,
@@ -29,21 +29,19 @@ struct Document<'a> {
     findings: &'a [Finding],
 }
 
-/// Runs `oncepay storage`. The error is a sentence.
-pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
+/// Runs `oncepay storage`.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let usage = usage::read(&mut db::connect(&options.database.database_url)?).map_err(sentence)?;
     let findings = usage.findings();
-    if options.json {
-        let document = Document { usage: &usage, findings: &findings };
-        let json = serde_json::to_string_pretty(&document).map_err(|error| error.to_string())?;
-        write_line(out, &json);
+    if options.form.json {
+        write_document(out, &Document { usage: &usage, findings: &findings })?;
     } else {
         print(&usage, &findings, out);
     }
     match findings.len() {
         0 => Ok(()),
-        1 => Err("There is 1 finding.".to_owned()),
-        number => Err(format!("There are {number} findings.")),
+        1 => Err(Stop::Found("There is 1 finding.".to_owned())),
+        number => Err(Stop::Found(format!("There are {number} findings."))),
     }
 }
 

@@ -4,6 +4,8 @@
 //! ours. The sandbox keeps no books and sends nothing, so the command signs and sends the event itself. It never does
 //! that where the service has a processor: the processor's books would contradict ours for good.
 
+use std::io::Write;
+
 use clap::ValueEnum;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -14,6 +16,9 @@ use crate::base::ids::MerchantId;
 use crate::base::signature::{self, Secret};
 use crate::base::time::{self, Timestamp};
 use crate::web::auth::merchant_of_key;
+
+use super::exit::Stop;
+use super::shared::{write_item, write_line};
 
 const SIMULATOR_CONTROL_URL: &str = "ONCEPAY_SIMULATOR_CONTROL_URL";
 const PROCESSOR_URL: &str = "ONCEPAY_PROCESSOR_URL";
@@ -52,7 +57,16 @@ impl Kind {
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Event to send
-    kind: Kind,
+    #[arg(required_unless_present = "list")]
+    kind: Option<Kind>,
+
+    /// List the events instead
+    #[arg(long, conflicts_with = "kind")]
+    list: bool,
+
+    /// List them as JSON: an object a line
+    #[arg(long, requires = "list")]
+    json: bool,
 
     #[command(flatten)]
     service: client::Options,
@@ -72,8 +86,17 @@ pub struct Options {
     webhook_secret: Option<SecretString>,
 }
 
-/// Creates the objects of the event, and has it sent. The error is a sentence.
-pub fn run(options: &Options) -> Result<(), String> {
+/// Runs `oncepay trigger`: creates the objects of the event, and has it sent.
+pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
+    let Some(kind) = options.kind else {
+        for kind in Kind::value_variants() {
+            match options.json {
+                true => write_item(out, &json!({"type": kind.name()}))?,
+                false => write_line(out, &kind.name()),
+            }
+        }
+        return Ok(());
+    };
     let api = ApiClient::new(&options.service)?;
     let merchant = merchant_of_key(api.api_key().expose_secret())
         .ok_or("The API key is malformed: it's sk_test_ and 64 hexadecimal digits.")?;
@@ -86,10 +109,10 @@ pub fn run(options: &Options) -> Result<(), String> {
             Simulator::Server { client: client::client()?, control }
         }
         (None, Some(url)) => {
-            return Err(format!(
+            return Err(Stop::Failed(format!(
                 "The service has a processor, {url}, so events must come from there: sent from here, they would \
                  contradict its books. If it's a simulator, set {SIMULATOR_CONTROL_URL} to its control port's address."
-            ));
+            )));
         }
         (None, None) => {
             let secrets = options.service.required(&options.webhook_secret, "ONCEPAY_WEBHOOK_SECRET")?;
@@ -99,7 +122,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         }
     };
     let trigger = Trigger { api, merchant, simulator };
-    actix_web::rt::System::new().block_on(trigger.pull(options.kind))
+    Ok(actix_web::rt::System::new().block_on(trigger.pull(kind))?)
 }
 
 /// The sender of events.
@@ -245,6 +268,6 @@ impl Trigger {
         let Simulator::Server { client, control } = &self.simulator else {
             return Err("The sandbox has no control.".to_owned());
         };
-        client::answer(client.post(format!("{control}/{path}")).json(body)).await
+        Ok(client::answer(client.post(format!("{control}/{path}")).json(body)).await?)
     }
 }

@@ -63,12 +63,6 @@ impl Oncepay {
         self.vault.version().ok_or(Failure::SecretUnavailable)
     }
 
-    /// Finds the resource kind `name` among those of the operations.
-    pub fn resource_kind(&self, name: &str) -> Option<&'static ResourceKind> {
-        let mut kinds = self.operations.iter().filter_map(|operation| operation.descriptor.target.kind());
-        kinds.find(|kind| kind.name == name)
-    }
-
     /// The policy settings that only `operation` has.
     pub fn policy_settings(&self, operation: &str) -> &'static [PolicySetting] {
         let found = self.operations.iter().find(|known| known.descriptor.name == operation);
@@ -109,6 +103,12 @@ impl Host for Oncepay {
         };
         self.vault.derive(purpose.parse().ok()?, id.parse().ok()?, key)
     }
+}
+
+/// Finds the resource kind `name` among those of `operations`.
+pub fn resource_kind(operations: &[RegisteredOperation], name: &str) -> Option<&'static ResourceKind> {
+    let mut kinds = operations.iter().filter_map(|operation| operation.descriptor.target.kind());
+    kinds.find(|kind| kind.name == name)
 }
 
 /// The kinds of resources of `operations`, each once.

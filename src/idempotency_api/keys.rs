@@ -16,7 +16,7 @@ use super::key_list::{self, KeyFilter, KeyQuery};
 use crate::base::ids::MerchantId;
 use crate::base::time::{self, Timestamp};
 use crate::error::{Error, Failure, FieldError};
-use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay};
+use crate::host::{self, Caller, Context, Descriptor, Engine, Input, Oncepay, RegisteredOperation};
 use crate::idempotency::status::{self, KeyId, KeyRow, KeyState};
 use crate::idempotency::{IdempotencyKey, IdempotentRequest, LocalOperation, Operation, Reply, parameter};
 use crate::storage::db::Db;
@@ -123,7 +123,7 @@ pub struct OperatorKeyStatus {
 }
 
 impl KeyStatus {
-    fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
+    fn new(conn: &mut PgConnection, operations: &[RegisteredOperation], row: &KeyRow) -> Result<Self, Error> {
         let status = match row.state()? {
             KeyState::Running | KeyState::Abandoned | KeyState::Parked => IN_PROGRESS,
             KeyState::Completed => COMPLETED,
@@ -139,7 +139,7 @@ impl KeyStatus {
             recovery_point: row.recovery_point.clone(),
             response_status: row.response_status,
             resource: match (&row.resource_type, row.resource_id) {
-                (Some(kind), Some(id)) => resource(conn, host, row.merchant_id, kind, id)?,
+                (Some(kind), Some(id)) => resource(conn, operations, row.merchant_id, kind, id)?,
                 _ => None,
             },
             created_at: Timestamp(row.created_at),
@@ -150,11 +150,16 @@ impl KeyStatus {
 }
 
 impl OperatorKeyStatus {
-    pub(super) fn new(conn: &mut PgConnection, host: &Oncepay, row: &KeyRow) -> Result<Self, Error> {
+    /// What the API shows of a row. `operations` are those of the service, whose resources a key may name.
+    pub fn new(
+        conn: &mut PgConnection,
+        operations: &[RegisteredOperation],
+        row: &KeyRow,
+    ) -> Result<Self, Error> {
         Ok(Self {
             id: row.id().to_string(),
             merchant_id: row.merchant_id,
-            key: KeyStatus::new(conn, host, row)?,
+            key: KeyStatus::new(conn, operations, row)?,
             request_id: row.request_id.clone(),
             recoveries: row.recoveries,
             last_error: row.last_error.clone(),
@@ -176,12 +181,12 @@ struct Parents {
 /// created it before it was rolled back.
 fn resource(
     conn: &mut PgConnection,
-    host: &Oncepay,
+    operations: &[RegisteredOperation],
     merchant: MerchantId,
     name: &str,
     id: Uuid,
 ) -> Result<Option<KeyResource>, Error> {
-    let Some(kind) = host.resource_kind(name) else {
+    let Some(kind) = host::resource_kind(operations, name) else {
         log::warn!("a key is about a resource of the unknown kind {name}");
         return Ok(None);
     };
@@ -228,7 +233,7 @@ pub async fn get(
     let status = db
         .run_retrying(move |conn| {
             let row = find(conn, merchant.0, &key)?;
-            KeyStatus::new(conn, engine.host(), &row)
+            KeyStatus::new(conn, &engine.host().operations, &row)
         })
         .await?;
     Ok(HttpResponse::Ok().json(status))
@@ -345,7 +350,7 @@ pub async fn list(
                 let detail = "there is no such key any more".to_owned();
                 Error::ValidationFailed(vec![FieldError { pointer, detail }])
             })?;
-            keys.try_map(|row| OperatorKeyStatus::new(conn, engine.host(), &row))
+            keys.try_map(|row| OperatorKeyStatus::new(conn, &engine.host().operations, &row))
         })
         .await?;
     Ok(HttpResponse::Ok().json(keys))
@@ -379,7 +384,7 @@ pub async fn get_any(
     let status = db
         .run_retrying(move |conn| {
             let row = find(conn, merchant, &key)?;
-            OperatorKeyStatus::new(conn, engine.host(), &row)
+            OperatorKeyStatus::new(conn, &engine.host().operations, &row)
         })
         .await?;
     Ok(HttpResponse::Ok().json(status))
@@ -424,7 +429,7 @@ macro_rules! intervention {
                 let act: fn(&mut PgConnection, MerchantId, &str) -> Result<KeyRow, Failure> = $act;
                 let row = act(conn, merchant, key.as_str())?;
                 host::record_action(conn, context.actor(), $operation, &row.id().to_string(), None)?;
-                Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, context.host(), &row)?)?)
+                Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, &context.host().operations, &row)?)?)
             }
         }
     };

@@ -36,6 +36,13 @@ pub struct OperationPolicy {
     policy: Policy,
 }
 
+impl OperationPolicy {
+    /// What the API shows of a policy.
+    pub fn new(operation: &str, policy: &Policy) -> Self {
+        Self { operation: operation.to_owned(), policy: policy.clone() }
+    }
+}
+
 /// Reads all policies from the database, sorted by the name of the operation. The engine must have read them
 /// before: it adds missing rows.
 fn load_all(conn: &mut PgConnection, defaults: &[Defaults]) -> Result<List<OperationPolicy>, Error> {
@@ -301,19 +308,19 @@ pub struct PolicyChange {
     object: &'static str,
     /// Name of the operation.
     #[schema(example = "charges.create")]
-    operation: String,
+    pub(crate) operation: String,
     /// Time of the change.
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T09:30:00.000Z")]
-    changed_at: Timestamp,
+    pub(crate) changed_at: Timestamp,
     /// Author of the change: name and id of the operator's key, or the user of the command line.
     #[schema(example = "first key (0193b2f0c1d87a3e9a4b5c6d7e8f9a0b)")]
-    changed_by: String,
+    pub(crate) changed_by: String,
     /// Policy before the change.
     #[schema(value_type = Policy)]
-    before: serde_json::Value,
+    pub(crate) before: serde_json::Value,
     /// Policy after the change.
     #[schema(value_type = Policy)]
-    after: serde_json::Value,
+    pub(crate) after: serde_json::Value,
 }
 
 type ChangeRow = (Uuid, String, DateTime<Utc>, String, serde_json::Value, serde_json::Value);
@@ -330,6 +337,16 @@ impl PolicyChange {
             after,
         }
     }
+}
+
+/// Reads all changes of policies, or those of one operation's, newest first.
+pub fn changes(conn: &mut PgConnection, operation: Option<&str>) -> Result<Vec<PolicyChange>, Error> {
+    let mut query =
+        idempotency_policy_changes::table.order(idempotency_policy_changes::id.desc()).into_boxed();
+    if let Some(operation) = operation {
+        query = query.filter(idempotency_policy_changes::operation.eq(operation));
+    }
+    Ok(query.load::<ChangeRow>(conn)?.into_iter().map(PolicyChange::new).collect())
 }
 
 problems!(ListChangesProblems, operating: OperationNotFound);

@@ -75,7 +75,7 @@ impl LocalOperation for ResolveKey {
             context.actor(),
             &self.reason,
         )?;
-        Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, context.host(), &row)?)?)
+        Ok(Reply::json(StatusCode::OK, &OperatorKeyStatus::new(conn, operations, &row)?)?)
     }
 }
 

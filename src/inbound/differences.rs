@@ -6,10 +6,13 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Double, Nullable, Numeric, Text, Uuid as SqlUuid};
 use rust_decimal::Decimal;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::totals::{NotCompared, Totals};
+use crate::base::ids::MerchantId;
 use crate::base::money::Currency;
+use crate::base::time::Timestamp;
 use crate::error::Error;
 use crate::host;
 use crate::storage::shape;
@@ -53,6 +56,33 @@ impl Report {
     /// True if every difference has been dealt with.
     pub fn is_settled(&self) -> bool {
         self.differences.iter().all(|difference| difference.is_voided)
+    }
+
+    /// The report as JSON. Amounts are texts at the scale of their currency.
+    pub fn to_json(&self) -> Value {
+        let totals = self.totals.iter().map(|total| {
+            let side = |count: i64, amount: Decimal| {
+                json!({"count": count, "amount": format_amount(amount, &total.currency)})
+            };
+            json!({
+                "currency": total.currency,
+                "kind": total.kind,
+                "ours": side(total.our_count, total.our_amount),
+                "processor": side(total.their_count, total.their_amount),
+            })
+        });
+        let rest = &self.not_compared;
+        json!({
+            "agree": self.is_settled(),
+            "totals": totals.collect::<Vec<_>>(),
+            "not_compared": {
+                "ours_earlier": rest.earlier,
+                "since": Timestamp(rest.since),
+                "ours": rest.our_rest,
+                "processor": rest.their_rest,
+            },
+            "differences": self.differences.iter().map(Difference::to_json).collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -99,6 +129,24 @@ pub struct Difference {
 }
 
 impl Difference {
+    fn to_json(&self) -> Value {
+        let amount = |amount: Option<Decimal>| {
+            amount.map(|amount| format_amount(amount, self.currency.as_deref().unwrap_or_default()))
+        };
+        json!({
+            "difference": self.difference,
+            "kind": self.kind,
+            "merchant_id": self.merchant_id.map(MerchantId),
+            "reference": self.reference,
+            "operation_id": self.operation_id,
+            "authorization_id": self.authorization_id,
+            "currency": self.currency,
+            "ours": amount(self.ours),
+            "processor": amount(self.theirs),
+            "voided": self.is_voided,
+        })
+    }
+
     /// True if the difference is an authorization that nobody relies on, and that has been known for `age`.
     pub fn is_orphan_since(&self, age: Duration) -> bool {
         self.difference == "orphaned_authorization"

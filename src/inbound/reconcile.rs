@@ -31,6 +31,7 @@ use super::totals::{self, Named, NotCompared};
 use crate::base::defaults::defaults;
 use crate::base::ids::MerchantId;
 use crate::base::metrics::Registry;
+use crate::base::progress::{Step, Tell, untold};
 use crate::base::time;
 use crate::base::trace::TraceContext;
 use crate::error::Error;
@@ -100,8 +101,10 @@ pub async fn run(
     options: Options,
     needs_totals: bool,
     metrics: &Metrics,
+    tell: Tell<'_>,
 ) -> Result<Report, Error> {
-    read(db, books).await?;
+    read(db, books, tell).await?;
+    tell(Step { what: "comparing", done: 0, total: None });
     let grace_s = options.reconcile_grace_s;
     let mut report = db
         .run_within(COMPARISON_TIMEOUT, move |conn| assign_and_compare(conn, grace_s, needs_totals))
@@ -129,11 +132,14 @@ fn note(report: &Report, metrics: &Metrics) {
 }
 
 /// Copies the processor's operations since the last reading.
-pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
+pub async fn read(db: &Db, books: &dyn Books, tell: Tell<'_>) -> Result<(), Error> {
     let (begun, mut sequence) = db.run_retrying(begin_reading).await?;
+    let mut done = 0;
     loop {
+        tell(Step { what: "operations of the processor", done, total: None });
         let Page { operations, has_more } = books.operations(sequence, PAGE).await?;
         sequence = operations.last().map_or(sequence, |operation| operation.sequence);
+        done += operations.len();
         let rows: Vec<_> = operations.iter().map(to_row).collect();
         let rows = Value::Array(rows);
         db.run_retrying(move |conn| conn.transaction(|conn| keep(conn, rows.clone(), sequence))).await?;
@@ -151,15 +157,20 @@ pub async fn read(db: &Db, books: &dyn Books) -> Result<(), Error> {
 }
 
 /// Reads and compares once, for a command. The error is a sentence.
-pub fn run_once(database_url: &SecretString, adapter: &Adapter, options: Options) -> Result<Report, String> {
+pub fn run_once(
+    database_url: &SecretString,
+    adapter: &Adapter,
+    options: Options,
+    tell: Tell<'_>,
+) -> Result<Report, String> {
     once(database_url, adapter, async |db, books, metrics| {
-        run(&db, &*adapter.processor, books, options, true, &metrics).await
+        run(&db, &*adapter.processor, books, options, true, &metrics, tell).await
     })
 }
 
 /// Reads without comparing, for the audit. The error is a sentence.
-pub fn read_from(database_url: &SecretString, adapter: &Adapter) -> Result<(), String> {
-    once(database_url, adapter, async |db, books, _| read(&db, books).await)
+pub fn read_from(database_url: &SecretString, adapter: &Adapter, tell: Tell<'_>) -> Result<(), String> {
+    once(database_url, adapter, async |db, books, _| read(&db, books, tell).await)
 }
 
 fn once<T>(
@@ -373,7 +384,7 @@ pub async fn keep_reconciling(
                 continue;
             }
         }
-        match run(&db, &*processor, &*books, options, false, &metrics).await {
+        match run(&db, &*processor, &*books, options, false, &metrics, &mut untold).await {
             Ok(report) if report.is_settled() => {}
             Ok(report) => log::error!("our books and the processor's differ:\n{report}"),
             Err(error) => log::warn!("couldn't reconcile with the processor: {}", error.detailed()),

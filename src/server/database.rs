@@ -134,7 +134,7 @@ pub async fn keep_inspecting_nodes(db: Db, interval: Duration) {
 }
 
 /// Number of connections that an instance opens: the pool, one that listens, and that of the scheduled audit.
-fn connections(config: &Config) -> u32 {
+pub(crate) fn connections(config: &Config) -> u32 {
     config.pool_size + 1 + u32::from(config.audit.audit_interval_s.0.is_some())
 }
 
@@ -168,7 +168,7 @@ fn check(conn: &mut PgConnection, vault: &Vault, connections: u32) -> Result<Ver
         Err(refused) => return Ok(Verdict::Refused(refused.to_string())),
     }
     match fitness::remarks(conn, connections) {
-        Ok(remarks) => remarks.iter().for_each(|remark| log::warn!("{remark}")),
+        Ok(remarks) => remarks.iter().for_each(|remark| log::warn!("{}", remark.text)),
         Err(failure) => log::warn!("the database's settings aren't checked: {}", failure.detailed()),
     }
     Ok(Verdict::Fit)

@@ -1,7 +1,7 @@
 //! The HTTP server: its routes and its parts.
 
 pub mod adapter;
-mod database;
+pub(crate) mod database;
 pub(crate) mod docs;
 mod event_catalogue;
 mod files;

@@ -29,7 +29,7 @@ pub async fn keep_comparing(db: Db, interval: Duration, metrics: Metrics) {
 }
 
 /// Time by which this instance's clock is ahead of the database's, off by at most half of the statement's round trip.
-fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
+pub fn skew(conn: &mut PgConnection) -> Result<TimeDelta, Failure> {
     let asked = time::now();
     let theirs = now(conn)?;
     let answered = time::now();

@@ -83,6 +83,32 @@ impl Unfit {
     }
 }
 
+/// What a [`Remark`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The role that the service connects as.
+    Role,
+    /// What the server's settings let a crash or a failover take away.
+    Server,
+    /// That the database can't be written.
+    ReadOnly,
+    /// The number of connections.
+    Connections,
+    /// This machine's clock.
+    Clock,
+    /// The other nodes of a cluster.
+    Nodes,
+}
+
+/// Something that isn't as it should be, though the service works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// What it's about.
+    pub subject: Subject,
+    /// A sentence or two: what is, and what to do.
+    pub text: String,
+}
+
 /// What came of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -162,9 +188,15 @@ pub fn check(conn: &mut PgConnection) -> Result<Verdict, Failure> {
 
 /// Whether the database lacks migrations of this release. It may have those of a later one.
 fn is_behind(conn: &mut PgConnection) -> Result<bool, Failure> {
+    Ok(!missing_migrations(conn)?.is_empty())
+}
+
+/// Names of the migrations of this release that the database lacks, in their order.
+pub fn missing_migrations(conn: &mut PgConnection) -> Result<Vec<String>, Failure> {
     let run: Vec<String> = statement::<Text>("SELECT version FROM __diesel_schema_migrations").load(conn)?;
     let ours = MigrationSource::<Pg>::migrations(&MIGRATIONS).map_err(Failure::internal)?;
-    Ok(ours.iter().any(|migration| !run.contains(&migration.name().version().to_string())))
+    let names = ours.iter().map(|migration| migration.name());
+    Ok(names.filter(|name| !run.contains(&name.version().to_string())).map(ToString::to_string).collect())
 }
 
 #[derive(diesel::QueryableByName)]
@@ -189,9 +221,9 @@ struct Facts {
     clock: DateTime<Utc>,
 }
 
-/// What isn't as it should be, though the service works, as sentences. `connections` is the number of connections that
+/// What isn't as it should be, though the service works. `connections` is the number of connections that
 /// this instance opens.
-pub fn remarks(conn: &mut PgConnection, connections: u32) -> Result<Vec<String>, Failure> {
+pub fn remarks(conn: &mut PgConnection, connections: u32) -> Result<Vec<Remark>, Failure> {
     let asked = time::now();
     let facts: Facts = diesel::sql_query(
         "SELECT quote_ident(current_user) AS role, r.rolsuper AS is_superuser, \
@@ -210,54 +242,70 @@ pub fn remarks(conn: &mut PgConnection, connections: u32) -> Result<Vec<String>,
     let now = asked + (time::now() - asked) / 2;
     let mut remarks = judge(&facts, now, connections);
     if shape::is_distributed() {
-        remarks.extend(distribution::remarks(conn)?);
+        let nodes = distribution::remarks(conn)?.into_iter();
+        remarks.extend(nodes.map(|text| Remark { subject: Subject::Nodes, text }));
     }
     Ok(remarks)
 }
 
-fn judge(facts: &Facts, now: DateTime<Utc>, connections: u32) -> Vec<String> {
+fn judge(facts: &Facts, now: DateTime<Utc>, connections: u32) -> Vec<Remark> {
     let mut remarks = Vec::new();
+    let mut remark = |subject, text: String| remarks.push(Remark { subject, text });
     let Facts { role, synchronous_commit, connections_max, .. } = facts;
     if facts.is_superuser || facts.is_owner {
         let kind = if facts.is_superuser { "is a superuser" } else { "owns the tables" };
-        remarks.push(format!(
-            "The service connects as {role}, which {kind}: the database can't keep it from changing the ledger. Connect as \
+        remark(
+            Subject::Role,
+            format!(
+                "The service connects as {role}, which {kind}: the database can't keep it from changing the ledger. Connect as \
              oncepay_app."
-        ));
+            ),
+        );
     }
     if facts.is_read_only {
-        remarks.push(
+        remark(
+            Subject::ReadOnly,
             "The database is read-only, and the instance isn't ready until that ends. If it's a standby, name all servers in \
              DATABASE_URL, with target_session_attrs=read-write."
                 .to_owned(),
         );
     }
     if !facts.is_crash_safe {
-        remarks.push(
+        remark(
+            Subject::Server,
             "The database server has fsync or full_page_writes off: a crash of its machine can destroy what was acknowledged."
                 .to_owned(),
         );
     }
     if facts.has_synchronous_standbys && ["local", "remote_write"].contains(&synchronous_commit.as_str()) {
-        remarks.push(format!(
-            "The database has a synchronous standby, but synchronous_commit is {synchronous_commit}: a failover can lose what was \
+        remark(
+            Subject::Server,
+            format!(
+                "The database has a synchronous standby, but synchronous_commit is {synchronous_commit}: a failover can lose what was \
              acknowledged. Set it to on."
-        ));
+            ),
+        );
     }
     if i64::from(connections) > i64::from(*connections_max) {
-        remarks.push(format!(
-            "This instance opens {connections} connections, but the database lets {role} have {connections_max}. Lower \
+        remark(
+            Subject::Connections,
+            format!(
+                "This instance opens {connections} connections, but the database lets {role} have {connections_max}. Lower \
              ONCEPAY_POOL_SIZE, or raise max_connections or the role's or the database's CONNECTION LIMIT."
-        ));
+            ),
+        );
     }
     let ahead = now - facts.clock;
     if ahead.abs() > CLOCK_TOLERANCE {
         let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
-        remarks.push(format!(
-            "The clock of this machine is {} s {direction} the database's. By this clock, the service judges the age of the \
+        remark(
+            Subject::Clock,
+            format!(
+                "The clock of this machine is {} s {direction} the database's. By this clock, the service judges the age of the \
              processor's messages, and refuses those that are more than five minutes off.",
-            ahead.abs().num_seconds()
-        ));
+                ahead.abs().num_seconds()
+            ),
+        );
     }
     remarks
 }
@@ -280,7 +328,7 @@ mod tests {
             connections_max: 9,
             clock: now + TimeDelta::seconds(29),
         };
-        assert_eq!(judge(&sound(), now, 9), Vec::<String>::new());
+        assert_eq!(judge(&sound(), now, 9), []);
         let cases = [
             (Facts { is_superuser: true, is_owner: true, ..sound() }, "which is a superuser"),
             (Facts { is_owner: true, ..sound() }, "which owns the tables"),
@@ -296,10 +344,10 @@ mod tests {
         ];
         for (facts, sign) in cases {
             let remarks = judge(&facts, now, 9);
-            assert!(remarks.len() == 1 && remarks[0].contains(sign), "{sign}: {remarks:?}");
+            assert!(remarks.len() == 1 && remarks[0].text.contains(sign), "{sign}: {remarks:?}");
         }
         let alone =
             Facts { synchronous_commit: "local".to_owned(), has_synchronous_standbys: false, ..sound() };
-        assert_eq!(judge(&alone, now, 9), Vec::<String>::new());
+        assert_eq!(judge(&alone, now, 9), []);
     }
 }

@@ -78,6 +78,26 @@ pub fn check(conn: &mut PgConnection, vault: &Vault) -> Result<(), MasterKeyErro
     Ok(())
 }
 
+/// What the database knows of a vault's keys.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Acquaintance {
+    /// It knows them. The version of the one that new secrets derive from.
+    Known(MasterKeyVersion),
+    /// It will know the newer one, as this version, from the first start of an instance with it.
+    New(MasterKeyVersion),
+}
+
+/// Finds out what [`check`] would say of a vault's keys, and adds nothing. Errors as there.
+pub fn look(conn: &mut PgConnection, vault: &Vault) -> Result<Acquaintance, MasterKeyError> {
+    let (current, previous) = vault.check_values();
+    let (versions, found) = match judge(&load(conn)?, &current, previous.as_ref())? {
+        Step::Known(versions) => (versions, Acquaintance::Known(versions.current)),
+        Step::Add(_, _, versions) => (versions, Acquaintance::New(versions.current)),
+    };
+    refuse_if_needed(conn, versions)?;
+    Ok(found)
+}
+
 /// What to do next with a vault's keys.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {

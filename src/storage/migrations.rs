@@ -21,6 +21,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use super::distribution;
 use super::language;
 use super::sql::{holds, statement};
+use crate::base::progress::{Step, Tell, untold};
 use crate::base::time;
 
 /// All migrations, built into the binary.
@@ -55,14 +56,15 @@ impl Default for Patience {
 /// Runs the pending migrations; `conn` must be the owner of the database. Returns their names. Each runs in a transaction
 /// of its own. The error is a sentence.
 pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>, String> {
-    migrate_from(conn, MIGRATIONS, Patience::default())
+    migrate_from(conn, MIGRATIONS, Patience::default(), &mut untold)
 }
 
-/// Like [`migrate`], with the migrations of `source`.
+/// Like [`migrate`], with the migrations of `source`. Tells the name of each before it begins.
 pub fn migrate_from(
     conn: &mut PgConnection,
     source: impl MigrationSource<Pg>,
     patience: Patience,
+    tell: Tell<'_>,
 ) -> Result<Vec<String>, String> {
     language::check(conn).map_err(|failure| {
         format!("Can't find out the language of the database's errors: {}", failure.detailed())
@@ -74,7 +76,7 @@ pub fn migrate_from(
             .to_owned());
     }
     lock(conn, patience)?;
-    let run = run_pending(conn, source, patience);
+    let run = run_pending(conn, source, patience, tell);
     // The lock ends with the session at the latest.
     let _ = statement::<()>("SELECT pg_advisory_unlock({}::bigint)")
         .bind::<diesel::sql_types::BigInt, _>(LOCK)
@@ -129,6 +131,7 @@ fn run_pending(
     conn: &mut PgConnection,
     source: impl MigrationSource<Pg>,
     patience: Patience,
+    tell: Tell<'_>,
 ) -> Result<Vec<String>, String> {
     // Nobody else's limits and habits: building an index takes as long as it takes.
     statement::<()>(
@@ -143,8 +146,10 @@ fn run_pending(
         .map_err(|error| format!("Can't find out which migrations are pending: {error}"))?;
     let is_distributed = distribution::prepare_to_migrate(conn)?;
     let mut run = Vec::new();
-    for migration in pending {
-        run_one(conn, &*migration, is_distributed, patience)?;
+    for migration in &pending {
+        let name = migration.name().to_string();
+        tell(Step { what: &name, done: run.len(), total: Some(pending.len()) });
+        run_one(conn, &**migration, is_distributed, patience)?;
         run.push(migration.name().version().to_string());
     }
     let_service_look(conn).map_err(|error| format!("Can't grant a privilege to oncepay_app: {error}"))?;

@@ -247,7 +247,7 @@ impl Process {
             panic!("it said {line:?}");
         }
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(3));
         String::from_utf8(output.stderr).unwrap()
     }
 

@@ -12,6 +12,7 @@ use diesel::{Connection, PgConnection, RunQueryDsl};
 use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::statvfs::statvfs;
 use oncepay::base::ids::MerchantId;
+use oncepay::base::progress::untold;
 use oncepay::dev::{database, postgres, seed};
 use oncepay::inbound::reconcile::{self, Report, VoidAfter};
 use oncepay::processor::Adapter;
@@ -667,7 +668,7 @@ impl TestDatabase {
     /// Compares the books with those of the processor of `adapter`, which gets no time to catch up, and voids nothing.
     pub fn reconcile(&self, adapter: &Adapter) -> Result<Report, String> {
         let options = reconcile::Options { reconcile_grace_s: 0, void_orphans_after_s: VoidAfter(None) };
-        reconcile::run_once(&self.app_url, adapter, options)
+        reconcile::run_once(&self.app_url, adapter, options, &mut untold)
     }
 
     /// How many violations a check of the audit finds.

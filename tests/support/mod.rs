@@ -36,6 +36,7 @@
 //! | run a second instance | [`App::start_sharing`], with the first one's `sandbox` |
 //! | run the service in a process, to kill or stop it | [`Process::start`]; to read its log [`Process::start_logging`] |
 //! | know why the service refuses to start | [`Process::refusal`] |
+//! | run a command that goes on, and read what it says | [`running::Running`] |
 //! | put PgBouncer between the service and its database | [`pooler::Pooler::start`] |
 //! | have the processor answer over HTTP, and fail | [`acquirer::Acquirer::start`], [`App::start_at`] |
 //! | have the processor send webhooks, too | [`App::start_with_acquirer`] |
@@ -93,6 +94,7 @@ pub mod database;
 pub mod document;
 pub mod log;
 pub mod pooler;
+pub mod running;
 pub mod statements;
 
 use std::collections::BTreeSet;

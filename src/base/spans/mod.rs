@@ -35,9 +35,17 @@ pub fn are_recorded() -> bool {
 
 /// Records spans from now on, and sends them to the collector at `endpoint`. The error is a sentence.
 pub fn record_to(endpoint: &url::Url) -> Result<(), String> {
+    check(endpoint)?;
     #[cfg(feature = "otlp")]
-    return otlp::start(endpoint);
-    #[cfg(not(feature = "otlp"))]
+    otlp::start(endpoint)?;
+    Ok(())
+}
+
+/// Whether this build can send spans to `endpoint`. The error is a sentence.
+pub fn check(endpoint: &url::Url) -> Result<(), String> {
+    if cfg!(feature = "otlp") {
+        return Ok(());
+    }
     Err(format!(
         "This build sends no spans to {endpoint}. Build it with `--features otlp`, or unset ONCEPAY_OTLP_ENDPOINT."
     ))
