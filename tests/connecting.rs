@@ -293,8 +293,13 @@ fn the_server_must_prove_its_name_by_a_certificate_of_the_right_ca() {
         .tempdir_in(fast_folder())
         .unwrap();
     let cluster = folder.path().join("postgres");
-    let settings =
-        postgres::Settings { cluster_dir: &cluster, durable: false, max_connections: 50, port: None };
+    let settings = postgres::Settings {
+        cluster_dir: &cluster,
+        durable: false,
+        max_connections: 50,
+        port: None,
+        supply: database::supply(),
+    };
     let server = match postgres::Server::start(&settings) {
         Ok(server) => server,
         Err(error) => {

@@ -130,8 +130,13 @@ impl Reading {
 
 /// A server that counts statements. `None` if it lacks the extension for that.
 fn counting_server(cluster: &Path) -> Option<postgres::Server> {
-    let settings =
-        postgres::Settings { cluster_dir: cluster, durable: true, max_connections: 50, port: None };
+    let settings = postgres::Settings {
+        cluster_dir: cluster,
+        durable: true,
+        max_connections: 50,
+        port: None,
+        supply: database::supply(),
+    };
     let server = postgres::Server::start(&settings).ok()?;
     let mut superuser = db::connect(&server.superuser_url("postgres").into()).unwrap();
     let available = "SELECT * FROM pg_available_extensions WHERE name = 'pg_stat_statements'";

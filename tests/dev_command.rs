@@ -1,7 +1,7 @@
 //! `oncepay dev` as a user runs it.
 //!
-//! Needs Postgres' server binaries, like the command itself; where there are none (the other tests then
-//! run in a container), each says so and does nothing.
+//! Needs Postgres' server binaries, like the command itself; where there are none and none can be fetched (the other tests
+//! then run in a container), each says so and does nothing.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oncepay::dev::postgres::Binaries;
+use oncepay::dev::postgres::Origin;
 
 use crate::support::database::fast_folder;
 use crate::support::*;
 
 fn has_binaries() -> bool {
-    let found = Binaries::find();
+    let found = database::binaries();
     if let Err(error) = &found {
         eprintln!("skipped: {error}");
     }
@@ -32,9 +32,16 @@ fn command(folder: &Path, port: u16) -> Command {
         .args(["dev", "--port", &port.to_string(), "--data-dir"])
         .arg(folder)
         .env_remove("DATABASE_URL")
+        .env_remove("ONCEPAY_POSTGRES")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(origin) = database::supply().origin {
+        command.arg(match origin {
+            Origin::System => "--postgres=system",
+            Origin::Fetch => "--postgres=fetch",
+        });
+    }
     command
 }
 

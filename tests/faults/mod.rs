@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
-use oncepay::dev::postgres::Binaries;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use crate::support::database::binaries;
 use crate::support::{cluster, eventually, execute, lock_charges, lock_rows};
 
 use self::clients::Habits;
@@ -168,7 +168,7 @@ fn postgres_is_restarted() {
     if cluster::cannot("a server of its own is one Postgres; `ops/drills/nodes.py` crashes nodes") {
         return;
     }
-    if let Err(error) = Binaries::find() {
+    if let Err(error) = binaries() {
         println!("skipped: {error}");
         return;
     }

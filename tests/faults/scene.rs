@@ -110,8 +110,13 @@ impl OwnServer {
     }
 
     fn launch(folder: &Path, port: u16) -> postgres::Server {
-        let settings =
-            postgres::Settings { cluster_dir: folder, durable: true, max_connections: 100, port: Some(port) };
+        let settings = postgres::Settings {
+            cluster_dir: folder,
+            durable: true,
+            max_connections: 100,
+            port: Some(port),
+            supply: database::supply(),
+        };
         postgres::Server::start(&settings).unwrap()
     }
 

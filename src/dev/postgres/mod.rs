@@ -1,4 +1,4 @@
-//! A private Postgres server, run from the binaries on the machine.
+//! A private Postgres server, run from the binaries on the machine or from some that are fetched.
 //!
 //! It is for `oncepay dev`, whose data must last, and for the test suite, which needs a fresh server that
 //! leaves no trace.
@@ -27,6 +27,7 @@ mod binaries;
 mod cleanup;
 mod cluster;
 mod error;
+mod fetch;
 mod launch;
 mod location;
 mod os_user;
@@ -34,7 +35,7 @@ mod running;
 mod server_log;
 mod supervisor;
 
-pub use self::binaries::{Binaries, OLDEST_MAJOR};
+pub use self::binaries::{Binaries, OLDEST_MAJOR, Origin, Supply};
 pub use self::error::PostgresError;
 
 use std::fmt;
@@ -43,7 +44,6 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use self::binaries::candidates;
 use self::cleanup::Cleanup;
 use self::cluster::Cluster;
 use self::error::{unusable, unusable_as};
@@ -67,6 +67,8 @@ pub struct Settings<'a> {
     pub max_connections: u32,
     /// Port on 127.0.0.1, for a server that keeps its address over a restart. Default: a free one.
     pub port: Option<u16>,
+    /// How to come by its binaries.
+    pub supply: Supply,
 }
 
 /// A running server, which stops when this is dropped.
@@ -75,6 +77,7 @@ pub struct Server {
     process: Option<Supervisor>,
     cluster: Cluster,
     port: u16,
+    binaries: Binaries,
 }
 
 impl fmt::Debug for Server {
@@ -100,7 +103,7 @@ impl Server {
         let account = OsUser::choose(major.map(|_| data.as_path()))?;
         let account = account.as_ref();
         let holds = major.map(|major| (named.as_path(), major));
-        let binaries = Binaries::search(candidates(), account, holds)?;
+        let binaries = Binaries::find_for(settings.supply, account, holds)?;
 
         let mut made = Cleanup::default();
         let cluster = match major {
@@ -109,7 +112,7 @@ impl Server {
         }?;
         let (process, port) = cluster.launch(settings, &binaries, account)?;
         made.0.clear();
-        Ok(Self { process: Some(process), cluster, port })
+        Ok(Self { process: Some(process), cluster, port, binaries })
     }
 
     /// Connection string of a database, with the superuser's rights.
@@ -120,6 +123,11 @@ impl Server {
     /// The port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The folder of its binaries.
+    pub fn binaries_dir(&self) -> &Path {
+        self.binaries.dir()
     }
 
     /// Ends all connections, stops the server and waits for its end. A drop does the same, but can't report a
