@@ -1,6 +1,6 @@
 // Proves that the service stays correct and fast: a soak of everything at once, at a gentle pace. Most clients pay
 // once; some retry, some storm, some reuse a key for another request, some go all the way to a payout, some read. Watch
-// the chart for latency that creeps up with the tables.
+// the report for latency that creeps up with the tables.
 //
 //   k6 run load/mixed.js          CLIENTS=10  DURATION=1m  MERCHANTS=3
 

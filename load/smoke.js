@@ -24,7 +24,7 @@ export const options = optionsOf({
       maxDuration: '5m',
     },
   },
-  // The duration depends on the machine. Only the chart needs it.
+  // The duration depends on the machine. Only the report needs it.
   runSeconds: 8 * number('ROUNDS', 2),
   series,
 });

@@ -80,7 +80,7 @@ export const options = {
         maxDuration: '1h',
       },
     },
-    // Includes the time to make the objects. The duration depends on the machine. Only the chart needs it.
+    // Includes the time to make the objects. The duration depends on the machine. Only the report needs it.
     runSeconds: Math.ceil(eventsCount / 100),
     series,
     compared: ['answers'],
@@ -95,10 +95,10 @@ export const handleSummary = summary('webhook_storm', series, (_, value) => [
 
 /** Makes the objects. The events follow from them, so it returns only the ids of each set, by kind of charge. */
 export async function setup() {
-  const { merchants } = await newMerchants('webhook_storm', merchantsCount);
+  const { merchants, versions } = await newMerchants('webhook_storm', merchantsCount);
   const numbers = Array.from({ length: eventsCount / TOLD.length }, (_, i) => i);
   const sets = await together(WIDTH, numbers, (i) => makeSet(merchants[i % merchants.length], i));
-  return { merchants, sets };
+  return { merchants, versions, sets };
 }
 
 async function makeSet({ apiKey }, i) {

@@ -3,7 +3,16 @@
 // don't ask the service to wait, and come back at once.
 
 import http from 'k6/http';
-import { countAttempt, countKey, countLost, countOutcome, measure, unexpectedAnswer, violation } from './metrics.js';
+import {
+  countAttempt,
+  countKey,
+  countLost,
+  countOutcome,
+  measure,
+  sawInstance,
+  unexpectedAnswer,
+  violation,
+} from './metrics.js';
 import { urls } from './settings.js';
 
 /** Maximum time to get a final answer. Above the lease (30 s), after which a request whose instance died goes on. */
@@ -36,7 +45,7 @@ export function impatient() {
 
 /** A request that changes something, with the facts known about its answers. All copies of it share this object. */
 export class Request {
-  /** `series` is the series of its latencies in the chart. Without it, they go to `executed` or `replayed`. */
+  /** `series` is the series of its latencies in the report. Without it, they go to `executed` or `replayed`. */
   constructor({ method = 'POST', path, name = path, key, body, expect = 201, series, isTimed = true }) {
     Object.assign(this, { method, path, name, key, expect, series, isTimed });
     this.text = JSON.stringify(body);
@@ -136,6 +145,7 @@ export class Client {
     if (answer.status === 503) {
       countOutcome('unavailable');
     } else if (answer.status >= 500) {
+      countOutcome('other 5xx');
       unexpectedAnswer(`${request.key}: ${answer.brief()}`);
     } else if (!answer.isFinal) {
       countOutcome('in progress');
@@ -146,6 +156,8 @@ export class Client {
       if (request.isTimed && !patience.headers.Prefer) {
         measure(request.series || outcome, answer.ms);
       }
+    } else {
+      countOutcome('refused');
     }
     return answer;
   }
@@ -210,17 +222,21 @@ export class Client {
 
   /** Sends one HTTP request. Returns null if there is no answer. */
   async send(method, path, body, headers, { name, instance = anyInstance(), timeoutMs = TIMEOUT_MS }) {
-    const url = urls[instance % urls.length];
+    const number = instance % urls.length;
     const params = {
       headers: this.apiKey ? { ...headers, Authorization: `Bearer ${this.apiKey}` } : headers,
       tags: { name },
       timeout: timeoutMs,
     };
     try {
-      const response = await http.asyncRequest(method, `${url}${path}`, body, params);
+      const response = await http.asyncRequest(method, `${urls[number]}${path}`, body, params);
+      sawInstance(number, true);
       // The service never sends these: a proxy does if it got no answer, as when the instance has died.
       return [502, 504].includes(response.status) ? null : new Answer(response);
-    } catch (_) {
+    } catch (error) {
+      if (/connection refused/.test(error)) {
+        sawInstance(number, false);
+      }
       return null;
     }
   }
@@ -230,6 +246,7 @@ class Answer {
   constructor(response) {
     this.status = response.status;
     this.text = response.body;
+    this.request = response.request;
     this.ms = response.timings.duration;
     this.location = response.headers.Location;
     this.isReplay = { true: true, false: false }[response.headers['Idempotent-Replayed']];

@@ -4,7 +4,10 @@ import { Client, headersOf } from './client.js';
 import { PRICING } from './money.js';
 import { operatorKey } from './settings.js';
 
-/** Makes `count` merchants. k6 hands the result to every virtual user and to the check at the end. */
+/**
+ * Makes `count` merchants. k6 hands the result to every virtual user, to the check at the end, and to the report, which names the
+ * `versions`.
+ */
 export async function newMerchants(script, count = 1) {
   const operator = new Client(operatorKey);
   const run = `load-${Date.now().toString(36)}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`;
@@ -15,5 +18,11 @@ export async function newMerchants(script, count = 1) {
     const { id, api_key } = answer.json();
     merchants.push({ id, apiKey: api_key.key });
   }
-  return { merchants };
+  return { merchants, versions: await versions(operator) };
+}
+
+async function versions(client) {
+  const { request, text } = await client.insist('GET', '/openapi.json', null, {});
+  const [agent] = request.headers['User-Agent'] || ['?'];
+  return { oncepay: JSON.parse(text).info.version, k6: agent.replace('Grafana k6/', '') };
 }

@@ -2,13 +2,17 @@
 //
 // k6 keeps no samples for the summary, only sums and percentiles per metric and per tag that a threshold names. So each
 // latency is tagged with one of a fixed number of slices of the run's time, and each slice gets a threshold without a
-// condition. That is enough to draw the latency over time afterwards, however long the run.
+// condition. That is enough to draw the run over time afterwards, however long it is. The outcomes of requests and what tells
+// whether an instance is there are counted in the same way.
 
 import exec from 'k6/execution';
 import { Counter, Gauge, Trend } from 'k6/metrics';
+import { urls } from './settings.js';
 
-/** Number of time slices in the chart. */
-export const SLICES = 40;
+/** Number of time slices in the report. The last one has all that comes later. */
+export const SLICES = 60;
+/** Number of slices in the time that a run is meant to take. Some of its requests end later, above all after a crash. */
+const SLICES_PLANNED = 40;
 /** Counts that both the client and the ledger keep. Amounts are in cents. */
 export const BOOKED = ['charges', 'journal entries', 'captured', 'refunded', 'paid out'];
 /** Kinds of violations. */
@@ -31,7 +35,6 @@ const retries = new Counter('retries');
 const keys = new Counter('keys');
 const unseen = new Counter('unseen_executions');
 const unexplained = new Counter('unexplained_executions');
-const outcomes = new Counter('outcomes');
 const unexpected = new Counter('unexpected');
 const violations = new Counter('violations');
 const duplicates = new Counter('duplicates');
@@ -39,19 +42,27 @@ const client = new Counter('client');
 const ledger = new Counter('ledger');
 const difference = new Counter('difference');
 const ledgerChecks = new Counter('ledger_checks');
+const answered = new Trend('answered', true);
+const refusedConnection = new Trend('refused_connection', true);
 
-const OUTCOMES = ['executed', 'replayed', 'in progress', 'no answer', 'unavailable'];
+/**
+ * How an attempt can end: with a final answer, which is the first one or a replay; 409 to a request that is still running; another
+ * final 4xx; 503; another 5xx; or without an answer.
+ */
+export const OUTCOMES = ['executed', 'replayed', 'in progress', 'refused', 'unavailable', 'other 5xx', 'no answer'];
+// A metric for each: k6 compares each sample with all the tags that its metric is counted by.
+const outcomes = Object.fromEntries(OUTCOMES.map((of) => [of, new Counter(outcomeMetric(of))]));
 
 /** Length of a slice, in milliseconds; set by `options`. */
 export let sliceMs = 1000;
 
 /**
- * Returns the options of a script: `scenarios` that take `runSeconds` together, the names of the `series` in its chart,
+ * Returns the options of a script: `scenarios` that take `runSeconds` together, the names of the `series` in its report,
  * and the names `compared` by `compare`. Every virtual user must call it, which happens if a script calls it on
  * loading.
  */
 export function options({ scenarios, runSeconds, series, compared = [] }) {
-  sliceMs = (runSeconds * 1000) / SLICES;
+  sliceMs = (runSeconds * 1000) / SLICES_PLANNED;
   const none = ['count==0'];
   const thresholds = {
     violations: none,
@@ -71,13 +82,14 @@ export function options({ scenarios, runSeconds, series, compared = [] }) {
     shown.push(`client{of:${of}}`, `ledger{of:${of}}`);
   });
   Object.keys(VIOLATIONS).forEach((kind) => shown.push(`violations{kind:${kind}}`));
-  OUTCOMES.forEach((outcome) => shown.push(`outcomes{outcome:${outcome}}`));
-  series.forEach((name) => {
-    shown.push(`latency{series:${name}}`);
-    for (let slice = 0; slice < SLICES; slice++) {
-      shown.push(`latency{series:${name},slice:${slice}}`);
-    }
-  });
+  series.forEach((name) => shown.push(`latency{series:${name}}`));
+  for (let slice = 0; slice < SLICES; slice++) {
+    series.forEach((name) => shown.push(`latency{series:${name},slice:${slice}}`));
+    OUTCOMES.forEach((of) => shown.push(`${outcomeMetric(of)}{slice:${slice}}`));
+    urls.forEach((_, instance) => {
+      shown.push(`answered{instance:${instance},slice:${slice}}`, `refused_connection{instance:${instance},slice:${slice}}`);
+    });
+  }
   shown.forEach((name) => (thresholds[name] = thresholds[name] || []));
   return {
     scenarios,
@@ -87,7 +99,7 @@ export function options({ scenarios, runSeconds, series, compared = [] }) {
     setupTimeout: '5m',
     // The check reads everything that the run has written.
     teardownTimeout: '30m',
-    summaryTrendStats: ['med', 'p(95)', 'p(99)', 'max', 'count'],
+    summaryTrendStats: ['min', 'med', 'p(95)', 'p(99)', 'max', 'count'],
   };
 }
 
@@ -112,19 +124,41 @@ export function countLost() {
 
 /** Counts how an attempt ended: one of `OUTCOMES`. */
 export function countOutcome(outcome) {
-  outcomes.add(1, { outcome });
+  outcomes[outcome].add(1, sliceNow());
   if (outcome === 'executed') {
     unseen.add(-1);
     unexplained.add(-1);
   }
 }
 
-/** Adds a latency to a series of the chart. */
+/** Returns the name of the metric that counts an outcome. */
+export function outcomeMetric(outcome) {
+  return `outcome_${outcome.replace(/ /g, '_')}`;
+}
+
+/** Adds a latency to a series of the report. */
 export function measure(series, ms) {
   const nowMs = exec.instance.currentTestRunDuration;
   elapsed.add(nowMs);
-  const slice = Math.floor(nowMs / sliceMs);
-  latency.add(ms, { series, slice: String(Math.min(slice, SLICES - 1)) });
+  latency.add(ms, { series, ...sliceNow() });
+}
+
+/** Records that an instance has answered, or that nobody listens at its address. */
+export function sawInstance(instance, isThere) {
+  const { slice } = sliceNow();
+  if (slice !== undefined) {
+    const nowMs = exec.instance.currentTestRunDuration;
+    (isThere ? answered : refusedConnection).add(nowMs, { instance: String(instance), slice });
+  }
+}
+
+/** Returns the tag for what happens now. There is none in the check at the end, where k6 doesn't tell the time of the run. */
+function sliceNow() {
+  try {
+    return { slice: String(Math.min(Math.floor(exec.instance.currentTestRunDuration / sliceMs), SLICES - 1)) };
+  } catch (_) {
+    return {};
+  }
 }
 
 /** Adds to the client's books: its requests and the answers it got. `of` is one of `BOOKED`. */

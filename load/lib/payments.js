@@ -54,7 +54,7 @@ export async function book(client, { key, first }) {
 
 /**
  * Authorizes, captures, refunds and pays out, as the key's plan says. With `bySteps`, each of these is a series of the
- * chart.
+ * report.
  */
 export async function lifecycle(client, key, { copies, patience } = ONCE, bySteps = false) {
   const { captured, refunds, payout, payoutEnd } = plan(key);

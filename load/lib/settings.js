@@ -3,6 +3,9 @@
 
 const known = { ...devEnv(), ...__ENV };
 
+/** The settings that the script has read, with their values. */
+export const used = {};
+
 /** Base addresses of all instances. */
 export const urls = (known.ONCEPAY_URLS || known.ONCEPAY_URL || '')
   .split(',')
@@ -31,6 +34,7 @@ export function number(name, byDefault) {
   if (!Number.isInteger(value) || value < 1) {
     throw new Error(`${name} must be a whole number above zero.`);
   }
+  used[name] = value;
   return value;
 }
 
@@ -42,12 +46,13 @@ export function seconds(name, byDefault) {
   if (!total) {
     throw new Error(`${name} must be a duration like 90s, 5m or 1h30m.`);
   }
+  used[name] = text;
   return total;
 }
 
-/** Returns the file for the chart of a script. */
-export function chartPath(script) {
-  return known.CHART || fileOf(`../out/${script}.html`);
+/** Returns the file for the report of a script: a page, or only its picture if the name ends in `.svg`. */
+export function reportPath(script) {
+  return known.REPORT || known.CHART || fileOf(`../out/${script}.html`);
 }
 
 function devEnv() {
