@@ -439,6 +439,8 @@ class Session:
                     self.end()
                     raise Wrong(f"`{command}` still runs after {COMMAND_SECONDS_MAX} s, and has printed {said.decode()!r}")
                 if not (more := os.read(self.bash.stdout.fileno(), 65536)):
+                    # Its output ends a moment before it does.
+                    self.bash.wait(COMMAND_SECONDS_MAX)
                     raise Wrong(f"`{command}` ends the shell, and has printed {said.decode()!r}")
                 said += more
         # What curl says of an answer that is shown, too.
