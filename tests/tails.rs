@@ -46,7 +46,7 @@ fn every_event_is_printed_once_and_in_order_over_a_restart_of_the_server_and_of_
         assert!(tail.complaint().starts_with("Following the events after "));
         tail
     };
-    charge();
+    // `now` can bring what was recorded a moment before, while another transaction was open: so there is nothing before.
     let first = tail(&[]);
     charge();
     let mut printed = ids(&first, 1);
@@ -77,10 +77,10 @@ fn every_event_is_printed_once_and_in_order_over_a_restart_of_the_server_and_of_
     assert!(status.success() && rest.is_empty() && complained.len() == 1, "{complained:?}");
 
     let all = tail(&["--after", ""]);
-    let all_ids = ids(&all, 111);
-    assert_eq!(printed, all_ids[1..], "all but what was there before the first tail");
+    let all_ids = ids(&all, 110);
+    assert_eq!(printed, all_ids);
     let distinct: std::collections::BTreeSet<_> = all_ids.iter().map(ToString::to_string).collect();
-    assert_eq!(distinct.len(), 111);
+    assert_eq!(distinct.len(), 110);
     drop(server);
 }
 
