@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Usage: pages.sh [FOLDER]
+# Usage: pages.sh [FOLDER | --pictures]
 #
 # Visits the pages of a development environment with Chromium, and presses what people press. With FOLDER, leaves screenshots there,
-# in light and dark.
+# in light and dark. With --pictures, takes those of docs/pictures anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=lib.sh
@@ -26,8 +26,14 @@ cargo build --locked --bin oncepay --test suite
 start_dev "$work" target/debug/oncepay
 url=$(sed -n 's/^ONCEPAY_URL=//p' "$work/dev/dev.env" | tr -d "'\"")
 if [ $# -gt 0 ]; then
-    mkdir -p "$1"
-    SCREENSHOTS=$(realpath "$1")
+    [ "$1" = --pictures ] && SCREENSHOTS=$work/pictures || SCREENSHOTS=$1
+    mkdir -p "$SCREENSHOTS"
+    SCREENSHOTS=$(realpath "$SCREENSHOTS")
     export SCREENSHOTS
 fi
 (cd "$work" && node main.mjs "$url")
+if [ "${1-}" = --pictures ]; then
+    for picture in docs/pictures/*.png; do
+        cp "$SCREENSHOTS/$(basename "$picture")" "$picture"
+    done
+fi

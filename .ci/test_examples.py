@@ -55,7 +55,7 @@ class Mistakes(unittest.TestCase):
         self.assert_found(block("sh", "python3 load/shards.py --nonsense", "not run: for the test"), 3, "no option --nonsense")
         self.assert_found(block("sh", "python3 load/nonsense.py", "not run: for the test"), 3, "there is no load/nonsense.py")
         self.assert_found(block("sh", "cargo test nonsense::", "not run: for the test"), 3, "there is no test")
-        self.assert_found(block("sh", "cargo test api::charge::", "not run: for the test"), 3, "there is no test")
+        self.assert_found(block("sh", "cargo test api::payou::", "not run: for the test"), 3, "there is no test")
         self.assert_found(block("sh", "for i in 1 2; do\n"), 2, "bash can't read this")
         self.assert_found("Text,\nand `oncepay nonsense`.", 2, "isn't a command")
         self.assert_found("| `oncepay dev --nonsense` |\n", 1, "--nonsense")

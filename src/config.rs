@@ -67,6 +67,11 @@ pub struct Config {
     #[arg(long, env = "ONCEPAY_ADMIN_LISTEN")]
     pub admin_listen: Option<SocketAddr>,
 
+    /// Serve the console (/console), in which merchants and operators look at payments with their keys: on the port for
+    /// operators, if there is one
+    #[arg(long, env = "ONCEPAY_CONSOLE")]
+    pub console: bool,
+
     /// Maximum number of connections of clients at the same time; more wait until one ends. Each takes some 20 KB of
     /// memory, and up to 100 KB while it sends or receives much
     #[arg(long, env = "ONCEPAY_CONNECTIONS_MAX", default_value_t = 8_192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -73,6 +73,7 @@
 //! | [`inbound`] | events and books of the processor, applied and compared | how they came about |
 //! | [`audit`], [`idempotency_api`] | checks over all tables; the engine's tables for merchants and operators | how it's decided |
 //! | [`config`] | the settings of a service | |
+//! | [`console`] | the pages for people: charges, keys, balances, what needs a person | how a request gets to a page |
 //! | [`server`] | each route and operation once, OpenAPI, middleware, health, problem pages | |
 //! | [`simulator`] | a payment processor with faults, as a server of its own | our tables, our engine, our processor client |
 //! | [`dev`] | `oncepay dev`: everything with one command, with a Postgres of its own | |
@@ -119,6 +120,7 @@ pub mod audit;
 pub mod base;
 pub mod commands;
 pub mod config;
+pub mod console;
 pub mod dev;
 pub mod error;
 pub mod events;

@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
     &["inbound"],
     &["audit", "idempotency_api"],
     &["config"],
+    &["console"],
     &["server"],
     &["simulator"],
     &["dev"],

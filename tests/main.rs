@@ -28,6 +28,7 @@ mod audit;
 mod batches;
 mod command_line;
 mod connecting;
+mod console;
 mod containers;
 mod contract_table;
 mod costs;

@@ -18,11 +18,11 @@ fn eager(config: &mut Config) {
 }
 
 /// Makes the service fail to finish any charge, as a bug of ours would.
-fn break_events(database: &TestDatabase) {
+pub fn break_events(database: &TestDatabase) {
     execute(&mut database.as_owner(), "ALTER TABLE events ADD CONSTRAINT bug CHECK (false) NOT VALID");
 }
 
-fn repair_events(database: &TestDatabase) {
+pub fn repair_events(database: &TestDatabase) {
     execute(&mut database.as_owner(), "ALTER TABLE events DROP CONSTRAINT bug");
 }
 

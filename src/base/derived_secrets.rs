@@ -87,6 +87,9 @@ pub type CheckValue = [u8; 32];
 /// Input of the check value, in place of a purpose. No purpose reads like it.
 const CHECK: &str = "check_value";
 
+/// Inputs of the two halves of the key for session cookies, in place of a purpose.
+const SESSION_KEY: [&str; 2] = ["session_key.encryption", "session_key.signature"];
+
 /// Derives secrets. All clones open together.
 #[derive(Clone, Debug)]
 pub struct Vault {
@@ -166,6 +169,13 @@ impl Vault {
     ) -> Option<Secret> {
         let purpose = Purpose::WebhookSecret { version };
         Some(Secret::new(&mac(self.key(key)?, &purpose.to_string(), id.0)))
+    }
+
+    /// The 64 bytes with which the console's session cookies are encrypted and signed. Not stored, and the same on all
+    /// instances; with another master key, everybody signs in again.
+    pub fn session_key(&self) -> [u8; 64] {
+        let halves = SESSION_KEY.map(|purpose| mac(&self.keys.current, purpose, Uuid::nil()));
+        halves.concat().try_into().expect("two halves of 32 bytes")
     }
 
     fn key(&self, version: MasterKeyVersion) -> Option<&SecretString> {

@@ -136,6 +136,11 @@ impl Scope {
         self.original.get()
     }
 
+    /// The last outcome, as the engine names it.
+    pub fn outcome(&self) -> Option<&'static str> {
+        self.decision().outcome
+    }
+
     /// Notes a decision for the closing line. False if none is to come.
     pub fn decide(&self, outcome: &'static str, attempt: Option<u32>) -> bool {
         let mut decision = self.decision();

@@ -183,6 +183,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     config.webhook_secret = Some(webhook_secret.clone());
     // A developer has the webhook receiver on the same machine.
     config.webhook_allow_loopback = true;
+    config.console = true;
     config.development_keys = Some(DevelopmentKeys {
         api_key: keys.api_key.clone().into(),
         operator_key: keys.operator_key.clone().into(),

@@ -541,11 +541,27 @@ pub async fn get_trial_balance(
     Ok(HttpResponse::Ok().json(trial_balance))
 }
 
-fn trial_balance(
+/// An account with its balance, debits positive.
+pub(crate) struct AccountLine {
+    pub id: AccountId,
+    pub kind: String,
+    pub currency: String,
+    pub balance: Decimal,
+}
+
+impl AccountLine {
+    /// The side on which the account grows.
+    pub fn normal_side(&self) -> Side {
+        normal_side(&self.kind)
+    }
+}
+
+/// Reads all accounts of a merchant with their balances, now or at a time, from one snapshot. Takes no locks.
+pub(crate) fn account_lines(
     conn: &mut PgConnection,
     merchant: MerchantId,
     at: Option<DateTime<Utc>>,
-) -> Result<TrialBalance, Error> {
+) -> Result<Vec<AccountLine>, Error> {
     // One statement in both cases, so that it reads all accounts from the same snapshot.
     let query = match at {
         None if shape::is_distributed() => statement::<(SqlUuid, Text, Text, Numeric)>(
@@ -567,10 +583,18 @@ fn trial_balance(
         .bind::<SqlUuid, _>(merchant),
     };
     let rows = query.load::<(AccountId, String, String, Decimal)>(conn)?;
+    let line = |(id, kind, currency, balance)| AccountLine { id, kind, currency, balance };
+    Ok(rows.into_iter().map(line).collect())
+}
 
+fn trial_balance(
+    conn: &mut PgConnection,
+    merchant: MerchantId,
+    at: Option<DateTime<Utc>>,
+) -> Result<TrialBalance, Error> {
     let mut accounts = Vec::new();
     let mut totals: Vec<(Currency, Decimal, Decimal)> = Vec::new();
-    for (account_id, kind, code, balance) in rows {
+    for AccountLine { id: account_id, kind, currency: code, balance } in account_lines(conn, merchant, at)? {
         let currency = Currency::stored(&code).map_err(Error::internal)?;
         let (debit, credit) = (balance.max(Decimal::ZERO), (-balance).max(Decimal::ZERO));
         match totals.last_mut() {

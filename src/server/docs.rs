@@ -12,7 +12,7 @@ use utoipa_swagger_ui::Config;
 
 use crate::error::Error;
 
-use super::files::File;
+use crate::web::files::File;
 
 /// Shows the reference and the files that belong to it. Needs no key.
 #[get("/docs/{file:.*}")]

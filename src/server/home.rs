@@ -7,7 +7,6 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use actix_web::http::{Uri, header};
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -16,8 +15,9 @@ use uuid::Uuid;
 use crate::config::DevelopmentKeys;
 use crate::error::Error;
 
-use super::files::File;
 use super::pages;
+use crate::web::files::File;
+use crate::web::this_machine;
 
 /// The pages that depend on who asks.
 pub struct Home {
@@ -43,7 +43,7 @@ impl Home {
     }
 
     fn pages_for(&self, request: &HttpRequest) -> &Pages {
-        if names_this_machine(request) { &self.local } else { &self.public }
+        if this_machine::is_named_by(request) { &self.local } else { &self.public }
     }
 }
 
@@ -57,13 +57,6 @@ pub async fn show(request: HttpRequest, home: web::Data<Home>) -> Result<HttpRes
 #[get("/docs/authorization.json")]
 pub async fn show_authorization(request: HttpRequest, home: web::Data<Home>) -> Result<HttpResponse, Error> {
     home.pages_for(&request).authorization.answer(&request).await
-}
-
-/// Whether the request names the host by an address or a name that only this machine has for itself. What a proxy would add doesn't count:
-/// a page from elsewhere can add it, too.
-fn names_this_machine(request: &HttpRequest) -> bool {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Uri>().ok());
-    host.is_some_and(|host| matches!(host.host(), Some("127.0.0.1" | "localhost" | "[::1]")))
 }
 
 fn authorization(keys: Option<&DevelopmentKeys>) -> File {

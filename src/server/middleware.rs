@@ -20,7 +20,9 @@ use crate::base::metrics::GaugeGuard;
 use crate::base::paths;
 use crate::base::scope::{self, Decision, Scope};
 use crate::base::spans::{Kind, Span};
+use crate::base::time;
 use crate::base::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::console::{Console, Live, Seen};
 use crate::error::{Code, Error};
 use crate::host::Engine;
 use crate::idempotency::RateLimitFields;
@@ -132,8 +134,28 @@ async fn in_scope(
         None => before_key(&path),
     };
     closing.span.rename(|| format!("{method} {}", pattern.as_deref().unwrap_or("unmatched")));
-    closing.write(Some(response.status().as_u16()), code, Some(shown));
+    let status = response.status().as_u16();
+    if let Some(console) = response.request().app_data::<web::Data<Console>>() {
+        remember(console.live(), scope, &id, status, code, started);
+    }
+    closing.write(Some(status), code, Some(shown));
     Ok(response.map_body(|_, body| Answer::new(body, request_body, link)))
+}
+
+/// Remembers a request that changes something, for the console.
+fn remember(live: &Live, scope: &Scope, id: &RequestId, status: u16, code: Option<Code>, started: Instant) {
+    let Some(operation) = scope.operation() else { return };
+    live.remember(Seen {
+        at: time::now(),
+        merchant: scope.merchant(),
+        key_hash: scope.key_hash(),
+        operation,
+        outcome: scope.outcome().unwrap_or("refused"),
+        status,
+        code: code.map(Code::as_str),
+        request_id: id.0.clone(),
+        duration: started.elapsed(),
+    });
 }
 
 /// The line of the log that closes a request. If the client hangs up first, the line has no status, and what becomes of

@@ -4,7 +4,6 @@ pub mod adapter;
 pub(crate) mod database;
 pub(crate) mod docs;
 mod event_catalogue;
-mod files;
 pub(crate) mod health;
 pub mod home;
 mod http;
@@ -34,6 +33,7 @@ use crate::base::logging;
 use crate::base::metrics::Registry;
 use crate::base::paths;
 use crate::config::Config;
+use crate::console::Console;
 use crate::error::Error;
 use crate::host::{Engine, Oncepay};
 use crate::idempotency::Settings;
@@ -45,7 +45,7 @@ use crate::web::listener::Listener;
 use crate::webhooks::delivery;
 use crate::webhooks::feed;
 use crate::webhooks::retention::{self, Retention};
-use crate::{audit, host, idempotency, inbound, ledger, processor, storage, webhooks};
+use crate::{audit, console, host, idempotency, inbound, ledger, processor, storage, webhooks};
 
 use health::{READINESS_REST, Readiness};
 use routes::routes;
@@ -182,6 +182,7 @@ pub fn serve(
         config.webhook_allow_loopback,
         Arc::clone(&webhooks_metrics),
     )?;
+    let vault_of_console = vault.clone();
     let operations = operations();
     let known_keys = Arc::<KnownKeys>::default();
     let descriptors: Vec<_> = operations.iter().map(|operation| operation.descriptor).collect();
@@ -208,6 +209,15 @@ pub fn serve(
         database: Shared::new(READINESS_REST),
     });
     let url = format!("http://{}", admin_listener.as_ref().unwrap_or(&listener).address());
+    let console = match config.console {
+        true => {
+            let keys = config.development_keys.clone();
+            Some(web::Data::new(Console::new(&vault_of_console, listener.address(), keys)?))
+        }
+        false => None,
+    };
+    let has_console = console.is_some();
+    let for_operators = move |config: &mut web::ServiceConfig| for_operators(config, has_console);
     let home = web::Data::new(home::Home::new(&url, config.development_keys.as_ref()));
     let (stopped_readiness, stopped_engine) = (readiness.clone(), engine.clone());
 
@@ -220,6 +230,9 @@ pub fn serve(
     let known_keys = web::Data::from(known_keys);
     // What both ports serve.
     let common = move |config: &mut web::ServiceConfig| {
+        if let Some(console) = &console {
+            config.app_data(console.clone());
+        }
         config
             .app_data(web::Data::new(db.clone()))
             .app_data(web::Data::new(engine.clone()))
@@ -234,6 +247,7 @@ pub fn serve(
             .service(openapi::show);
     };
     let (common_here, has_admin) = (common.clone(), admin_listener.is_some());
+    let operators_here = for_operators;
     let app = move || {
         App::new()
             .wrap(from_fn(reads::finish))
@@ -245,7 +259,7 @@ pub fn serve(
             .service(web::redirect("/problems/", "/problems"))
             .configure(|config| {
                 if !has_admin {
-                    for_operators(config)
+                    operators_here(config)
                 }
             })
             .default_service(web::to(|req: HttpRequest| async move {
@@ -260,7 +274,9 @@ pub fn serve(
     };
     let server = http::serve(app, listener.into_listener(), settings)
         .map_err(|error| format!("Can't start the server: {error}."))?;
-    let admin = admin_listener.map(|listener| serve_operators(listener, common, settings)).transpose()?;
+    let admin = admin_listener
+        .map(|listener| serve_operators(listener, common, for_operators, settings))
+        .transpose()?;
     let metrics_interval = Duration::from_millis(config.metrics_interval_ms);
     idempotency::workers::start(
         &workers_engine,
@@ -320,7 +336,10 @@ pub fn serve(
 }
 
 /// Registers what only operators need, and others needn't see.
-fn for_operators(config: &mut web::ServiceConfig) {
+fn for_operators(config: &mut web::ServiceConfig, has_console: bool) {
+    if has_console {
+        config.configure(console::routes);
+    }
     config
         .service(home::show)
         .service(web::redirect("/docs", "/docs/"))
@@ -333,6 +352,7 @@ fn for_operators(config: &mut web::ServiceConfig) {
 fn serve_operators(
     listener: Listener,
     common: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+    for_operators: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
     settings: http::Settings,
 ) -> Result<(ServerHandle, SocketAddr), String> {
     let address = listener.address();
@@ -341,7 +361,7 @@ fn serve_operators(
             .wrap(from_fn(reads::finish))
             .wrap(from_fn(middleware::context))
             .configure(common.clone())
-            .configure(for_operators)
+            .configure(for_operators.clone())
             .default_service(web::to(|| async { Err::<HttpResponse, Error>(Error::RouteNotFound) }))
     };
     let settings = http::Settings { workers: 1, connections_max: ADMIN_CONNECTIONS_MAX, ..settings };

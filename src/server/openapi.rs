@@ -18,13 +18,13 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{Components, Ref, RefOr, Required};
 
-use super::files::File;
 use super::{event_catalogue, openapi_bounds};
 use crate::base::signature;
 use crate::base::trace::TRACEPARENT;
 use crate::error::{Code, Error, SUSPECTED_DUPLICATE_OF};
 use crate::host::{Caller, Engine, RegisteredOperation};
 use crate::idempotency::{KEY_LENGTH_MAX, Policy, PolicySetting, SettingKind};
+use crate::web::files::File;
 use crate::web::problems::{document_limits, header, string_header};
 
 #[derive(OpenApi)]

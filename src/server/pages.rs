@@ -2,7 +2,7 @@
 //!
 //! Without scripts, and with colors that follow the reader's choice of light or dark.
 
-use super::files::File;
+use crate::web::files::File;
 
 /// The style of the pages. The policy for scripts and styles names its digest.
 pub const STYLE: &str = "\

@@ -8,8 +8,8 @@ use actix_web::{HttpRequest, HttpResponse, get, web};
 
 use crate::error::{CatalogueEntry, Code, Error};
 
-use super::files::File;
 use super::pages::{escaped, page};
+use crate::web::files::File;
 
 /// Shows the index of all error codes.
 #[get("/problems")]

@@ -26,6 +26,12 @@ const REFERENCE: HeaderValue = HeaderValue::from_static(
      connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 );
 
+/// For the console: its style and htmx are files, and htmx fetches parts of pages.
+const CONSOLE: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; \
+     frame-ancestors 'none'",
+);
+
 /// For our own pages, which have only their style.
 static PAGES: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = BASE64_STANDARD.encode(Sha256::digest(pages::STYLE));
@@ -44,6 +50,7 @@ pub fn protect(path: &str, headers: &mut HeaderMap) {
     }
     let policy = match path {
         path if path.starts_with("/docs/") => REFERENCE,
+        path if path == "/console" || path.starts_with("/console/") => CONSOLE,
         "/" => PAGES.clone(),
         path if path.starts_with("/problems") => PAGES.clone(),
         _ => NOTHING,

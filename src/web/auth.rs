@@ -80,13 +80,24 @@ impl AuthenticatedMerchant {
     }
 
     async fn queue(req: &HttpRequest) -> Result<(MerchantId, Place), Error> {
-        let key = bearer(req)?.to_owned();
+        Self::queue_with(req, bearer(req)?).await
+    }
+
+    async fn queue_with(req: &HttpRequest, key: &str) -> Result<(MerchantId, Place), Error> {
+        let key = key.to_owned();
         let named = merchant_of_key(&key);
         look_up(req, &key_sha256(&key), named, move |conn| {
             let merchant = authenticate(conn, &key)?;
             Ok((merchant, merchant))
         })
         .await
+    }
+
+    /// Like [`of`](Self::of), with a key that came in another way than in the `Authorization` header.
+    pub async fn of_key(req: &HttpRequest, key: &str) -> Result<Self, Error> {
+        let (merchant, place) = Self::queue_with(req, key).await?;
+        req.extensions_mut().insert(place);
+        Ok(Self(merchant))
     }
 }
 
@@ -132,7 +143,18 @@ impl AuthenticatedOperator {
     }
 
     async fn queue(req: &HttpRequest) -> Result<(Self, Place), Error> {
-        let key = bearer(req)?.to_owned();
+        Self::queue_with(req, bearer(req)?).await
+    }
+
+    /// Like [`of`](Self::of), with a key that came in another way than in the `Authorization` header.
+    pub async fn of_key(req: &HttpRequest, key: &str) -> Result<Self, Error> {
+        let (operator, place) = Self::queue_with(req, key).await?;
+        req.extensions_mut().insert(place);
+        Ok(operator)
+    }
+
+    async fn queue_with(req: &HttpRequest, key: &str) -> Result<(Self, Place), Error> {
+        let key = key.to_owned();
         let sha256 = key_sha256(&key);
         // A merchant's key may be known, and names no operator all the same.
         let named = (!key.starts_with(API_KEY_PREFIX)).then_some(OPERATORS);

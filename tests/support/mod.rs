@@ -132,7 +132,8 @@ pub fn free_port() -> u16 {
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     (0..1000)
         .map(|_| rand::random_range(15_000..32_000))
-        .find(|port| is_free(port) && handed_out.insert(*port))
+        // To look whether a port is free takes it for a moment, in which nobody else could have it.
+        .find(|port| handed_out.insert(*port) && is_free(port))
         .expect("one of a thousand ports is free")
 }
 
