@@ -144,7 +144,17 @@ impl Acquirer {
 
     /// Starts it again on the same ports, after [`stop`](Self::stop).
     pub fn start_again(&mut self) {
-        let running = Thread::start(self.settings.clone()).unwrap();
+        // A process that another test is starting holds our sockets for a moment, also those that are closed here.
+        let until = Instant::now() + Duration::from_secs(5);
+        let running = loop {
+            match Thread::start(self.settings.clone()) {
+                Ok(running) => break running,
+                Err(taken) if taken.contains(" is taken ") && Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
         let (address, control) = (running.address, running.control_address.unwrap());
         (self.settings.listen, self.settings.control_listen) = (address, Some(control));
         (self.url, self.control_url) = (format!("http://{address}"), format!("http://{control}"));

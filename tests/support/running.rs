@@ -1,7 +1,6 @@
 //! A command that goes on, and what it says meanwhile.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver as Lines, RecvTimeoutError};
 use std::thread;
@@ -23,14 +22,10 @@ impl Running {
 
     /// The same, where the test reads standard output itself, or doesn't.
     pub fn start_unread(mut command: Command) -> (Self, ChildStdout) {
-        // A shell's background jobs ignore Ctrl-C, and so would what they start.
-        // SAFETY: between fork and exec, signal(2) may be called.
-        unsafe {
-            command.pre_exec(|| {
-                libc::signal(libc::SIGINT, libc::SIG_DFL);
-                Ok(())
-            });
-        }
+        // A shell's background jobs ignore Ctrl-C, and so would what we start. Set here and not in the child: a `pre_exec` makes it a
+        // fork, which holds all our sockets until it's done.
+        // SAFETY: no handler is involved.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let complained = lines(child.stderr.take().unwrap());
