@@ -15,6 +15,7 @@ RUN mkdir src tests \
     && rm -r src tests
 
 COPY migrations migrations
+COPY ops/runbook.md ops/runbook.md
 COPY src src
 RUN mkdir tests \
     && touch tests/main.rs \

@@ -65,7 +65,8 @@ sources=$target/image
 rm -rf "$sources"
 mkdir -p "$sources/tests"
 while read -r path; do
-    cp -R "$path" "$sources/"
+    mkdir -p "$sources/$(dirname "$path")"
+    cp -R "$path" "$sources/$path"
 done <<<"$copied"
 touch "$sources/tests/main.rs"
 cargo check --locked --quiet --manifest-path "$sources/Cargo.toml" --target-dir "$target" --bin oncepay --test suite ||
