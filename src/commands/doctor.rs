@@ -23,6 +23,7 @@ use crate::storage::master_keys::{self, Acquaintance};
 use crate::storage::session::{self, Handling};
 use crate::storage::sql::statement;
 use crate::storage::{clock, db};
+use crate::web::listener;
 
 use super::exit::Stop;
 use super::health;
@@ -343,7 +344,7 @@ fn can_listen(listen: SocketAddr, variable: &str) -> Result<String, String> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok(format!("{listen} is free.")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            match health::ask(health::reachable(listen), "/healthz") {
+            match health::ask(listener::reachable(listen), "/healthz") {
                 Ok(()) => Ok(format!("A service that is well has {listen} already.")),
                 Err(_) => Err(format!(
                     "Another program has {listen}. Stop that one, or choose another address with {variable}."

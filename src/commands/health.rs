@@ -1,10 +1,12 @@
 //! `oncepay health`: checks the service on this machine.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::web::listener;
 
 use super::exit::Stop;
 use super::shared::{Form, write_document};
@@ -41,23 +43,13 @@ struct Document {
 /// Runs `oncepay health`, so that an image needs no HTTP client.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Stop> {
     let path = if options.can_serve { "/readyz" } else { "/healthz" };
-    let address = reachable(options.listen);
+    let address = listener::reachable(options.listen);
     let problem = ask(address, path).err();
     if options.form.json {
         let (url, healthy) = (format!("http://{address}{path}"), problem.is_none());
         write_document(out, &Document { url, healthy, problem: problem.clone() })?;
     }
     problem.map_or(Ok(()), |problem| Err(Stop::Found(problem)))
-}
-
-/// The address at which a service on this machine is reached: one that listens on all addresses, at the local one.
-pub fn reachable(mut address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    address
 }
 
 /// Asks a service how it is. The error is a sentence.

@@ -8,11 +8,8 @@ pub const KEYS_MAX: i64 = 1_000;
 /// Name of a state on the command line.
 pub fn state_name(state: KeyState) -> &'static str {
     match state {
-        KeyState::Running => "running",
-        KeyState::Abandoned => "abandoned",
-        KeyState::Parked => "parked",
-        KeyState::Completed => "completed",
-        KeyState::Expired | KeyState::Forgotten => "expired",
+        KeyState::Forgotten => KeyState::Expired.as_str(),
+        known => known.as_str(),
     }
 }
 

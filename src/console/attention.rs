@@ -23,13 +23,11 @@ use crate::storage::sql::statement;
 use crate::web::lists::{Cursor, Page as Range};
 
 use super::page::{self, Page};
+use super::runbook;
 use super::view::{self, View};
-use super::{runbook, session};
 
 /// Maximum number of rows of each kind.
 const ROWS_MAX: u16 = 50;
-/// Age at which what only our books have is a difference, as the reconciliation has it by default.
-const GRACE_S: f64 = 60.0;
 
 /// What needs an operator, of all merchants.
 #[get("/console/attention")]
@@ -115,11 +113,12 @@ fn read(conn: &mut PgConnection, merchant: Option<MerchantId>) -> Result<Open, E
     Ok(Open { parked, events, endpoints })
 }
 
-fn section(name: &str, alert: &str, content: Markup) -> Markup {
+/// A kind of what needs a person, in a table.
+fn section(name: &str, alert: &str, none: &str, columns: &[&str], rows: &[Markup]) -> Markup {
     html! {
         section {
             h2 { (name) }
-            (content)
+            @if rows.is_empty() { (page::nothing(none)) } @else { (page::table(name, columns, rows)) }
             p.soft { a href=(runbook::section(alert)) { "Runbook: " (alert) } }
         }
     }
@@ -141,10 +140,9 @@ fn parked(keys: &[KeyRow], is_operator: bool) -> Markup {
     section(
         "Requests that were given up",
         "OncepayRequestsParked",
-        html! {
-            @if rows.is_empty() { (page::nothing("None.")) }
-            @else { (page::table("Requests that were given up", &["Key", "Operation", "Last failure", "Since (UTC)", "What to do"], &rows)) }
-        },
+        "None.",
+        &["Key", "Operation", "Last failure", "Since (UTC)", "What to do"],
+        &rows,
     )
 }
 
@@ -168,10 +166,9 @@ fn events(events: &[Event], is_operator: bool) -> Markup {
     section(
         "What the processor says, and our books don't",
         "OncepayProcessorEventsContradicted",
-        html! {
-            @if rows.is_empty() { (page::nothing("None.")) }
-            @else { (page::table("Events of the processor", &["Event", "State", "Why", "Received (UTC)", "What to do"], &rows)) }
-        },
+        "None.",
+        &["Event", "State", "Why", "Received (UTC)", "What to do"],
+        &rows,
     )
 }
 
@@ -195,19 +192,15 @@ fn endpoints(endpoints: &[Endpoint], is_operator: bool) -> Markup {
     section(
         "Endpoints that take no events",
         "OncepayDeliveryBacklog",
-        html! {
-            @if rows.is_empty() { (page::nothing("None.")) }
-            @else { (page::table("Endpoints that take no events", &["Endpoint", "URL", "State", "Since (UTC)", "What to do"], &rows)) }
-        },
+        "None.",
+        &["Endpoint", "URL", "State", "Since (UTC)", "What to do"],
+        &rows,
     )
 }
 
 /// To compare whole books takes longer than a page may, so they're fetched after it, or on a page of their own.
 fn differences_later(merchant: Option<MerchantId>) -> Markup {
-    let path = match merchant {
-        Some(merchant) => format!("/console/{merchant}/attention?part=differences"),
-        None => "/console/attention?part=differences".to_owned(),
-    };
+    let path = format!("{}/attention?part=differences", page::base(merchant));
     html! {
         div hx-get=(path) hx-trigger="load" hx-swap="outerHTML" {
             section {
@@ -222,7 +215,8 @@ async fn differences_page(view: &View, merchant: Option<MerchantId>) -> Result<P
     if !view.session.is_operator() {
         return Err(Error::RouteNotFound);
     }
-    let mut found = view.db.run(move |conn| differences::load(conn, GRACE_S)).await?;
+    let grace_s = view.console.reconcile_grace_s.into();
+    let mut found = view.db.run(move |conn| differences::load(conn, grace_s)).await?;
     if let Some(merchant) = merchant {
         found.retain(|difference| difference.merchant_id == Some(merchant.0));
     }
@@ -248,15 +242,16 @@ fn differences(found: &[Difference]) -> Markup {
             }
         })
         .collect();
-    section(
-        "Differences to the processor's books",
-        "OncepayReconciliationDifferences",
-        html! {
-            @if rows.is_empty() { (page::nothing("None, as far as the processor's books have been read.")) }
-            @else { (page::table("Differences", &["Difference", "Of", "=Ours", "=Theirs", "What to do"], &rows)) }
-            @if found.len() > usize::from(ROWS_MAX) { p.soft { (found.len()) " in all. " code { "oncepay reconcile" } " lists them." } }
-        },
-    )
+    html! {
+        (section(
+            "Differences to the processor's books",
+            "OncepayReconciliationDifferences",
+            "None, as far as the processor's books have been read.",
+            &["Difference", "Of", "=Ours", "=Theirs", "What to do"],
+            &rows,
+        ))
+        @if found.len() > usize::from(ROWS_MAX) { p.soft { (found.len()) " in all. " code { "oncepay reconcile" } " lists them." } }
+    }
 }
 
 /// A button with the idempotency key of what it does.
@@ -295,20 +290,14 @@ const DONE: [(&str, &str); 4] = [
 /// Does what a button says, through the API.
 #[post("/console/act")]
 pub async fn act(request: HttpRequest, action: web::Form<Action>) -> HttpResponse {
-    if !session::is_own(request.headers()) {
-        return page::foreign(&request);
-    }
     let action = action.into_inner();
     let mut led = None;
     let shown = view::show(&request, async |view| {
         let call = call(&action).ok_or(Error::RouteNotFound)?;
         match send(view, &action.key, &call).await {
             Ok(()) => {
-                let base = match &view.session.visitor {
-                    session::Visitor::Operator => "/console".to_owned(),
-                    session::Visitor::Merchant(merchant) => format!("/console/{merchant}"),
-                };
-                led = Some(format!("{base}/attention?done={}", action.action));
+                led =
+                    Some(format!("{}/attention?done={}", page::base(view.session.merchant()), action.action));
                 Ok(Page::new("Done", html! {}))
             }
             Err(detail) => {

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 use super::page::{self, Page};
 use super::seen::Seen;
-use super::timeline::{self, Moment, PostedEntry, Story};
+use super::timeline::{self, Moment, Part, PostedEntry, Story};
 use super::view;
 
 /// Shows a charge: its state, what happened to it, and what was posted for it.
@@ -21,18 +21,14 @@ pub async fn show(request: HttpRequest) -> HttpResponse {
         let id = request.match_info().get("id").and_then(|id| id.parse::<ChargeId>().ok());
         let id = id.ok_or(Error::ChargeNotFound)?;
         let mut story = view.db.run_retrying(move |conn| timeline::read(conn, merchant, id)).await?;
-        let mut has_repeats = false;
-        for used in &story.keys {
-            let key = &used.key.key;
-            for seen in view.console.live().of_key(merchant, key) {
-                has_repeats = true;
-                story.moments.push(Moment {
-                    at: seen.at,
-                    source: "repeat",
-                    what: repeat(&seen, key, merchant),
-                });
-            }
-        }
+        let keys = story.keys.iter().map(|used| used.key.key.as_str());
+        let repeats = view.console.live().of_keys(merchant, keys);
+        let has_repeats = !repeats.is_empty();
+        story.moments.extend(repeats.iter().map(|(key, seen)| Moment {
+            at: seen.at,
+            source: "repeat",
+            what: repeat(seen, key, merchant),
+        }));
         story.moments.sort_by_key(|moment| moment.at);
         let content = html! {
             (summary(&story))
@@ -50,8 +46,8 @@ pub async fn show(request: HttpRequest) -> HttpResponse {
                 @if story.entries.is_empty() { (page::nothing("No money has moved in our books.")) }
                 @for entry in &story.entries { (journal_entry(entry)) }
             }
-            @if !story.refunds.is_empty() { (refunds(&story)) }
-            @if !story.disputes.is_empty() { (disputes(&story)) }
+            (parts("Refunds", &["Refund", "State", "=Amount", "Reason", "Created (UTC)"], "failed", &story.refunds))
+            (parts("Disputes", &["Dispute", "State", "=Amount", "Reason", "Opened (UTC)"], "closed", &story.disputes))
         };
         Ok(Page::new(format!("Charge {id}"), content).of("Charges"))
     })
@@ -149,38 +145,21 @@ fn journal_entry(entry: &PostedEntry) -> Markup {
     }
 }
 
-fn refunds(story: &Story) -> Markup {
-    let rows: Vec<_> = story
-        .refunds
+/// Refunds or disputes, if there are any. `ended` is the word for their end.
+fn parts(name: &str, columns: &[&str], ended: &str, parts: &[Part]) -> Markup {
+    let rows: Vec<_> = parts
         .iter()
-        .map(|refund| {
+        .map(|part| {
             html! {
-                td { code { (refund.id) } }
-                td { (page::state(&refund.status)) }
-                td.right { (page::money(refund.amount, &refund.currency)) }
-                td { (refund.reason.as_deref().unwrap_or_default()) }
-                td { (page::time(refund.created_at)) @if let Some(at) = refund.failed_at { div.soft { "failed " (page::time(at)) } } }
+                td { code { (part.id) } }
+                td { (page::state(&part.status)) }
+                td.right { (page::money(part.amount, &part.currency)) }
+                td { (part.reason.as_deref().unwrap_or_default()) }
+                td { (page::time(part.created_at)) @if let Some(at) = part.ended_at { div.soft { (ended) " " (page::time(at)) } } }
             }
         })
         .collect();
-    let table = page::table("Refunds", &["Refund", "State", "=Amount", "Reason", "Created (UTC)"], &rows);
-    html! { section { h2 { "Refunds" } (table) } }
-}
-
-fn disputes(story: &Story) -> Markup {
-    let rows: Vec<_> = story
-        .disputes
-        .iter()
-        .map(|dispute| {
-            html! {
-                td { code { (dispute.id) } }
-                td { (page::state(&dispute.status)) }
-                td.right { (page::money(dispute.amount, &dispute.currency)) }
-                td { (dispute.reason.as_deref().unwrap_or_default()) }
-                td { (page::time(dispute.created_at)) @if let Some(at) = dispute.closed_at { div.soft { "closed " (page::time(at)) } } }
-            }
-        })
-        .collect();
-    let table = page::table("Disputes", &["Dispute", "State", "=Amount", "Reason", "Opened (UTC)"], &rows);
-    html! { section { h2 { "Disputes" } (table) } }
+    html! {
+        @if !rows.is_empty() { section { h2 { (name) } (page::table(name, columns, &rows)) } }
+    }
 }

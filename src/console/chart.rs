@@ -3,7 +3,7 @@
 
 #![expect(clippy::float_arithmetic, reason = "places on the screen")]
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use maud::{Markup, html};
 
@@ -75,6 +75,17 @@ pub fn spans(label: &str, spans: &[(&str, f64, f64)], end: &str) -> Markup {
                 (page::ours(shapes))
             }
             figcaption.ends { span { "0 ms" } span { (end) } }
+        }
+    }
+}
+
+/// What the colors mean: name of the class, meaning, count.
+pub fn legend<N: Display>(kinds: impl Iterator<Item = ((&'static str, &'static str), N)>) -> Markup {
+    html! {
+        ul.legend {
+            @for ((name, meaning), count) in kinds {
+                li { span class={ "swatch " (name) } aria-hidden="true" {} b { (count) " " (name) } " " span.soft { (meaning) } }
+            }
         }
     }
 }

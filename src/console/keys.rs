@@ -17,13 +17,13 @@ use crate::error::{Error, Failure};
 use crate::host::Engine;
 use crate::idempotency::policy::{OnExpired, OnMismatch};
 use crate::idempotency::status::{KeyRow, KeyState, key_columns};
-use crate::idempotency::{Fingerprint, IdempotencyKey, Policy, RequestContent};
+use crate::idempotency::{Fingerprint, IdempotencyKey, Policy, Recipe, RequestContent};
 use crate::storage::clock;
 
 use super::charges::charge_path;
 use super::page::{self, Page};
 use super::view::{self, View};
-use super::{runbook, session, timeline};
+use super::{runbook, timeline};
 
 /// Maximum number of differences that are listed.
 const DIFFERENCES_MAX: usize = 50;
@@ -103,9 +103,6 @@ pub struct Compared {
 /// Compares another request with that of a key. Changes nothing; a POST, so that a body gets into no address and no log.
 #[post("/console/{merchant}/key")]
 pub async fn compare(request: HttpRequest, compared: web::Form<Compared>) -> HttpResponse {
-    if !session::is_own(request.headers()) {
-        return page::foreign(&request);
-    }
     let compared = compared.into_inner();
     let key = compared.key.trim().to_owned();
     view::show(&request, async |view| shown(&request, view, &key, Some(&compared)).await).await
@@ -152,7 +149,7 @@ async fn shown(
 fn inspected(view: &View, found: &Inspected, policy: Option<&Policy>, compared: Option<&Compared>) -> Markup {
     let row = found.row();
     let state = row.state().unwrap_or(KeyState::Forgotten);
-    let repeats = view.console.live().of_key(row.merchant_id, &row.key);
+    let repeats = view.console.live().of_keys(row.merchant_id, [row.key.as_str()].into_iter());
     html! {
         section {
             h2 { "State" }
@@ -171,7 +168,7 @@ fn inspected(view: &View, found: &Inspected, policy: Option<&Policy>, compared: 
             @if repeats.is_empty() { (page::nothing("This instance remembers no other request with this key.")) }
             @else {
                 ol.timeline {
-                    @for seen in &repeats {
+                    @for (_, seen) in &repeats {
                         li.of-repeat {
                             div.when { (page::time(seen.at)) }
                             div.whence { (seen.outcome.replace('_', " ")) }
@@ -192,16 +189,8 @@ fn inspected(view: &View, found: &Inspected, policy: Option<&Policy>, compared: 
 
 fn facts(found: &Inspected, state: KeyState) -> Vec<(&'static str, Markup)> {
     let row = found.row();
-    let word = match state {
-        KeyState::Running => "running",
-        KeyState::Abandoned => "abandoned",
-        KeyState::Parked => "parked",
-        KeyState::Completed => "completed",
-        KeyState::Expired => "expired",
-        KeyState::Forgotten => "forgotten",
-    };
     let mut facts = vec![
-        ("State", page::state(word)),
+        ("State", page::state(state.as_str())),
         ("Operation", html! { code { (row.operation) } }),
         (
             "Request",
@@ -211,7 +200,7 @@ fn facts(found: &Inspected, state: KeyState) -> Vec<(&'static str, Markup)> {
             "Fingerprint",
             html! {
                 code { (hex::encode(&found.fingerprint[..found.fingerprint.len().min(8)])) "…" }
-                span.soft { " of " @if found.fingerprint_version == 2 { "the body's bytes" } @else { "the canonical body" } ", method, path and query" }
+                span.soft { " of " @if found.fingerprint_version == Recipe::RawBody as i16 { "the body's bytes" } @else { "the canonical body" } ", method, path and query" }
             },
         ),
         ("Claimed (UTC)", page::time(row.created_at)),

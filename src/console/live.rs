@@ -91,11 +91,7 @@ fn charts(now: DateTime<Utc>, seen: &[Arc<Seen>], under_way: usize) -> Markup {
         ]))
         h2 { "Outcomes per second" }
         (chart::bars(&format!("Outcomes in each of the last {WINDOW_S} seconds: {}", in_words.join(", ")), &classes, &seconds, 4))
-        ul.legend {
-            @for ((name, meaning), count) in KINDS.iter().zip(totals) {
-                li { span class={ "swatch " (name) } aria-hidden="true" {} b { (count) " " (name) } " " span.soft { (meaning) } }
-            }
-        }
+        (chart::legend(KINDS.into_iter().zip(totals)))
         h2 { "Slowest answer per second" }
         (chart::steps(
             &format!("The slowest answer in each of the last {WINDOW_S} seconds, at most {highest:.0} ms"),

@@ -20,24 +20,50 @@ pub struct Page {
     title: String,
     content: Markup,
     section: &'static str,
-    merchant: Option<MerchantId>,
-    is_operator: bool,
-    has_session: bool,
-    has_storm: bool,
+    /// Where it is, with a session.
+    place: Option<Place>,
+}
+
+/// Where a page is among the others.
+pub struct Place {
+    /// The merchant that it's about.
+    pub merchant: Option<MerchantId>,
+    pub is_operator: bool,
+    /// Whether retry storms are for this merchant.
+    pub has_storm: bool,
+}
+
+impl Place {
+    /// Paths and names of the sections.
+    fn sections(&self) -> Vec<(String, &'static str)> {
+        let mut sections = Vec::new();
+        let base = base(self.merchant);
+        if self.is_operator {
+            sections.push(("/console/merchants".to_owned(), "Merchants"));
+        }
+        if self.merchant.is_some() {
+            for (path, name) in [("charges", "Charges"), ("key", "Key inspector"), ("balances", "Balances")] {
+                sections.push((format!("{base}/{path}"), name));
+            }
+        }
+        sections.push((format!("{base}/attention"), "Needs a person"));
+        sections.push((format!("{base}/live"), "Live"));
+        if self.has_storm {
+            sections.push((format!("{base}/storm"), "Retry storm"));
+        }
+        sections
+    }
+}
+
+/// The beginning of the paths of pages about a merchant, or about all.
+pub fn base(merchant: Option<MerchantId>) -> String {
+    merchant.map_or_else(|| "/console".to_owned(), |merchant| format!("/console/{merchant}"))
 }
 
 impl Page {
     /// Makes a page with a title, which is its heading, too.
     pub fn new(title: impl Into<String>, content: Markup) -> Self {
-        Self {
-            title: title.into(),
-            content,
-            section: "",
-            merchant: None,
-            is_operator: false,
-            has_session: false,
-            has_storm: false,
-        }
+        Self { title: title.into(), content, section: "", place: None }
     }
 
     /// Names the section that the page belongs to.
@@ -46,32 +72,10 @@ impl Page {
         self
     }
 
-    /// Adds the way to other pages: those about `merchant`, and those for operators or in development environments.
-    pub fn within(mut self, merchant: Option<MerchantId>, is_operator: bool, has_storm: bool) -> Self {
-        self.merchant = merchant;
-        self.is_operator = is_operator;
-        self.has_session = true;
-        self.has_storm = has_storm;
+    /// Adds the way to other pages.
+    pub fn within(mut self, place: Place) -> Self {
+        self.place = Some(place);
         self
-    }
-
-    fn sections(&self) -> Vec<(String, &'static str)> {
-        let mut sections = Vec::new();
-        if let Some(merchant) = self.merchant {
-            for (path, name) in [("charges", "Charges"), ("key", "Key inspector"), ("balances", "Balances")] {
-                sections.push((format!("/console/{merchant}/{path}"), name));
-            }
-        }
-        let base = match self.merchant {
-            Some(merchant) => format!("/console/{merchant}"),
-            None => "/console".to_owned(),
-        };
-        sections.push((format!("{base}/attention"), "Needs a person"));
-        sections.push((format!("{base}/live"), "Live"));
-        if self.merchant.is_some() && self.has_storm {
-            sections.push((format!("{base}/storm"), "Retry storm"));
-        }
-        sections
     }
 
     /// The answer with the page.
@@ -100,12 +104,9 @@ impl Page {
                     a.skip href="#content" { "Skip to the content" }
                     header.top {
                         a.name href="/console" { "Oncepay" }
-                        @if self.has_session {
+                        @if let Some(place) = &self.place {
                             nav aria-label="Console" {
-                                @if self.is_operator {
-                                    a href="/console/merchants" aria-current=[self.current("Merchants")] { "Merchants" }
-                                }
-                                @for (path, name) in self.sections() {
+                                @for (path, name) in place.sections() {
                                     a href=(path) aria-current=[self.current(name)] { (name) }
                                 }
                             }
@@ -113,7 +114,7 @@ impl Page {
                         }
                     }
                     main #content tabindex="-1" {
-                        @if let Some(merchant) = self.merchant.filter(|_| self.is_operator) {
+                        @if let Some(Place { merchant: Some(merchant), is_operator: true, .. }) = &self.place {
                             p.soft { "Merchant " code { (merchant) } }
                         }
                         h1 { (self.title) }

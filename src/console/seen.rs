@@ -3,7 +3,7 @@
 //! The database keeps what a request did, once. That it came again, and what it was told then, is known to the instance that
 //! answered, as long as it remembers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -92,14 +92,21 @@ impl Live {
         recent.filter(|seen| merchant.is_none() || seen.merchant == merchant).cloned().collect()
     }
 
-    /// The requests with a key that didn't execute anything, oldest first.
-    pub fn of_key(&self, merchant: MerchantId, key: &str) -> Vec<Arc<Seen>> {
-        let Some(key) = IdempotencyKey::bare(key) else { return Vec::new() };
-        let hash = key.digest_for(merchant);
+    /// The requests with these keys that didn't execute anything, oldest first, each with its key.
+    pub fn of_keys<'a>(
+        &self,
+        merchant: MerchantId,
+        keys: impl Iterator<Item = &'a str>,
+    ) -> Vec<(&'a str, Arc<Seen>)> {
+        let hashed = |key: &'a str| Some((IdempotencyKey::bare(key)?.digest_for(merchant), key));
+        let hashes: BTreeMap<_, _> = keys.filter_map(hashed).collect();
+        // Requests wait for the lock to be remembered, so this looks through all of them once.
         let all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_repeat =
-            |seen: &&Arc<Seen>| seen.outcome != "executed" && seen.key_hash.as_ref() == Some(&hash);
-        all.iter().filter(is_repeat).cloned().collect()
+        let repeat = |seen: &Arc<Seen>| {
+            let key = hashes.get(seen.key_hash.as_ref().filter(|_| seen.outcome != "executed")?)?;
+            Some((*key, Arc::clone(seen)))
+        };
+        all.iter().filter_map(repeat).collect()
     }
 }
 
@@ -131,8 +138,8 @@ mod tests {
         for number in 0..REMEMBERED + 10 {
             live.remember(seen("replayed", 201, if number < 10 { "old" } else { "new" }, merchant));
         }
-        assert_eq!(live.of_key(merchant, "old").len(), 0);
-        assert_eq!(live.of_key(merchant, "new").len(), REMEMBERED);
+        assert_eq!(live.of_keys(merchant, ["old"].into_iter()).len(), 0);
+        assert_eq!(live.of_keys(merchant, ["new"].into_iter()).len(), REMEMBERED);
     }
 
     #[test]
@@ -143,7 +150,8 @@ mod tests {
         live.remember(seen("replayed", 201, "k", one));
         live.remember(seen("mismatch", 422, "k", one));
         live.remember(seen("replayed", 201, "k", other));
-        let outcomes: Vec<_> = live.of_key(one, "k").iter().map(|seen| seen.outcome).collect();
+        let outcomes: Vec<_> =
+            live.of_keys(one, ["k"].into_iter()).iter().map(|(_, seen)| seen.outcome).collect();
         assert_eq!(outcomes, ["replayed", "mismatch"]);
     }
 

@@ -76,6 +76,14 @@ impl Session {
         }
     }
 
+    /// The merchant, if it's a merchant's.
+    pub fn merchant(&self) -> Option<MerchantId> {
+        match self.visitor {
+            Visitor::Merchant(merchant) => Some(merchant),
+            Visitor::Operator => None,
+        }
+    }
+
     pub fn is_operator(&self) -> bool {
         self.visitor == Visitor::Operator
     }

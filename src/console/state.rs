@@ -1,12 +1,16 @@
 //! What the pages share.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::cookie;
+use secrecy::ExposeSecret;
 
 use crate::base::derived_secrets::Vault;
+use crate::base::ids::MerchantId;
 use crate::config::DevelopmentKeys;
+use crate::web::auth::merchant_of_key;
+use crate::web::listener;
 
 use super::seen::Live;
 
@@ -23,6 +27,8 @@ pub struct Console {
     pub client: reqwest::Client,
     /// Keys of the development environment, if it is one.
     pub development_keys: Option<DevelopmentKeys>,
+    /// Age at which the reconciliation misses what only our books have.
+    pub reconcile_grace_s: u32,
     live: Live,
 }
 
@@ -32,6 +38,7 @@ impl Console {
         vault: &Vault,
         address: SocketAddr,
         development_keys: Option<DevelopmentKeys>,
+        reconcile_grace_s: u32,
     ) -> Result<Self, String> {
         let client = reqwest::Client::builder()
             .timeout(API_TIMEOUT)
@@ -40,18 +47,19 @@ impl Console {
             .no_proxy()
             .build()
             .map_err(|error| format!("Can't set up an HTTP client: {error}."))?;
-        let ip = match address.ip() {
-            ip if !ip.is_unspecified() => ip,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
         Ok(Self {
             cookie_key: cookie::Key::from(&vault.session_key()),
-            api: format!("http://{}", SocketAddr::new(ip, address.port())),
+            api: format!("http://{}", listener::reachable(address)),
             client,
             development_keys,
+            reconcile_grace_s,
             live: Live::default(),
         })
+    }
+
+    /// The merchant of the development environment, if it is one.
+    pub fn development_merchant(&self) -> Option<MerchantId> {
+        merchant_of_key(self.development_keys.as_ref()?.api_key.expose_secret())
     }
 
     /// What this instance has seen of late.

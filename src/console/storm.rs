@@ -13,17 +13,24 @@ use uuid::Uuid;
 use crate::base::ids::ChargeId;
 use crate::base::logging::milliseconds;
 use crate::error::Error;
-use crate::web::auth::merchant_of_key;
 
 use super::charges::charge_path;
+use super::chart;
 use super::page::{self, Page};
 use super::view::{self, View};
-use super::{chart, session};
 
 /// Maximum number of duplicates.
 const DUPLICATES_MAX: u16 = 200;
 /// Default number of duplicates.
 const DUPLICATES: u16 = 50;
+
+/// Kinds of what a duplicate can get, and what they mean.
+const OUTCOMES: [(&str, &str); 4] = [
+    ("executed", "done, for the first time"),
+    ("replayed", "the first answer again"),
+    ("conflict", "the first was still under way"),
+    ("failed", "another answer, or none"),
+];
 
 /// What one of the duplicates got.
 struct Arrival {
@@ -54,9 +61,6 @@ pub struct Wanted {
 /// Sends the duplicates, and shows what each got.
 #[post("/console/{merchant}/storm")]
 pub async fn send(request: HttpRequest, wanted: web::Form<Wanted>) -> HttpResponse {
-    if !session::is_own(request.headers()) {
-        return page::foreign(&request);
-    }
     let wanted = wanted.duplicates.clamp(2, DUPLICATES_MAX);
     view::show(&request, async |view| {
         allowed(view)?;
@@ -74,9 +78,11 @@ pub async fn send(request: HttpRequest, wanted: web::Form<Wanted>) -> HttpRespon
 
 /// Only in a development environment, and only for its own merchant: it makes a charge.
 fn allowed(view: &View) -> Result<(), Error> {
-    let own = view.console.development_keys.as_ref();
-    let own = own.and_then(|keys| merchant_of_key(keys.api_key.expose_secret()));
-    if own == Some(view.merchant()) { Ok(()) } else { Err(Error::RouteNotFound) }
+    if view.console.development_merchant() == Some(view.merchant()) {
+        Ok(())
+    } else {
+        Err(Error::RouteNotFound)
+    }
 }
 
 async fn one(view: &View, key: &str, began: Instant) -> Arrival {
@@ -140,11 +146,7 @@ fn result(view: &View, key: &str, arrivals: &[Arrival]) -> Markup {
     html! {
         section #result aria-live="polite" {
             h2 { (arrivals.len()) " requests, " (charges.len()) @if charges.len() == 1 { " charge" } @else { " charges" } }
-            ul.legend {
-                @for (kind, meaning) in [("executed", "done, for the first time"), ("replayed", "the first answer again"), ("conflict", "the first was still under way"), ("failed", "another answer, or none")] {
-                    li { span class={ "swatch " (kind) } aria-hidden="true" {} b { (count(kind)) " " (kind) } " " span.soft { (meaning) } }
-                }
-            }
+            (chart::legend(OUTCOMES.into_iter().map(|(kind, meaning)| ((kind, meaning), count(kind)))))
             (chart::spans(
                 &format!("Each request from its sending to its answer, within {last_ms:.0} ms"),
                 &spans, &format!("{last_ms:.0} ms"),

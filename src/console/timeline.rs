@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{
-    Array, Integer, Jsonb, Nullable, Numeric, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+    Array, BigInt, Integer, Jsonb, Nullable, Numeric, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
 };
 use maud::{Markup, html};
 use rust_decimal::Decimal;
@@ -43,35 +43,52 @@ pub struct Moment {
 /// A charge and all that is known of it.
 pub struct Story {
     pub charge: ChargeRow,
-    pub refunds: Vec<RefundRow>,
-    pub disputes: Vec<DisputeRow>,
+    pub refunds: Vec<Part>,
+    pub disputes: Vec<Part>,
     pub keys: Vec<UsedKey>,
     pub entries: Vec<PostedEntry>,
     pub moments: Vec<Moment>,
 }
 
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = refunds)]
-pub struct RefundRow {
-    pub id: RefundId,
+/// A refund or a dispute of the charge.
+pub struct Part {
+    /// As in the API.
+    pub id: String,
     pub status: String,
     pub amount: Decimal,
     pub currency: String,
     pub reason: Option<String>,
     pub created_at: DateTime<Utc>,
-    pub failed_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
 }
 
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = disputes)]
-pub struct DisputeRow {
-    pub id: DisputeId,
-    pub status: String,
-    pub amount: Decimal,
-    pub currency: String,
-    pub reason: Option<String>,
-    pub created_at: DateTime<Utc>,
-    pub closed_at: Option<DateTime<Utc>>,
+/// A part as it's stored.
+type PartRow = (Uuid, String, Decimal, String, Option<String>, DateTime<Utc>, Option<DateTime<Utc>>);
+
+/// Reads refunds or disputes, newest first, each with its id in the database.
+macro_rules! load_parts {
+    ($conn:expr, $merchant:expr, $charge:expr, $table:ident, $ended_at:ident, $id:ident) => {
+        $table::table
+            .filter($table::merchant_id.eq($merchant).and($table::charge_id.eq($charge.0)))
+            .order($table::id.desc())
+            .limit(ROWS_MAX.into())
+            .select((
+                $table::id,
+                $table::status,
+                $table::amount,
+                $table::currency,
+                $table::reason,
+                $table::created_at,
+                $table::$ended_at,
+            ))
+            .load::<PartRow>($conn)?
+            .into_iter()
+            .map(|(id, status, amount, currency, reason, created_at, ended_at)| {
+                let shown = $id(id).to_string();
+                (id, Part { id: shown, status, amount, currency, reason, created_at, ended_at })
+            })
+            .collect::<Vec<_>>()
+    };
 }
 
 /// A key whose request was about the charge, or a refund of it.
@@ -100,21 +117,12 @@ pub fn read(conn: &mut PgConnection, merchant: MerchantId, id: ChargeId) -> Resu
         .first(conn)
         .optional()?
         .ok_or(Error::ChargeNotFound)?;
-    let refunds = refunds::table
-        .filter(refunds::merchant_id.eq(merchant).and(refunds::charge_id.eq(id.0)))
-        .order(refunds::id.desc())
-        .limit(ROWS_MAX.into())
-        .select(RefundRow::as_select())
-        .load(conn)?;
-    let disputes = disputes::table
-        .filter(disputes::merchant_id.eq(merchant).and(disputes::charge_id.eq(id.0)))
-        .order(disputes::id.desc())
-        .limit(ROWS_MAX.into())
-        .select(DisputeRow::as_select())
-        .load(conn)?;
+    let refunds = load_parts!(conn, merchant, id, refunds, failed_at, RefundId);
+    let disputes = load_parts!(conn, merchant, id, disputes, closed_at, DisputeId);
     let mut objects = BTreeMap::from([(id.0, id.to_string())]);
-    objects.extend(refunds.iter().map(|refund| (refund.id.0, refund.id.to_string())));
-    objects.extend(disputes.iter().map(|dispute| (dispute.id.0, dispute.id.to_string())));
+    objects.extend(refunds.iter().chain(&disputes).map(|(id, part)| (*id, part.id.clone())));
+    let [refunds, disputes] =
+        [refunds, disputes].map(|parts| parts.into_iter().map(|(_, part)| part).collect());
     let ids: Vec<Uuid> = objects.keys().copied().collect();
     let keys = used_keys(conn, merchant, &ids)?;
     let entries = entries(conn, merchant, objects.values())?;
@@ -146,11 +154,12 @@ fn used_keys(conn: &mut PgConnection, merchant: MerchantId, objects: &[Uuid]) ->
         keys_where!("state <> 'in_progress'"),
         " UNION ALL ",
         keys_where!("state = 'in_progress'"),
-        " ORDER BY created_at LIMIT 200"
+        " ORDER BY created_at LIMIT $4"
     ))
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<SqlUuid>, _>(objects)
     .bind::<Nullable<Timestamptz>, _>(now)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load(conn)?)
 }
 
@@ -202,9 +211,10 @@ fn of_actions(conn: &mut PgConnection, keys: &[UsedKey], moments: &mut Vec<Momen
     let subjects: Vec<_> = keys.iter().map(|key| key.key.id().to_string()).collect();
     let actions = statement::<(Timestamptz, Text, Text, Nullable<Text>)>(
         "/* of all merchants */ SELECT created_at, operator, action, reason FROM operator_actions \
-         WHERE subject = ANY ({}) ORDER BY id LIMIT 200",
+         WHERE subject = ANY ({}) ORDER BY id LIMIT {}",
     )
     .bind::<Array<Text>, _>(subjects)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load::<(DateTime<Utc>, String, String, Option<String>)>(conn)?;
     moments.extend(actions.into_iter().map(|(at, operator, action, reason)| Moment {
         at,
@@ -225,10 +235,11 @@ fn of_processor(
 ) -> Result<(), Error> {
     let calls = statement::<(Timestamptz, Text, Text, Text, Nullable<Numeric>, Nullable<Text>)>(
         "/* of all merchants */ SELECT created_at, kind, status, id, amount, currency FROM acquirer_operations \
-         WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY sequence LIMIT 200",
+         WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY sequence LIMIT {}",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<SqlUuid>, _>(objects)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load::<(DateTime<Utc>, String, String, String, Option<Decimal>, Option<String>)>(conn)?;
     moments.extend(calls.into_iter().map(|(at, kind, status, id, amount, currency)| Moment {
         at,
@@ -241,10 +252,11 @@ fn of_processor(
     }));
     let told = statement::<(Timestamptz, SqlUuid, Text, Text, Nullable<Text>)>(
         "/* of all merchants */ SELECT received_at, id, type, state, detail FROM acquirer_events \
-         WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY id LIMIT 200",
+         WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY id LIMIT {}",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<SqlUuid>, _>(objects)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load::<(DateTime<Utc>, AcquirerEventId, String, String, Option<String>)>(conn)?;
     moments.extend(told.into_iter().map(|(at, id, kind, state, detail)| Moment {
         at,
@@ -311,10 +323,11 @@ fn of_events(
     moments: &mut Vec<Moment>,
 ) -> Result<(), Error> {
     let events = statement::<(SqlUuid, Text, Timestamptz)>(
-        "SELECT id, type, created_at FROM events WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY id LIMIT 200",
+        "SELECT id, type, created_at FROM events WHERE merchant_id = {} AND object_id = ANY ({}) ORDER BY id LIMIT {}",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<SqlUuid>, _>(objects)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load::<(EventId, String, DateTime<Utc>)>(conn)?;
     let ids: Vec<Uuid> = events.iter().map(|(id, ..)| id.0).collect();
     let kinds: BTreeMap<Uuid, String> = events.iter().map(|(id, kind, _)| (id.0, kind.clone())).collect();
@@ -325,10 +338,11 @@ fn of_events(
     }));
     let deliveries = statement::<(SqlUuid, SqlUuid, Text, Jsonb, Timestamptz)>(
         "SELECT event_id, endpoint_id, state, attempts, created_at FROM webhook_deliveries \
-         WHERE merchant_id = {} AND event_id = ANY ({}) ORDER BY id LIMIT 200",
+         WHERE merchant_id = {} AND event_id = ANY ({}) ORDER BY id LIMIT {}",
     )
     .bind::<SqlUuid, _>(merchant)
     .bind::<Array<SqlUuid>, _>(ids)
+    .bind::<BigInt, _>(i64::from(ROWS_MAX))
     .load::<(Uuid, WebhookEndpointId, String, Value, DateTime<Utc>)>(conn)?;
     for (event, endpoint, state, attempts, created_at) in deliveries {
         let kind = kinds.get(&event).map(String::as_str).unwrap_or_default();

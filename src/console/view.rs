@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::storage::db::Db;
 
 use super::entry;
-use super::page::{self, Page};
-use super::session::{Session, Visitor};
+use super::page::{self, Page, Place};
+use super::session::{self, Session, Visitor};
 use super::state::Console;
 
 /// What a handler of a page gets.
@@ -27,12 +27,15 @@ impl View {
     }
 }
 
-/// Answers with the page that `make` returns. Without a session, asks for a key. A merchant that isn't the session's isn't
+/// Answers with the page that `make` returns. A form must come from a page of ours. Without a session, asks for a key. A merchant that isn't the session's isn't
 /// there.
 pub async fn show(
     request: &HttpRequest,
     make: impl AsyncFnOnce(&View) -> Result<Page, Error>,
 ) -> HttpResponse {
+    if !request.method().is_safe() && !session::is_own(request.headers()) {
+        return page::foreign(request);
+    }
     let view = match view(request).await {
         Ok(Some(view)) => view,
         Ok(None) => return entry::form(request, None),
@@ -40,8 +43,9 @@ pub async fn show(
     };
     match make(&view).await {
         Ok(page) => {
-            let has_storm = view.console.development_keys.is_some();
-            page.within(view.merchant, view.session.is_operator(), has_storm).answer(request, 200)
+            let has_storm = view.merchant.is_some() && view.merchant == view.console.development_merchant();
+            let is_operator = view.session.is_operator();
+            page.within(Place { merchant: view.merchant, is_operator, has_storm }).answer(request, 200)
         }
         Err(error) => page::failure(request, &error),
     }

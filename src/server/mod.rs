@@ -182,7 +182,18 @@ pub fn serve(
         config.webhook_allow_loopback,
         Arc::clone(&webhooks_metrics),
     )?;
-    let vault_of_console = vault.clone();
+    let console = match config.console {
+        true => {
+            let keys = config.development_keys.clone();
+            Some(web::Data::new(Console::new(
+                &vault,
+                listener.address(),
+                keys,
+                config.reconcile.reconcile_grace_s,
+            )?))
+        }
+        false => None,
+    };
     let operations = operations();
     let known_keys = Arc::<KnownKeys>::default();
     let descriptors: Vec<_> = operations.iter().map(|operation| operation.descriptor).collect();
@@ -209,13 +220,6 @@ pub fn serve(
         database: Shared::new(READINESS_REST),
     });
     let url = format!("http://{}", admin_listener.as_ref().unwrap_or(&listener).address());
-    let console = match config.console {
-        true => {
-            let keys = config.development_keys.clone();
-            Some(web::Data::new(Console::new(&vault_of_console, listener.address(), keys)?))
-        }
-        false => None,
-    };
     let has_console = console.is_some();
     let for_operators = move |config: &mut web::ServiceConfig| for_operators(config, has_console);
     let home = web::Data::new(home::Home::new(&url, config.development_keys.as_ref()));

@@ -1,6 +1,6 @@
 //! A port that is bound before its server starts.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 /// A port that a server will serve on.
 pub struct Listener {
@@ -29,4 +29,14 @@ impl Listener {
     pub fn into_listener(self) -> TcpListener {
         self.listener
     }
+}
+
+/// The address at which a service on this machine is reached: one that listens on all addresses, at the local one.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }

@@ -128,6 +128,20 @@ pub enum KeyState {
     Forgotten,
 }
 
+impl KeyState {
+    /// Word for the state, as in the statements.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Abandoned => "abandoned",
+            Self::Parked => "parked",
+            Self::Completed => "completed",
+            Self::Expired => "expired",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
 impl std::str::FromStr for KeyState {
     type Err = Failure;
 
